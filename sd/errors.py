@@ -1,7 +1,7 @@
 """Mistakes that a user can mend.
 
 Everything a user can get wrong raises a `UserError` whose text is one plain sentence: what is wrong and what to do.
-The scripts print that sentence and exit with code 2; anything else that escapes is a bug of ours and keeps its traceback.
+The scripts print that sentence and exit with code 2; anything else that escapes is a bug of ours, with its traceback.
 """
 
 import functools
