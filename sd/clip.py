@@ -69,7 +69,7 @@ class TextEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(max_length, width)
 
     def forward(self, tokens: LongTensor) -> Tensor:
-        # A checkpoint's `position_ids` are never read: they only count to 77, and in merged files they are often broken.
+        # A checkpoint's `position_ids` are never read: they only count to 77, and merged files break them.
         return self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
 
 

@@ -228,7 +228,10 @@ class UNetModel(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """x: (B, in_channels, h, w) of unit variance, t: (B,) in 0..999, context: (B, M, context_dim) -> eps: (B, 4, h, w)."""
+        """x: (B, in_channels, h, w), of unit variance. t: (B,), 0..999. context: (B, M, context_dim).
+
+        Returns eps, (B, out_channels, h, w): the noise that is in x.
+        """
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, time_dim)
         skips = []
         for block in self.input_blocks:

@@ -2,7 +2,7 @@
 
 Kingma & Welling 2013, "Auto-Encoding Variational Bayes", in the shape of Rombach et al. 2022, "High-Resolution Image
 Synthesis with Latent Diffusion Models", appendix G. Attribute names are the checkpoint's. They come from another
-lineage than the U-Net's: `norm1`, `conv1`, `nin_shortcut` here are `in_layers.0`, `in_layers.2`, `skip_connection` there.
+lineage than the U-Net's: `norm1`, `conv1`, `nin_shortcut` here are `in_layers.0`, `in_layers.2`, `skip_connection`.
 """
 
 import torch

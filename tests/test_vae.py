@@ -1,0 +1,39 @@
+import pytest
+import torch
+from peers import TINY, peer_vae, randomize, relative_error
+
+from sd.names import vae_to_diffusers
+from sd.vae import AutoencoderKL, sample_latent
+
+SIZES = [
+    pytest.param(TINY["vae"], 16, id="tiny"),
+    pytest.param({}, 128, marks=pytest.mark.slow, id="v1-5"),
+]
+# fp32 holds 7 digits; some forty layers of sums in another order cost one of them.
+TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize(("sizes", "side"), SIZES)
+def test_both_ways_equal_diffusers(sizes, side):
+    ours = randomize(AutoencoderKL(**sizes), seed=1)
+    peer = peer_vae(ours, vae_to_diffusers, **sizes)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, side, side + 8, generator=generator) * 2 - 1
+    with torch.no_grad():
+        mean, logvar = ours.encode(image)
+        theirs = peer.encode(image).latent_dist
+        assert mean.shape == (2, 4, side // ours.downsample, (side + 8) // ours.downsample)
+        assert relative_error(mean, theirs.mean) < TOLERANCE
+        assert relative_error(logvar, theirs.logvar) < TOLERANCE
+        latent = torch.randn(mean.shape, generator=generator)
+        assert relative_error(ours.decode(latent), peer.decode(latent).sample) < TOLERANCE
+
+
+def test_sample_latent_has_the_mean_and_variance_asked_for():
+    mean, logvar = torch.full((1, 4, 8, 8), 3.0), torch.full((1, 4, 8, 8), 2.0).log()
+    noise = torch.randn(500, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = sample_latent(mean, logvar, noise)
+    # 128,000 draws: the mean is known to sqrt(2 / 128000) = 0.004, the variance to 0.008; five of each.
+    assert drawn.mean() == pytest.approx(3, abs=0.02)
+    assert drawn.var() == pytest.approx(2, abs=0.04)
+    assert torch.equal(sample_latent(mean, logvar, torch.zeros(1, 4, 8, 8)), mean)
