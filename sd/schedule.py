@@ -48,7 +48,7 @@ def _log_sigmas():
 
 
 def t_of(sigma):
-    """Time of a noise level, a float in 0 … 999: exactly k for the table's k-th, log-linear between, clamped outside."""
+    """Time of a noise level, a float in 0 … 999: exactly k for the table's entry k, log-linear between, clamped."""
     return float(np.interp(math.log(sigma), _log_sigmas(), range(TIMES)))
 
 
