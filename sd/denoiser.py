@@ -6,8 +6,10 @@ above 0 for the whole batch, and x0 is the estimate of the clean latent. Guidanc
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from sd.schedule import t_of
 
@@ -19,10 +21,10 @@ class Denoiser:
     extra: for the 9-channel inpainting U-Net, (B, 5, h, w): the mask, 1 where to draw, and the masked picture's latent.
     """
 
-    def __init__(self, unet, context, extra=None):
+    def __init__(self, unet: Callable, context: Tensor, extra: Tensor | None = None):
         self.unet, self.context, self.extra = unet, context, extra
 
-    def __call__(self, x, sigma):
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
         scaled = x / math.sqrt(1 + sigma**2)  # of unit variance, as the U-Net was trained
         if self.extra is not None:
             scaled = torch.cat([scaled, self.extra], dim=1)  # (B, 9, h, w)
@@ -41,13 +43,22 @@ class Guidance:
     Schedules and Sample Steps are Flawed", section 3.4).
     """
 
-    def __init__(self, unet, cond, uncond, scale, extra=None, interval=(0.0, math.inf), rescale=0.0):
+    def __init__(
+        self,
+        unet: Callable,
+        cond: Tensor,
+        uncond: Tensor,
+        scale: float,
+        extra: Tensor | None = None,
+        interval: tuple[float, float] = (0.0, math.inf),
+        rescale: float = 0.0,
+    ):
         self.cond_only = Denoiser(unet, cond, extra)
         both = torch.cat(equal_lengths(uncond, cond))  # (2B, M, D)
         self.both = Denoiser(unet, both, None if extra is None else torch.cat([extra, extra]))
         self.scale, self.interval, self.rescale = scale, interval, rescale
 
-    def __call__(self, x, sigma):
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
         lowest, highest = self.interval
         if self.scale == 1 or not lowest <= sigma <= highest:
             return self.cond_only(x, sigma)
@@ -56,7 +67,7 @@ class Guidance:
         return rescaled(x, x0, cond, self.rescale) if self.rescale else x0
 
 
-def equal_lengths(a, b):
+def equal_lengths(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Repeat two contexts (B, M, D) and (B, N, D) along their length until both are as long.
 
     Attention over keys that are all repeated equally often is the same attention, so this changes no picture.
@@ -65,7 +76,7 @@ def equal_lengths(a, b):
     return a.repeat(1, length // a.shape[1], 1), b.repeat(1, length // b.shape[1], 1)
 
 
-def rescaled(x, x0, cond, amount):
+def rescaled(x: Tensor, x0: Tensor, cond: Tensor, amount: float) -> Tensor:
     """Scale the noise that guidance predicts, x - x0, towards the spread of the noise that cond alone predicts."""
     spread, wanted = ((x - estimate).std(dim=(1, 2, 3), keepdim=True) for estimate in (x0, cond))
     return x - (x - x0) * (1 + amount * (wanted / spread - 1))
@@ -74,17 +85,17 @@ def rescaled(x, x0, cond, amount):
 class Inpaint:
     """Inpainting with any checkpoint: where the mask is 0, the estimate of x0 is the known latent.
 
-    mask: (B, 1, h, w), 1 where to draw, 0 where to keep, soft edges between. known: (B, 4, h, w).
+    mask: (B, 1, h, w), 1 where to draw, 0 where to keep, soft edges between. known: (B, 4, h, w). Both of x's dtype.
     A sampler's x then is the known latent plus noise of the right level there, without being told. Its last rounding
     and LDM's last level remain: `keep` the finished latent too, and what was to be kept is there bit for bit.
     """
 
-    def __init__(self, denoise, known, mask):
+    def __init__(self, denoise: Callable, known: Tensor, mask: Tensor):
         self.denoise, self.known, self.mask = denoise, known, mask
 
-    def __call__(self, x, sigma):
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
         return self.keep(self.denoise(x, sigma))
 
-    def keep(self, latent):
+    def keep(self, latent: Tensor) -> Tensor:
         """The latent where the mask is 1, the known one where it is 0, exactly (lerp gives its very ends back)."""
         return torch.lerp(self.known, latent, self.mask)

@@ -170,19 +170,19 @@ def unipc(denoise, x, sigmas, noise):
     Its predictor is DPM-Solver++(2M). Its corrector takes the last step again, now that x0 at the step's end is known;
     that costs no evaluation, for x0 at the predicted x serves as x0 at the corrected one.
     """
-    start = start_x0 = h = r = trend = None  # where the last step began, its length in log(sigma), x0's change over it
+    start = start_x0 = None  # x and x0 where the last step began
+    h = r = trend = 0  # its length in log(sigma), how many times as long the one before it was, and x0's trend over it
     for sigma, to in pairwise(sigmas):
         x0 = denoise(x, sigma)
         if start is not None:
             on_trend, on_change = corrector_weights(h, r) if r else (0, 1 / 2)
             target = start_x0 + on_trend * trend + on_change * (x0 - start_x0)
             x = target + math.exp(-h) * (start - target)
-        trend = r = 0
+        trend = 0
         if to > 0:
             last_h, h = h, math.log(sigma / to)
-            if start is not None:
-                r = last_h / h
-                trend = (x0 - start_x0) / r
+            r = last_h / h
+            trend = (x0 - start_x0) / r if r else 0
         start, start_x0 = x, x0
         target = x0 + trend / 2
         x = target + (to / sigma) * (x - target)
@@ -190,9 +190,9 @@ def unipc(denoise, x, sigmas, noise):
 
 
 def corrector_weights(h, r):
-    """Weights of x0's trend and of its change over a step of length h, the step before it being r times as long.
+    """Weights v and w of x0's trend and of its change over a step of length h, the step before being r times as long.
 
-    They solve the order conditions of Zhao et al. 2023, theorem 3.1: the two rows sum to b1, and to b2 with -r and 1.
+    They solve the order conditions of Zhao et al. 2023, theorem 3.1, here v + w = b1 and w - r v = b2.
     """
     decay = math.expm1(-h)
     phi2 = -decay / h - 1
@@ -257,7 +257,7 @@ def squash(name):
     return re.sub("^k(?=euler|heun|dpm)|(discrete|multistep)?scheduler$", "", letters)
 
 
-def find_sampler(name, schedule=""):
+def find_sampler(name: str, schedule: str = "") -> tuple[str, str]:
     """(name, schedule) in our spelling, from the webui's, diffusers' or k-diffusion's: "DPM++ 2M Karras", "k_euler_a".
 
     schedule: its name where that comes apart ("SGM Uniform"). It goes before one at the end of `name`, and that before

@@ -13,6 +13,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sd.errors import UserError
 
@@ -20,19 +21,19 @@ TIMES = 1000
 BETA_START, BETA_END = 0.00085, 0.012
 
 
-def betas():
+def betas() -> Tensor:
     """Variances of the forward steps, (1000,) float64: LDM's "linear", which is linear in sqrt(beta)."""
     return torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMES, dtype=torch.float64) ** 2
 
 
 @cache
-def sigma_table():
+def sigma_table() -> Tensor:
     """sigma at t = 0 … 999: (1000,) float64, rising from 0.0292 to 14.61."""
     alphas_cumprod = torch.cumprod(1 - betas(), dim=0)
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
 
 
-def alphas_cumprod():
+def alphas_cumprod() -> Tensor:
     """Share of the signal's variance left at t = 0 … 999 (DDPM, eq. 4): (1000,) float32, as LDM's buffer."""
     return torch.cumprod(1 - betas(), dim=0).float()
 
@@ -44,22 +45,22 @@ def _sigmas():
 
 @cache
 def _log_sigmas():
-    return [math.log(sigma) for sigma in _sigmas()]
+    return np.array([math.log(sigma) for sigma in _sigmas()])
 
 
-def t_of(sigma):
+def t_of(sigma: float) -> float:
     """Time of a noise level, a float in 0 … 999: exactly k for the table's entry k, log-linear between, clamped."""
-    return float(np.interp(math.log(sigma), _log_sigmas(), range(TIMES)))
+    return float(np.interp(math.log(sigma), _log_sigmas(), np.arange(TIMES)))
 
 
-def sigma_of(t):
+def sigma_of(t: float) -> float:
     """Noise level at time t in 0 … 999, the inverse of `t_of`: a table's entry where t is whole, log-linear between."""
     low = int(t)
     high, weight = min(low + 1, TIMES - 1), t - low
     return _sigmas()[low] ** (1 - weight) * _sigmas()[high] ** weight
 
 
-def add_noise(x0, noise, t):
+def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """The forward process in VP form, for training (DDPM, eq. 4): x0 and noise (B, ...), t (B,) long in 0 … 999."""
     sigma = sigma_table().float().to(x0.device)[t].view(-1, *[1] * (x0.dim() - 1))
     return ((x0 + sigma * noise) / (1 + sigma**2).sqrt()).to(x0.dtype)
@@ -106,7 +107,7 @@ SCHEDULES = {
 }
 
 
-def sigma_list(steps, schedule="ldm", to_zero=True):
+def sigma_list(steps: int, schedule: str = "ldm", to_zero: bool = True) -> list[float]:
     """The noise levels of a run, falling: a list of steps + 1 floats.
 
     It ends at 0 with `to_zero`, otherwise at sigma(t=0) = 0.0292, where LDM's DDIM and PLMS stop. Schedules:
