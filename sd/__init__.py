@@ -1,18 +1,36 @@
 """Stable Diffusion 1.x by hand. A file imports only files that stand above it here, so read from the top:
 
-errors      what a user can mend, said in one sentence
-attention   softmax(q k^T / sqrt(d)) v
-tokenizer   a prompt to 77 numbers
-clip        77 numbers to 77 vectors (and pictures to one vector, for scoring)
-vae         a picture to a latent and back
-taesd       the same, tiny and approximate, for previews
-unet        a noisy latent, its time and the text to the noise in it
-schedule    how much noise there is at each time
-denoiser    the U-Net as a function (x, sigma) -> x0; guidance and masks around it
-samplers    the walks from noise to picture
-names       what other programs call our modules
-checkpoint  weights in and out of every file people own (pickles: the careful reader of .ckpt)
-prompt      (weights:1.3), BREAK and long prompts to one context
-image       pictures in and out (infotext: the settings kept inside a PNG)
-pipeline    all of it together: prompt in, picture out
+errors            what a user can mend, said in one sentence
+
+attention         softmax(q k^T / sqrt(d)) v
+tokenizer         a prompt to 77 numbers
+clip              77 numbers to 77 vectors (and pictures to one vector, for scoring)
+vae               a picture to a latent and back
+taesd             the same, tiny and approximate, for previews
+unet              a noisy latent, its time and the text to the noise in it
+
+schedule          how much noise there is at each time
+denoiser          the U-Net as a function (x, sigma) -> x0; guidance and masks around it
+samplers          the walks from noise to picture
+
+names             what diffusers calls our modules
+mapped            files whose tensors stay in the file until they are used
+pickles           a careful reader of .ckpt, which builds nothing that is not on its list
+weight_files      any file of weights, told by its contents
+sizes             how large a model is
+diffusers_folder  a checkpoint as diffusers keeps it
+checkpoint        weights in and out of every file people own
+
+prompt            (weights:1.3), BREAK and long prompts to one context
+image             pictures in and out
+infotext          the settings kept inside a picture, as the webui writes them
+seeds             noise by seed
+seamless          pictures that tile
+tiled_vae         pictures too big for the VAE's memory
+latents           pictures to scaled latents and back
+start             where a drawing starts when there is a picture
+settings          what a person asks for, checked
+model_hash        the name of a checkpoint in a picture's settings
+pipeline          all of it together: prompt in, pictures out
+cli               what the drawing scripts share
 """

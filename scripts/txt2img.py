@@ -1,0 +1,44 @@
+"""Draws pictures from text: python scripts/txt2img.py "a red apple" """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sd.cli import add_hires, draw_and_save, drawing_parser, load_pipeline, png_settings, settings_of
+from sd.errors import UserError, plain_errors
+from sd.image import check_outdir
+
+
+def prompts_of(path: str) -> list[str]:
+    """One prompt a line; empty lines do not count."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read prompts from {path}: give a text file with one prompt a line.") from error
+    if not any(lines):
+        raise UserError(f"{path} holds no prompts: write one a line.")
+    return [line for line in lines if line]
+
+
+@plain_errors
+def main():
+    parser = drawing_parser("Draws pictures from text.")
+    parser.add_argument("--from-file", metavar="FILE", help="draw each line of a text file")
+    parser.add_argument("--from-png", metavar="FILE", help="draw a saved picture again, from the settings inside it")
+    add_hires(parser)
+    args = parser.parse_args()
+    check_outdir(args.outdir)
+    if args.from_png:
+        todo = [png_settings(args.from_png, args)]
+    elif args.from_file:
+        todo = [settings_of(args, prompt=prompt) for prompt in prompts_of(args.from_file)]
+    else:
+        todo = [settings_of(args)]
+    first, count = todo[0].seed, todo[0].num_images
+    again = [one for one in todo for _ in range(1 if args.from_png else args.n_iter)]
+    draw_and_save(load_pipeline(args), [one.but(seed=first + i * count) for i, one in enumerate(again)], args)
+
+
+if __name__ == "__main__":
+    main()

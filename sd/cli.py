@@ -1,0 +1,178 @@
+"""What the drawing scripts share: their flags, the choice of a checkpoint, the progress bar, the saving."""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from sd.errors import UserError
+from sd.image import check_outdir, grid, save_png
+from sd.infotext import parse_infotext, read_infotext
+from sd.pipeline import BUNDLED, StableDiffusion, default_device
+from sd.samplers import SAMPLERS
+from sd.schedule import SCHEDULES
+from sd.settings import HIRES_UPSCALERS, Settings
+from sd.taesd import load_taesd
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "full": torch.float32}
+PREFERRED = "v1-5-pruned-emaonly"
+PREVIEW_EVERY = 5  # steps
+
+
+def drawing_parser(description: str) -> argparse.ArgumentParser:
+    """The flags of all drawing scripts; CompVis' spellings stand beside ours."""
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("words", nargs="?", metavar="PROMPT", help="what to draw")
+    add("--prompt", help="the same, as a flag")
+    add("--negative-prompt", "--negative_prompt", default="", help="what to stay away from")
+    add("--ckpt", "--model", metavar="FILE", help="a checkpoint, or its name in weights/ (default: yours, or ours)")
+    add("--outdir", default="outputs", help="folder for the pictures (outputs)")
+    add("--steps", "--ddim_steps", type=int, default=50, help="how many steps (50)")
+    add("--guidance-scale", "--scale", type=float, default=7.5, help="how strictly to follow the prompt (7.5)")
+    add("--sampler", default="ddpm", help=f"one of {', '.join(SAMPLERS)} (ddpm)")
+    add("--plms", dest="sampler", action="store_const", const="plms", help="the same as --sampler plms")
+    add("--schedule", default="", help=f"one of {', '.join(SCHEDULES)} (the sampler's own)")
+    add("--seed", type=int, help="the first picture's seed; the next ones count up (any)")
+    add("--width", "--W", type=int, help="in pixels, a multiple of 8 (the model's own)")
+    add("--height", "--H", type=int, help="in pixels, a multiple of 8 (the model's own)")
+    add("--num-images", "--n_samples", type=int, default=1, help="pictures at once (1)")
+    add("--n-iter", "--n_iter", type=int, default=1, help="how many times over (1)")
+    add("--clip-skip", type=int, default=1, help="1: CLIP's last layer, 2: the one before, as in the webui (1)")
+    add("--guidance-rescale", type=float, default=0.0, help="0 to 1: take back contrast that guidance adds (0)")
+    add("--variation-seed", type=int, help="a second seed, to turn the first one's noise towards")
+    add("--variation-strength", type=float, default=0.0, help="how far, 0 to 1 (0)")
+    add("--tiling", action="store_true", help="edges that continue at the opposite ones")
+    add("--precision", choices=["auto", "full", "autocast", *DTYPES], default="auto", help="fp32 on CPU, fp16 on GPU")
+    add("--device", help="cpu, cuda, mps (a GPU where there is one)")
+    add("--taesd", metavar="PATH", help="TAESD's weights: decode with it, which is quicker and coarser")
+    add("--preview", action="store_true", help=f"write preview.png every {PREVIEW_EVERY} steps")
+    add("--skip-grid", "--skip_grid", action="store_true", help="no contact sheet of several pictures")
+    return parser
+
+
+def add_hires(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--hires-scale", type=float, default=1.0, help="over 1: draw a second time, so many times as large (1)")
+    add("--hires-strength", type=float, default=0.7, help="how much the second time may change, 0 to 1 (0.7)")
+    add("--hires-upscaler", default="latent", help=f"one of {', '.join(HIRES_UPSCALERS)} (latent)")
+
+
+def settings_of(args: argparse.Namespace, **changes: object) -> Settings:
+    """The flags as `Settings`."""
+    prompt = args.prompt if args.prompt is not None else args.words
+    given = vars(args) | {"prompt": prompt} | changes
+    if given["prompt"] is None:
+        raise UserError('say what to draw: give a prompt in quotes, such as "a red apple".')
+    return Settings(**{name: given[name] for name in Settings.__dataclass_fields__ if name in given})
+
+
+def with_picture_size(settings: Settings, image: Image.Image, model_size: int) -> Settings:
+    """The picture's own size where none is asked for; one far larger than the model's is drawn at the model's area."""
+    if settings.width is not None or settings.height is not None:
+        return settings
+    width, height = image.size
+    scale = (model_size**2 / (width * height)) ** 0.5
+    if scale > 0.5:
+        return settings
+    width, height = (max(8, round(side * scale) // 8 * 8) for side in image.size)
+    print(f"the picture is {image.width}x{image.height}: drawing at {width}x{height}; --W and --H choose another size.")
+    return settings.but(width=width, height=height)
+
+
+def png_settings(path: str, args: argparse.Namespace) -> Settings:
+    """The settings inside a PNG, for the same pixels again; the PNG's precision becomes the flags'."""
+    text = read_infotext(path)
+    settings = Settings.from_infotext(text)
+    found = parse_infotext(text)
+    if "Denoising strength" in found and settings.hires_scale == 1:
+        raise UserError(f"{path} was drawn from another picture, which is not in it: use img2img.py with that picture.")
+    names = {"bfloat16": "bf16", "float16": "fp16"}
+    if args.precision == "auto":
+        args.precision = names.get(found.get("Precision"), "fp32")
+    return settings
+
+
+def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
+    """The checkpoint that the flags name, or the one to take when they name none."""
+    path = choose_checkpoint(args.ckpt, BUNDLED.parent)
+    try:
+        device = default_device() if args.device is None else torch.device(args.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device))
+    if args.taesd:
+        pipe.taesd = load_taesd(args.taesd, pipe.device)
+        pipe.decode_with_taesd = True
+    return pipe
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype | None:
+    """None leaves it to the pipeline. "autocast", CompVis' word, is half precision where the device is made for it."""
+    if precision == "autocast" and device.type != "cpu":
+        return torch.float16
+    if precision == "autocast":
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return DTYPES.get(precision)
+
+
+def choose_checkpoint(name: str | None, folder: Path) -> Path:
+    """A path as it is, or a name in `folder`; without one, the person's own checkpoint there, or the bundled one."""
+    own = {p.stem if p.is_file() else p.name: p for p in sorted(folder.glob("*")) if is_own_checkpoint(p)}
+    if name is not None:
+        given = Path(name).expanduser()
+        return given if given.exists() or name not in own else own[name]
+    if not own:
+        return BUNDLED
+    chosen = own.get(PREFERRED) or next(iter(own.values()))
+    if len(own) > 1:
+        print(f"{len(own)} checkpoints in {folder.name}/: taking {chosen.name}; --ckpt NAME takes another.")
+    return chosen
+
+
+def is_own_checkpoint(path: Path) -> bool:
+    if path.is_dir():
+        return (path / "model_index.json").is_file()
+    return path.suffix in (".ckpt", ".safetensors") and not path.name.startswith(("emoji", "taesd", "."))
+
+
+def draw_and_save(
+    pipe: StableDiffusion,
+    settings: list[Settings],
+    args: argparse.Namespace,
+    image: Image.Image | None = None,
+    mask: Image.Image | None = None,
+) -> None:
+    """Draws one `Settings` after another with a progress bar; saves each one's pictures at once, then a sheet."""
+    folder = check_outdir(args.outdir)
+    drawn = []
+    for one in settings:
+        began = time.perf_counter()
+        with tqdm(desc="drawing", unit="step", leave=False) as bar:
+            pictures = pipe.draw(one, image, mask, on_step=Shower(bar, pipe, folder if args.preview else None))
+        seconds = time.perf_counter() - began
+        for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
+            path = save_png(picture, folder, text)
+            print(f"{path}  seed {seed}  {seconds / len(pictures.images):.1f} s")
+        drawn += pictures.images
+    if len(drawn) > 1 and not args.skip_grid:
+        print(f"{save_png(grid(drawn), folder, prefix='grid-')}  all {len(drawn)}")
+
+
+class Shower:
+    """An `on_step` that moves a progress bar and, where there is a folder, writes a preview into it now and then."""
+
+    def __init__(self, bar: tqdm, pipe: StableDiffusion, folder: Path | None):
+        self.bar, self.pipe, self.folder = bar, pipe, folder
+
+    def __call__(self, done: int, total: int, x0: torch.Tensor) -> None:
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+        if self.folder is not None and done % PREVIEW_EVERY == 0:
+            part = self.folder / ".preview.png"
+            grid(self.pipe.preview(x0)).save(part)
+            part.replace(self.folder / "preview.png")

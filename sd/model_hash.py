@@ -1,0 +1,43 @@
+"""A checkpoint's short hash, by which pictures name the model that drew them."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-by-hand" / "hashes.json"
+
+
+def model_hash(path: Path) -> str:
+    """The first ten digits of the file's SHA-256, as in the webui; "" for a folder, which has no hash there.
+
+    4 GB take seconds to hash, so what was hashed once is remembered by its path, size and time of change.
+    """
+    if not path.is_file():
+        return ""
+    stat = path.stat()
+    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    known = read_cache()
+    if key not in known:
+        with path.open("rb") as file:
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        write_cache(known)
+    return known[key][:10]
+
+
+def read_cache() -> dict[str, str]:
+    try:
+        known = json.loads(CACHE.read_text())
+        return known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def write_cache(known: dict[str, str]) -> None:
+    try:
+        CACHE.parent.mkdir(parents=True, exist_ok=True)
+        part = CACHE.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(known, indent=1))
+        part.replace(CACHE)
+    except OSError:
+        pass  # a home that cannot be written to only costs the time of hashing again

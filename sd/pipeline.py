@@ -1,0 +1,308 @@
+"""All of it together: a prompt in, pictures out.
+
+    text      -> prompt.encode_prompts        -> context
+    noise     -> samplers, down a sigma list  -> latent        (each step: denoiser -> U-Net)
+    latent    -> vae.decode                   -> picture
+
+A picture to start from, a mask, a second pass at a higher resolution: each is another start, or another wrapper around
+the denoiser, and the rest stays as it is.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sd.checkpoint import load_models
+from sd.clip import CLIPTextModel
+from sd.denoiser import Guidance, Inpaint
+from sd.errors import UserError
+from sd.image import from_tensor, to_tensor, upright
+from sd.latents import decode_latent, encode_image
+from sd.model_hash import model_hash
+from sd.prompt import encode_prompts
+from sd.samplers import SAMPLERS
+from sd.schedule import sigma_list
+from sd.seamless import seamless
+from sd.seeds import Noise
+from sd.settings import Settings
+from sd.start import Start, start_from
+from sd.taesd import TAESD
+from sd.tokenizer import Tokenizer
+from sd.unet import UNetModel
+from sd.vae import AutoencoderKL
+
+BUNDLED = Path(__file__).resolve().parents[1] / "weights" / "emoji.safetensors"
+
+OnStep = Callable[[int, int, Tensor], None]
+
+
+@dataclass
+class Pictures:
+    """What a call made: as many PIL images as seeds and infotexts, and their final latents (B, 4, h, w), scaled."""
+
+    images: list[Image.Image]
+    seeds: list[int]
+    infotexts: list[str]
+    latents: Tensor
+
+
+class StableDiffusion:
+    """The networks of one checkpoint, and what they are asked to draw. Make one with `from_pretrained`.
+
+    taesd: when set (see `taesd.load_taesd`), it makes the previews; with `decode_with_taesd`, the pictures too.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        clip: CLIPTextModel,
+        vae: AutoencoderKL,
+        unet: UNetModel,
+        image_size: int = 512,
+        path: Path | None = None,
+    ):
+        self.tokenizer, self.clip, self.vae, self.unet = tokenizer, clip, vae, unet
+        self.image_size = image_size  # pixels: what the model was trained at
+        self.path = path
+        self.taesd: TAESD | None = None
+        self.decode_with_taesd = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "StableDiffusion":
+        """path: a .ckpt, a .safetensors or a diffusers folder; the bundled model if None.
+
+        device: a GPU where there is one. dtype: fp16 on a GPU and fp32 on a CPU, which computes fp16 slowly and badly.
+        Raises UserError for a file that is no checkpoint of Stable Diffusion 1.x, in one sentence that says what it is.
+        """
+        device = default_device() if device is None else torch.device(device)
+        if dtype is None:
+            dtype = torch.float32 if device.type == "cpu" else torch.float16
+        path = BUNDLED if path is None else Path(path).expanduser()
+        clip, vae, unet, checkpoint = load_models(path, dtype=dtype, device=device)
+        return cls(Tokenizer(), clip, vae, unet, checkpoint.sizes["image_size"], path)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.out[2].weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.out[2].weight.dtype
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str = "",
+        image: Image.Image | None = None,
+        mask: Image.Image | None = None,
+        strength: float = 0.8,
+        steps: int = 50,
+        guidance_scale: float = 7.5,
+        sampler: str = "ddpm",
+        seed: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_images: int = 1,
+        clip_skip: int = 1,
+        on_step: OnStep | None = None,
+        **more: object,
+    ) -> Pictures:
+        """Draws `num_images` pictures of a prompt, or of each prompt of a list, with seeds that count up from `seed`.
+
+        image: what to start from. mask: with it, white where to draw anew, black where to keep.
+        width, height: pixels, multiples of 8; if None, the image's, or the model's own without one.
+        on_step: called as on_step(steps done, steps in all, x0), x0 the scaled latents (B, 4, h, w) as the model now
+        thinks they will be; what it raises stops the drawing.
+        more: the other fields of `Settings`, such as schedule="karras" or hires_scale=2, and batch_size: how many
+        pictures at once (on a CPU one, which makes each the same bits as alone; on a GPU all of them).
+        Raises UserError, one sentence, for whatever cannot be drawn.
+        """
+        batch_size = more.pop("batch_size", None)
+        asked = dict(negative_prompt=negative_prompt, strength=strength, steps=steps, guidance_scale=guidance_scale)
+        asked |= dict(sampler=sampler, seed=seed, width=width, height=height, num_images=num_images)
+        asked |= dict(clip_skip=clip_skip) | more
+        if unknown := asked.keys() - Settings.__dataclass_fields__.keys():
+            raise UserError(f"there is no setting called {min(unknown)!r}.")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        first = Settings(prompt=prompts[0] if prompts else "", **asked)
+        many = [first.but(prompt=one, seed=first.seed + i * num_images) for i, one in enumerate(prompts)]
+        made = [self.draw(settings, image, mask, on_step, batch_size) for settings in many]
+        return Pictures(
+            images=[picture for part in made for picture in part.images],
+            seeds=[seed for part in made for seed in part.seeds],
+            infotexts=[text for part in made for text in part.infotexts],
+            latents=torch.cat([part.latents for part in made]) if made else torch.zeros(0),
+        )
+
+    @torch.no_grad()
+    def draw(
+        self,
+        settings: Settings,
+        image: Image.Image | None = None,
+        mask: Image.Image | None = None,
+        on_step: OnStep | None = None,
+        batch_size: int | None = None,
+    ) -> Pictures:
+        """As a call, with one `Settings`."""
+        settings = self.with_size(settings, image)
+        if mask is not None and image is None:
+            raise UserError("a mask was given without a picture: give the picture that it belongs to as well.")
+        if image is not None and settings.hires_scale > 1:
+            raise UserError("a second, larger pass is for pictures from text: leave out hires_scale or the picture.")
+        self.lay_out()
+        batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
+        rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
+        walks = self.sigma_lists(settings, from_image=image is not None)
+        on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in walks) * len(rows))
+
+        contexts = self.encode_prompts(settings)
+        start = start_from(self.unet, self.vae, image, mask, settings.width, settings.height)
+        latents, images = [], []
+        with seamless(self.unet, self.vae) if settings.tiling else nullcontext():
+            for row in rows:
+                latents.append(self.draw_latents(settings, row, contexts, start, walks, on_each))
+                images += from_tensor(start.paste(self.decode(latents[-1])))
+        return Pictures(images, settings.seeds(), self.infotexts(settings, image is not None), torch.cat(latents))
+
+    def draw_latents(
+        self,
+        settings: Settings,
+        row: slice,
+        contexts: tuple[Tensor, Tensor],
+        start: Start,
+        walks: list[list[float]],
+        on_each: Callable[[Tensor], None],
+    ) -> Tensor:
+        """The final latents (B, 4, h, w), scaled, of the B pictures in `row`: one walk, or two with `hires_scale`."""
+        shape = (4, settings.height // self.vae.downsample, settings.width // self.vae.downsample)
+        seeds, variations = settings.seeds()[row], settings.variation_seeds()[row]
+        noise = Noise(seeds, shape, self.device, variations, settings.variation_strength)
+        latent = self.walk(settings, walks[0], contexts, start, noise, on_each)
+        if len(walks) > 1:
+            second = start_from(self.unet, self.vae, None, None, *settings.hires_size)
+            second.known = self.enlarge(latent, settings)
+            noise.shape = tuple(second.known.shape[1:])
+            latent = self.walk(settings, walks[1], contexts, second, noise, on_each)
+        return latent
+
+    def walk(
+        self,
+        settings: Settings,
+        sigmas: list[float],
+        contexts: tuple[Tensor, Tensor],
+        start: Start,
+        noise: Noise,
+        on_each: Callable[[Tensor], None],
+    ) -> Tensor:
+        """From noise, or from `start.known` with noise on it, down one list of noise levels."""
+        batch = len(noise.generators)
+        known = None if start.known is None else start.known.expand(batch, -1, -1, -1)
+        if len(sigmas) < 2:
+            return known  # strength 0: the picture as it is
+        if known is None or (start.mask is not None and settings.strength == 1):
+            x = noise() * math.sqrt(1 + sigmas[0] ** 2)
+        else:
+            x = known + sigmas[0] * noise()
+
+        uncond, cond = (context.expand(batch, -1, -1) for context in contexts)
+        scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal: nothing to be guided away from
+        extra = None if start.extra is None else start.extra.expand(batch, -1, -1, -1)
+        denoise = Guidance(self.unet, cond, uncond, scale, extra, rescale=settings.guidance_rescale)
+        if start.mask is not None:
+            denoise = Inpaint(denoise, known, start.mask)
+        for state in SAMPLERS[settings.sampler].run(denoise, x, sigmas, noise):
+            x, x0 = state
+            on_each(x0)
+        latent = x / math.sqrt(1 + sigmas[-1] ** 2)
+        return latent if start.mask is None else denoise.keep(latent)
+
+    def sigma_lists(self, settings: Settings, from_image: bool) -> list[list[float]]:
+        """The noise levels of each walk: from pure noise or from a picture, then, with `hires_scale`, the second."""
+        sigmas = sigma_list(settings.steps, settings.schedule, SAMPLERS[settings.sampler].to_zero)
+        walks = [last_part(sigmas, settings.strength) if from_image else sigmas]
+        return walks + [last_part(sigmas, settings.hires_strength)] if settings.hires_scale > 1 else walks
+
+    def with_size(self, settings: Settings, image: Image.Image | None) -> Settings:
+        """The settings with a width and height: as given, or the picture's cut to multiples of 8, or the model's."""
+        width, height = [self.image_size] * 2 if image is None else [side // 8 * 8 for side in upright(image).size]
+        return settings.but(
+            width=width if settings.width is None else settings.width,
+            height=height if settings.height is None else settings.height,
+        )
+
+    def lay_out(self) -> None:
+        """Convolutions in channels-last order, which is faster. Takes a moment before the first picture only."""
+        for network in (self.unet, self.vae):
+            network.to(memory_format=torch.channels_last)
+
+    def encode_prompts(self, settings: Settings) -> tuple[Tensor, Tensor]:
+        """(uncond, cond), each (1, M, D), of equal length."""
+        texts = [settings.negative_prompt, settings.prompt]
+        uncond, cond = encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip).chunk(2)
+        return uncond, cond
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Scaled latents (B, 4, h, w) to pictures (B, 3, H, W), in [-1, 1] but for overshoot, fp32."""
+        if self.taesd is not None and self.decode_with_taesd:
+            return self.decode_quickly(latent)
+        return decode_latent(self.vae, latent)
+
+    def decode_quickly(self, latent: Tensor) -> Tensor:
+        """As `decode`, by TAESD."""
+        weight = next(self.taesd.parameters())
+        return self.taesd.decode(latent.to(weight.device, weight.dtype)).float()
+
+    @torch.no_grad()
+    def preview(self, latent: Tensor) -> list[Image.Image]:
+        """Scaled latents (B, 4, h, w), such as `on_step` is given, as pictures: by TAESD where there is one."""
+        return from_tensor(self.decode(latent) if self.taesd is None else self.decode_quickly(latent))
+
+    def enlarge(self, latent: Tensor, settings: Settings) -> Tensor:
+        """The latent of the second walk's size: interpolated itself, or its picture enlarged and encoded again."""
+        width, height = settings.hires_size
+        if settings.hires_upscaler == "latent":
+            size = (height // self.vae.downsample, width // self.vae.downsample)
+            return F.interpolate(latent, size=size, mode="bilinear")
+        pictures = [p.resize((width, height), Image.Resampling.LANCZOS) for p in from_tensor(self.decode(latent))]
+        return torch.cat([encode_image(self.vae, to_tensor(picture)) for picture in pictures])
+
+    def infotexts(self, settings: Settings, from_image: bool) -> list[str]:
+        name, hashed = (self.path.stem, model_hash(self.path)) if self.path else ("", "")
+        more = {} if self.dtype == torch.float32 else {"Precision": str(self.dtype).removeprefix("torch.")}
+        return [settings.infotext(i, name, hashed, from_image, **more) for i in range(settings.num_images)]
+
+
+class Progress:
+    """Counts the steps of a whole call and tells `on_step`."""
+
+    def __init__(self, on_step: OnStep | None, total: int):
+        self.on_step, self.total, self.done = on_step, total, 0
+
+    def __call__(self, x0: Tensor) -> None:
+        self.done += 1
+        if self.on_step is not None:
+            self.on_step(self.done, self.total, x0)
+
+
+def last_part(sigmas: list[float], strength: float) -> list[float]:
+    """The part of a list that a picture taken back to noise by `strength` still has to walk: int(strength * steps)."""
+    steps = len(sigmas) - 1
+    return sigmas[steps - min(int(steps * strength), steps) :]
+
+
+def default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,20 @@
+"""Seamless pictures: convolutions whose left edge continues at the right, and whose top continues at the bottom."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def seamless(*networks: nn.Module) -> Iterator[None]:
+    """While it lasts, every convolution of the networks pads with the opposite edge instead of zeros."""
+    convolutions = [m for network in networks for m in network.modules() if isinstance(m, nn.Conv2d)]
+    before = [convolution.padding_mode for convolution in convolutions]
+    try:
+        for convolution in convolutions:
+            convolution.padding_mode = "circular"
+        yield
+    finally:
+        for convolution, mode in zip(convolutions, before):
+            convolution.padding_mode = mode
