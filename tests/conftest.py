@@ -1,0 +1,51 @@
+import copy
+
+import pytest
+import torch
+from peers import randomize
+from PIL import Image
+
+from sd.clip import CLIPTextModel
+from sd.pipeline import StableDiffusion
+from sd.tokenizer import Tokenizer
+from sd.unet import UNetModel
+from sd.vae import AutoencoderKL
+
+UNET = dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), context_dim=64)
+
+
+def make_pipe(in_channels: int = 4) -> StableDiffusion:
+    """Random weights, an eighth of the size each way as in v1-5, made for 64x64."""
+    clip = randomize(CLIPTextModel(width=64, layers=2, heads=4), seed=1)
+    vae = randomize(AutoencoderKL(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1), seed=2)
+    unet = randomize(UNetModel(in_channels=in_channels, **UNET), seed=3)
+    return StableDiffusion(Tokenizer(), clip, vae, unet, image_size=64)
+
+
+@pytest.fixture(scope="session")
+def made_once():
+    return {4: make_pipe(), 9: make_pipe(in_channels=9)}
+
+
+def fresh_copy(pipe: StableDiffusion) -> StableDiffusion:
+    """A test may spoil its networks, but not the tokenizer, which is slow to make."""
+    networks = (copy.deepcopy(network) for network in (pipe.clip, pipe.vae, pipe.unet))
+    return StableDiffusion(pipe.tokenizer, *networks, image_size=pipe.image_size)
+
+
+@pytest.fixture
+def pipe(made_once):
+    return fresh_copy(made_once[4])
+
+
+@pytest.fixture
+def inpainting_pipe(made_once):
+    return fresh_copy(made_once[9])
+
+
+@pytest.fixture
+def photo():
+    """A PIL picture, 64x64, smooth and not grey."""
+    generator = torch.Generator().manual_seed(5)
+    small = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(small.numpy()).resize((64, 64), Image.Resampling.BICUBIC)
