@@ -1,0 +1,133 @@
+"""One file of weights, told by its contents and not by its name; and a safe way to write one.
+
+Checkpoints, LoRAs and embeddings all arrive as either a torch.save file or a .safetensors, under any name.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sd.errors import UserError
+from sd.mapped import MappedFile, read_safetensors, write_safetensors
+from sd.pickles import read_legacy, read_zip
+
+OTHER_MODELS = [  # what a key's beginning says of a file
+    (r"conditioner\.embedders\.", "Stable Diffusion XL"),
+    (r"cond_stage_model\.model\.", "Stable Diffusion 2"),
+    (r"(model\.diffusion_model\.)?joint_blocks\.", "Stable Diffusion 3"),
+    (r"(model\.diffusion_model\.)?(double_blocks|single_transformer_blocks)\.", "Flux"),
+    (r"lora_(unet|te\d?)_|(unet|text_encoder):\d+:|.*[._](lora[._]\w|hada_w|lokr_w)", "a LoRA"),
+    (r"string_to_(token|param)$|emb_params$|clip_[lg]$", "a textual inversion embedding"),
+    (r"control_model\.|controlnet_", "a ControlNet"),
+    (r"input_blocks\.|down_blocks\.", "a U-Net alone"),
+    (r"(encoder|decoder)\.(conv_in|conv_out)\.", "a VAE alone"),
+    (r"text_model\.|embeddings\.token_embedding\.", "a text encoder alone"),
+]
+EMBEDDING_WIDTHS = {768, 1024, 1280}  # of Stable Diffusion 1, 2 and XL
+
+
+@dataclass
+class WeightFile:
+    """What one file holds. `kind` is "ckpt" or "safetensors"; `content` whatever was saved, of tensors by name."""
+
+    kind: str
+    content: Any
+    metadata: dict[str, str]
+    file: MappedFile
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Reads a file of any name. Raises UserError, one sentence, for whatever is not a whole file of weights."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no file {path}: check the path, or fetch the weights first.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file.")
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty: fetch it again.")
+        file = MappedFile(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    head = file.memory[:512]
+    if head.startswith(b"PK\x03\x04"):
+        return torch_file(read_zip(file), file)
+    if head[8:9] == b"{":
+        return WeightFile("safetensors", *read_safetensors(file), file)
+    if re.match(rb"\s*<(!doctype|html|head|\?xml|!--)", head, re.IGNORECASE):
+        raise UserError(f"{path} is a web page, not weights: open the link in a browser to see what it says.")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a git-lfs pointer, not the weights it points to: run `git lfs pull`.")
+    if re.match(rb"\x80[\x02-\x05]|[(\]}]*c[\w.]+\r?\n[\w.]+\r?\n", head):  # a pickle's beginning, new or old
+        return torch_file(read_legacy(file), file)
+    raise UserError(f"{path} is neither a torch file nor a .safetensors: it is something else, or damaged.")
+
+
+def torch_file(content: Any, file: MappedFile) -> WeightFile:
+    entries = content.items() if isinstance(content, dict) else ()
+    return WeightFile("ckpt", content, {k: v for k, v in entries if isinstance(k, str) and isinstance(v, str)}, file)
+
+
+def what_is(content: Any) -> str | None:
+    """What these weights are, if no Stable Diffusion 1.x checkpoint, in a few words; None where it does not show."""
+    if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
+        return "a LoRA"  # cloneofsimo's .pt: up, down, up, down
+    if not isinstance(content, dict):
+        return "a file without weights"
+    for beginning, what in OTHER_MODELS:
+        if any(re.match(beginning, str(key)) for key in content):
+            return what
+    tensors = [value for value in content.values() if isinstance(value, Tensor)]
+    if not tensors:
+        return "a file without weights"
+    rows = all(0 < tensor.dim() <= 2 and tensor.shape[-1] in EMBEDDING_WIDTHS for tensor in tensors)
+    return "a textual inversion embedding" if rows and len(tensors) < 10 else None
+
+
+def write_weights(path: str | Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes "safetensors", or "ckpt" as `{"state_dict": tensors, **metadata}`; a failure leaves the earlier file."""
+    with replacing(Path(path)) as part:
+        if kind == "safetensors":
+            write_safetensors(part, tensors, metadata)
+            return
+        try:
+            with open(part, "wb") as file:
+                torch.save({"state_dict": tensors, **metadata}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk, of which torch then says "unexpected pos"
+                raise error.__context__ from None
+            raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it takes the place of `path` once all is written, and not before.
+
+    Raises UserError where that cannot be written; then nothing is left of it.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        if path.is_dir() and part.is_dir():  # one folder does not replace another in one step: the earlier one waits
+            earlier = part.with_suffix(".earlier")
+            os.replace(path, earlier)
+            os.replace(part, path)
+            shutil.rmtree(earlier)
+        else:
+            os.replace(part, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path} could not be written: {reason}; what was there before is unchanged.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            part.unlink()
