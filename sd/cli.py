@@ -14,7 +14,7 @@ from sd.infotext import parse_infotext, read_infotext
 from sd.pipeline import BUNDLED, StableDiffusion, default_device
 from sd.samplers import SAMPLERS
 from sd.schedule import SCHEDULES
-from sd.settings import HIRES_UPSCALERS, Settings
+from sd.settings import HIRES_UPSCALERS, MAX_IMAGES, Settings, check_whole
 from sd.taesd import load_taesd
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "full": torch.float32}
@@ -67,6 +67,7 @@ def settings_of(args: argparse.Namespace, **changes: object) -> Settings:
     given = vars(args) | {"prompt": prompt} | changes
     if given["prompt"] is None:
         raise UserError('say what to draw: give a prompt in quotes, such as "a red apple".')
+    check_whole("number of times over (--n-iter)", args.n_iter, 1, MAX_IMAGES)
     return Settings(**{name: given[name] for name in Settings.__dataclass_fields__ if name in given})
 
 

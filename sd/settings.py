@@ -1,7 +1,7 @@
 """What a person asks for: one picture's settings, checked, and written into and read back from the picture itself."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from sd.errors import UserError
 from sd.image import check_size
@@ -71,8 +71,8 @@ class Settings:
         check_number("hires scale", self.hires_scale, 1, 8)
         if self.hires_upscaler not in HIRES_UPSCALERS:
             raise UserError(f"there is no hires upscaler {self.hires_upscaler!r}: use latent or lanczos.")
+        check_size(8 if self.width is None else self.width, 8 if self.height is None else self.height)
         if self.width is not None and self.height is not None:
-            check_size(self.width, self.height)
             check_size(*self.hires_size)
 
     @property
@@ -154,9 +154,6 @@ class Settings:
     def but(self, **changes: object) -> "Settings":
         """A copy with the changes that are not None."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
-
-
-NAMES = [field.name for field in fields(Settings)]
 
 
 def check_whole(name: str, value: object, lowest: int, highest: int) -> None:

@@ -1,0 +1,177 @@
+"""Every drawing script as a person runs it, with the bundled model."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd.cli import choose_checkpoint
+from sd.infotext import parse_infotext, read_infotext
+from sd.pipeline import BUNDLED
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """run(script, *flags) -> (exit code, stdout, stderr), in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *flags: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def draw(run):
+    """As `run`, with the bundled model and few steps."""
+    return lambda script, *flags: run(script, *flags, "--ckpt", BUNDLED, "--steps", 2)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_txt2img_as_a_program(tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "txt2img.py", "a red apple", "--steps", "2", "--seed", "5"]
+    done = subprocess.run(command + ["--ckpt", BUNDLED], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("outputs/00000.png  seed 5  ")
+    assert Image.open(tmp_path / "outputs" / "00000.png").size == (128, 128)
+
+
+def test_txt2img_numbers_its_pictures_and_writes_their_settings(draw, tmp_path):
+    code, out, _ = draw("txt2img.py", "--prompt", "a red apple", "--n_samples", 2, "--n_iter", 2, "--seed", 7)
+    assert code == 0
+    assert [line.split()[2] for line in out.splitlines() if "seed" in line] == ["7", "8", "9", "10"]
+    assert sorted(p.name for p in Path("outputs").iterdir()) == [*(f"0000{i}.png" for i in range(4)), "grid-00000.png"]
+    settings = parse_infotext(read_infotext("outputs/00003.png"))
+    assert settings["Prompt"] == "a red apple"
+    assert settings["Seed"] == "10"
+    assert settings["Model"] == "emoji"
+    assert len(settings["Model hash"]) == 10
+
+
+def test_from_png_draws_the_same_pixels_again(run, draw):
+    hires = ["--hires-scale", 1.5, "--tiling", "--clip-skip", 2, "--variation-strength", 0.3]
+    first = [*("a (red:1.3) apple", "--negative-prompt", "x"), *("--n_samples", 2, "--sampler", "euler_a"), *hires]
+    assert draw("txt2img.py", *first)[0] == 0
+    code, _, err = run("txt2img.py", "--from-png", "outputs/00001.png", "--outdir", "again", "--ckpt", BUNDLED)
+    assert code == 0, err
+    assert np.array_equal(pixels("again/00000.png"), pixels("outputs/00001.png"))
+    assert read_infotext("again/00000.png") == read_infotext("outputs/00001.png")
+
+
+def test_from_file_draws_each_line(draw):
+    Path("prompts.txt").write_text("a cat\n\na dög\n", encoding="utf-8")
+    code, out, _ = draw("txt2img.py", "--from-file", "prompts.txt", "--seed", 1, "--skip-grid")
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert parse_infotext(read_infotext("outputs/00001.png"))["Prompt"] == "a dög"
+
+
+def test_compvis_spellings(draw):
+    flags = ["--plms", "--scale", 3, "--H", 64, "--W", 96, "--seed", 3, "--precision", "full", "--outdir", "there"]
+    assert draw("txt2img.py", "a cat", *flags)[0] == 0
+    settings = parse_infotext(read_infotext("there/00000.png"))
+    assert (settings["Sampler"], settings["CFG scale"]) == ("PLMS", "3")
+    assert Image.open("there/00000.png").size == (96, 64)
+
+
+def test_bf16_is_written_and_read_again(run, draw):
+    assert draw("txt2img.py", "a cat", "--precision", "bf16")[0] == 0
+    assert parse_infotext(read_infotext("outputs/00000.png"))["Precision"] == "bfloat16"
+    run("txt2img.py", "--from-png", "outputs/00000.png", "--outdir", "again", "--ckpt", BUNDLED)
+    assert np.array_equal(pixels("again/00000.png"), pixels("outputs/00000.png"))
+
+
+def test_img2img_and_its_settings_cannot_be_drawn_from_text(run, draw, photo):
+    photo.save("photo.png")
+    code, _, err = draw("img2img.py", "a cat", "--init-img", "photo.png", "--strength", 0.5, "--seed", 1)
+    assert code == 0, err
+    assert Image.open("outputs/00000.png").size == photo.size
+    code, _, err = run("txt2img.py", "--from-png", "outputs/00000.png")
+    assert code == 2
+    assert "img2img.py" in err
+
+
+def test_img2img_brings_a_big_photo_to_the_models_size(draw, photo):
+    photo.resize((1000, 500)).save("photo.png")
+    code, out, _ = draw("img2img.py", "a cat", "--init-img", "photo.png")
+    assert code == 0
+    assert "1000x500" in out
+    assert Image.open("outputs/00000.png").size == (176, 88)
+
+
+def test_inpaint_keeps_what_is_black(draw, photo):
+    photo.resize((128, 128)).save("photo.png")
+    mask = Image.new("L", (128, 128), 0)
+    mask.paste(255, (0, 0, 64, 128))
+    mask.save("mask.png")
+    code, _, err = draw("inpaint.py", "a cat", "--image", "photo.png", "--mask", "mask.png", "--seed", 1)
+    assert code == 0, err
+    assert np.array_equal(pixels("outputs/00000.png")[:, 64:], pixels("photo.png")[:, 64:])
+    assert not np.array_equal(pixels("outputs/00000.png")[:, :64], pixels("photo.png")[:, :64])
+
+
+def test_preview_is_written_while_drawing(draw):
+    assert draw("txt2img.py", "a cat", "--preview", "--n_samples", 3)[0] == 0
+    assert Image.open("outputs/preview.png").size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "prompt"),
+        (["x", "--W", 0], "width"),
+        (["x", "--H", -8], "height"),
+        (["x", "--W", 100], "multiple of 8"),
+        (["x", "--W", 10**7], "width"),
+        (["x", "--ddim_steps", 0], "steps"),
+        (["x", "--sampler", "magic"], "magic"),
+        (["x", "--schedule", "magic"], "magic"),
+        (["x", "--ckpt", "nothing.ckpt"], "nothing.ckpt"),
+        (["x", "--outdir", "/dev/null/here"], "outdir"),
+        (["apple " * 5000], "prompt"),
+        (["x", "--device", "toaster"], "toaster"),
+        (["--from-file", "nothing.txt"], "nothing.txt"),
+        (["--from-png", "nothing.png"], "nothing.png"),
+        (["x", "--taesd", "nothing.safetensors"], "nothing.safetensors"),
+        (["x", "--n_iter", 0], "n-iter"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(run, flags, said):
+    code, out, err = run("txt2img.py", "--steps", 1, *flags)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_a_persons_own_checkpoint_is_taken_and_can_be_named(tmp_path, capsys):
+    assert choose_checkpoint(None, tmp_path) == BUNDLED
+    for name in ("emoji.safetensors", "emoji-clip.safetensors", "taesd_decoder.safetensors", "README.md"):
+        (tmp_path / name).touch()
+    assert choose_checkpoint(None, tmp_path) == BUNDLED
+    (tmp_path / "dreamy.safetensors").touch()
+    assert choose_checkpoint(None, tmp_path) == tmp_path / "dreamy.safetensors"
+    assert capsys.readouterr().out == ""
+    (tmp_path / "v1-5-pruned-emaonly.ckpt").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model_index.json").touch()
+    assert choose_checkpoint(None, tmp_path) == tmp_path / "v1-5-pruned-emaonly.ckpt"
+    assert "3 checkpoints" in capsys.readouterr().out
+    assert choose_checkpoint("dreamy", tmp_path) == tmp_path / "dreamy.safetensors"
+    assert choose_checkpoint("folder", tmp_path) == tmp_path / "folder"
