@@ -1,6 +1,7 @@
 """The folder that diffusers keeps a model in: one sub-folder a network, each with its config.json and its weights."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def read_sizes(folder: Path) -> dict:
     if not (folder / "model_index.json").exists():
         raise UserError(f"{folder} has no model_index.json: give a diffusers folder, or a checkpoint file.")
     pipeline = str(read_json(folder / "model_index.json").get("_class_name"))
-    if "XL" in pipeline or (folder / "text_encoder_2").exists() or not pipeline.startswith("StableDiffusion"):
+    if not re.match("StableDiffusion(?!XL|3)", pipeline):
         raise UserError(f"{folder} is for {pipeline}, not Stable Diffusion 1.x: give a model of the 1.x family.")
     unet, vae, clip = (read_json(folder / name / "config.json") for name in FOLDERS.values())
     if unet.get("use_linear_projection") or unet.get("cross_attention_dim") == 1024:
@@ -207,6 +208,7 @@ def model_index(sizes: dict) -> dict:
     inpaints = sizes["unet"]["in_channels"] == 9
     return {
         "_class_name": "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline",
+        "_diffusers_version": "0.6.0",  # v1-5's; without one, inpainting models count as older and are refused
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
