@@ -1,0 +1,60 @@
+"""The shipped files: all that `scratch` made, in the key layout of v1-5, with what it took to make it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sd.checkpoint import save
+from sd.training import scratch
+from sd.training.loop import last_line
+
+
+def export(runs: Path, weights: Path) -> list[Path]:
+    """`runs/{clip,vae,unet}` to `weights/emoji.safetensors` (what draws) and `weights/emoji-clip.safetensors`.
+
+    The second holds the rest of CLIP (vision tower and projections, transformers' CLIPModel keys), for scoring; its
+    text tower is in the first. Both are fp16 and small enough to ship.
+
+    Raises:
+        UserError: a part has not been trained.
+    """
+    clip, vae, unet = (scratch.read(new(), runs / part).half() for part, new in scratch.NEW.items())
+    about = {"training": json.dumps(history(runs))}
+    model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"
+    save(model, clip.text_model, vae, unet, scratch.SIZES, about)
+    rest = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
+    sizes = {"vision": scratch.VISION, "projection_dim": scratch.PROJECTION_DIM}
+    save_file(rest, scorer, about | {"sd_sizes": json.dumps(sizes)})
+    return [model, scorer]
+
+
+def history(runs: Path) -> dict:
+    """What each part took (command, steps, seconds, last loss), on which machine, from which revision of the code."""
+    parts = {}
+    for part in scratch.PARTS:
+        state = torch.load(runs / part / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+        parts[part] = {"command": f"python scripts/train_scratch.py {part}", "settings": state["settings"]}
+        parts[part] |= last_line(runs / part)
+    return parts | {"machine": machine(), "torch": torch.__version__, "revision": revision()}
+
+
+def machine() -> str:
+    """The GPU, or the processor and its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    name = next((line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor())
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def revision() -> str:
+    """The git revision of this code, with a + where files differ from it; "unknown" outside of git."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
