@@ -24,6 +24,7 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "clip": "cond_stage_model.transformer.",  # then `text_model.`, which some files leave out
 }
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SPOKEN = {"unet": "the U-Net", "vae": "the VAE", "clip": "the text encoder"}
 
 NON_WEIGHTS = {
@@ -71,10 +72,11 @@ def read(path: str | Path) -> Checkpoint:
 
 def read_file(path: Path) -> Checkpoint:
     found = read_weights(path)
-    state, notes = found.content, []
+    state, levels, notes = found.content, 0, []
     while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-        notes.append("state_dict")
+        state, levels = state["state_dict"], levels + 1
+    if found.kind == "ckpt" and levels != 1:
+        notes.append(f"{levels or 'no'} levels of `state_dict`")
     parts, ignored, unknown = split(state if isinstance(state, dict) else {})
     if absent := [SPOKEN[part] for part, tensors in parts.items() if not tensors]:
         what = what_is(state) or f"only a part of a checkpoint, without {' and '.join(absent)}"

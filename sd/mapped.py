@@ -1,7 +1,7 @@
 """A file's bytes as tensors, without a copy; and safetensors, the format that is nothing but that.
 
-A .safetensors file is a length (8 bytes, little-endian), that many bytes of JSON (`{name: {dtype, shape, data_offsets}}`
-for each tensor), and their bytes. https://github.com/huggingface/safetensors, "Format".
+A .safetensors file is a length (8 bytes, little-endian), that many bytes of JSON, and the tensors' bytes. The JSON says
+`{name: {dtype, shape, data_offsets}}`. https://github.com/huggingface/safetensors, "Format".
 """
 
 import json
@@ -80,7 +80,7 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, Tensor], dict[str, str
                 raise UserError(
                     f"{file.path} keeps {name} as {entry['dtype']}, which is not read here: use fp32, fp16 or bf16."
                 )
-            if end - begin != math.prod(shape) * dtype.itemsize:
+            if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
                 raise cut_short(file.path)
             tensors[name] = file.tensor(dtype, start + begin, math.prod(shape)).reshape(shape)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

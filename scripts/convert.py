@@ -1,0 +1,41 @@
+"""Turn a checkpoint into another kind: .ckpt, .safetensors, or a diffusers folder (any other name).
+
+python scripts/convert.py weights/v1-5-pruned-emaonly.ckpt v1-5.safetensors --dtype fp16
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sd.checkpoint import DTYPES, load_models, save
+from sd.errors import plain_errors
+
+
+@plain_errors
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("source", type=Path, help="a .ckpt, a .safetensors or a diffusers folder, told by its contents")
+    parser.add_argument("target", type=Path, help="X.ckpt, X.safetensors, or the name of a folder")
+    parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: the source's)")
+    options = parser.parse_args()
+
+    start = time.perf_counter()
+    clip, vae, unet, found = load_models(options.source, DTYPES.get(options.dtype))
+    kind = save(options.target, clip, vae, unet, found.sizes, found.metadata)
+
+    print(f"read     {found.path}: {found.kind}{''.join(f', {note}' for note in found.notes)}")
+    for name, network in (("unet", unet), ("vae", vae), ("clip", clip)):
+        tensors = network.state_dict().values()
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+        count = sum(tensor.numel() for tensor in tensors)
+        print(f"{name:<8} {len(tensors)} tensors, {count:,} parameters, {', '.join(dtypes)}")
+        print("         " + ", ".join(f"{key} {value}" for key, value in found.sizes[name].items()))
+    print(f"ignored  {', '.join(found.ignored) or 'nothing'}")
+    print(f"written  {options.target}: {kind}, {time.perf_counter() - start:.1f} seconds")
+
+
+if __name__ == "__main__":
+    main()
