@@ -33,4 +33,6 @@ settings          what a person asks for, checked
 model_hash        the name of a checkpoint in a picture's settings
 pipeline          all of it together: prompt in, pictures out
 cli               what the drawing scripts share
+
+A package beside these, with a reading order of its own: sd/benchmark, which measures all of it beside diffusers.
 """

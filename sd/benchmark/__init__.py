@@ -1,0 +1,7 @@
+"""Measuring: our speed and memory beside diffusers', at the same size, dtype and threads, with the same random weights.
+
+peers    diffusers' and transformers' networks with our weights in them
+tasks    what is measured: each task as we do it and as they do it
+measure  the turns, the pairs, the peaks
+report   a table to read and a JSON file to keep
+"""
