@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sd.errors import UserError
-from sd.training import scratch
+from sd.training import autoencoder, diffusion, scratch
 from sd.training.data import Emoji, random_crops
 from sd.training.loop import Settings, examples_of, follow, step_seed, train
 from sd.vae import LATENT_SCALE, AutoencoderKL
@@ -154,7 +154,7 @@ def tiny(monkeypatch):
     sizes["unet"]["context_dim"] = 64
     monkeypatch.setattr(scratch, "SIZES", sizes)
     monkeypatch.setattr(scratch, "VISION", {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "heads": 1})
-    monkeypatch.setattr(scratch, "SHEET", ("a red, light", "a blue"))
+    monkeypatch.setattr(diffusion, "SHEET", ("a red, light", "a blue"))
 
 
 def losses(run):
@@ -197,7 +197,7 @@ def test_standardising_changes_the_latents_and_not_the_pictures():
     with torch.no_grad():
         mean, logvar = vae.encode(images)
         before = vae.decode(mean)
-        scratch.standardise(vae, mean)
+        autoencoder.standardise(vae, mean)
         latents, new_logvar = vae.encode(images)
         after = vae.decode(latents)
     assert torch.allclose(after, before, atol=1e-10)  # float64; the fold is exact but for rounding
@@ -216,14 +216,14 @@ def test_captions_are_drawn_in_the_stated_shares():
         def forward(self, tokens):
             return (tokens != 49407).sum(dim=1)[:, None, None].expand(-1, 77, 1).float()
 
-    captions = scratch.CaptionStates(Text(), Drawings())
+    captions = diffusion.CaptionStates(Text(), Drawings())
     generator = torch.Generator().manual_seed(0)
     lengths = captions.draw(torch.zeros(4000, dtype=torch.long), generator)[:, 0, 0]
     assert captions.states.shape[1:] == (77, 1)
     # 4,000 draws of a tenth: a standard deviation of 0.5 %, four of them allowed.
-    assert (lengths == 1).float().mean().item() == pytest.approx(scratch.EMPTY_CAPTIONS, abs=0.02)
+    assert (lengths == 1).float().mean().item() == pytest.approx(diffusion.EMPTY_CAPTIONS, abs=0.02)
     plain = ((lengths > 1) & (lengths <= 3)).float().mean().item()
-    assert plain == pytest.approx(0.9 * (1 - scratch.STYLED_CAPTIONS), abs=0.03)
+    assert plain == pytest.approx(0.9 * (1 - diffusion.STYLED_CAPTIONS), abs=0.03)
 
 
 def test_crops_are_parts_of_their_pictures():

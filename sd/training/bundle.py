@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from sd.checkpoint import save
 from sd.training import scratch
-from sd.training.loop import last_line
+from sd.training.log import last_line
+from sd.training.loop import kept
 
 
 def export(runs: Path, weights: Path) -> list[Path]:
@@ -24,7 +25,7 @@ def export(runs: Path, weights: Path) -> list[Path]:
     Raises:
         UserError: a part has not been trained.
     """
-    clip, vae, unet = (scratch.read(new(), runs / part).half() for part, new in scratch.NEW.items())
+    clip, vae, unet = (kept(scratch.new(part), runs / part).half() for part in scratch.PARTS)
     about = {"training": json.dumps(history(runs))}
     model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"
     save(model, clip.text_model, vae, unet, scratch.SIZES, about)

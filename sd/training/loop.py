@@ -6,7 +6,6 @@ last checkpoint. Several processes under `torchrun` each take their own examples
 """
 
 import copy
-import json
 import math
 import os
 import signal
@@ -19,11 +18,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from sd.errors import UserError
+from sd.training.log import Log
 
 Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 
@@ -85,10 +85,12 @@ def train(
     model.to(settings.device).train()
     average = copy.deepcopy(model).requires_grad_(False).eval()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
     state = TrainingState(Path(run), model, average, optimizer, settings)
     state.resume()
-    log = Log(Path(run), state.step, settings, leader=rank == 0)
+    log = Log(Path(run), state.step, settings.steps, leader=rank == 0)
     stopping = StopSignal()
 
     while state.step < settings.steps and not stopping.asked:
@@ -162,68 +164,6 @@ class TrainingState:
             part.load_state_dict(saved[name])
 
 
-class Log:
-    """A progress bar, one JSON line every few steps, and TensorBoard where it is installed."""
-
-    EVERY = 10
-
-    def __init__(self, run: Path, step: int, settings: Settings, leader: bool):
-        self.leader = leader
-        if not leader:
-            return
-        run.mkdir(parents=True, exist_ok=True)
-        path = run / "log.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        kept = [line for line in lines if line["step"] <= step]  # what came after the checkpoint is undone
-        self.seconds = kept[-1]["seconds"] if kept else 0.0
-        self.file = open(path, "w", buffering=1)  # noqa: SIM115 - closed by close()
-        self.file.writelines(json.dumps(line) + "\n" for line in kept)
-        self.bar = tqdm(total=settings.steps, initial=step, unit="step", dynamic_ncols=True)
-        self.board = tensorboard(run)
-        self.losses, self.examples, self.since = [], 0, time.monotonic()
-
-    def add(self, step: int, loss: float, lr: float, examples: int) -> None:
-        if not self.leader:
-            return
-        self.losses.append(loss)
-        self.examples += examples
-        self.bar.update()
-        if step % self.EVERY == 0:
-            now = time.monotonic()
-            mean = sum(self.losses) / len(self.losses)
-            took = now - self.since
-            self.seconds += took
-            line = {"step": step, "loss": round(mean, 6), "lr": lr, "seconds": round(self.seconds, 1)}
-            line["examples_per_second"] = round(self.examples / took, 1)
-            self.file.write(json.dumps(line) + "\n")
-            self.bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            if self.board is not None:
-                self.board.add_scalar("loss", mean, step)
-                self.board.add_scalar("lr", lr, step)
-            self.losses, self.examples, self.since = [], 0, now
-
-    def close(self) -> None:
-        if self.leader:
-            self.bar.close()
-            self.file.close()
-            if self.board is not None:
-                self.board.close()
-
-
-def last_line(run: Path) -> dict:
-    """The newest line of a run's log: step, loss, lr, seconds and examples_per_second."""
-    return json.loads((run / "log.jsonl").read_text().splitlines()[-1])
-
-
-def tensorboard(run: Path):
-    """A writer into `run`, or None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(run)
-
-
 class StopSignal:
     """Remembers that Ctrl-C or SIGTERM came, so that the loop can stop between two steps."""
 
@@ -281,3 +221,20 @@ def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
     dist.all_reduce(flat)
     for gradient, mean in zip(gradients, (flat / ranks).split([gradient.numel() for gradient in gradients])):
         gradient.copy_(mean.view_as(gradient))
+
+
+def keep(part: nn.Module, run: Path) -> None:
+    """A network as it is used, in `run/model.safetensors`."""
+    save_file({key: tensor.cpu().contiguous() for key, tensor in part.state_dict().items()}, run / "model.safetensors")
+
+
+def kept(part: nn.Module, run: Path) -> nn.Module:
+    """What `keep` wrote, ready for use.
+
+    Raises:
+        UserError: that part has not been trained.
+    """
+    if not (run / "model.safetensors").exists():
+        raise UserError(f"{run} holds no trained part yet: run `python scripts/train_scratch.py {run.name}` first.")
+    part.load_state_dict(load_file(run / "model.safetensors"))
+    return part.requires_grad_(False).eval()

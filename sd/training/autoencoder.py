@@ -1,0 +1,112 @@
+"""The autoencoder from nothing (Rombach et al. 2022, section 3.1): pictures to an eighth of their size and back."""
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd.training.data import EmojiPictures, random_crops
+from sd.training.loop import Settings, keep, train
+from sd.vae import LATENT_SCALE, AttnBlock, AutoencoderKL, Downsample, ResnetBlock, Upsample, sample_latent
+
+
+def train_vae(
+    vae: AutoencoderKL, run: Path, pictures: EmojiPictures, settings: Settings, kl_weight: float = 1e-4
+) -> AutoencoderKL:
+    """A KL autoencoder (Rombach et al. 2022, section 3.1), on crops of half the size; each eighth batch is whole.
+
+    No discriminator and no perceptual loss: flat drawings do without.
+    """
+
+    def loss(vae: AutoencoderKL, indices: Tensor, generator: torch.Generator) -> Tensor:
+        whole = torch.rand((), generator=generator) < 1 / 8
+        size = pictures.pixels.shape[-1]
+        images = pictures.images(indices[: max(1, len(indices) // 4)] if whole else indices)  # as many pixels
+        images = random_crops(images, size if whole else size // 2, generator)
+        device = vae.quant_conv.weight.device
+        mean, logvar = vae.encode(images.to(device))
+        noise = torch.randn(mean.shape, generator=generator).to(device)
+        drawn = vae.decode(sample_latent(mean, logvar, noise)).float()
+        return reconstruction(drawn, images.to(device)) + kl_weight * kl(mean.float(), logvar.float())
+
+    def on_save(vae: AutoencoderKL, step: int) -> None:
+        vae = copy.deepcopy(vae)
+        keep(standardise(vae, encode(vae, pictures, limit=128)), run)
+
+    return train(vae, loss, len(pictures), run, settings, on_save)
+
+
+def new_vae(sizes: dict) -> AutoencoderKL:
+    """At random, but so that it shrinks and grows pictures at once and has only the details left to learn.
+
+    Residual branches begin at zero, downsampling averages, upsampling copies: colours pass from end to end. There is
+    little noise in the latents: at the usual start, logvar 0, it drowns what they first say.
+    """
+    vae = AutoencoderKL(**sizes)
+    nn.init.constant_(vae.quant_conv.bias[vae.z_channels :], -6.0)
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, AttnBlock):
+            nn.init.zeros_(module.proj_out.weight)
+        elif isinstance(module, Downsample):
+            width = module.conv.weight.shape[0]
+            nn.init.constant_(module.conv.bias, 0.0)
+            module.conv.weight.data = torch.eye(width)[:, :, None, None].expand(-1, -1, 3, 3).contiguous() / 9
+        elif isinstance(module, Upsample):
+            nn.init.dirac_(module.conv.weight)
+    return vae
+
+
+def reconstruction(drawn: Tensor, images: Tensor) -> Tensor:
+    """Squared and absolute error of the pixels, absolute error of the edges, squared error of each 8 x 8 cell's colour.
+
+    On absolute errors alone everything stays one middling brown for hundreds of steps; the cells' colours cure that.
+    """
+    error = drawn - images
+    pixels = error.abs().mean() + 4 * error.square().mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return pixels + edges / 2 + 4 * F.avg_pool2d(error, 8).square().mean()
+
+
+def kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL divergence from N(0, 1) (Kingma & Welling 2013, appendix B), the mean over the latent's elements."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: EmojiPictures, limit: int | None = None, batch: int = 32) -> Tensor:
+    """(N, 4, h, w): the mean latent of every picture (or of `limit` of them, evenly picked), unscaled, on the CPU."""
+    device, count = vae.quant_conv.weight.device, len(pictures)
+    parts = torch.linspace(0, count - 1, min(count, limit or count)).long().split(batch)
+    return torch.cat([vae.encode(pictures.images(part).to(device))[0].cpu() for part in parts])
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, latents: Tensor) -> AutoencoderKL:
+    """Fold each channel's mean and spread into the two 1x1 convolutions, so that LATENT_SCALE * latent has 0 and 1.
+
+    The pictures stay the same. latents: (N, 4, h, w), what `vae` makes of its data now.
+    """
+    mean = latents.mean(dim=(0, 2, 3)).to(vae.quant_conv.weight)
+    scale = latents.std(dim=(0, 2, 3)).to(mean) * LATENT_SCALE
+    channels = vae.z_channels
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+    vae.post_quant_conv.weight *= scale[:, None, None]
+    vae.quant_conv.weight[:channels] /= scale[:, None, None, None]
+    vae.quant_conv.bias[:channels] = (vae.quant_conv.bias[:channels] - mean) / scale
+    vae.quant_conv.bias[channels:] -= 2 * scale.log()
+    return vae
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pictures: EmojiPictures, batch: int = 16) -> float:
+    """Mean over pictures of the reconstruction's PSNR in dB, through the mean latent."""
+    device, values = vae.quant_conv.weight.device, []
+    for part in torch.arange(len(pictures)).split(batch):
+        images = pictures.images(part).to(device)
+        error = (vae.decode(vae.encode(images)[0]).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
+        values.append(10 * torch.log10(4 / error))  # the range is 2, its square 4
+    return torch.cat(values).mean().item()

@@ -1,0 +1,74 @@
+"""CLIP from nothing (Radford et al. 2021): two towers, of text and of pictures, that learn to find each other."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd.clip import CLIP, CLIPTextModel, CLIPVisionModel, clip_pixels
+from sd.tokenizer import Tokenizer
+from sd.training.data import EmojiPictures
+from sd.training.loop import Settings, keep, train
+
+
+def new_clip(text: dict, vision: dict, projection_dim: int) -> CLIP:
+    """Both towers at random, with small embeddings: a word that is never met then stays near nothing."""
+    clip = CLIP(CLIPTextModel(**text), CLIPVisionModel(**vision), projection_dim)
+    nn.init.normal_(clip.text_model.embeddings.token_embedding.weight, std=0.02)
+    nn.init.normal_(clip.text_model.embeddings.position_embedding.weight, std=0.01)
+    nn.init.normal_(clip.vision_model.embeddings.position_embedding.weight, std=0.02)
+    nn.init.normal_(clip.vision_model.embeddings.class_embedding, std=0.02)
+    return clip
+
+
+def train_clip(clip: CLIP, run: Path, pictures: EmojiPictures, settings: Settings) -> CLIP:
+    """Two towers that learn to find each other's partner in the batch (Radford et al. 2021, figure 3)."""
+    tokenizer = Tokenizer()
+    captions = [tokenizer(emoji.captions) for emoji in pictures.emoji]
+    styled = [len(emoji.captions) - len(emoji.plain_captions) for emoji in pictures.emoji]
+    names = numbered(emoji.name for emoji in pictures.emoji)
+    styles = numbered(emoji.style for emoji in pictures.emoji)
+
+    def loss(clip: CLIP, indices: Tensor, generator: torch.Generator) -> Tensor:
+        chosen = [torch.randint(len(captions[i]), (1,), generator=generator).item() for i in indices.tolist()]
+        tokens = torch.stack([captions[i][k] for i, k in zip(indices.tolist(), chosen)])
+        tokens = tokens[:, : (tokens == tokens.max()).int().argmax(dim=1).max() + 1]  # causal: nothing after matters
+        images = shaken(pictures.images(indices), generator)
+        device = clip.logit_scale.device
+        text = clip.encode_text(tokens.to(device))
+        image = clip.encode_image(clip_pixels(images.to(device), clip.vision_model.image_size))
+        logits = clip.logit_scale.clamp(max=4.6052).exp() * text.float() @ image.float().T  # at most 100, section 2.5
+        # A caption without a style fits this name in every style; all pictures that fit share the target.
+        fits = names[indices][:, None] == names[indices]
+        has_style = torch.tensor([k < styled[i] for i, k in zip(indices.tolist(), chosen)])
+        fits &= (styles[indices][:, None] == styles[indices]) | ~has_style[:, None]
+        fits = fits.float().to(device)
+        return (soft_cross_entropy(logits, fits) + soft_cross_entropy(logits.T, fits.T)) / 2
+
+    return train(clip, loss, len(pictures), run, settings, on_save=lambda average, step: keep(average, run))
+
+
+def numbered(words) -> Tensor:
+    """Each word as the number of its first appearance."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(word, len(numbers)) for word in words])
+
+
+def soft_cross_entropy(logits: Tensor, fits: Tensor) -> Tensor:
+    """Cross-entropy against all that fits, in equal shares. logits, fits: (B, B)."""
+    return -(F.log_softmax(logits, dim=1) * fits / fits.sum(dim=1, keepdim=True)).sum(dim=1).mean()
+
+
+def shaken(images: Tensor, generator: torch.Generator) -> Tensor:
+    """(B, 3, H, W): each picture moved, zoomed by 0.8 to 1.2 and, in half the cases, mirrored, on white."""
+    size = len(images)
+    zoom = 0.8 + 0.4 * torch.rand(size, generator=generator)
+    shift = 0.2 * torch.rand(size, 2, generator=generator) - 0.1
+    mirror = torch.where(torch.rand(size, generator=generator) < 0.5, -1.0, 1.0)
+    zero = torch.zeros(size)
+    rows = torch.stack(
+        [torch.stack([mirror / zoom, zero, shift[:, 0]], 1), torch.stack([zero, 1 / zoom, shift[:, 1]], 1)], 1
+    )
+    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
+    return F.grid_sample(images - 1, grid, align_corners=False) + 1  # white is 0 for grid_sample's padding

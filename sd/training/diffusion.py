@@ -1,0 +1,131 @@
+"""The U-Net from nothing: latent diffusion on captions (Rombach et al. 2022, section 3.2 and 3.3)."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import LongTensor, Tensor, nn
+
+from sd.clip import CLIPTextModel
+from sd.denoiser import Guidance
+from sd.image import from_tensor, grid
+from sd.samplers import ddim
+from sd.schedule import TIMES, add_noise, alphas_cumprod, sigma_list
+from sd.tokenizer import Tokenizer
+from sd.training.autoencoder import encode
+from sd.training.data import EmojiPictures
+from sd.training.loop import Settings, keep, train
+from sd.unet import ResBlock, SpatialTransformer, UNetModel
+from sd.vae import LATENT_SCALE, AutoencoderKL
+
+EMPTY_CAPTIONS = 0.1  # the share of captions left out, so that the U-Net learns the unconditional picture too
+STYLED_CAPTIONS = 0.8  # the share of captions that say the style
+MIN_SNR_GAMMA = 5.0
+SHEET = (
+    "a red apple, fluent 3d emoji",
+    "a cat face, noto emoji",
+    "a dog, fluent flat emoji",
+    "a rocket, fxemoji",
+    "a tree, fluent 3d emoji",
+    "a house, fluent flat emoji",
+    "a car, noto emoji",
+    "a pizza, fxemoji",
+    "a red apple",
+    "the sun",
+    "a red heart",
+    "a fish",
+    "a snowman",
+    "a puppy",
+    "a banana",
+    "a ghost",
+)
+
+
+def train_unet(
+    unet: UNetModel, run: Path, text: CLIPTextModel, vae: AutoencoderKL, pictures: EmojiPictures, settings: Settings
+) -> UNetModel:
+    """Latent diffusion: predict the noise in a noisy latent, given a caption (Rombach et al. 2022, eq. 3).
+
+    The frozen text tower and autoencoder are run once over everything, before the first step.
+    """
+    with torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bf16):
+        latents = encode(vae, pictures).float() * LATENT_SCALE  # (N, 4, h, w)
+        captions = CaptionStates(text, pictures)
+    snr = alphas_cumprod() / (1 - alphas_cumprod())
+    weights = snr.clamp(max=MIN_SNR_GAMMA) / snr  # Hang et al. 2023, "Min-SNR Weighting", for a model that predicts eps
+
+    def loss(unet: UNetModel, indices: Tensor, generator: torch.Generator) -> Tensor:
+        x0 = latents[indices]
+        noise = torch.randn(x0.shape, generator=generator)
+        # One time from each of B equal parts of 0..999: as random as before, with less variance in the sum.
+        t = ((torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) * TIMES / len(x0)).long()
+        context = captions.draw(indices, generator)
+        device = unet.out[2].weight.device
+        eps = unet(add_noise(x0, noise, t).to(device), t.to(device), context.to(device)).float()
+        return (weights[t].to(device) * (eps - noise.to(device)).square().mean(dim=(1, 2, 3))).mean()
+
+    def on_save(unet: UNetModel, step: int) -> None:
+        keep(unet, run)
+        with torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bf16):
+            sheet(text, vae, unet, latents.shape[-1]).save(run / f"sheet-{step:06d}.png")
+
+    return train(unet, loss, len(pictures), run, settings, on_save)
+
+
+def new_unet(sizes: dict) -> UNetModel:
+    """At random, but every branch's last layer is zero, as in LDM: at first each block only passes its input on."""
+    unet = UNetModel(**sizes)
+    last = [unet.out[2]]
+    last += [module.out_layers[3] for module in unet.modules() if isinstance(module, ResBlock)]
+    last += [module.proj_out for module in unet.modules() if isinstance(module, SpatialTransformer)]
+    for layer in last:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return unet
+
+
+class CaptionStates:
+    """The text tower's states of every wording of every picture, made once: each wording is kept a single time."""
+
+    def __init__(self, text: CLIPTextModel, pictures: EmojiPictures):
+        wordings: dict[str, int] = {"": 0}
+        self.styled, self.plain = (
+            [[wordings.setdefault(caption, len(wordings)) for caption in captions] for captions in group]
+            for group in (
+                [emoji.captions[: -len(emoji.plain_captions)] for emoji in pictures.emoji],
+                [emoji.plain_captions for emoji in pictures.emoji],
+            )
+        )
+        tokens = Tokenizer()(list(wordings))
+        self.states = torch.cat([text_states(text, part) for part in tokens.split(256)])  # (wordings, 77, D)
+
+    def draw(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, 77, D): a wording for each picture: none, one without the style, or one with it."""
+        rows = []
+        for i in indices.tolist():
+            empty, styled = torch.rand(2, generator=generator).tolist()
+            wordings = self.styled[i] if styled < STYLED_CAPTIONS else self.plain[i]
+            k = torch.randint(len(wordings), (), generator=generator).item()
+            rows.append(0 if empty < EMPTY_CAPTIONS else wordings[k])
+        return self.states[rows].float()
+
+
+@torch.no_grad()
+def text_states(text: CLIPTextModel, tokens: LongTensor) -> Tensor:
+    """(B, 77) -> (B, 77, D) on the CPU, bfloat16 to halve the room they take."""
+    return text(tokens.to(text.final_layer_norm.weight.device)).bfloat16().cpu()
+
+
+@torch.no_grad()
+def sheet(
+    text: CLIPTextModel, vae: AutoencoderKL, unet: UNetModel, side: int, steps: int = 20, guidance: float = 4.0
+) -> Image.Image:
+    """A contact sheet of the prompts of SHEET, always from the same noise. side: of the latents."""
+    tokenizer, device = Tokenizer(), unet.out[2].weight.device
+    cond = text(tokenizer(list(SHEET)).to(device))
+    uncond = text(tokenizer("").to(device)).expand_as(cond)
+    sigmas = sigma_list(steps)
+    noise = torch.randn(len(SHEET), 4, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    x = noise * (1 + sigmas[0] ** 2) ** 0.5
+    *_, (latent, _) = ddim(Guidance(unet, cond, uncond, guidance), x, sigmas, None)
+    return grid(from_tensor(vae.decode(latent / LATENT_SCALE)))
