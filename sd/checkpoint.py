@@ -39,6 +39,7 @@ NON_WEIGHTS = {
     *(PREFIXES["clip"] + "logit_scale", PREFIXES["clip"] + "text_projection.weight"),
 }
 NON_WEIGHT_PREFIXES = ("model_ema.", "embedding_manager.")
+NOT_METADATA = {"sd_sizes", "format", "pytorch-lightning_version"}  # written anew, or true of the old file only
 
 
 @dataclass
@@ -92,7 +93,7 @@ def read_file(path: Path) -> Checkpoint:
         kind=found.kind,
         **parts,
         sizes=infer(**parts, source=path) if given is None else complete(given, path),
-        metadata={key: text for key, text in found.metadata.items() if key not in ("sd_sizes", "format")},
+        metadata={key: text for key, text in found.metadata.items() if key not in NOT_METADATA},
         ignored=ignored,
         notes=notes,
         files=[found.file],
@@ -221,6 +222,6 @@ def save(
     prefixes = PREFIXES | {"clip": PREFIXES["clip"] + "text_model."}
     state = {prefixes[part] + key: tensor for part in parts for key, tensor in parts[part].items()}
     state[prefixes["clip"] + "embeddings.position_ids"] = torch.arange(sizes["clip"]["max_length"])[None]
-    about = {"format": "pt", "sd_sizes": json.dumps(sizes)} | (metadata or {})
+    about = (metadata or {}) | {"format": "pt", "sd_sizes": json.dumps(sizes)}
     write_weights(path, kind, state, about)
     return kind

@@ -71,7 +71,7 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, Tensor], dict[str, str
         raise cut_short(file.path)
     try:
         header = json.loads(file.memory[8:start])
-        metadata = header.pop("__metadata__", {})
+        metadata = {name: str(text) for name, text in header.pop("__metadata__", {}).items()}
         tensors = {}
         for name, entry in header.items():
             shape, (begin, end) = entry["shape"], entry["data_offsets"]

@@ -93,14 +93,14 @@ def what_is(content: Any) -> str | None:
 
 
 def write_weights(path: str | Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes "safetensors", or "ckpt" as `{"state_dict": tensors, **metadata}`; a failure leaves the earlier file."""
+    """Writes "safetensors", or "ckpt" as `{**metadata, "state_dict": tensors}`; a failure leaves the earlier file."""
     with replacing(Path(path)) as part:
         if kind == "safetensors":
             write_safetensors(part, tensors, metadata)
             return
         try:
             with open(part, "wb") as file:
-                torch.save({"state_dict": tensors, **metadata}, file)
+                torch.save({**metadata, "state_dict": tensors}, file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # a full disk, of which torch then says "unexpected pos"
                 raise error.__context__ from None

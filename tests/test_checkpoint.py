@@ -62,6 +62,7 @@ def test_the_published_layout(file, weights):
     checkpoint = assert_loads(file, weights)
     assert checkpoint.kind == "ckpt"
     assert checkpoint.sizes == complete(SIZES, "here")
+    assert checkpoint.metadata == {}
     assert set(checkpoint.ignored) == {
         *SCHEDULE,
         "model_ema.decay",

@@ -68,6 +68,7 @@ HEADERS = {
     "before the beginning": b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
     "wrong length": b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}',
     "negative shape": b'{"a": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}',
+    "metadata that is a list": b'{"__metadata__": ["a"]}',
     "fp8": b'{"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}',
 }
 
