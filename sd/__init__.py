@@ -20,6 +20,7 @@ weight_files      any file of weights, told by its contents
 sizes             how large a model is
 diffusers_folder  a checkpoint as diffusers keeps it
 checkpoint        weights in and out of every file people own
+download          the v1-5 file from its mirror
 
 prompt            (weights:1.3), BREAK and long prompts to one context
 image             pictures in and out

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from sd.checkpoint import DTYPES
 from sd.errors import UserError
 from sd.image import check_outdir, grid, save_png
 from sd.infotext import parse_infotext, read_infotext
@@ -17,7 +18,6 @@ from sd.schedule import SCHEDULES
 from sd.settings import HIRES_UPSCALERS, MAX_IMAGES, Settings, check_whole
 from sd.taesd import load_taesd
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "full": torch.float32}
 PREFERRED = "v1-5-pruned-emaonly"
 PREVIEW_EVERY = 5  # steps
 
@@ -118,7 +118,7 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype | None:
         return torch.float16
     if precision == "autocast":
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    return DTYPES.get(precision)
+    return DTYPES.get("fp32" if precision == "full" else precision)
 
 
 def choose_checkpoint(name: str | None, folder: Path) -> Path:

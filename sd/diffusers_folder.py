@@ -37,6 +37,10 @@ def read_sizes(folder: Path) -> dict:
     pipeline = str(read_json(folder / "model_index.json").get("_class_name"))
     if not re.match("StableDiffusion(?!XL|3)", pipeline):
         raise UserError(f"{folder} is for {pipeline}, not Stable Diffusion 1.x: give a model of the 1.x family.")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    prediction = read_json(scheduler).get("prediction_type", "epsilon") if scheduler.exists() else "epsilon"
+    if prediction != "epsilon":
+        raise UserError(f"{folder} predicts {prediction}, not the noise: give a model that predicts epsilon.")
     unet, vae, clip = (read_json(folder / name / "config.json") for name in FOLDERS.values())
     if unet.get("use_linear_projection") or unet.get("cross_attention_dim") == 1024:
         raise UserError(f"{folder} is Stable Diffusion 2, which works otherwise: give a model of the 1.x family.")

@@ -19,8 +19,11 @@ def model_hash(path: Path) -> str:
     key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     known = read_cache()
     if key not in known:
+        digest = hashlib.sha256()
         with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(1 << 22):
+                digest.update(block)
+        known[key] = digest.hexdigest()
         write_cache(known)
     return known[key][:10]
 

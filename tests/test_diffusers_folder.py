@@ -190,6 +190,8 @@ def test_other_folders_are_refused_by_name(tmp_path, ours):
     refused("StableDiffusion3Pipeline", lambda at: changed_json(at / index, _class_name="StableDiffusion3Pipeline"))
     refused("Stable Diffusion 2", lambda at: changed_json(at / unet, cross_attention_dim=1024))
     refused("Stable Diffusion 2", lambda at: changed_json(at / unet, use_linear_projection=True))
+    scheduler = "scheduler/scheduler_config.json"
+    refused("v_prediction", lambda at: changed_json(at / scheduler, prediction_type="v_prediction"))
     refused("unet/config.json is missing", lambda at: (at / unet).unlink())
     refused("cannot be read as JSON", lambda at: (at / unet).write_text("{"))
     refused("does not say what it should", lambda at: (at / unet).write_text("[]"))

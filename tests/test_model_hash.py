@@ -10,7 +10,7 @@ def test_first_ten_digits_and_remembered(tmp_path, monkeypatch):
     file.write_bytes(b"weights")
     expected = hashlib.sha256(b"weights").hexdigest()[:10]
     assert model_hash(file) == expected
-    monkeypatch.setattr(module.hashlib, "file_digest", None)  # a second hashing would fail
+    monkeypatch.setattr(module.hashlib, "sha256", None)  # a second hashing would fail
     assert model_hash(file) == expected
 
 
