@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sd.checkpoint import load_models
+from sd.checkpoint import load_models, save
 from sd.clip import CLIPTextModel
 from sd.denoiser import Guidance, Inpaint
 from sd.errors import UserError
@@ -32,6 +32,7 @@ from sd.schedule import sigma_list
 from sd.seamless import seamless
 from sd.seeds import Noise
 from sd.settings import Settings
+from sd.sizes import complete
 from sd.start import Start, start_from
 from sd.taesd import TAESD
 from sd.tokenizer import Tokenizer
@@ -65,11 +66,12 @@ class StableDiffusion:
         clip: CLIPTextModel,
         vae: AutoencoderKL,
         unet: UNetModel,
-        image_size: int = 512,
+        sizes: dict | None = None,
         path: Path | None = None,
     ):
         self.tokenizer, self.clip, self.vae, self.unet = tokenizer, clip, vae, unet
-        self.image_size = image_size  # pixels: what the model was trained at
+        self.sizes = complete({} if sizes is None else sizes, "the pipeline")
+        self.image_size = self.sizes["image_size"]  # pixels: what the model was trained at
         self.path = path
         self.taesd: TAESD | None = None
         self.decode_with_taesd = False
@@ -91,7 +93,11 @@ class StableDiffusion:
             dtype = torch.float32 if device.type == "cpu" else torch.float16
         path = BUNDLED if path is None else Path(path).expanduser()
         clip, vae, unet, checkpoint = load_models(path, dtype=dtype, device=device)
-        return cls(Tokenizer(), clip, vae, unet, checkpoint.sizes["image_size"], path)
+        return cls(Tokenizer(), clip, vae, unet, checkpoint.sizes, path)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a .ckpt, a .safetensors, or, under any other name, a diffusers folder; UserError if it cannot."""
+        save(path, self.clip, self.vae, self.unet, self.sizes)
 
     @property
     def device(self) -> torch.device:

@@ -13,13 +13,17 @@ from sd.vae import AutoencoderKL
 
 UNET = dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), context_dim=64)
 
+VAE = dict(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
+CLIP = dict(width=64, layers=2, heads=4)
+
 
 def make_pipe(in_channels: int = 4) -> StableDiffusion:
     """Random weights, an eighth of the size each way as in v1-5, made for 64x64."""
-    clip = randomize(CLIPTextModel(width=64, layers=2, heads=4), seed=1)
-    vae = randomize(AutoencoderKL(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1), seed=2)
-    unet = randomize(UNetModel(in_channels=in_channels, **UNET), seed=3)
-    return StableDiffusion(Tokenizer(), clip, vae, unet, image_size=64)
+    sizes = {"unet": UNET | {"in_channels": in_channels}, "vae": VAE, "clip": CLIP, "image_size": 64}
+    clip = randomize(CLIPTextModel(**CLIP), seed=1)
+    vae = randomize(AutoencoderKL(**VAE), seed=2)
+    unet = randomize(UNetModel(**sizes["unet"]), seed=3)
+    return StableDiffusion(Tokenizer(), clip, vae, unet, sizes)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +34,7 @@ def made_once():
 def fresh_copy(pipe: StableDiffusion) -> StableDiffusion:
     """A test may spoil its networks, but not the tokenizer, which is slow to make."""
     networks = (copy.deepcopy(network) for network in (pipe.clip, pipe.vae, pipe.unet))
-    return StableDiffusion(pipe.tokenizer, *networks, image_size=pipe.image_size)
+    return StableDiffusion(pipe.tokenizer, *networks, pipe.sizes)
 
 
 @pytest.fixture

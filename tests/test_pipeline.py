@@ -299,6 +299,14 @@ def test_last_part():
     assert last_part(sigmas, 0.0) == [0.0]
 
 
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model"])
+def test_saved_and_loaded_it_draws_the_same(pipe, tmp_path, name):
+    pipe.save_pretrained(tmp_path / name)
+    again = StableDiffusion.from_pretrained(tmp_path / name)
+    assert again.sizes == pipe.sizes
+    assert same(again("x", steps=2, seed=1).images[0], pipe("x", steps=2, seed=1).images[0])
+
+
 def test_no_path_is_the_bundled_model():
     pipe = StableDiffusion.from_pretrained()
     assert pipe.path.name == "emoji.safetensors"
