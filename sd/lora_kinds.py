@@ -1,0 +1,211 @@
+"""The kinds of adapter: how a change ΔW of one layer's weight W is written with few numbers.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", and its relatives, each named at its class. Which
+layers have such a change, and how it comes in and goes out, is `lora`.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Patch(nn.Module):
+    """A change of one layer. Parameters have kohya's and LyCORIS' own names (`FIELDS`); one that is absent is None.
+
+    fields: its tensors; beside a kind's own there may be `diff_b`, a change of the bias.
+    scale: of ΔW; files have it as alpha / rank.
+    name: the adapter it is a part of. strength: how much of it is used, 0 for nothing.
+    """
+
+    FIELDS: tuple[str, ...] = ()
+
+    def __init__(self, fields: Mapping[str, Tensor], scale: float = 1.0):
+        super().__init__()
+        for field in (*self.FIELDS, "diff_b"):
+            self.register_parameter(field, nn.Parameter(fields[field]) if field in fields else None)
+        self.scale, self.name, self.strength = scale, "", 1.0
+
+    @property
+    def rank(self) -> int | None:
+        return None
+
+    @property
+    def alpha(self) -> float | None:
+        return None if self.rank is None else self.scale * self.rank
+
+    def fields(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """ΔW at strength 1, fp32, of the shape of `weight`, the layer's own."""
+        raise NotImplementedError
+
+    def delta_bias(self) -> Tensor | None:
+        return self.diff_b
+
+    def norm(self, weight: Tensor) -> float:
+        """|ΔW| at strength 1, in the Frobenius norm."""
+        return self.delta(weight).norm().item()
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What the change adds to the layer's output for x; computed in x's dtype."""
+        return layer.through(x, (self.strength * self.delta(layer.weight)).to(x.dtype), self.bias_for(x))
+
+    def bias_for(self, x: Tensor) -> Tensor | None:
+        bias = self.delta_bias()
+        return None if bias is None else (self.strength * bias).to(x.dtype)
+
+
+class LoRA(Patch):
+    """ΔW = alpha/r · up @ down, with up (out, r) and down (r, in); for convolutions down is (r, in, k, k).
+
+    With `lora_mid` (r, r, k, k) it is a Tucker decomposition, and down is (r, in, 1, 1): LyCORIS' LoCon.
+    """
+
+    FIELDS = ("lora_down", "lora_up", "lora_mid")
+
+    @classmethod
+    def fresh(cls, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator) -> "LoRA":
+        """One to be trained: it changes nothing yet. down ~ U(±1/sqrt(fan in)), as kohya and Hu et al.'s code start."""
+        shape = layer.weight.shape
+        bound = 1 / math.sqrt(shape[1:].numel())
+        down = (torch.rand(rank, *shape[1:], generator=generator) * 2 - 1) * bound
+        up = torch.zeros(shape[0], rank, *[1] * (len(shape) - 2))
+        return cls({"lora_down": down, "lora_up": up}, alpha / rank)
+
+    @property
+    def rank(self) -> int:
+        return self.lora_down.shape[0]
+
+    def delta(self, weight: Tensor) -> Tensor:
+        up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)  # (out, r), (r, in * k * k)
+        if self.lora_mid is not None:
+            return self.scale * torch.einsum("pq..., op, qi -> oi...", self.lora_mid, up, down)
+        return self.scale * (up @ down).unflatten(1, weight.shape[1:])
+
+    def norm(self, weight: Tensor) -> float:
+        if self.lora_mid is not None:
+            return super().norm(weight)
+        up, down = self.lora_up.detach().flatten(1).double(), self.lora_down.detach().flatten(1).double()
+        # |up @ down|² = trace(up' up down down'), and those two are only (r, r).
+        return abs(self.scale) * ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt().item()
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if self.lora_mid is not None:
+            return super().forward(layer, x)
+        down = self.lora_down.to(x.dtype).reshape(-1, *layer.weight.shape[1:])
+        up = self.lora_up.to(x.dtype).flatten(1)
+        h = layer.through(x, down) * (self.strength * self.scale)  # r wide: never as big as ΔW
+        bias = self.bias_for(x)
+        return F.linear(h, up, bias) if down.dim() == 2 else F.conv2d(h, up[:, :, None, None], bias)
+
+
+class LoHa(Patch):
+    """ΔW = alpha/r · (w1_a @ w1_b) * (w2_a @ w2_b), elementwise: Nam et al. 2021, "FedPara", proposition 1.
+
+    With t1 and t2 (r, r, k, k) each half is a Tucker decomposition (proposition 3), and its `a` is (r, out).
+    """
+
+    FIELDS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+
+    @property
+    def rank(self) -> int:
+        return self.hada_w1_b.shape[0]
+
+    def delta(self, weight: Tensor) -> Tensor:
+        first = product(self.hada_w1_a, self.hada_w1_b, self.hada_t1)
+        second = product(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
+        return (self.scale * first * second).flatten(1).unflatten(1, weight.shape[1:])
+
+
+class LoKr(Patch):
+    """ΔW = alpha/r · kron(w1, w2), each whole or a product a @ b: Yeh et al. 2023, "LyCORIS", section 3.2.
+
+    Where both are whole there is no rank, and the scale is 1.
+    """
+
+    FIELDS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+
+    @property
+    def rank(self) -> int | None:
+        for factor in (self.lokr_w2_b, self.lokr_w1_b):
+            if factor is not None:
+                return factor.shape[0]
+        return None
+
+    def delta(self, weight: Tensor) -> Tensor:
+        w1 = self.lokr_w1 if self.lokr_w1 is not None else self.lokr_w1_a @ self.lokr_w1_b
+        w2 = self.lokr_w2
+        if w2 is None:
+            w2 = product(self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2)
+        w1 = w1.reshape(*w1.shape, *[1] * (w2.dim() - 2))
+        return (self.scale * torch.kron(w1, w2)).flatten(1).unflatten(1, weight.shape[1:])
+
+
+def product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
+    """a @ b, (out, r) by (r, ...); or the Tucker product of a (r, out), core (r, r, k, k) and b (r, in)."""
+    if core is None:
+        return a @ b.flatten(1)
+    return torch.einsum("pq..., po, qi -> oi...", core, a, b).contiguous()  # `kron` takes nothing else
+
+
+class Difference(Patch):
+    """ΔW itself, or a change of the bias alone; of a norm as well."""
+
+    FIELDS = ("diff",)
+
+    def delta(self, weight: Tensor) -> Tensor:
+        if self.diff is None:
+            return torch.zeros_like(weight, dtype=torch.float32)
+        return self.diff if weight.dim() < 2 else self.diff.flatten(1).unflatten(1, weight.shape[1:])
+
+
+class DoRA(Patch):
+    """W' = m · (W + ΔW) / |W + ΔW|, norms over each output, with ΔW of another kind: Liu et al. 2024, equation 5.
+
+    m is `dora_scale`, (out,) or (out, 1, ...); older files have (1, in, ...), and norms over each input.
+    Its strength leads straight from W to W'.
+    """
+
+    FIELDS = ("dora_scale",)
+
+    def __init__(self, direction: Patch, dora_scale: Tensor):
+        super().__init__({"dora_scale": dora_scale}, direction.scale)
+        self.direction = direction
+
+    @property
+    def rank(self) -> int | None:
+        return self.direction.rank
+
+    def delta_bias(self) -> Tensor | None:
+        return self.direction.delta_bias()
+
+    def fields(self) -> dict[str, Tensor]:
+        return {"dora_scale": self.dora_scale.detach(), **self.direction.fields()}
+
+    def delta(self, weight: Tensor) -> Tensor:
+        weight = weight.float()
+        changed = weight + self.direction.delta(weight)
+        kept = 0 if self.dora_scale.shape[0] == weight.shape[0] else 1
+        size = changed.movedim(kept, 0).flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        shape = [-1 if axis == kept else 1 for axis in range(weight.dim())]
+        return (self.dora_scale.flatten() / size).reshape(shape) * changed - weight
+
+
+def make(fields: Mapping[str, Tensor], scale: float = 1.0) -> Patch:
+    """The patch that these fields are. Raises ValueError where they are no whole patch, or more than one."""
+    rest = fields.keys() - {"dora_scale", "diff_b"}
+    whole = {
+        LoRA: {"lora_down", "lora_up"} <= rest,
+        LoHa: {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= rest,
+        LoKr: all(n in rest or {f"{n}_a", f"{n}_b"} <= rest for n in ("lokr_w1", "lokr_w2")),
+        Difference: "diff" in rest or (not rest and "diff_b" in fields),
+    }
+    for kind, is_whole in whole.items():
+        if is_whole and rest <= set(kind.FIELDS):
+            patch = kind(fields, scale)
+            return DoRA(patch, fields["dora_scale"]) if "dora_scale" in fields else patch
+    raise ValueError(f"{', '.join(sorted(fields))} alone")
