@@ -1,10 +1,11 @@
 """The U-Net from nothing: latent diffusion on captions (Rombach et al. 2022, section 3.2 and 3.3)."""
 
+import os
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import LongTensor, Tensor, nn
+from torch import Tensor, nn
 
 from sd.clip import CLIPTextModel
 from sd.denoiser import Guidance
@@ -46,11 +47,10 @@ def train_unet(
 ) -> UNetModel:
     """Latent diffusion: predict the noise in a noisy latent, given a caption (Rombach et al. 2022, eq. 3).
 
-    The frozen text tower and autoencoder are run once over everything, before the first step.
+    The frozen text tower and autoencoder are run once over everything, before the first step, into `run/encoded.pt`.
     """
-    with torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bf16):
-        latents = encode(vae, pictures).float() * LATENT_SCALE  # (N, 4, h, w)
-        captions = CaptionStates(text, pictures)
+    captions = Captions(pictures)
+    latents, states = encode_once(run, text, vae, pictures, captions.wordings, settings)
     snr = alphas_cumprod() / (1 - alphas_cumprod())
     weights = snr.clamp(max=MIN_SNR_GAMMA) / snr  # Hang et al. 2023, "Min-SNR Weighting", for a model that predicts eps
 
@@ -59,7 +59,7 @@ def train_unet(
         noise = torch.randn(x0.shape, generator=generator)
         # One time from each of B equal parts of 0..999: as random as before, with less variance in the sum.
         t = ((torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) * TIMES / len(x0)).long()
-        context = captions.draw(indices, generator)
+        context = states[captions.draw(indices, generator)].float()  # (B, 77, D)
         device = unet.out[2].weight.device
         eps = unet(add_noise(x0, noise, t).to(device), t.to(device), context.to(device)).float()
         return (weights[t].to(device) * (eps - noise.to(device)).square().mean(dim=(1, 2, 3))).mean()
@@ -84,36 +84,47 @@ def new_unet(sizes: dict) -> UNetModel:
     return unet
 
 
-class CaptionStates:
-    """The text tower's states of every wording of every picture, made once: each wording is kept a single time."""
+class Captions:
+    """Every wording of every picture; each wording stands once in `wordings`, the empty one first."""
 
-    def __init__(self, text: CLIPTextModel, pictures: EmojiPictures):
-        wordings: dict[str, int] = {"": 0}
-        self.styled, self.plain = (
-            [[wordings.setdefault(caption, len(wordings)) for caption in captions] for captions in group]
-            for group in (
-                [emoji.captions[: -len(emoji.plain_captions)] for emoji in pictures.emoji],
-                [emoji.plain_captions for emoji in pictures.emoji],
-            )
-        )
-        tokens = Tokenizer()(list(wordings))
-        self.states = torch.cat([text_states(text, part) for part in tokens.split(256)])  # (wordings, 77, D)
+    def __init__(self, pictures: EmojiPictures):
+        numbers = {"": 0}
 
-    def draw(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, 77, D): a wording for each picture: none, one without the style, or one with it."""
-        rows = []
+        def number(captions: list[str]) -> list[int]:
+            return [numbers.setdefault(caption, len(numbers)) for caption in captions]
+
+        self.styled = [number(emoji.captions[: -len(emoji.plain_captions)]) for emoji in pictures.emoji]
+        self.plain = [number(emoji.plain_captions) for emoji in pictures.emoji]
+        self.wordings = list(numbers)
+
+    def draw(self, indices: Tensor, generator: torch.Generator) -> list[int]:
+        """For each picture the number of one wording: the empty one, one without the style, or one with it."""
+        drawn = []
         for i in indices.tolist():
             empty, styled = torch.rand(2, generator=generator).tolist()
             wordings = self.styled[i] if styled < STYLED_CAPTIONS else self.plain[i]
             k = torch.randint(len(wordings), (), generator=generator).item()
-            rows.append(0 if empty < EMPTY_CAPTIONS else wordings[k])
-        return self.states[rows].float()
+            drawn.append(0 if empty < EMPTY_CAPTIONS else wordings[k])
+        return drawn
 
 
 @torch.no_grad()
-def text_states(text: CLIPTextModel, tokens: LongTensor) -> Tensor:
-    """(B, 77) -> (B, 77, D) on the CPU, bfloat16 to halve the room they take."""
-    return text(tokens.to(text.final_layer_norm.weight.device)).bfloat16().cpu()
+def encode_once(
+    run: Path, text: CLIPTextModel, vae: AutoencoderKL, pictures: EmojiPictures, wordings: list[str], settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Scaled latents (N, 4, h, w) and, in bfloat16, text states (wordings, 77, D): made now or in an earlier go."""
+    path = run / "encoded.pt"
+    if not path.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        with torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bf16):
+            latents = encode(vae, pictures).float() * LATENT_SCALE
+            tokens = Tokenizer()(wordings).to(settings.device)
+            states = torch.cat([text(part).bfloat16().cpu() for part in tokens.split(256)])
+        beside = path.with_suffix(f".{os.getpid()}")
+        torch.save({"latents": latents, "states": states}, beside)
+        os.replace(beside, path)
+    saved = torch.load(path, weights_only=True)
+    return saved["latents"], saved["states"]
 
 
 @torch.no_grad()

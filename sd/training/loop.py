@@ -93,7 +93,8 @@ def train(
     log = Log(Path(run), state.step, settings.steps, leader=rank == 0)
     stopping = StopSignal()
 
-    while state.step < settings.steps and not stopping.asked:
+    stop = False
+    while state.step < settings.steps and not stop:
         generator = torch.Generator().manual_seed(step_seed(settings.seed, state.step, rank))
         indices = examples_of(state.step, settings.batch, examples, settings.seed, rank, ranks)
         for group in optimizer.param_groups:
@@ -114,14 +115,15 @@ def train(
         optimizer.step()
         follow(average, model, settings.ema_at(state.step))
         state.step += 1
+        stop = any_process(stopping.asked, ranks)
         log.add(state.step, value.item(), settings.lr_at(state.step - 1), settings.batch * ranks)
-        if rank == 0 and (state.step == settings.steps or stopping.asked or state.age() > 60 * settings.save_minutes):
+        if rank == 0 and (state.step == settings.steps or stop or state.age() > 60 * settings.save_minutes):
             state.save()
             if on_save is not None:
                 on_save(average, state.step)
     log.close()
     stopping.restore()
-    if stopping.asked and state.step < settings.steps:
+    if stop and state.step < settings.steps:
         raise KeyboardInterrupt
     return average
 
@@ -210,6 +212,15 @@ def join_processes(device: str) -> tuple[int, int]:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return dist.get_rank(), dist.get_world_size()
+
+
+def any_process(asked: bool, ranks: int) -> bool:
+    """Whether any process was asked to stop: all stop after the same step, or those left would wait for ever."""
+    if ranks == 1:
+        return asked
+    votes = torch.tensor(float(asked), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(votes)
+    return votes.item() > 0
 
 
 def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:

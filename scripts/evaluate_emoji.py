@@ -1,0 +1,68 @@
+"""Measure the bundled model with fixed seeds, and draw its contact sheets.
+
+python scripts/evaluate_emoji.py                         everything (some minutes on two cores)
+python scripts/evaluate_emoji.py --seen 60 --steps 10    sooner, less exact
+
+Prints one JSON object; sheets go into weights/ as PNG.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from sd.errors import plain_errors
+from sd.image import grid
+from sd.pipeline import StableDiffusion
+from sd.training.autoencoder import psnr
+from sd.training.bundle import load_scorer
+from sd.training.data import EmojiPictures
+from sd.training.measure import draw, judge, retrieval
+
+STYLES = ("fluent 3d emoji", "fluent flat emoji", "noto emoji", "fxemoji")
+NAMES = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
+SYNONYMS = ("a puppy", "a kitten", "an automobile", "a plane", "a bike", "a burger", "a donut", "a bunny")
+
+
+@plain_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="default: data/emoji")
+    parser.add_argument("--weights", type=Path, default=ROOT / "weights", help="default: weights")
+    parser.add_argument("--seen", type=int, default=200, help="how many trained pairs to draw; default: 200")
+    parser.add_argument("--steps", type=int, default=20, help="default: 20")
+    parser.add_argument("--guidance", type=float, default=3.0, help="default: 3")
+    options = parser.parse_args()
+    trained, held = (EmojiPictures(options.data, splits) for splits in (("train",), ("pair",)))
+    everything = EmojiPictures(options.data, ("train", "pair"))
+    pipe = StableDiffusion.from_pretrained(options.weights / "emoji.safetensors")
+    settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
+
+    clip = load_scorer(options.weights)
+    figures = {"vae psnr held out": psnr(pipe.vae, held), "clip held out": retrieval(clip, held, everything)}
+    order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))[: options.seen]
+    for label, asked in (("seen", [trained.emoji[i] for i in order.tolist()]), ("held-out pairs", held.emoji)):
+        drawings = draw(pipe, [emoji.captions[0] for emoji in asked], **settings)
+        figures[label] = judge(drawings, asked, everything)
+    print(json.dumps(figures, indent=1))
+
+    names = NAMES.split(", ")
+    sheets = {
+        "emoji-sheet": [(f"a {name}, {style}", {}) for style in STYLES for name in names],
+        "emoji-guidance": [(f"a {name}", {"guidance_scale": scale}) for scale in (1.0, 3.0, 7.5) for name in names],
+        "emoji-steps": [(f"a {name}", {"steps": steps}) for steps in (10, 20, 50) for name in names],
+        "emoji-synonyms": [(synonym, {}) for synonym in SYNONYMS],
+    }
+    for sheet, rows in sheets.items():
+        images = [pipe(prompt, seed=1, **(settings | other)).images[0] for prompt, other in rows]
+        columns = len(SYNONYMS) if sheet == "emoji-synonyms" else len(names)
+        grid(images, columns).save(options.weights / f"{sheet}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

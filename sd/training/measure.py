@@ -1,0 +1,88 @@
+"""How good the bundled model is at its small world: does a drawing show the name and the style that were asked for?
+
+Drawings are compared with the dataset in a space that no part was trained in: colours of 16 x 16 cells and the
+strengths of edges in them, unit length. A drawing counts as what its nearest picture is called.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sd.clip import CLIP, clip_pixels
+from sd.image import to_tensor
+from sd.pipeline import StableDiffusion
+from sd.tokenizer import Tokenizer
+from sd.training.data import Emoji, EmojiPictures, with_article
+
+CELLS = 16
+COPY = 0.98  # the cosine from which a drawing counts as a copy of a picture it was trained on
+
+
+def features(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] to (B, 5 * 16 * 16) of unit length."""
+    ink = (1 - images.float()) / 2  # 0 on white, so that the empty ground says nothing
+    grey = ink.mean(dim=1, keepdim=True)
+    across = F.pad(grey.diff(dim=-1).abs(), (0, 1))
+    down = F.pad(grey.diff(dim=-2).abs(), (0, 0, 0, 1))
+    maps = torch.cat([ink, 2 * across, 2 * down], dim=1)
+    return F.normalize(F.adaptive_avg_pool2d(maps, CELLS).flatten(1), dim=1)
+
+
+def draw(pipe: StableDiffusion, prompts: list[str], batch: int = 16, **settings) -> Tensor:
+    """(B, 3, H, W) in [-1, 1]: one drawing for each prompt, the k-th with seed k."""
+    drawn = []
+    for i in range(0, len(prompts), batch):
+        drawn += pipe(prompts[i : i + batch], seed=i, **settings).images
+    return torch.cat([to_tensor(image) for image in drawn])
+
+
+def judge(drawings: Tensor, asked: list[Emoji], pictures: EmojiPictures) -> dict[str, float]:
+    """Shares of drawings whose nearest picture has the name, the style, both; and of copies of trained pictures.
+
+    drawings: (B, 3, H, W), drawn for `asked`. pictures: all that they might be, held-out ones included.
+    """
+    known = torch.cat([features(pictures.images(part)) for part in torch.arange(len(pictures)).split(256)])
+    closeness = features(drawings) @ known.T  # (B, N)
+    nearest = [pictures.emoji[i] for i in closeness.argmax(dim=1).tolist()]
+    trained = torch.tensor([emoji.split == "train" for emoji in pictures.emoji])
+    name = torch.tensor([found.name == wanted.name for found, wanted in zip(nearest, asked)])
+    style = torch.tensor([found.style == wanted.style for found, wanted in zip(nearest, asked)])
+    copies = closeness[:, trained].amax(dim=1) >= COPY
+    shares = {"name": name, "style": style, "both": name & style, "copies": copies}
+    return {key: value.float().mean().item() for key, value in shares.items()}
+
+
+@torch.no_grad()
+def retrieval(clip: CLIP, asked: EmojiPictures, everything: EmojiPictures) -> dict[str, float]:
+    """Shares of `asked` that CLIP finds first among all names, or all pictures, of the same style: both directions."""
+    names = sorted({emoji.name for emoji in everything.emoji})
+    text = {
+        style: torch.cat(
+            [encode_texts(clip, [f"{with_article(name)}, {style}" for name in part]) for part in parts(names)]
+        )
+        for style in {emoji.style for emoji in asked.emoji}
+    }
+    sought, known = encode_pictures(clip, asked), encode_pictures(clip, everything)
+    to_text = to_picture = 0
+    for emoji, vector in zip(asked.emoji, sought):
+        to_text += names[(text[emoji.style] @ vector).argmax()] == emoji.name
+        same = [i for i, other in enumerate(everything.emoji) if other.style == emoji.style]
+        best = same[(known[same] @ text[emoji.style][names.index(emoji.name)]).argmax()]
+        to_picture += everything.emoji[best].name == emoji.name
+    return {"picture to text": to_text / len(asked), "text to picture": to_picture / len(asked)}
+
+
+def encode_texts(clip: CLIP, texts: list[str]) -> Tensor:
+    return clip.encode_text(Tokenizer()(texts))
+
+
+def encode_pictures(clip: CLIP, pictures: EmojiPictures) -> Tensor:
+    size = clip.vision_model.image_size
+    indices = torch.arange(len(pictures)).split(64)
+    return torch.cat([clip.encode_image(clip_pixels(pictures.images(part), size)) for part in indices])
+
+
+def parts(items: list, size: int = 64) -> Iterable[list]:
+    return (items[i : i + size] for i in range(0, len(items), size))
