@@ -25,6 +25,18 @@ download          the v1-5 file from its mirror
 prompt            (weights:1.3), BREAK and long prompts to one context
 image             pictures in and out
 infotext          the settings kept inside a picture, as the webui writes them
+
+lora_kinds        ways to write a change of a weight with few numbers
+lora              such a change in a layer, and out again
+lora_contents     what an adapter file holds
+lora_dialects     every dialect of adapter file to one form
+lora_files        an adapter file into a model, with a report
+lora_save         an adapter to a file that other programs read
+lora_tags         <lora:name:0.8> in a prompt
+embedding_files   textual inversion files of every dialect
+textual_inversion new words for the text encoder
+adapters          all adapters of one pipeline
+
 seeds             noise by seed
 seamless          pictures that tile
 tiled_vae         pictures too big for the VAE's memory

@@ -30,6 +30,8 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("--prompt", help="the same, as a flag")
     add("--negative-prompt", "--negative_prompt", default="", help="what to stay away from")
     add("--ckpt", "--model", metavar="FILE", help="a checkpoint, or its name in weights/ (default: yours, or ours)")
+    add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="a LoRA; may be given several times")
+    add("--embedding", action="append", default=[], metavar="FILE[:WORD]", help="a textual inversion, likewise")
     add("--outdir", default="outputs", help="folder for the pictures (outputs)")
     add("--steps", "--ddim_steps", type=int, default=50, help="how many steps (50)")
     add("--guidance-scale", "--scale", type=float, default=7.5, help="how strictly to follow the prompt (7.5)")
@@ -106,10 +108,28 @@ def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"the device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device))
+    for text in args.lora:
+        path, strength = split_end(text)
+        print(pipe.load_lora(path, 1.0 if strength is None else number(text, strength)))
+    for text in args.embedding:
+        print(pipe.load_embedding(*split_end(text)))
     if args.taesd:
         pipe.taesd = load_taesd(args.taesd, pipe.device)
         pipe.decode_with_taesd = True
     return pipe
+
+
+def split_end(text: str) -> tuple[str, str | None]:
+    """FILE[:END]; a file whose own name has a colon is taken as it is."""
+    path, colon, end = text.rpartition(":")
+    return (path, end) if colon and not Path(text).exists() else (text, None)
+
+
+def number(text: str, strength: str) -> float:
+    try:
+        return float(strength)
+    except ValueError as error:
+        raise UserError(f"--lora {text} ends in no strength: write FILE or FILE:0.8.") from error
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype | None:

@@ -19,12 +19,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sd.adapters import Adapters
 from sd.checkpoint import load_models, save
 from sd.clip import CLIPTextModel
 from sd.denoiser import Guidance, Inpaint
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor, upright
 from sd.latents import decode_latent, encode_image
+from sd.lora_files import LoraReport
+from sd.lora_tags import split_tags
 from sd.model_hash import model_hash
 from sd.prompt import encode_prompts
 from sd.samplers import SAMPLERS
@@ -35,11 +38,14 @@ from sd.settings import Settings
 from sd.sizes import complete
 from sd.start import Start, start_from
 from sd.taesd import TAESD
+from sd.textual_inversion import EmbeddingReport
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 
-BUNDLED = Path(__file__).resolve().parents[1] / "weights" / "emoji.safetensors"
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+BUNDLED = WEIGHTS / "emoji.safetensors"
+LORAS = WEIGHTS / "loras"
 
 OnStep = Callable[[int, int, Tensor], None]
 
@@ -73,6 +79,7 @@ class StableDiffusion:
         self.sizes = complete({} if sizes is None else sizes, "the pipeline")
         self.image_size = self.sizes["image_size"]  # pixels: what the model was trained at
         self.path = path
+        self.adapters = Adapters(tokenizer, clip, unet, LORAS)
         self.taesd: TAESD | None = None
         self.decode_with_taesd = False
 
@@ -98,6 +105,20 @@ class StableDiffusion:
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a .ckpt, a .safetensors, or, under any other name, a diffusers folder; UserError if it cannot."""
         save(path, self.clip, self.vae, self.unet, self.sizes)
+
+    def load_lora(
+        self, path: str | Path, strength: float = 1.0, text_strength: float | None = None, name: str | None = None
+    ) -> LoraReport:
+        """A LoRA of any dialect, into both networks, until `unload`. Print what it returns: it says what matched."""
+        return self.adapters.load_lora(path, strength, text_strength, name)
+
+    def load_embedding(self, path: str | Path, token: str | None = None) -> EmbeddingReport:
+        """An embedding of any dialect, as a new word for prompts, until `unload`."""
+        return self.adapters.load_embedding(path, token)
+
+    def unload(self, name: str | None = None) -> None:
+        """Takes out one LoRA by its name or one embedding by its word, or everything."""
+        self.adapters.unload(name)
 
     @property
     def device(self) -> torch.device:
@@ -173,10 +194,12 @@ class StableDiffusion:
         walks = self.sigma_lists(settings, from_image=image is not None)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in walks) * len(rows))
 
-        contexts = self.encode_prompts(settings)
+        prompt, tags = split_tags(settings.prompt)
         start = start_from(self.unet, self.vae, image, mask, settings.width, settings.height)
         latents, images = [], []
-        with seamless(self.unet, self.vae) if settings.tiling else nullcontext():
+        edges = seamless(self.unet, self.vae) if settings.tiling else nullcontext()
+        with edges, self.adapters.tagged(tags):
+            contexts = self.encode_prompts(settings.but(prompt=prompt))
             for row in rows:
                 latents.append(self.draw_latents(settings, row, contexts, start, walks, on_each))
                 images += from_tensor(start.paste(self.decode(latents[-1])))
@@ -287,6 +310,7 @@ class StableDiffusion:
     def infotexts(self, settings: Settings, from_image: bool) -> list[str]:
         name, hashed = (self.path.stem, model_hash(self.path)) if self.path else ("", "")
         more = {} if self.dtype == torch.float32 else {"Precision": str(self.dtype).removeprefix("torch.")}
+        more |= {"Adapters": ", ".join(self.adapters.names())} if self.adapters.names() else {}
         return [settings.infotext(i, name, hashed, from_image, **more) for i in range(settings.num_images)]
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
+from safetensors.torch import save_file
 
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor
@@ -297,6 +298,38 @@ def test_last_part():
     assert last_part(sigmas, 0.5) == [2.0, 1.0, 0.0]
     assert last_part(sigmas, 0.3) == [1.0, 0.0]
     assert last_part(sigmas, 0.0) == [0.0]
+
+
+def test_loras_and_embeddings_come_and_go(pipe, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    path = "transformer_blocks_0_attn2_to_k"
+    lora = {
+        f"lora_unet_mid_block_attentions_0_{path}.lora_down.weight": torch.randn(2, 64, generator=generator),
+        f"lora_unet_mid_block_attentions_0_{path}.lora_up.weight": torch.randn(64, 2, generator=generator),
+    }
+    save_file(lora, tmp_path / "bent.safetensors")
+    save_file({"<bent>": torch.randn(2, 64, generator=generator)}, tmp_path / "word.safetensors")
+    pipe.adapters.folder = tmp_path
+    plain, in_words = (pipe(text, steps=2, seed=1).latents for text in ("apple", "a <bent> apple"))
+
+    tagged = pipe("apple<lora:bent:0.5>", steps=2, seed=1)
+    assert not torch.allclose(tagged.latents, plain)
+    assert "<lora:bent:0.5>" in tagged.infotexts[0]
+    assert torch.equal(pipe("apple", steps=2, seed=1).latents, plain)  # it was there for that prompt only
+
+    report = pipe.load_lora(tmp_path / "bent.safetensors", 0.5)
+    assert (report.matched, report.total) == (1, 1)
+    assert torch.equal(pipe("apple", steps=2, seed=1).latents, tagged.latents)
+    pipe.load_embedding(tmp_path / "word.safetensors")
+    both = pipe("a <bent> apple", steps=2, seed=1)
+    assert not torch.allclose(both.latents, in_words)
+    assert 'Adapters: "bent, <bent>"' in both.infotexts[0]
+    pipe.unload()
+    assert torch.equal(pipe("apple", steps=2, seed=1).latents, plain)
+    assert torch.equal(pipe("a <bent> apple", steps=2, seed=1).latents, in_words)
+    for wrong in ("<lora:nothing:1>", "<lora:../bent:1>", "<lora:bent:much>"):
+        with pytest.raises(UserError, match=r"lora|LoRA"):
+            pipe(wrong, steps=1)
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model"])
