@@ -46,6 +46,8 @@ def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
     dialect, found = sort_out(path, content, metadata)
     vectors, warnings = {}, []
     for token, tensor in found.items():
+        if not is_rows(tensor):
+            raise UserError(f"{path} holds no embedding: {token} is of shape {list(tensor.shape)} and {tensor.dtype}.")
         tensor = tensor.detach().to(torch.float32, copy=True)
         rows = tensor.reshape(-1, tensor.shape[-1])  # (n, D); older files have (D,)
         if rows.shape[1] != width:
@@ -73,7 +75,9 @@ def read_tensors(path: Path) -> tuple[dict, dict[str, str]]:
 def sort_out(path: Path, content: dict, metadata: dict[str, str]) -> tuple[str, dict[str, Tensor]]:
     """(dialect, tensors by word)."""
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    word = path.name.removesuffix(path.suffix)
+    word = path.stem
+    if is_picture(path) and isinstance(content.get("name"), str):  # only there the webui goes by this name
+        word = content["name"]
     if "string_to_param" in content:
         found = tensors_in(content["string_to_param"])
         if found:
@@ -85,10 +89,13 @@ def sort_out(path: Path, content: dict, metadata: dict[str, str]) -> tuple[str, 
     if bundled := token_keys(Contents(tensors, metadata)):
         return "part of a LoRA", {token: tensors[key] for key, token in bundled.items()}
     kind = what_is(content)
-    rows = all(tensor.dim() in (1, 2) and tensor.numel() and tensor.is_floating_point() for tensor in tensors.values())
-    if not tensors or not rows or kind not in (None, "a textual inversion embedding"):
+    if not tensors or not all(map(is_rows, tensors.values())) or kind not in (None, "a textual inversion embedding"):
         raise UserError(f"{path} holds no embedding: it is {kind or 'something else'}.")
     return "diffusers'", {word if key == "*" else key: tensor for key, tensor in tensors.items()}
+
+
+def is_rows(tensor: Tensor) -> bool:
+    return tensor.dim() in (1, 2) and tensor.numel() > 0 and tensor.is_floating_point()
 
 
 def tensors_in(value) -> dict[str, Tensor]:

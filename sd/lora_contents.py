@@ -27,8 +27,8 @@ OTHER_METADATA = [
     (r"sd3|stable-diffusion-3", "Stable Diffusion 3"),
     (r"flux", "Flux"),
 ]
+MODEL_METADATA = ("ss_base_model_version", "modelspec.architecture")
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: XL, 2048: XL}  # of the text
-UNREAD = [(r"\.oft_(blocks|diag)$", "an OFT"), (r"\.on_input$", "an IA3"), (r"\.[ab][12]\.weight$", "a GLoRA")]
 
 
 @dataclass
@@ -102,7 +102,7 @@ def open_folder(path: Path) -> Contents:
     contents = Contents({}, config_name=PEFT_CONFIG)
     for part, folder in folders.items():
         contents.tensors |= read_content(weights_in(folder))[0]
-        contents.configs[part] = parse_json((folder / PEFT_CONFIG).read_text(encoding="utf-8"), folder / PEFT_CONFIG)
+        contents.configs[part] = parse_json((folder / PEFT_CONFIG).read_bytes(), folder / PEFT_CONFIG)
     return contents
 
 
@@ -114,10 +114,10 @@ def weights_in(folder: Path) -> Path:
     return found[0]
 
 
-def parse_json(text: str, path: Path) -> dict:
+def parse_json(text: str | bytes, path: Path) -> dict:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: its settings are no JSON; fetch it again.") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: its settings are no table; fetch it again.")
@@ -141,12 +141,9 @@ def refuse_others(path: Path, contents: Contents, unet_text: int, clip_width: in
     for names, what in OTHER_KEYS:
         if any(re.match(names, key) for key in contents.tensors):
             raise UserError(f"{path} is a LoRA for {what}: use one for Stable Diffusion 1.")
-    for names, what in UNREAD:
-        if any(re.search(names, key) for key in contents.tensors):
-            raise UserError(f"{path} is {what} adapter, which is not read here: use a LoRA, LoHa, LoKr or DoRA.")
-    about = (
-        f"{contents.metadata.get('ss_base_model_version')} {contents.metadata.get('modelspec.architecture')}".lower()
-    )
+    if any(re.search(r"oft_(blocks|R)\b", key) and tensor.dim() != 3 for key, tensor in contents.tensors.items()):
+        raise UserError(f"{path} is a BOFT, or an OFT of PEFT's, which are not read here: use a LoRA or its relatives.")
+    about = " ".join(str(contents.metadata.get(key)).lower() for key in MODEL_METADATA)
     for pattern, what in OTHER_METADATA:
         if re.search(pattern, about):
             raise UserError(f"{path} is a LoRA for {what}, as its metadata says: use one for Stable Diffusion 1.")

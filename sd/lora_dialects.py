@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sd.errors import UserError
 from sd.lora import patchable_layers
-from sd.lora_contents import Contents, open_adapter, refuse_others, token_keys
+from sd.lora_contents import PEFT_CONFIG, Contents, open_adapter, refuse_others, token_keys
 from sd.lora_kinds import Patch, make
 from sd.names import unet_names
 from sd.weight_files import what_is
@@ -44,6 +44,9 @@ FIELDS = [  # how a key ends, and the field that it is; None for its own name
     (r"\.(dora_scale|(?:hada|lokr)_[wt][12](?:_[ab])?|diff|diff_b)", None),
     (r"\.w_norm", "diff"),
     (r"\.b_norm", "diff_b"),
+    (r"\.(oft_blocks|oft_diag|rescale|on_input)", None),
+    (r"\.([ab][12])\.weight", None),
+    (r"\.weight", "ia3"),  # where `on_input` stands beside it
 ]
 # cloneofsimo's targets are classes of diffusers; their layers by our own names for them.
 TARGETS = {
@@ -85,7 +88,7 @@ def read_lora(path: str | Path, unet: nn.Module, clip: nn.Module) -> LoraFile:
     layers = {"unet": patchable_layers(unet), "clip": patchable_layers(clip)}
     refuse_others(path, contents, input_width(layers["unet"], "attn2.to_k"), input_width(layers["clip"], "q_proj"))
     tokens = token_keys(contents)
-    named, unmatched = group(key for key in contents.tensors if key not in tokens)
+    named, unmatched = group([key for key in contents.tensors if key not in tokens])
     if not named:
         raise UserError(f"{path} holds no LoRA: it is {what_is(contents.tensors) or 'something else'}.")
     is_numbered = all(re.fullmatch(r"\w*:\d+", module) for module in named)
@@ -119,13 +122,15 @@ def input_width(layers: dict[str, nn.Module], ending: str) -> int:
     return next(layer.in_features for path, layer in layers.items() if path.endswith(ending))
 
 
-def group(keys) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+def group(keys: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Layer as the file names it -> field -> key; and the keys that are no field of any kind, with that reason."""
     named: dict[str, dict[str, str]] = {}
     unknown = {}
+    ia3 = {key.removesuffix(".on_input") for key in keys if key.endswith(".on_input")}
     for key in keys:
         for ending, field in FIELDS:
-            if found := re.search(ending + "$", key):
+            found = re.search(ending + "$", key)
+            if found and (field != "ia3" or key[: found.start()] in ia3):
                 named.setdefault(key[: found.start()], {})[field or found[1]] = key
                 break
         else:
@@ -166,12 +171,12 @@ def numbered(path: Path, contents: Contents, named: dict[str, dict[str, str]], l
         modules = [f"{prefix}:{i}" for i in range(sum(module.startswith(prefix + ":") for module in named))]
         pairs = [named.get(module, {}) for module in modules]
         shapes = [
-            (contents.tensors[pair["lora_up"]].shape[0], contents.tensors[pair["lora_down"]].shape[1])
+            (*contents.tensors[pair["lora_up"]].shape[:1], *contents.tensors[pair["lora_down"]].shape[1:2])
             for pair in pairs
             if pair.keys() == {"lora_up", "lora_down"}
         ]
         parts = {"unet": ["unet"], "text_encoder": ["clip"]}.get(prefix, ["unet", "clip"])
-        given = re.findall(r"\w+", contents.metadata.get(prefix, ""))
+        given = re.findall(r"\w+", str(contents.metadata.get(prefix, "")))
         for part, targets in [(p, t) for p in parts for t in ([given] if given else USUAL[p])]:
             order = old_order(part, layers[part], targets)
             if shapes == [tuple(layers[part][place].weight.shape[:2]) for place in order]:
@@ -209,6 +214,8 @@ def build(module: str, keys: dict[str, str], contents: Contents, part: str, laye
     alpha = fields.pop("alpha", None)
     if "magnitude" in fields:  # PEFT's, always one for each output
         fields["dora_scale"] = fields.pop("magnitude").flatten()
+    if "on_input" in fields:
+        fields["ia3_in" if fields.pop("on_input").any() else "ia3_out"] = fields.pop("ia3", torch.empty(0))
     shadow = make({field: tensor.to("meta") for field, tensor in fields.items()})
     try:
         shape = shadow.delta(layer.weight.to("meta")).shape
@@ -216,12 +223,10 @@ def build(module: str, keys: dict[str, str], contents: Contents, part: str, laye
         shape = None
     if shape != layer.weight.shape or ("diff_b" in fields and fields["diff_b"].shape != layer.weight.shape[:1]):
         raise ValueError(f"of another shape than the layer's {list(layer.weight.shape)}")
-    scale = 1.0
     if alpha is not None and alpha.numel() != 1:
         raise ValueError("its alpha is not one number")
-    if alpha is not None and shadow.rank:
-        scale = alpha.item() / shadow.rank
-    elif part in contents.configs:
+    scale = shadow.scale_for(None if alpha is None else alpha.item())
+    if alpha is None and part in contents.configs:
         scale = config_scale(contents.configs[part], module, shadow.rank)
     return make(fields, scale).requires_grad_(False)
 
@@ -233,9 +238,9 @@ def config_scale(config: dict, module: str, rank: int | None) -> float:
         return next((v for name, v in (patterns or {}).items() if f".{module}".endswith(f".{name}")), otherwise)
 
     try:
-        rank = rank or int(lookup(config.get("rank_pattern"), config.get("r", 1)))
+        rank = rank or int(lookup(config.get("rank_pattern"), config.get("r", 1))) or 1
         alpha = float(lookup(config.get("alpha_pattern"), config.get("lora_alpha", config.get("alpha", rank))))
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError("its settings give no number for alpha") from error
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
@@ -248,4 +253,6 @@ def scale_source(contents: Contents, named: dict[str, dict[str, str]]) -> str:
         return f"alpha / rank, from {contents.config_name}"
     if with_alpha:
         return f"alpha / rank from the file, and 1 for the {len(named) - with_alpha} layers that name no alpha"
+    if any(module.startswith("base_model.") for module in named):
+        return f"1, a guess: PEFT keeps alpha in {PEFT_CONFIG}, which does not lie beside the file"
     return "1, for the file names no alpha"

@@ -36,6 +36,10 @@ class Patch(nn.Module):
     def alpha(self) -> float | None:
         return None if self.rank is None else self.scale * self.rank
 
+    def scale_for(self, alpha: float | None) -> float:
+        """The scale that a file means by its alpha, if it has one."""
+        return alpha / self.rank if alpha is not None and self.rank else 1.0
+
     def fields(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
@@ -141,7 +145,7 @@ class LoKr(Patch):
         w2 = self.lokr_w2
         if w2 is None:
             w2 = product(self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2)
-        w1 = w1.reshape(*w1.shape, *[1] * (w2.dim() - 2))
+        w1 = w1.reshape([*w1.shape, *[1] * (w2.dim() - 2)])
         return (self.scale * torch.kron(w1, w2)).flatten(1).unflatten(1, weight.shape[1:])
 
 
@@ -161,6 +165,69 @@ class Difference(Patch):
         if self.diff is None:
             return torch.zeros_like(weight, dtype=torch.float32)
         return self.diff if weight.dim() < 2 else self.diff.flatten(1).unflatten(1, weight.shape[1:])
+
+
+class GLoRA(Patch):
+    """ΔW = alpha/r · (W A + B), with A = a1 @ a2 and B = b1 @ b2: Chavan et al. 2023, "One-for-All", equation 7.
+
+    Older files call the factors by the other number: a1 is (r, in) there.
+    """
+
+    FIELDS = ("a1", "a2", "b1", "b2")
+
+    @property
+    def rank(self) -> int:
+        return min(self.a1.shape[:2])
+
+    def delta(self, weight: Tensor) -> Tensor:
+        a1, a2, b1, b2 = (factor.flatten(1) for factor in (self.a1, self.a2, self.b1, self.b2))
+        if a1.shape[0] < a1.shape[1]:
+            a1, a2, b1, b2 = a2, a1, b2, b1
+        through = torch.einsum("oi..., ip -> op...", weight.float(), a1 @ a2)
+        return self.scale * (through + (b1 @ b2).unflatten(1, weight.shape[1:]))
+
+
+class IA3(Patch):
+    """ΔW = m · W for a factor m of each output, or of each input: Liu et al. 2022, "Few-Shot ...", section 3.3."""
+
+    FIELDS = ("ia3_out", "ia3_in")
+
+    def delta(self, weight: Tensor) -> Tensor:
+        factor, axis = (self.ia3_out, 0) if self.ia3_out is not None else (self.ia3_in, 1)
+        return weight.float() * factor.reshape([size if a == axis else 1 for a, size in enumerate(weight.shape)])
+
+
+class OFT(Patch):
+    """W' = R W, with R orthogonal in blocks of outputs: Qiu et al. 2023, "Controlling ... Orthogonal Finetuning".
+
+    R = (I + Q)(I - Q)^-1 for Q = oft_blocks - its transpose, (blocks, n, n), section 3.3; older files have R itself as
+    `oft_diag`. `rescale` (out, 1, ...) follows. A file's alpha, if not 0, limits |Q| to alpha times the outputs; it is
+    `scale` here.
+    """
+
+    FIELDS = ("oft_blocks", "oft_diag", "rescale")
+
+    @property
+    def alpha(self) -> float:
+        return self.scale
+
+    def scale_for(self, alpha: float | None) -> float:
+        return alpha or 0.0
+
+    def rotation(self, outputs: int) -> Tensor:
+        if self.oft_diag is not None:
+            return self.oft_diag
+        q = self.oft_blocks - self.oft_blocks.transpose(1, 2)
+        if self.scale > 0:
+            q = q * (self.scale * outputs / q.norm().clamp(min=1e-8)).clamp(max=1)
+        one = torch.eye(q.shape[-1], device=q.device)
+        return (one + q) @ torch.linalg.inv(one - q)
+
+    def delta(self, weight: Tensor) -> Tensor:
+        blocks = weight.float().unflatten(0, (-1, self.rotation(1).shape[-1]))
+        turned = torch.einsum("knm, kn... -> km...", self.rotation(len(weight)), blocks).flatten(0, 1)
+        rescale = 1 if self.rescale is None else self.rescale.reshape(len(weight), *[1] * (weight.dim() - 1))
+        return rescale * turned - weight
 
 
 class DoRA(Patch):
@@ -192,7 +259,7 @@ class DoRA(Patch):
         kept = 0 if self.dora_scale.shape[0] == weight.shape[0] else 1
         size = changed.movedim(kept, 0).flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
         shape = [-1 if axis == kept else 1 for axis in range(weight.dim())]
-        return (self.dora_scale.flatten() / size).reshape(shape) * changed - weight
+        return (self.dora_scale.reshape(size.shape) / size).reshape(shape) * changed - weight
 
 
 def make(fields: Mapping[str, Tensor], scale: float = 1.0) -> Patch:
@@ -203,6 +270,9 @@ def make(fields: Mapping[str, Tensor], scale: float = 1.0) -> Patch:
         LoHa: {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= rest,
         LoKr: all(n in rest or {f"{n}_a", f"{n}_b"} <= rest for n in ("lokr_w1", "lokr_w2")),
         Difference: "diff" in rest or (not rest and "diff_b" in fields),
+        GLoRA: rest == {"a1", "a2", "b1", "b2"},
+        IA3: rest in ({"ia3_out"}, {"ia3_in"}),
+        OFT: rest - {"rescale"} in ({"oft_blocks"}, {"oft_diag"}),
     }
     for kind, is_whole in whole.items():
         if is_whole and rest <= set(kind.FIELDS):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sd.errors import UserError
 from sd.lora import patchable_layers, patches_of
 from sd.lora_contents import PEFT_CONFIG
-from sd.lora_kinds import DoRA, LoRA, Patch
+from sd.lora_kinds import IA3, DoRA, GLoRA, LoRA, Patch
 from sd.names import unet_names
 from sd.weight_files import replacing, write_safetensors
 
@@ -82,7 +82,11 @@ def write_kohya(path: Path, parts: dict[str, Part], metadata: dict[str, str], dt
                     field = {"diff": "w_norm", "diff_b": "b_norm"}[field]
                 elif field == "lokr_w1" and patch.rank is None:
                     tensor = tensor * patch.scale  # without a rank there is no alpha to hold it
-                tensors[f"{key}.{field}.weight" if field.startswith("lora_") else f"{key}.{field}"] = tensor
+                elif isinstance(patch, IA3):
+                    tensors[f"{key}.on_input"] = torch.tensor(int(field == "ia3_in"))
+                    field = "weight"
+                has_layers = isinstance(patch, GLoRA) or field.startswith("lora_")
+                tensors[f"{key}.{field}.weight" if has_layers else f"{key}.{field}"] = tensor
             if patch.alpha is not None:
                 tensors[f"{key}.alpha"] = torch.tensor(patch.alpha)
     tensors = as_dtype(tensors, dtype)
@@ -112,7 +116,7 @@ def tensors_hash(path: Path) -> str:
 
 
 def as_dtype(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    return {key: tensor.to(dtype or tensor.dtype) for key, tensor in tensors.items()}
+    return {key: t.to(dtype) if dtype and t.is_floating_point() else t for key, t in tensors.items()}
 
 
 def write_diffusers(path: Path, parts: dict[str, Part], metadata: dict[str, str], dtype: torch.dtype | None) -> None:

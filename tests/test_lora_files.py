@@ -2,6 +2,7 @@
 
 import copy
 import json
+import types
 
 import pytest
 import torch
@@ -291,6 +292,9 @@ class TestLyCORIS:
 
     LINEAR = "down_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj"  # (2560, 320)
     CONV = "down_blocks_0_resnets_0_conv1"  # (320, 320, 3, 3)
+    OURS = types.MappingProxyType(
+        {LINEAR: "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj", CONV: "input_blocks.1.0.in_layers.2"}
+    )
     ALPHA, RANK = 3.0, 4
 
     def cases(self):
@@ -342,10 +346,7 @@ class TestLyCORIS:
         unet = wide[0]
         count = 0
         for module, name, fields, lycoris in self.cases():
-            path = {
-                self.LINEAR: "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj",
-                self.CONV: "input_blocks.1.0.in_layers.2",
-            }[module]
+            path = self.OURS[module]
             weight = unet.get_submodule(path).weight
             key = f"lora_unet_{module}"
             tensors = {f"{key}.{f}.weight" if f.startswith("lora_") else f"{key}.{f}": t for f, t in fields.items()}
@@ -362,6 +363,47 @@ class TestLyCORIS:
                 assert largest_error({name: weight + patch.delta(weight)}, {name: expected}) < EXACT, name
             count += 1
         assert count == 12
+
+    @pytest.mark.parametrize("module", [LINEAR, CONV])
+    def test_rarer_kinds(self, wide, tmp_path, module):
+        """GLoRA, IA3 and OFT, each a module of LyCORIS' own whose tensors are written to a file, and read by us."""
+        kinds = pytest.importorskip("lycoris.modules")
+        torch.manual_seed(0)
+        layer = wide[0].get_submodule(self.OURS[module])
+        alpha = torch.tensor(self.ALPHA)
+        theirs = {
+            "glora": kinds.GLoRAModule("x", layer, 1, self.RANK, alpha),
+            "ia3 out": kinds.IA3Module("x", layer),
+            "ia3 in": kinds.IA3Module("x", layer, train_on_input=True),
+            "oft": kinds.DiagOFTModule("x", layer, 1, 16, constraint=0),
+            "oft limited": kinds.DiagOFTModule("x", layer, 1, 16, constraint=1e-3),
+            "oft rescaled": kinds.DiagOFTModule("x", layer, 1, 16, constraint=0, rescaled=True),
+        }
+        for name, peer in theirs.items():
+            for parameter in peer.parameters():
+                parameter.data = torch.randn(parameter.shape) / 4
+            tensors = {f"lora_unet_{module}.{field}": tensor for field, tensor in peer.state_dict().items()}
+            patch = read_lora(write(tmp_path / "a.safetensors", tensors), *wide).patches["unet"][self.OURS[module]]
+            expected = peer.get_diff_weight()[0].detach().reshape(layer.weight.shape)
+            # Inverting I - Q costs OFT a digit.
+            assert largest_error({name: patch.delta(layer.weight)}, {name: expected}) < (
+                1e-5 if "oft" in name else EXACT
+            )
+            inject(wide[0], "a", {self.OURS[module]: patch})
+            save_lora(tmp_path / "again.safetensors", *wide, "a")
+            unload(*wide)
+            again = read_lora(tmp_path / "again.safetensors", *wide).patches["unet"][self.OURS[module]]
+            assert torch.equal(again.delta(layer.weight), patch.delta(layer.weight)), name
+            if name == "glora":  # older files call the factors by the other number
+                swap = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1", "alpha": "alpha"}
+                older = {f"lora_unet_{module}.{swap[f]}.weight": t for f, t in patch.fields().items()}
+                older[f"lora_unet_{module}.alpha"] = alpha
+                patch = read_lora(write(tmp_path / "o.safetensors", older), *wide).patches["unet"][self.OURS[module]]
+                assert largest_error({name: patch.delta(layer.weight)}, {name: expected}) < EXACT
+            if name == "oft":  # older files have R itself
+                older = {f"lora_unet_{module}.oft_diag": peer.get_r().detach()}
+                patch = read_lora(write(tmp_path / "o.safetensors", older), *wide).patches["unet"][self.OURS[module]]
+                assert largest_error({name: patch.delta(layer.weight)}, {name: expected}) < 1e-5
 
     def test_norms_and_biases(self, wide, tmp_path):
         """W' = W + w_norm, b' = b + b_norm; and `diff_b`."""
@@ -609,7 +651,8 @@ class TestBadFiles:
         self.refused(small, tmp_path / "none.safetensors", "there is no file")
         self.refused(small, write(path, {"emb_params": torch.ones(1, 768)}), "textual inversion")
         self.refused(small, write(path, {"encoder.conv_in.weight": torch.ones(1)}), "no LoRA")
-        self.refused(small, write(path, {"lora_unet_conv_in.oft_blocks": torch.ones(1)}), "OFT")
+        self.refused(small, write(path, {"lora_unet_conv_in.oft_blocks": torch.ones(2, 2, 2, 2)}), "BOFT")
+        self.refused(small, write(path, {"model.norm.weight": torch.ones(2)}), "no LoRA")
         self.refused(small, tmp_path / "folder", "there is no file")
         (tmp_path / "folder").mkdir()
         self.refused(small, tmp_path / "folder", "no files")

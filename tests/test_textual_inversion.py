@@ -135,7 +135,7 @@ def webui_picture(content: dict, height=64, chunk=False) -> Image.Image:
 
 def write_dialect(folder, dialect: str, rows: torch.Tensor):
     """(file, word that it should give): each dialect as its own program writes it."""
-    webui = {"string_to_token": {"*": 265}, "name": "toy", "step": 300, "sd_checkpoint_name": "v1-5"}
+    webui = {"string_to_token": {"*": 265}, "name": "its-own-name", "step": 300, "sd_checkpoint_name": "v1-5"}
     path = folder / "toy-name.pt"
     if dialect == "webui":
         torch.save({**webui, "string_to_param": {"*": rows.clone().requires_grad_()}}, path)
@@ -164,12 +164,15 @@ def write_dialect(folder, dialect: str, rows: torch.Tensor):
         info = PngImagePlugin.PngInfo()
         info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(content).encode()).decode())
         Image.new("RGB", (32, 32), "red").save(path := folder / "toy-name.png", pnginfo=info)
+        return path, "its-own-name"
     elif dialect == "picture, pixels":
         content = {**webui, "string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}}
         webui_picture(content).save(path := folder / "toy-name.png")
+        return path, "its-own-name"
     elif dialect == "picture, webp":
         content = {**webui, "string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}}
         webui_picture(content).save(path := folder / "toy-name.webp", lossless=True)
+        return path, "its-own-name"
     elif dialect == "cloneofsimo":
         tensors = {"unet:0:up": torch.ones(3, 1), "unet:0:down": torch.ones(1, 3), "<toy>": rows[0]}
         save_file(tensors, path := folder / "x.safetensors", {"<toy>": "<embed>", "unet": "[]"})
