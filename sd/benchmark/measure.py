@@ -75,6 +75,10 @@ def random_checkpoint(path: Path, options: Options) -> Path:
 
 @torch.no_grad()
 def measure(name: str, options: Options) -> Result:
+    """One task: its peaks while this process holds no weights yet, a turn of each side to warm up, and then the rounds.
+
+    Where operations are counted, a large matrix product takes its turns too, so that its drift is the same.
+    """
     task = TASKS[name]
     prepare(options)
     sides = [side for side in SIDES if side == "ours" or have_peers()]
