@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -173,8 +174,8 @@ def draw_and_save(
     drawn = []
     for one in settings:
         began = time.perf_counter()
-        with tqdm(desc="drawing", unit="step", leave=False) as bar:
-            pictures = pipe.draw(one, image, mask, on_step=Shower(bar, pipe, folder if args.preview else None))
+        with closing(Shower(pipe, folder if args.preview else None)) as shower:
+            pictures = pipe.draw(one, image, mask, on_step=shower)
         seconds = time.perf_counter() - began
         for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
             path = save_png(picture, folder, text)
@@ -187,13 +188,19 @@ def draw_and_save(
 class Shower:
     """An `on_step` that moves a progress bar and, where there is a folder, writes a preview into it now and then."""
 
-    def __init__(self, bar: tqdm, pipe: StableDiffusion, folder: Path | None):
-        self.bar, self.pipe, self.folder = bar, pipe, folder
+    def __init__(self, pipe: StableDiffusion, folder: Path | None):
+        self.pipe, self.folder = pipe, folder
+        self.bar: tqdm | None = None  # from the first step on: a mistake found before it is one clean line
 
     def __call__(self, done: int, total: int, x0: torch.Tensor) -> None:
-        self.bar.total = total
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc="drawing", unit="step", leave=False)
         self.bar.update(done - self.bar.n)
         if self.folder is not None and done % PREVIEW_EVERY == 0:
             part = self.folder / ".preview.png"
             grid(self.pipe.preview(x0)).save(part)
             part.replace(self.folder / "preview.png")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
