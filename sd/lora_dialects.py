@@ -9,6 +9,7 @@ diffusers.
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -216,19 +217,26 @@ def build(module: str, keys: dict[str, str], contents: Contents, part: str, laye
         fields["dora_scale"] = fields.pop("magnitude").flatten()
     if "on_input" in fields:
         fields["ia3_in" if fields.pop("on_input").any() else "ia3_out"] = fields.pop("ia3", torch.empty(0))
-    shadow = make({field: tensor.to("meta") for field, tensor in fields.items()})
-    try:
-        shape = shadow.delta(layer.weight.to("meta")).shape
-    except (RuntimeError, IndexError):
-        shape = None
+    patch = make(fields)
+    shape = delta_shape(tuple((field, tensor.shape) for field, tensor in fields.items()), layer.weight.shape)
     if shape != layer.weight.shape or ("diff_b" in fields and fields["diff_b"].shape != layer.weight.shape[:1]):
         raise ValueError(f"of another shape than the layer's {list(layer.weight.shape)}")
     if alpha is not None and alpha.numel() != 1:
         raise ValueError("its alpha is not one number")
-    scale = shadow.scale_for(None if alpha is None else alpha.item())
+    scale = patch.scale_for(None if alpha is None else alpha.item())
     if alpha is None and part in contents.configs:
-        scale = config_scale(contents.configs[part], module, shadow.rank)
+        scale = config_scale(contents.configs[part], module, patch.rank)
     return make(fields, scale).requires_grad_(False)
+
+
+@lru_cache(maxsize=1024)
+def delta_shape(fields: tuple[tuple[str, torch.Size], ...], weight: torch.Size) -> torch.Size | None:
+    """The shape of the ΔW that fields of these shapes make, found without numbers; None where they do not agree."""
+    patch = make({field: torch.empty(shape, device="meta") for field, shape in fields})
+    try:
+        return patch.delta(torch.empty(weight, device="meta")).shape
+    except (RuntimeError, IndexError):
+        return None
 
 
 def config_scale(config: dict, module: str, rank: int | None) -> float:
