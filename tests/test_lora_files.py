@@ -195,6 +195,24 @@ class TestDialects:
         load_lora(*wide, tmp_path / "unet" / "adapter_model.safetensors", name="p")  # the settings lie beside it
         assert largest_error(our_deltas(wide[0], "p"), peer_deltas(adapter)) < EXACT
 
+    def test_peft_without_its_settings(self, wide, tmp_path):
+        """The weights alone do not say alpha: 1 is assumed, and the report says so."""
+        key = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+        tensors = {f"{key}.lora_A.weight": torch.ones(2, 320), f"{key}.lora_B.weight": torch.ones(320, 2)}
+        report = load_lora(*wide, write(tmp_path / "adapter_model.safetensors", tensors))
+        assert report.scale.startswith("1, a guess")
+        assert torch.equal(next(iter(our_deltas(wide[0], "adapter_model").values())), torch.full((320, 320), 2.0))
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"r": 2, "lora_alpha": "much"}', '{"r": 2, "alpha_pattern": [1]}'])
+    def test_peft_with_bad_settings(self, wide, tmp_path, text):
+        key = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+        tensors = {f"{key}.lora_A.weight": torch.ones(2, 320), f"{key}.lora_B.weight": torch.ones(320, 2)}
+        write(tmp_path / "adapter_model.safetensors", tensors)
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(UserError, match="settings"):
+            load_lora(*wide, tmp_path)
+        assert loaded(*wide) == []
+
     def test_peft_dora(self, wide, tmp_path):
         """peft has no ΔW of a DoRA: what it merges into the weight is compared instead."""
         peer = peers_of(WIDE, *copy.deepcopy(wide))[0]
