@@ -37,8 +37,8 @@ $(VENV)/core: requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# open_clip_torch without its needs: the tests want its tokenizer file alone, and the package asks for torchvision.
+# Two peers without what they ask for: of open_clip_torch the tests want the tokenizer file alone, and not torchvision.
 $(VENV)/dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps open_clip_torch==3.3.0
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps open_clip_torch==3.3.0 lycoris-lora==4.1.3
 	@touch $@ $(VENV)/core
