@@ -13,7 +13,8 @@ from sd.checkpoint import DTYPES
 from sd.errors import UserError
 from sd.image import check_outdir, grid, save_png
 from sd.infotext import parse_infotext, read_infotext
-from sd.pipeline import BUNDLED, StableDiffusion, default_device
+from sd.model_hash import model_hash
+from sd.pipeline import BUNDLED, WEIGHTS, StableDiffusion, default_device
 from sd.samplers import SAMPLERS
 from sd.schedule import SCHEDULES
 from sd.settings import HIRES_UPSCALERS, MAX_IMAGES, Settings, check_whole
@@ -94,6 +95,10 @@ def png_settings(path: str, args: argparse.Namespace) -> Settings:
     found = parse_infotext(text)
     if "Denoising strength" in found and settings.hires_scale == 1:
         raise UserError(f"{path} was drawn from another picture, which is not in it: use img2img.py with that picture.")
+    if found.get("Model hash", "") not in ("", ours := model_hash(choose_checkpoint(args.ckpt, WEIGHTS))):
+        print(f"note: {path} was drawn by {found.get('Model')} ({found['Model hash']}), this is {ours or 'another'}.")
+    if "Adapters" in found and not (args.lora or args.embedding):
+        print(f"note: {path} was drawn with {found['Adapters']}: give them as well for the same pixels.")
     names = {"bfloat16": "bf16", "float16": "fp16"}
     if args.precision == "auto":
         args.precision = names.get(found.get("Precision"), "fp32")
@@ -102,7 +107,7 @@ def png_settings(path: str, args: argparse.Namespace) -> Settings:
 
 def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
     """The checkpoint that the flags name, or the one to take when they name none."""
-    path = choose_checkpoint(args.ckpt, BUNDLED.parent)
+    path = choose_checkpoint(args.ckpt, WEIGHTS)
     try:
         device = default_device() if args.device is None else torch.device(args.device)
         torch.zeros(1, device=device)

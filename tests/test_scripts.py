@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from sd.cli import choose_checkpoint
 from sd.infotext import parse_infotext, read_infotext
@@ -128,6 +130,18 @@ def test_inpaint_keeps_what_is_black(draw, photo):
 def test_preview_is_written_while_drawing(draw):
     assert draw("txt2img.py", "a cat", "--preview", "--n_samples", 3)[0] == 0
     assert Image.open("outputs/preview.png").size == (128, 128)
+
+
+def test_from_png_says_what_else_was_there(run, draw):
+    table = {"<bent>": torch.randn(192, generator=torch.Generator().manual_seed(0))}
+    save_file(table, "bent.safetensors")
+    code, out, err = draw("txt2img.py", "a <bent> cat", "--embedding", "bent.safetensors")
+    assert code == 0, err
+    assert out.startswith("<bent>: 1 vector")
+    code, out, _ = run("txt2img.py", "--from-png", "outputs/00000.png", "--ckpt", BUNDLED, "--outdir", "again")
+    assert code == 0
+    assert "was drawn with <bent>" in out
+    assert not np.array_equal(pixels("again/00000.png"), pixels("outputs/00000.png"))
 
 
 @pytest.mark.parametrize(
