@@ -176,7 +176,7 @@ def draw_and_save(
 ) -> None:
     """Draws one `Settings` after another with a progress bar; saves each one's pictures at once, then a sheet."""
     folder = check_outdir(args.outdir)
-    drawn = []
+    drawn, prompts = [], []
     for one in settings:
         began = time.perf_counter()
         with closing(Shower(pipe, folder if args.preview else None)) as shower:
@@ -186,8 +186,10 @@ def draw_and_save(
             path = save_png(picture, folder, text)
             print(f"{path}  seed {seed}  {seconds / len(pictures.images):.1f} s")
         drawn += pictures.images
+        prompts += [one.prompt] * len(pictures.images)
     if len(drawn) > 1 and not args.skip_grid:
-        print(f"{save_png(grid(drawn), folder, prefix='grid-')}  all {len(drawn)}")
+        labels = prompts if len(set(prompts)) > 1 else None
+        print(f"{save_png(grid(drawn, labels=labels), folder, prefix='grid-')}  all {len(drawn)}")
 
 
 class Shower:

@@ -7,6 +7,7 @@ loop          the one training loop: checkpoints, exact resume, averages
 contrastive   CLIP from nothing
 autoencoder   the VAE from nothing
 diffusion     the U-Net from nothing
+measure       how good the result is at its small world
 scratch       the three in their order, at the sizes of the bundled model
 bundle        the files that ship
 """
