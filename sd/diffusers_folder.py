@@ -121,16 +121,21 @@ def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], sizes: dict) -
         "clip": names.clip_to_diffusers,
     }
     with replacing(path) as part:
-        part.mkdir()
+        write_configs(part, sizes)
         for name, folder in FOLDERS.items():
-            (part / folder).mkdir()
             file = "model.safetensors" if name == "clip" else "diffusion_pytorch_model.safetensors"
             write_safetensors(part / folder / file, rename[name](parts[name]), {"format": "pt"})
-            write_json(part / folder / "config.json", CONFIGS[name](sizes))
-        write_json(part / "model_index.json", model_index(sizes))
         (part / "scheduler").mkdir()
         write_json(part / "scheduler" / "scheduler_config.json", SCHEDULER)
         write_tokenizer(part / "tokenizer")
+
+
+def write_configs(folder: Path, sizes: dict) -> None:
+    """A new folder with all that says what the networks are, and no weights."""
+    for part, name in FOLDERS.items():
+        (folder / name).mkdir(parents=True)
+        write_json(folder / name / "config.json", CONFIGS[part](sizes))
+    write_json(folder / "model_index.json", model_index(sizes))
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -20,6 +20,17 @@ from sd.clip import CLIPTextModel
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 
+SMALL = {
+    "unet": {
+        "model_channels": 32,
+        "channel_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attention_levels": [1],
+        "context_dim": 64,
+    },
+    "vae": {"channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1},
+    "clip": {"width": 64, "layers": 2, "heads": 1, "vocab_size": 500},
+}
 PREFIXES = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",

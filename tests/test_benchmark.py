@@ -10,10 +10,11 @@ import torch
 from make_full_checkpoint import lightning_checkpoint, random_weights
 
 from sd.benchmark.measure import Result, alternate, count_flops, measure, peak_in_child, random_checkpoint, run
-from sd.benchmark.peers import load_single_file, write_configs
+from sd.benchmark.peers import load_single_file
 from sd.benchmark.report import lines, report
 from sd.benchmark.tasks import TASKS, TINY, Options, RandomModel, touch
 from sd.checkpoint import load_models, read
+from sd.diffusers_folder import write_configs
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "bench.py"
 QUICK = Options(tiny=True, rounds=2, steps=2)

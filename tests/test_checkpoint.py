@@ -8,29 +8,18 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from make_full_checkpoint import PREFIXES, SCHEDULE, lightning_checkpoint, random_weights
+from make_full_checkpoint import PREFIXES, SCHEDULE, SMALL, lightning_checkpoint, random_weights
 
 from sd.checkpoint import load_models, read, save
 from sd.errors import UserError
 from sd.sizes import complete
 
-SIZES = {
-    "unet": {
-        "model_channels": 32,
-        "channel_mult": [1, 2],
-        "num_res_blocks": 1,
-        "attention_levels": [1],
-        "context_dim": 64,
-    },
-    "vae": {"channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1},
-    "clip": {"width": 64, "layers": 2, "heads": 1, "vocab_size": 500},
-}
 U, V, C = PREFIXES["unet"], PREFIXES["vae"], PREFIXES["clip"]
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return random_weights(SIZES)
+    return random_weights(SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +50,7 @@ def assert_loads(path, weights, dtype=None):
 def test_the_published_layout(file, weights):
     checkpoint = assert_loads(file, weights)
     assert checkpoint.kind == "ckpt"
-    assert checkpoint.sizes == complete(SIZES, "here")
+    assert checkpoint.sizes == complete(SMALL, "here")
     assert checkpoint.metadata == {}
     assert set(checkpoint.ignored) == {
         *SCHEDULE,
@@ -145,23 +134,23 @@ def test_half_precision_merge_in_either_container(tmp_path, weights, zipped):
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"unet": SIZES["unet"] | {"in_channels": 9}},
-        {"unet": SIZES["unet"] | {"channel_mult": [1, 2, 2], "num_res_blocks": 2, "attention_levels": [0, 2]}},
-        {"unet": SIZES["unet"] | {"channel_mult": [1], "attention_levels": [0]}},
-        {"unet": SIZES["unet"] | {"attention_levels": [], "out_channels": 8}},
+        {"unet": SMALL["unet"] | {"in_channels": 9}},
+        {"unet": SMALL["unet"] | {"channel_mult": [1, 2, 2], "num_res_blocks": 2, "attention_levels": [0, 2]}},
+        {"unet": SMALL["unet"] | {"channel_mult": [1], "attention_levels": [0]}},
+        {"unet": SMALL["unet"] | {"attention_levels": [], "out_channels": 8}},
         {"vae": {"channels": 32, "channel_mult": [1, 2, 3], "num_res_blocks": 2, "z_channels": 8}},
         {"clip": {"width": 128, "layers": 3, "heads": 2, "vocab_size": 60, "max_length": 20}},
     ],
     ids=str,
 )
 def test_sizes_are_read_off_the_shapes(tmp_path, sizes):
-    state = random_weights(SIZES | sizes)
+    state = random_weights(SMALL | sizes)
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
-    assert assert_loads(tmp_path / "model.safetensors", state).sizes == complete(SIZES | sizes, "here")
+    assert assert_loads(tmp_path / "model.safetensors", state).sizes == complete(SMALL | sizes, "here")
 
 
 def test_sizes_that_no_shape_tells_come_from_the_file(tmp_path, weights):
-    sizes = SIZES | {"unet": SIZES["unet"] | {"num_heads": 4}, "clip": SIZES["clip"] | {"heads": 4}, "image_size": 64}
+    sizes = SMALL | {"unet": SMALL["unet"] | {"num_heads": 4}, "clip": SMALL["clip"] | {"heads": 4}, "image_size": 64}
     torch.save({"state_dict": weights, "sd_sizes": sizes}, tmp_path / "model.ckpt")
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"sd_sizes": json.dumps(sizes)})
     for name in ("model.ckpt", "model.safetensors"):
@@ -398,7 +387,7 @@ BIG = {"clip": {"width": 768, "layers": 6, "vocab_size": 49408}}
 def big(tmp_path_factory):
     """330 MB in fp32: enough to stand out against what the process needs anyway."""
     path = tmp_path_factory.mktemp("weights") / "big.ckpt"
-    torch.save(random_weights(SIZES | BIG), path)
+    torch.save(random_weights(SMALL | BIG), path)
     return path
 
 

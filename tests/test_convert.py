@@ -8,22 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_full_checkpoint import lightning_checkpoint, random_weights
+from make_full_checkpoint import SMALL, lightning_checkpoint, random_weights
 
 from sd.checkpoint import load_models
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "convert.py"
-SIZES = {
-    "unet": {
-        "model_channels": 32,
-        "channel_mult": [1, 2],
-        "num_res_blocks": 1,
-        "attention_levels": [1],
-        "context_dim": 64,
-    },
-    "vae": {"channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1},
-    "clip": {"width": 64, "layers": 2, "heads": 1, "vocab_size": 500},
-}
 
 
 def convert(*arguments, cwd):
@@ -38,7 +27,7 @@ def weights(path):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "model.ckpt"
-    torch.save(lightning_checkpoint(random_weights(SIZES)), path)
+    torch.save(lightning_checkpoint(random_weights(SMALL)), path)
     return path
 
 

@@ -8,25 +8,14 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from make_full_checkpoint import random_weights
+from make_full_checkpoint import SMALL, random_weights
 
 from sd.checkpoint import PREFIXES, load_models, save
 from sd.errors import UserError
 from sd.sizes import complete
 from sd.tokenizer import Tokenizer
 
-SIZES = {
-    "unet": {
-        "model_channels": 32,
-        "channel_mult": [1, 2],
-        "num_res_blocks": 1,
-        "attention_levels": [1],
-        "context_dim": 64,
-    },
-    "vae": {"channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1},
-    "clip": {"width": 64, "layers": 2, "heads": 4},
-    "image_size": 64,
-}
+SIZES = SMALL | {"clip": {"width": 64, "layers": 2, "heads": 4}, "image_size": 64}
 PARTS = ("unet", "vae", "text_encoder")
 
 

@@ -13,13 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sd.diffusers_folder import (
-    CONFIGS,
-    FOLDERS,
     clip_config,
-    model_index,
     unet_config,
     vae_config,
-    write_json,
     write_tokenizer,
 )
 from sd.names import unet_to_diffusers, vae_to_diffusers
@@ -93,14 +89,6 @@ def peer_pipeline(clip: nn.Module, vae: nn.Module, unet: nn.Module, sizes: dict)
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def write_configs(folder: Path, sizes: dict) -> None:
-    """A diffusers folder without its weights: what `from_single_file` wants to know besides the file."""
-    for part, name in FOLDERS.items():
-        (folder / name).mkdir(parents=True)
-        write_json(folder / name / "config.json", CONFIGS[part](sizes))
-    write_json(folder / "model_index.json", model_index(sizes))
 
 
 def load_single_file(path: Path, configs: Path, dtype: torch.dtype) -> list[nn.Module]:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd.benchmark.peers import load_single_file, peer_clip, peer_pipeline, peer_unet, peer_vae, write_configs
+from sd.benchmark.peers import load_single_file, peer_clip, peer_pipeline, peer_unet, peer_vae
 from sd.checkpoint import load_models, read
 from sd.cli import DTYPES
+from sd.diffusers_folder import write_configs
 from sd.errors import UserError
 from sd.image import to_tensor
 from sd.pipeline import StableDiffusion
