@@ -1,20 +1,27 @@
-# Two commands: `make txt2img PROMPT="a red apple"` and `make test`. Both make what they need first.
+# `make txt2img PROMPT="a red apple"`, `make app` and `make test`: each makes what it needs first.
 
 PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= a red apple
 ARGS ?=
 
-.PHONY: txt2img test test-fast lint format clean
+.PHONY: txt2img app test test-fast screenshots lint format clean
 
 txt2img: $(VENV)/core
 	@$(VENV)/bin/python scripts/txt2img.py --prompt "$$PROMPT_TEXT" $(ARGS)
+
+app: $(VENV)/web
+	@$(VENV)/bin/python scripts/app.py $(ARGS)
 
 test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest
 
 test-fast: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -m "not slow"
+
+# The README's pictures of the page.
+screenshots: $(VENV)/dev
+	PYTHONPATH=. $(VENV)/bin/python tests/screenshots.py $(ARGS)
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -37,8 +44,12 @@ $(VENV)/core: requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
+$(VENV)/web: requirements-web.txt requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
+	@touch $@ $(VENV)/core
+
 # Two peers without what they ask for: of open_clip_torch the tests want the tokenizer file alone, and not torchvision.
-$(VENV)/dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+$(VENV)/dev: $(wildcard requirements*.txt) | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps open_clip_torch==3.3.0 lycoris-lora==4.1.3
 	@touch $@ $(VENV)/core

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli import draw_and_save, drawing_parser, load_pipeline, settings_of, with_picture_size
+from sd.cli import draw_and_save, drawing_parser, load_pipeline, settings_of, spelled_out, with_picture_size
 from sd.errors import plain_errors
 from sd.image import check_outdir, open_image
 
@@ -21,7 +21,7 @@ def main():
     pipe = load_pipeline(args)
     settings = with_picture_size(settings, image, pipe.image_size)
     todo = [settings.but(seed=settings.seed + i * settings.num_images) for i in range(args.n_iter)]
-    draw_and_save(pipe, todo, args, image)
+    draw_and_save(pipe, spelled_out(pipe, todo, args), args, image)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Draws pictures from text: python scripts/txt2img.py "a red apple" """
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli import add_hires, draw_and_save, drawing_parser, load_pipeline, png_settings, settings_of
+from sd.cli import add_hires, draw_and_save, drawing_parser, load_pipeline, png_settings, settings_of, spelled_out
+from sd.drawings import Drawing
 from sd.errors import UserError, plain_errors
 from sd.image import check_outdir
+from sd.many import agreed, one_of_many, plan, share
 
 
 def prompts_of(path: str) -> list[str]:
@@ -25,10 +28,18 @@ def prompts_of(path: str) -> list[str]:
 def main():
     parser = drawing_parser("Draws pictures from text.")
     parser.add_argument("--from-file", metavar="FILE", help="draw each line of a text file")
+    parser.add_argument("--resume", action="store_true", help="leave out pictures that --outdir has already (--seed!)")
     parser.add_argument("--from-png", metavar="FILE", help="draw a saved picture again, from the settings inside it")
     add_hires(parser)
     args = parser.parse_args()
-    check_outdir(args.outdir)
+    if args.resume and args.seed is None and not args.from_png:
+        raise UserError("--resume needs the --seed that was drawn with: it is printed, and written into each picture.")
+    with one_of_many():
+        draw_all(args)
+
+
+def draw_all(args: argparse.Namespace) -> None:
+    folder = check_outdir(args.outdir)
     if args.from_png:
         todo = [png_settings(args.from_png, args)]
     elif args.from_file:
@@ -37,7 +48,14 @@ def main():
         todo = [settings_of(args)]
     first, count = todo[0].seed, todo[0].num_images
     again = [one for one in todo for _ in range(1 if args.from_png else args.n_iter)]
-    draw_and_save(load_pipeline(args), [one.but(seed=first + i * count) for i, one in enumerate(again)], args)
+    again = [one.but(seed=first + i * count) for i, one in enumerate(again)]
+    pipe = load_pipeline(args)
+
+    def decide() -> list[Drawing]:
+        drawings = [Drawing(one) for one in again] if args.from_png else spelled_out(pipe, again, args)
+        return plan(pipe, drawings, folder, args.resume)
+
+    draw_and_save(pipe, share(agreed(decide)), args)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ sizes             how large a model is
 diffusers_folder  a checkpoint as diffusers keeps it
 checkpoint        weights in and out of every file people own
 download          the v1-5 file from its mirror
+clip_files        CLIP's own files, both towers, for scoring
 
 prompt            (weights:1.3), BREAK and long prompts to one context
 image             pictures in and out
@@ -39,13 +40,29 @@ adapters          all adapters of one pipeline
 
 seeds             noise by seed
 seamless          pictures that tile
+step_caching      the U-Net's deep part every few steps only, which is quicker and not quite the same
+token_merging     places that look alike share one attention: quicker, likewise
 tiled_vae         pictures too big for the VAE's memory
 latents           pictures to scaled latents and back
 start             where a drawing starts when there is a picture
 settings          what a person asks for, checked
 model_hash        the name of a checkpoint in a picture's settings
 pipeline          all of it together: prompt in, pictures out
+wildcards         __animal__ and {red|blue} in a prompt
+styles            looks by name
+chat              a question to a chat model, and no answer
+prompt_writer     an idea to a prompt, a negative prompt and a title
+drawings          every picture's own words
+many              a share of the drawings for each process
+
 cli               what the drawing scripts share
 
-A package beside these, with a reading order of its own: sd/benchmark, which measures all of it beside diffusers.
+contact_sheet     a table of pictures, named at its sides
+copies            did the model repeat a picture that it was taught
+means             a mean and how far to trust it
+evaluate          how like the subject, how like the prompt: CLIP-I and CLIP-T
+compare           several models on the same prompts and seeds
+
+Packages beside these, each with a reading order of its own: sd/training, which teaches; sd/web, the page and the HTTP
+API; sd/benchmark, which measures all of it beside diffusers.
 """

@@ -9,12 +9,16 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from sd.chat import find_endpoint
 from sd.checkpoint import DTYPES
+from sd.drawings import Drawing, spell_out
 from sd.errors import UserError
 from sd.image import check_outdir, grid, save_png
 from sd.infotext import parse_infotext, read_infotext
+from sd.many import processes
 from sd.model_hash import model_hash
 from sd.pipeline import BUNDLED, WEIGHTS, StableDiffusion, default_device
+from sd.prompt_writer import PromptWriter, in_style
 from sd.samplers import SAMPLERS
 from sd.schedule import SCHEDULES
 from sd.settings import HIRES_UPSCALERS, MAX_IMAGES, Settings, check_whole
@@ -31,6 +35,10 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("words", nargs="?", metavar="PROMPT", help="what to draw")
     add("--prompt", help="the same, as a flag")
     add("--negative-prompt", "--negative_prompt", default="", help="what to stay away from")
+    add("--style", metavar="NAME", help="a look from data/styles.csv, such as watercolor")
+    add("--enhance", action="store_true", help="let a chat model write the prompts, or a style where there is none")
+    add("--llm-url", metavar="URL", help="its OpenAI-compatible address, ending in /v1 (OPENAI_BASE_URL)")
+    add("--llm-model", metavar="NAME", help="its name (OPENAI_MODEL); a key is read from OPENAI_API_KEY")
     add("--ckpt", "--model", metavar="FILE", help="a checkpoint, or its name in weights/ (default: yours, or ours)")
     add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="a LoRA; may be given several times")
     add("--embedding", action="append", default=[], metavar="FILE[:WORD]", help="a textual inversion, likewise")
@@ -47,6 +55,10 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("--n-iter", "--n_iter", type=int, default=1, help="how many times over (1)")
     add("--clip-skip", type=int, default=1, help="1: CLIP's last layer, 2: the one before, as in the webui (1)")
     add("--guidance-rescale", type=float, default=0.0, help="0 to 1: take back contrast that guidance adds (0)")
+    interval = "guide between these shares of the way from noise (0) to picture (1) only, such as 0.1 0.7: quicker"
+    add("--guidance-interval", type=float, nargs=2, metavar=("START", "END"), default=(0.0, 1.0), help=interval)
+    add("--step-cache", type=int, default=1, metavar="N", help="the whole U-Net every N-th time only: quicker (1)")
+    add("--token-merging", type=float, default=0.0, metavar="RATIO", help="up to 0.75: quicker large pictures (0)")
     add("--variation-seed", type=int, help="a second seed, to turn the first one's noise towards")
     add("--variation-strength", type=float, default=0.0, help="how far, 0 to 1 (0)")
     add("--tiling", action="store_true", help="edges that continue at the opposite ones")
@@ -68,7 +80,8 @@ def add_hires(parser: argparse.ArgumentParser) -> None:
 def settings_of(args: argparse.Namespace, **changes: object) -> Settings:
     """The flags as `Settings`."""
     prompt = args.prompt if args.prompt is not None else args.words
-    given = vars(args) | {"prompt": prompt} | changes
+    start, end = args.guidance_interval
+    given = vars(args) | {"prompt": prompt, "guidance_start": start, "guidance_end": end} | changes
     if given["prompt"] is None:
         raise UserError('say what to draw: give a prompt in quotes, such as "a red apple".')
     check_whole("number of times over (--n-iter)", args.n_iter, 1, MAX_IMAGES)
@@ -167,27 +180,50 @@ def is_own_checkpoint(path: Path) -> bool:
     return path.suffix in (".ckpt", ".safetensors") and not path.name.startswith(("emoji", "taesd", "."))
 
 
+def spelled_out(pipe: StableDiffusion, settings: list[Settings], args: argparse.Namespace) -> list[Drawing]:
+    """Each picture's own words: its wildcards by its seed, then --enhance or --style."""
+    write = None
+    if args.enhance:
+        endpoint = find_endpoint(args.llm_url, args.llm_model)
+        write = PromptWriter(endpoint, args.style, emoji=pipe.path.resolve() == BUNDLED)
+    elif args.style is not None:
+        write = in_style(args.style)
+    drawings = [drawing for one in settings for drawing in spell_out(one, write)]
+    for note in dict.fromkeys(drawing.note for drawing in drawings if drawing.note):
+        print(f"note: {note}")
+    return drawings
+
+
 def draw_and_save(
     pipe: StableDiffusion,
-    settings: list[Settings],
+    drawings: list[Drawing],
     args: argparse.Namespace,
     image: Image.Image | None = None,
     mask: Image.Image | None = None,
 ) -> None:
-    """Draws one `Settings` after another with a progress bar; saves each one's pictures at once, then a sheet."""
-    folder = check_outdir(args.outdir)
+    """Makes one drawing after another with a progress bar; saves each one's pictures at once, then a sheet.
+
+    One of several processes makes no sheet: it has a share of the pictures only.
+    """
+    folder, (rank, count) = check_outdir(args.outdir), processes()
     drawn, prompts = [], []
-    for one in settings:
+    for drawing in drawings:
+        one = drawing.settings
+        if drawing.template:
+            print(f"prompt: {one.prompt}")
         began = time.perf_counter()
-        with closing(Shower(pipe, folder if args.preview else None)) as shower:
+        with closing(Shower(pipe, folder if args.preview and rank == 0 else None)) as shower:
             pictures = pipe.draw(one, image, mask, on_step=shower)
         seconds = time.perf_counter() - began
-        for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
-            path = save_png(picture, folder, text)
+        texts = drawing.texts(pictures.infotexts)
+        for i, (picture, seed, text) in enumerate(zip(pictures.images, pictures.seeds, texts)):
+            number = None if drawing.number is None else drawing.number + i
+            path = save_png(picture, folder, text, drawing.prefix, number)
             print(f"{path}  seed {seed}  {seconds / len(pictures.images):.1f} s")
-        drawn += pictures.images
-        prompts += [one.prompt] * len(pictures.images)
-    if len(drawn) > 1 and not args.skip_grid:
+        if not args.skip_grid and count == 1:
+            drawn += pictures.images
+            prompts += [one.prompt] * len(pictures.images)
+    if len(drawn) > 1:
         labels = prompts if len(set(prompts)) > 1 else None
         print(f"{save_png(grid(drawn, labels=labels), folder, prefix='grid-')}  all {len(drawn)}")
 

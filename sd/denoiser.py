@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sd.schedule import t_of
+from sd.schedule import TIMES, sigma_of, t_of
 
 
 class Denoiser:
@@ -65,6 +65,17 @@ class Guidance:
         uncond, cond = self.both(torch.cat([x, x]), sigma).chunk(2)
         x0 = uncond + self.scale * (cond - uncond)
         return rescaled(x, x0, cond, self.rescale) if self.rescale else x0
+
+
+def sigmas_between(start: float, end: float) -> tuple[float, float]:
+    """(lowest, highest) sigma between two shares of the way, from noise (0) to picture (1): all there is at 0 and 1.
+
+    The way is measured in t, as ComfyUI measures its percents, so that no sampler or number of steps changes it. With
+    the schedules ldm and sgm_uniform it is also the share of steps, diffusers' measure.
+    """
+    lowest = 0.0 if end == 1 else sigma_of((TIMES - 1) * (1 - end))
+    highest = math.inf if start == 0 else sigma_of((TIMES - 1) * (1 - start))
+    return lowest, highest
 
 
 def equal_lengths(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

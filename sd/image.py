@@ -157,18 +157,21 @@ def check_outdir(outdir: str | Path) -> Path:
         raise UserError(f"cannot write into {outdir} ({error.strerror}): choose another --outdir.") from error
 
 
-def save_png(image: Image.Image, outdir: str | Path, infotext: str = "", prefix: str = "") -> Path:
+def save_png(
+    image: Image.Image, outdir: str | Path, infotext: str = "", prefix: str = "", number: int | None = None
+) -> Path:
     """Saves as the next free `{prefix}00000.png` of a folder, made if needed, and returns its path.
 
     Nothing is ever overwritten, also not by several programs at once, and no half-written PNG is ever to be seen.
-    infotext: settings to keep inside. Raises UserError where the folder cannot be written to.
+    infotext: settings to keep inside. number: the first to try, one after the highest if None. Raises UserError where
+    the folder cannot be written to.
     """
     info = PngInfo()
     if infotext:
         info.add_text(INFOTEXT_KEY, infotext)
     folder = check_outdir(outdir)
     try:
-        target, part = claim(folder, prefix)
+        target, part = claim(folder, prefix, next_number(folder, prefix) if number is None else number)
         try:
             image.save(part, format="PNG", pnginfo=info)
             part.replace(target)
@@ -180,10 +183,14 @@ def save_png(image: Image.Image, outdir: str | Path, infotext: str = "", prefix:
     return target
 
 
-def claim(folder: Path, prefix: str) -> tuple[Path, Path]:
-    """The next free file name, and beside it a hidden file whose exclusive creation keeps others off that name."""
+def next_number(folder: Path, prefix: str) -> int:
+    """One more than the highest of the files `{prefix}00000.png`."""
     numbered = re.compile(re.escape(prefix) + r"(\d{5,})\.png")
-    number = 1 + max((int(match[1]) for match in map(numbered.fullmatch, os.listdir(folder)) if match), default=-1)
+    return 1 + max((int(match[1]) for match in map(numbered.fullmatch, os.listdir(folder)) if match), default=-1)
+
+
+def claim(folder: Path, prefix: str, number: int) -> tuple[Path, Path]:
+    """A free file name from `number` on, and beside it a hidden file whose exclusive creation keeps others off it."""
     while True:
         target = folder / f"{prefix}{number:05}.png"
         part = folder / f".{target.name}.part"

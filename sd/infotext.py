@@ -48,6 +48,11 @@ def write_infotext(prompt: str, negative_prompt: str, settings: Mapping[str, obj
     return f"{prompt}{negative}\n{', '.join(fields)}".strip()
 
 
+def with_setting(text: str, label: str, value: str) -> str:
+    """A text that `write_infotext` made, with one more setting at its end."""
+    return f"{text}, {label}: {quote(value)}"
+
+
 def parse_infotext(text: str) -> dict[str, str]:
     """The settings in a text, by the webui's labels, beside "Prompt" and "Negative prompt"; all values are text.
 

@@ -47,6 +47,17 @@ def read_tag(found: re.Match) -> Tag:
     return Tag(found[1].strip(), te, values.get("unet", te))
 
 
+def list_loras(folder: str | Path) -> dict[str, Path]:
+    """The files and PEFT folders in `folder` or below, by their names without ending; of equal names the first."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*"), reverse=True):  # so that of equal names the first stays
+        if path.is_file() and path.suffix in SUFFIXES:
+            found[path.stem] = path
+        elif (path / "adapter_config.json").is_file() or (path / "unet" / "adapter_config.json").is_file():
+            found[path.name] = path
+    return found
+
+
 def find_lora(folder: str | Path, name: str) -> Path:
     """The file or PEFT folder of that name in `folder` or below. `name` is never a path, so nothing else is reachable.
 
@@ -54,13 +65,7 @@ def find_lora(folder: str | Path, name: str) -> Path:
     """
     if re.search(r"[/\\\0]", name) or name in ("", ".", ".."):
         raise UserError(f"{name!r} is not the name of a LoRA: give its file's name without folder and ending.")
-    folder = Path(folder)
-    found = {}
-    for path in sorted(folder.rglob("*"), reverse=True):  # so that of equal names the first stays
-        if path.is_file() and path.suffix in SUFFIXES:
-            found[path.stem] = path
-        elif (path / "adapter_config.json").is_file() or (path / "unet" / "adapter_config.json").is_file():
-            found[path.name] = path
+    found = list_loras(folder)
     if name not in found:
         near = difflib.get_close_matches(name, found)
         hint = f"; did you mean {' or '.join(near)}?" if near else ", there are none." if not found else "."

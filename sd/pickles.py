@@ -48,6 +48,10 @@ class Inert:
         self.state = state
 
 
+class ScriptObject(Inert):
+    """An object of a class that a TorchScript archive describes itself: a module, with its tensors in `state`."""
+
+
 class Dictionary(dict):
     """An OrderedDict without the attributes that state dicts carry (`_metadata`)."""
 
@@ -104,6 +108,8 @@ KNOWN = {
     "numpy.core.multiarray._reconstruct": Inert,
     "numpy._core.multiarray._reconstruct": Inert,
     "numpy.dtypes.Float64DType": Inert,
+    **{f"torch.jit._pickle.build_{kind}list": Inert for kind in ("int", "double", "bool", "tensor")},
+    "torch.jit._pickle.restore_type_tag": Inert,
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": Inert,
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint": Inert,
     # One class for each dtype: what a storage is named by is all that is taken from it.
@@ -119,7 +125,7 @@ class Reader(pickle.Unpickler):
         self.path, self.storage = path, storage
 
     def find_class(self, module: str, name: str) -> type:
-        known = KNOWN.get(f"{module}.{name}")
+        known = ScriptObject if module.split(".")[0] == "__torch__" else KNOWN.get(f"{module}.{name}")
         if known is None:
             raise UserError(
                 f"{self.path} is refused: its pickle wants to use {module}.{name}, which weights do not need and which "

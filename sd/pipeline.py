@@ -22,7 +22,7 @@ from torch import Tensor
 from sd.adapters import Adapters
 from sd.checkpoint import load_models, save
 from sd.clip import CLIPTextModel
-from sd.denoiser import Guidance, Inpaint
+from sd.denoiser import Guidance, Inpaint, sigmas_between
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor, upright
 from sd.latents import decode_latent, encode_image
@@ -37,8 +37,10 @@ from sd.seeds import Noise
 from sd.settings import Settings
 from sd.sizes import complete
 from sd.start import Start, start_from
+from sd.step_caching import StepCached
 from sd.taesd import TAESD
 from sd.textual_inversion import EmbeddingReport
+from sd.token_merging import token_merging
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
@@ -46,6 +48,7 @@ from sd.vae import AutoencoderKL
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 BUNDLED = WEIGHTS / "emoji.safetensors"
 LORAS = WEIGHTS / "loras"
+EMBEDDINGS = WEIGHTS / "embeddings"
 
 OnStep = Callable[[int, int, Tensor], None]
 
@@ -248,12 +251,15 @@ class StableDiffusion:
         uncond, cond = (context.expand(batch, -1, -1) for context in contexts)
         scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal: nothing to be guided away from
         extra = None if start.extra is None else start.extra.expand(batch, -1, -1, -1)
-        denoise = Guidance(self.unet, cond, uncond, scale, extra, rescale=settings.guidance_rescale)
+        unet = self.unet if settings.step_cache == 1 else StepCached(self.unet, settings.step_cache)
+        interval = sigmas_between(settings.guidance_start, settings.guidance_end)
+        denoise = Guidance(unet, cond, uncond, scale, extra, interval, settings.guidance_rescale)
         if start.mask is not None:
             denoise = Inpaint(denoise, known, start.mask)
-        for state in SAMPLERS[settings.sampler].run(denoise, x, sigmas, noise):
-            x, x0 = state
-            on_each(x0)
+        with token_merging(self.unet, settings.token_merging):
+            for state in SAMPLERS[settings.sampler].run(denoise, x, sigmas, noise):
+                x, x0 = state
+                on_each(x0)
         latent = x / math.sqrt(1 + sigmas[-1] ** 2)
         return latent if start.mask is None else denoise.keep(latent)
 

@@ -9,6 +9,8 @@ from sd.infotext import parse_infotext, write_infotext
 from sd.samplers import SAMPLERS, find_sampler
 from sd.schedule import TIMES
 from sd.seeds import random_seed
+from sd.step_caching import MAX_EVERY
+from sd.token_merging import MAX_RATIO
 
 MAX_IMAGES = 1000
 MAX_GUIDANCE = 100.0
@@ -32,6 +34,9 @@ class Settings:
     clip_skip: 1 is CLIP's last layer, as in the webui. variation_strength: 0 to 1, how far the starting noise is turned
     to variation_seed's. hires_scale: over 1 draws a second time at that many times the size, from the first picture,
     with hires_strength. tiling: the picture's edges continue at the opposite ones.
+    Three ways to draw sooner and less exactly, off unless asked for: guidance_start, guidance_end: shares of the way
+    from noise to picture, with guidance between them only, see `denoiser.sigmas_between`. step_cache: over 1, how often
+    the deep part of the U-Net is computed, see `step_caching`. token_merging: 0 to 0.75, see `token_merging`.
     """
 
     prompt: str = ""
@@ -53,6 +58,10 @@ class Settings:
     hires_strength: float = 0.7
     hires_upscaler: str = "latent"
     tiling: bool = False
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    step_cache: int = 1
+    token_merging: float = 0.0
 
     def __post_init__(self):
         sampler, schedule = find_sampler(self.sampler, self.schedule)
@@ -66,8 +75,13 @@ class Settings:
         check_whole("number of steps", self.steps, 1, TIMES)
         check_whole("number of images", self.num_images, 1, MAX_IMAGES)
         check_number("guidance scale", self.guidance_scale, 0, MAX_GUIDANCE)
-        for name in ("strength", "guidance_rescale", "variation_strength", "hires_strength"):
+        shares = ("strength", "guidance_rescale", "variation_strength", "hires_strength")
+        for name in (*shares, "guidance_start", "guidance_end"):
             check_number(name.replace("_", " "), getattr(self, name), 0, 1)
+        if self.guidance_start > self.guidance_end:
+            raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
+        check_whole("step cache", self.step_cache, 1, MAX_EVERY)
+        check_number("token merging", self.token_merging, 0, MAX_RATIO)
         check_number("hires scale", self.hires_scale, 1, 8)
         if self.hires_upscaler not in HIRES_UPSCALERS:
             raise UserError(f"there is no hires upscaler {self.hires_upscaler!r}: use latent or lanczos.")
@@ -109,6 +123,10 @@ class Settings:
             "Hires upscale": self.hires_scale if hires else None,
             "Hires upscaler": HIRES_UPSCALERS[self.hires_upscaler] if hires else None,
             "CFG Rescale phi": self.guidance_rescale or None,
+            "Guidance start": self.guidance_start or None,
+            "Guidance end": None if self.guidance_end == 1 else self.guidance_end,
+            "Step cache": None if self.step_cache == 1 else self.step_cache,
+            "Token merging ratio": self.token_merging or None,
             "Version": VERSION,
         }
         return write_infotext(
@@ -141,6 +159,10 @@ class Settings:
             "hires_upscaler": ("Hires upscaler", lambda label: upscalers.get(label, "latent")),
             "guidance_rescale": ("CFG Rescale phi", float),
             "tiling": ("Tiling", lambda word: word == "True"),
+            "guidance_start": ("Guidance start", float),
+            "guidance_end": ("Guidance end", float),
+            "step_cache": ("Step cache", int),
+            "token_merging": ("Token merging ratio", float),
         }
         values = {}
         for name, (label, read) in readers.items():

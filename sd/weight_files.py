@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sd.errors import UserError
 from sd.mapped import MappedFile, read_safetensors, write_safetensors
-from sd.pickles import read_legacy, read_zip
+from sd.pickles import ScriptObject, read_legacy, read_zip
 
 OTHER_MODELS = [  # what a key's beginning says of a file
     (r"conditioner\.embedders\.", "Stable Diffusion XL"),
@@ -80,6 +80,8 @@ def what_is(content: Any) -> str | None:
     """What these weights are, if no Stable Diffusion 1.x checkpoint, in a few words; None where it does not show."""
     if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
         return "a LoRA"  # cloneofsimo's .pt: up, down, up, down
+    if isinstance(content, ScriptObject):
+        return "a TorchScript program, such as OpenAI's CLIP"
     if not isinstance(content, dict):
         return "a file without weights"
     for beginning, what in OTHER_MODELS:
@@ -98,13 +100,20 @@ def write_weights(path: str | Path, kind: str, tensors: dict[str, Tensor], metad
         if kind == "safetensors":
             write_safetensors(part, tensors, metadata)
             return
-        try:
-            with open(part, "wb") as file:
-                torch.save({**metadata, "state_dict": tensors}, file)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # a full disk, of which torch then says "unexpected pos"
-                raise error.__context__ from None
-            raise
+        write_torch({**metadata, "state_dict": tensors}, part)
+
+
+def write_torch(content: Any, path: Path) -> None:
+    """`torch.save`, with an OSError where the disk is full, and all of it on the disk when this returns."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # of a full disk torch then says "unexpected pos"
+            raise error.__context__ from None
+        raise
 
 
 @contextmanager

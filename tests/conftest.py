@@ -1,4 +1,7 @@
 import copy
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 
+ROOT = Path(__file__).resolve().parents[1]
 UNET = dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), context_dim=64)
 
 VAE = dict(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
@@ -24,6 +28,15 @@ def make_pipe(in_channels: int = 4) -> StableDiffusion:
     vae = randomize(AutoencoderKL(**VAE), seed=2)
     unet = randomize(UNetModel(**sizes["unet"]), seed=3)
     return StableDiffusion(Tokenizer(), clip, vae, unet, sizes)
+
+
+@pytest.fixture
+def one_thread():
+    """For tests that fork: see `processes`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +66,20 @@ def photo():
     generator = torch.Generator().manual_seed(5)
     small = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(small.numpy()).resize((64, 64), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """run(script, *flags) -> (exit code, stdout, stderr), in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *flags: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run

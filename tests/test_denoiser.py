@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sd.attention import attention
-from sd.denoiser import Denoiser, Guidance, Inpaint, equal_lengths
-from sd.schedule import sigma_list, sigma_of, sigma_table
+from sd.denoiser import Denoiser, Guidance, Inpaint, equal_lengths, sigmas_between
+from sd.schedule import sigma_list, sigma_of, sigma_table, t_of
 
 B = 3
 
@@ -114,6 +114,27 @@ def test_guidance_interval():
     for sigma in (5.1, 5.0, 1.0, 0.5, 0.4):
         denoise(X, sigma)
     assert [len(x) for x, _, _ in unet.seen] == [B, 2 * B, 2 * B, 2 * B, B]
+
+
+def test_an_interval_of_the_whole_way_leaves_nothing_out():
+    assert sigmas_between(0, 1) == (0.0, math.inf)
+
+
+@pytest.mark.parametrize("schedule", ["ldm", "sgm_uniform"])
+def test_an_interval_is_a_share_of_evenly_spaced_steps(schedule):
+    sigmas = sigma_list(50, schedule)[:-1]
+    lowest, highest = sigmas_between(0.2, 0.7)
+    inside = [i for i, sigma in enumerate(sigmas) if lowest <= sigma <= highest]
+    assert inside == list(range(inside[0], inside[-1] + 1))
+    assert abs(inside[0] - 10) <= 1  # LDM's first step is 20 below the table's end, one step of 50
+    assert abs(inside[-1] - 34) <= 1
+
+
+def test_an_interval_is_measured_in_t():
+    lowest, highest = sigmas_between(0.25, 0.75)
+    assert t_of(highest) == pytest.approx(999 * 0.75)
+    assert t_of(lowest) == pytest.approx(999 * 0.25)
+    assert sigmas_between(0.5, 0.5)[0] == sigmas_between(0.5, 0.5)[1]
 
 
 @pytest.mark.parametrize("amount", [0.3, 1.0])

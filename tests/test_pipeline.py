@@ -13,6 +13,7 @@ from sd.latents import decode_latent, encode_image
 from sd.pipeline import StableDiffusion, last_part
 from sd.prompt import encode_prompt
 from sd.samplers import SAMPLERS
+from sd.schedule import sigma_list
 from sd.settings import Settings
 from sd.vae import LATENT_SCALE
 
@@ -134,6 +135,44 @@ def test_inpainting_unet_draws_from_text_alone(inpainting_pipe):
     assert torch.equal(seen[0][:, 4], torch.ones(2, 8, 8))
 
 
+def test_a_guidance_interval_written_out(pipe):
+    """Five steps of Euler by hand: t = 801, 601, 401 lie between shares 0.15 and 0.65 of the way, 201 and 1 do not."""
+    made = pipe("a red apple", "blurry", steps=5, sampler="euler", seed=4, guidance_start=0.15, guidance_end=0.65)
+    uncond, cond = pipe.encode_prompts(Settings("a red apple", "blurry"))
+    sigmas = sigma_list(5)
+    x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(4))[None] * (1 + sigmas[0] ** 2) ** 0.5
+    for sigma, to, t in zip(sigmas, sigmas[1:], (801.0, 601.0, 401.0, 201.0, 1.0)):
+        with torch.no_grad():
+            eps, from_uncond = (
+                pipe.unet(x / (1 + sigma**2) ** 0.5, torch.tensor([t]), context) for context in (cond, uncond)
+            )
+        x = x + (to - sigma) * (from_uncond + 7.5 * (eps - from_uncond) if t > 400 else eps)
+    # Twelve steps' worth of rounding on numbers of size ten: a batch of two against one by one, eps against x0.
+    assert torch.allclose(made.latents, x, atol=1e-3)
+
+
+APPROXIMATE = dict(guidance_start=0.1, guidance_end=0.7, step_cache=2, token_merging=0.5)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_approximations_together_in_every_sampler(pipe, sampler):
+    asked = dict(steps=4, seed=1, sampler=sampler)
+    made = pipe("a red apple", num_images=2, **asked, **APPROXIMATE)
+    assert made.latents.isfinite().all()
+    alone = pipe.draw(Settings.from_infotext(made.infotexts[1]))
+    assert torch.equal(alone.latents, made.latents[1:])
+    assert not torch.allclose(pipe("a red apple", **asked).latents, made.latents[:1])
+
+
+def test_approximations_inpaint_and_draw_twice(inpainting_pipe, photo):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    made = inpainting_pipe("x", image=photo, mask=mask, strength=1.0, steps=3, seed=1, **APPROXIMATE)
+    assert made.latents.isfinite().all()
+    twice = inpainting_pipe("x", steps=4, seed=1, hires_scale=1.5, **APPROXIMATE)
+    assert twice.images[0].size == (96, 96)
+
+
 def test_an_empty_prompt_draws_without_guidance(pipe):
     batches = []
     pipe.unet.register_forward_pre_hook(lambda unet, args: batches.append(len(args[0])))
@@ -153,6 +192,10 @@ def test_every_setting_is_heard(pipe):
         dict(variation_strength=0.5, variation_seed=3),
         dict(guidance_rescale=0.7),
         dict(tiling=True),
+        dict(guidance_start=0.5),
+        dict(guidance_end=0.5),
+        dict(step_cache=2),
+        dict(token_merging=0.5),
         dict(seed=2),
     ):
         assert not torch.allclose(pipe("a red apple", **(dict(steps=3, seed=1) | changed)).latents, plain), changed
@@ -278,6 +321,10 @@ def test_taesd_previews_and_decodes(pipe):
         (dict(prompt="apple " * 5000), "prompt"),
         (dict(hires_scale=100), "hires"),
         (dict(mask=Image.new("L", (64, 64))), "mask"),
+        (dict(guidance_start=0.6, guidance_end=0.5), "ends"),
+        (dict(guidance_end=1.5), "guidance end"),
+        (dict(step_cache=0), "step cache"),
+        (dict(token_merging=0.9), "token merging"),
         (dict(colour="red"), "colour"),
     ],
 )

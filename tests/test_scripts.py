@@ -1,6 +1,5 @@
 """Every drawing script as a person runs it, with the bundled model."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,23 +15,6 @@ from sd.infotext import parse_infotext, read_infotext
 from sd.pipeline import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """run(script, *flags) -> (exit code, stdout, stderr), in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(script: str, *flags: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

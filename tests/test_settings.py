@@ -1,6 +1,7 @@
 import pytest
 
 from sd.errors import UserError
+from sd.infotext import parse_infotext
 from sd.settings import Settings
 
 
@@ -53,9 +54,18 @@ def test_writing_and_reading_is_the_same_again():
         hires_strength=0.4,
         hires_upscaler="lanczos",
         tiling=True,
+        guidance_start=0.1,
+        guidance_end=0.75,
+        step_cache=3,
+        token_merging=0.4,
     )
     text = asked.infotext(0, "model, with comma", "0123456789", from_image=False)
     assert Settings.from_infotext(text) == asked
+
+
+def test_what_is_not_asked_for_is_not_written():
+    text = Settings("x", seed=1, width=64, height=64).infotext(0, "", "", from_image=False)
+    assert not {"Guidance start", "Guidance end", "Step cache", "Token merging ratio"} & parse_infotext(text).keys()
 
 
 def test_variations_keep_the_seed_and_count_the_variation():

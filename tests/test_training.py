@@ -21,7 +21,7 @@ from sd.training.loop import Settings, examples_of, follow, step_seed, train
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
 ROOT = Path(__file__).parents[1]
-FAST = Settings(steps=6, batch=4, lr=1e-2, warmup=2, bf16=False, save_minutes=60)
+FAST = Settings(steps=6, batch=4, lr=1e-2, warmup=2, precision="fp32", save_minutes=60)
 
 
 def noisy_line(model, indices, generator):
@@ -168,7 +168,7 @@ def test_clip_vae_and_unet_learn_one_after_another_and_are_exported(tiny, tmp_pa
     torch.manual_seed(0)
     steps = {"clip": 40, "vae": 40, "unet": 30}
     for part, count in steps.items():
-        settings = Settings(steps=count, batch=8, lr=2e-3, warmup=5, bf16=False, ema=0.9, save_minutes=60)
+        settings = Settings(steps=count, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9, save_minutes=60)
         scratch.train_part(part, tmp_path, Drawings(), settings)
         values = losses(tmp_path / part)
         assert values[-1] < 0.9 * values[0], part  # it learns; random guessing stays where it was

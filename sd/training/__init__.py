@@ -3,11 +3,30 @@
 emoji         drawings from npm packages to a folder of named pictures
 data          pictures and captions as tensors
 log           what a run says of itself
-loop          the one training loop: checkpoints, exact resume, averages
+processes     several processes that train as one, and Ctrl-C
+state         what a run goes on from after a kill
+loop          the one training loop: exact resume, averages, accumulation, mixed precision
+objective     the error in the noise, and how much it counts at each time
 contrastive   CLIP from nothing
 autoencoder   the VAE from nothing
 diffusion     the U-Net from nothing
 measure       how good the result is at its small world
 scratch       the three in their order, at the sizes of the bundled model
 bundle        the files that ship
+
+caption_files what people write down about their pictures
+photos        a folder of somebody's pictures, found and checked
+buckets       sizes for pictures that are not square
+captions      what is said of a picture while a word is learnt
+latent_cache  pictures as latents, encoded once
+examples      pictures with noise in them, and the loss of a step
+checkpointing memory for time
+recipes       how each method teaches, in numbers
+methods       textual inversion, LoRA, DreamBooth: what each trains
+class_pictures what the model knew of a class, so that it stays known
+watch         whether it learns, and which step to take
+preparing     a model, latents and settings, before the first step
+personalize   from a folder of pictures to a file that prompts can name
+concepts      things and a style that the bundled model never saw, to measure it by
+cli           what the three teaching scripts share
 """

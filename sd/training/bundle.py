@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from sd.checkpoint import load_models, save
-from sd.clip import CLIP, CLIPVisionModel
+from sd.checkpoint import save
+from sd.clip import CLIP
+from sd.clip_files import read_clip
 from sd.training import scratch
 from sd.training.log import last_line
 from sd.training.loop import kept
@@ -39,14 +39,7 @@ def export(runs: Path, weights: Path) -> list[Path]:
 
 def load_scorer(weights: Path) -> CLIP:
     """The bundled CLIP, both towers, put together again from the two files that `export` wrote."""
-    model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"
-    text = load_models(model, dtype=torch.float32)[0]
-    with safe_open(scorer, "pt") as file:
-        sizes = json.loads(file.metadata()["sd_sizes"])
-    clip = CLIP(text, CLIPVisionModel(**sizes["vision"]), sizes["projection_dim"])
-    rest = {key: tensor.float() for key, tensor in load_file(scorer).items()}
-    clip.load_state_dict(rest | {f"text_model.{key}": tensor for key, tensor in text.state_dict().items()})
-    return clip.requires_grad_(False).eval()
+    return read_clip(weights / "emoji-clip.safetensors")
 
 
 def history(runs: Path) -> dict:

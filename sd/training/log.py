@@ -2,9 +2,12 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
+
+from sd.weight_files import replacing
 
 
 class Log:
@@ -18,46 +21,63 @@ class Log:
             return
         run.mkdir(parents=True, exist_ok=True)
         path = run / "log.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        kept = [line for line in lines if line["step"] <= step]  # what came after the checkpoint is undone
+        kept = [line for line in lines_of(path) if line["step"] <= step]  # what came after the checkpoint is undone
         self.seconds = kept[-1]["seconds"] if kept else 0.0
-        self.file = open(path, "w", buffering=1)  # noqa: SIM115 - closed by close()
-        self.file.writelines(json.dumps(line) + "\n" for line in kept)
+        with replacing(path) as part:
+            part.write_text("".join(written(line) for line in kept), encoding="utf-8")
+        self.file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed by close()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
         self.board = tensorboard(run)
         self.losses, self.examples, self.since = [], 0, time.monotonic()
 
-    def add(self, step: int, loss: float, lr: float, examples: int) -> None:
+    def add(self, step: int, loss: float, lr: float, examples: int, measures: dict | None = None) -> None:
+        """One step. measures: more to write, by name; a line is then written at once, or else every few steps."""
         if not self.leader:
             return
         self.losses.append(loss)
         self.examples += examples
         self.bar.update()
-        if step % self.EVERY == 0:
+        if step % self.EVERY == 0 or measures:
             now = time.monotonic()
             mean = sum(self.losses) / len(self.losses)
             took = now - self.since
             self.seconds += took
             line = {"step": step, "loss": round(mean, 6), "lr": lr, "seconds": round(self.seconds, 1)}
             line["examples_per_second"] = round(self.examples / took, 1)
-            self.file.write(json.dumps(line) + "\n")
+            line |= measures or {}
+            self.file.write(written(line))
             self.bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             if self.board is not None:
-                self.board.add_scalar("loss", mean, step)
-                self.board.add_scalar("lr", lr, step)
+                for name, value in line.items():
+                    if isinstance(value, float) and name != "seconds":
+                        self.board.add_scalar(name, value, step)
             self.losses, self.examples, self.since = [], 0, now
 
     def close(self) -> None:
         if self.leader:
             self.bar.close()
-            self.file.close()
+            with suppress(OSError):  # a full disk, which `add` has told of
+                self.file.close()
             if self.board is not None:
                 self.board.close()
 
 
 def last_line(run: Path) -> dict:
     """The newest line of a run's log: step, loss, lr, seconds and examples_per_second."""
-    return json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    return lines_of(run / "log.jsonl")[-1]
+
+
+def lines_of(path: Path) -> list[dict]:
+    """A log's lines, but for one that a kill cut off."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def written(line: dict) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def tensorboard(run: Path):

@@ -25,9 +25,9 @@ SIZES = {
 VISION = {"image_size": 128, "patch_size": 16, "width": 192, "layers": 4, "heads": 3}
 PROJECTION_DIM = 192
 PARTS = {
-    "clip": Settings(steps=650, batch=128, lr=1e-3, warmup=50, weight_decay=0.05, ema=0.99),
-    "vae": Settings(steps=1600, batch=8, lr=1e-3, warmup=50, ema=0.995),
-    "unet": Settings(steps=5000, batch=48, lr=1e-3, warmup=200, ema=0.998),
+    "clip": Settings(steps=2200, batch=128, lr=1e-3, warmup=50, weight_decay=0.05, ema=0.99),
+    "vae": Settings(steps=4000, batch=8, lr=1e-3, warmup=50, ema=0.995),
+    "unet": Settings(steps=7500, batch=48, lr=1e-3, warmup=200, ema=0.998),
 }
 
 

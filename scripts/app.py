@@ -1,0 +1,21 @@
+"""Serves the page and the HTTP API: python scripts/app.py, then open http://127.0.0.1:7860"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sd.errors import UserError, plain_errors
+
+
+@plain_errors
+def main():
+    try:
+        from sd.web.app import serve, server_parser
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing: pip install -r requirements-web.txt, or use make app.") from error
+    serve(server_parser().parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What is quicker and not quite the same, measured with the bundled model, the same seeds each way.
+
+python scripts/approximations.py --full-size 2              guidance intervals, step caching, token merging
+python scripts/approximations.py --samplers --count 100     which sampler at how many steps reaches 50 of ddpm
+
+Writes docs/approximations.{md,json,png}, or docs/samplers.{md,json,png}, which needs data/emoji and matplotlib.
+"""
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from sd.benchmark import approximations, fewer_steps
+from sd.benchmark.tasks import Options
+from sd.errors import plain_errors
+from sd.evaluate import load_clip
+from sd.pipeline import StableDiffusion
+from sd.samplers import SAMPLERS
+from sd.settings import Settings
+from sd.training.data import EmojiPictures
+
+PROMPTS = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--count", type=int, default=14, help="prompts (14)")
+    add("--images", type=int, default=4, help="pictures of each prompt, of the approximations (4)")
+    add("--steps", type=int, default=30, help="of dpmpp_2m, for the approximations (30)")
+    add("--samplers", action="store_true", help="the table of samplers instead, over --count pictures")
+    add("--only", nargs="+", choices=SAMPLERS, help="some samplers (all but lcm and euler_a)")
+    add("--full-size", type=int, default=0, metavar="ROUNDS", help="the U-Net's time at v1-5's size too, in bf16 (0)")
+    add("--data", type=Path, default=ROOT / "data" / "emoji", help="default: data/emoji")
+    add("--out", type=Path, default=ROOT / "docs", help="default: docs")
+    return parser
+
+
+@plain_errors
+def main() -> None:
+    args = parser().parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    pipe, scorer = StableDiffusion.from_pretrained(ROOT / "weights" / "emoji.safetensors"), load_clip()
+    name, text, figures = (by_samplers if args.samplers else by_ways)(args, pipe, scorer)
+    (args.out / f"{name}.md").write_text(f"Scored by {scorer.name}.\n\n{text}\n", encoding="utf-8")
+    (args.out / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(text)
+
+
+def by_ways(args, pipe, scorer):
+    prompts = [f"a {name}" for name in PROMPTS.split(", ")[: args.count]]
+    every = dict(steps=args.steps, sampler="dpmpp_2m", guidance_scale=fewer_steps.GUIDANCE, num_images=args.images)
+    asked = [Settings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
+    found = approximations.measure(pipe, scorer, asked, on_turn=lambda part: print(f"{part:.0%}", file=sys.stderr))
+    large = {}
+    if args.full_size:
+        large = approximations.step_ratios(Options(dtype="bf16", size=512, steps=10, rounds=args.full_size))
+    approximations.sheet(found, prompts).save(args.out / "approximations.png", optimize=True)
+    figures = [{key: value for key, value in vars(one).items() if key != "images"} for one in found]
+    return "approximations", approximations.table(found, large), {"ways": figures, "full size": large}
+
+
+def by_samplers(args, pipe, scorer):
+    pictures = EmojiPictures(args.data, ("train", "pair"))
+    asked = random.Random(0).sample(pictures.emoji, args.count)
+    samplers = args.only or [name for name in SAMPLERS if name not in fewer_steps.LEFT_OUT]
+    rows = fewer_steps.measure(pipe, scorer, asked, pictures, samplers, on_row=lambda row: print(row, file=sys.stderr))
+    fewer_steps.plot(rows, args.out / "samplers.png")
+    return "samplers", fewer_steps.table(rows), [asdict(row) for row in rows]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Teaches the text encoder a new word for a thing or a style: textual inversion (Gal et al. 2022)."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sd.errors import plain_errors
+from sd.training.cli import teach_from, teaching_parser
+
+EXAMPLES = """
+  python scripts/train_ti.py --images photos/ --word my-dog --init dog
+  python scripts/train_ti.py --images paintings/ --word my-style --kind style
+  python scripts/txt2img.py "my-dog on a beach" --embedding weights/embeddings/my-dog.safetensors
+
+Given again, a command goes on where it was stopped. Several GPUs: torchrun --nproc-per-node=2 scripts/train_ti.py ...
+"""
+
+
+@plain_errors
+def main() -> None:
+    parser = teaching_parser(__doc__, EXAMPLES)
+    parser.add_argument("--word", required=True, help="the new word, which must not be one yet: my-dog, <my-dog>")
+    parser.add_argument("--init", help="words to start from (the class word)")
+    parser.add_argument("--vectors", type=int, help="how many vectors the word stands for (1)")
+    args = parser.parse_args()
+    teach_from(args, "ti", args.word)
+
+
+if __name__ == "__main__":
+    main()

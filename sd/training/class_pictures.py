@@ -1,0 +1,34 @@
+"""Pictures of a class, drawn by the model itself before it learns, so that it does not forget what it knows of it.
+
+Ruiz et al. 2022, "DreamBooth", section 3.3: class-specific prior preservation.
+"""
+
+import re
+from pathlib import Path
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from sd.pipeline import StableDiffusion
+from sd.weight_files import replacing
+
+
+def class_pictures(
+    pipe: StableDiffusion, prompt: str, count: int, folder: Path, size: int, rank: int = 0, ranks: int = 1, **settings
+) -> Path:
+    """Draws those of `count` pictures that are not there yet, the k-th with seed k; returns the folder they are in.
+
+    folder: for all classes; each model and prompt has one of its own there, for later runs too. rank, ranks: several
+    processes share the work. settings: as a pipeline takes them.
+    """
+    model = pipe.path.stem if pipe.path else "model"
+    words = re.sub(r"\W+", "-", prompt.lower()).strip("-")
+    place = folder / f"{model}-{words}-{size}"
+    missing = [k for k in range(rank, count, ranks) if not (place / f"{k:05}.png").exists()]
+    for k in tqdm(missing, desc=f"drawing {prompt!r}", unit="picture", disable=not missing or rank > 0, leave=False):
+        picture = pipe(prompt, seed=k, width=size, height=size, **settings).images[0]
+        with replacing(place / f"{k:05}.png") as part:
+            picture.save(part, format="PNG")
+    if ranks > 1:
+        dist.barrier()
+    return place

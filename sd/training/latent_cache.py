@@ -1,0 +1,139 @@
+"""Pictures as latents, encoded once before training: the autoencoder is not run in the loop."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sd.image import check_size, to_tensor
+from sd.latents import in_enough_precision
+from sd.training.buckets import bucket_sizes, cover_scale, cut, nearest
+from sd.training.photos import Photo, Photos
+from sd.vae import LATENT_SCALE, AutoencoderKL
+
+PIXELS_AT_ONCE = 512 * 512  # through the VAE
+
+
+class LatentCache:
+    """For each picture its views (crops, each also mirrored), and for each view the encoder's Gaussian.
+
+    What is kept is the Gaussian's mean and deviation, not a draw, so that each step draws from it as LDM does.
+    A view of 512 x 512 takes 128 kB in fp32 and 64 kB in fp16: 15 pictures with 4 crops and their mirror images 15 MB,
+    30,000 pictures with 1 crop and its mirror image 3.9 GB in fp16.
+
+    photos: `Photos`. vae: gives the device and the precision of the encoding.
+    size: pixels; the side of the square, or of the square with as many pixels as each bucket has.
+    flip: whether there are mirror images too. Leave it out for faces, text and other things that have a left and right.
+    random_crop: cut at `crops` places, spread over the picture and drawn with `seed`; else once, in the middle.
+    buckets: the nearest shape for each picture (`sd.training.buckets`); else squares only.
+    dtype: of what is kept.
+    file: where it is kept for the next time, which then takes it from there if all of this is the same.
+    say: called with a sentence for the user where pictures had to be enlarged or `file` cannot be written.
+
+    shapes: (h, w) of each picture's latents. Raises UserError where `size` is not a multiple of its buckets' step.
+    """
+
+    def __init__(
+        self,
+        photos: Photos,
+        vae: AutoencoderKL,
+        size: int,
+        flip: bool = True,
+        random_crop: bool = True,
+        crops: int = 4,
+        buckets: bool = True,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        file: Path | None = None,
+        say=print,
+    ):
+        check_size(size, size, multiple=vae.downsample)
+        sizes = bucket_sizes(size) if buckets else [(size, size)]
+        fits = [nearest(*photo.size, sizes) for photo in photos.photos]
+        enlarged = sum(cover_scale(photo.size, fit) > 1 for photo, fit in zip(photos.photos, fits))
+        if enlarged:
+            say(f"{enlarged} of {len(photos)} pictures are too small for {size} x {size} and are enlarged")
+
+        generator = torch.Generator().manual_seed(seed)
+
+        def encode(photo: Photo, fit: tuple[int, int]) -> Tensor:
+            places = crop_places(photo.size, fit, crops, generator) if random_crop else [0.5]
+            image = photo.open()
+            views = torch.cat([to_tensor(cut(image, fit, place)) for place in places])  # (V, 3, H, W)
+            return gaussians(vae, torch.cat([views, views.flip(-1)]) if flip else views).to(dtype)
+
+        origin = json.dumps([flip, random_crop, crops, seed, str(dtype), fits, fingerprint(photos, vae)])
+        self.gaussians = None if file is None else kept(file, origin)  # (V, 2, 4, h, w) for each picture
+        if self.gaussians is None:
+            pairs = tqdm(list(zip(photos.photos, fits)), desc="encoding", unit="picture", leave=False)
+            self.gaussians = [encode(photo, fit) for photo, fit in pairs]
+            if file is not None and not keep(file, origin, self.gaussians):
+                say(f"{file} cannot be written: the pictures will be encoded anew the next time")
+
+    def __len__(self) -> int:
+        return len(self.gaussians)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        return [tuple(views.shape[-2:]) for views in self.gaussians]
+
+    def draw(self, indices: Tensor | list[int], generator: torch.Generator) -> list[Tensor]:
+        """A latent for each picture, (4, h, w), scaled, fp32 on the CPU: a draw from one of its views' Gaussians."""
+        drawn = []
+        for i in map(int, indices):
+            views = self.gaussians[i]
+            mean, deviation = views[torch.randint(len(views), (), generator=generator)].float()  # (4, h, w) each
+            drawn.append(mean + deviation * torch.randn(mean.shape, generator=generator))
+        return drawn
+
+
+def crop_places(image: tuple[int, int], size: tuple[int, int], crops: int, generator: torch.Generator) -> list[float]:
+    """Where along its longer side a picture is cut, 0 to 1: one place from each of `crops` equal parts.
+
+    A picture with less than half a latent place to spare is cut in the middle only, for its crops would all be alike.
+    """
+    scale = cover_scale(image, size)
+    spare = max(side * scale - target for side, target in zip(image, size))  # in pixels of the crop
+    if spare < 4:
+        return [0.5]
+    return ((torch.arange(crops) + torch.rand(crops, generator=generator)) / crops).tolist()
+
+
+@torch.no_grad()
+def gaussians(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """images: (V, 3, H, W) in [-1, 1]. Returns (V, 2, 4, h, w), scaled means and deviations, in fp32 on the CPU."""
+    device = vae.quant_conv.weight.device
+    parts = []
+    for part in images.split(max(1, PIXELS_AT_ONCE // images[0, 0].numel())):
+        moments = in_enough_precision(vae, lambda dtype, part=part: torch.stack(vae.encode(part.to(device, dtype)), 1))
+        mean, logvar = moments.unbind(1)  # (v, 4, h, w) each
+        parts.append(torch.stack([mean, torch.exp(0.5 * logvar)], 1).cpu() * LATENT_SCALE)
+    return torch.cat(parts)
+
+
+def fingerprint(photos: Photos, vae: AutoencoderKL) -> list:
+    """What changes when a picture or the autoencoder is another one."""
+    files = [(photo.path.name, photo.path.stat().st_mtime_ns, photo.path.stat().st_size) for photo in photos.photos]
+    return [files, str(vae.quant_conv.weight.dtype), vae.quant_conv.weight.flatten().tolist()]
+
+
+def keep(file: Path, origin: str, gaussians: list[Tensor]) -> bool:
+    """Written beside, then renamed: the file is there whole or, as on a full disk, not at all (False)."""
+    beside = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"origin": origin, "gaussians": gaussians}, beside)
+        os.replace(beside, file)
+    except (OSError, RuntimeError):  # torch's writer reports a full disk as the latter
+        beside.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def kept(file: Path, origin: str) -> list[Tensor] | None:
+    """What `keep` wrote, left in the file until it is drawn from; None where there is none of this origin."""
+    saved = torch.load(file, mmap=True, weights_only=True) if file.exists() else {"origin": None}
+    return saved["gaussians"] if saved["origin"] == origin else None

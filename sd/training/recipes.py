@@ -1,0 +1,154 @@
+"""How each method teaches, and the numbers that it does so with when nobody says otherwise."""
+
+from dataclasses import dataclass, fields, replace
+
+from sd.errors import UserError
+from sd.pipeline import StableDiffusion
+from sd.settings import check_number, check_whole
+
+SMALL = 256  # pixels: a model made for at most so many is a small one, such as the bundled one
+METHODS = ("ti", "lora", "dreambooth")
+KINDS = ("object", "style")
+SCHEDULES = ("constant", "cosine")
+TARGETS = ("cross", "attention", "ff", "text")
+DIALECTS = ("kohya", "diffusers", "peft")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Raises UserError for what cannot be. None stands for the model's or the method's own, see `recipe_for`.
+
+    word: what is said in captions and prompts for what is learnt; the new word, for textual inversion. "" for none:
+        the captions stay as they are, and every picture needs one.
+    class_word: what kind of thing it is, said after the word: "a photo of sks dog". DreamBooth keeps this class; for
+        textual inversion it is `init`.
+    """
+
+    kind: str = "object"
+    word: str | None = None
+    class_word: str | None = None
+    init: str | None = None  # textual inversion: the words to start from
+    vectors: int = 1
+    rank: int = 4
+    alpha: float | None = None  # the rank: ΔW = up @ down then, and a rate that suits one rank suits another
+    targets: tuple[str, ...] = ("cross",)
+    dialect: str = "kohya"
+
+    steps: int = 1000
+    batch: int = 1
+    accumulate: int = 1
+    lr: float = 1e-4
+    text_lr: float | None = None  # of the text encoder, where it is trained
+    scale_lr: bool = False  # lr times the pictures of a step: batch, accumulation and processes
+    schedule: str = "cosine"
+    final_lr: float = 0.1  # the end of the cosine, as a share of lr
+    warmup: int = 0
+    weight_decay: float = 0.01
+    ema: float = 0.0
+    min_snr: float = 5.0  # Hang et al.'s own; 0 weighs all times alike
+    noise_offset: float = 0.0
+    prior_weight: float = 1.0
+    class_images: int = 100
+    checkpointing: bool = False  # less memory, a third more time
+    precision: str | None = None  # of mixed precision
+    seed: int = 0
+    save_minutes: float = 3.0
+
+    size: int | None = None  # pixels
+    flip: bool = True
+    crops: int = 4
+    buckets: bool = True
+
+    saves: int = 5  # files to choose from, with pictures of each
+    prompts: tuple[str, ...] = ()  # of those pictures; {} is where the word goes
+    preview_steps: int = 25
+    guidance_scale: float = 7.5
+
+    def __post_init__(self):
+        for name, choices in (("kind", KINDS), ("schedule", SCHEDULES), ("dialect", DIALECTS)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"the {name} is {getattr(self, name)}: use {' or '.join(choices)}.")
+        if unknown := set(self.targets) - set(TARGETS):
+            raise UserError(f"there is no target {min(unknown)}: use {', '.join(TARGETS)}.")
+        for name, most in (("steps", 10**7), ("batch", 1000), ("accumulate", 1000), ("rank", 1024), ("saves", 1000)):
+            check_whole(f"number of {name}" if name == "steps" else name, getattr(self, name), 1, most)
+        check_whole("number of vectors", self.vectors, 1, 75)
+        check_whole("number of class images", self.class_images, 1, 100_000)
+        for name, most in (
+            ("lr", 10.0),
+            ("min_snr", 1e6),
+            ("noise_offset", 1.0),
+            ("prior_weight", 100.0),
+            ("ema", 0.99999),
+        ):
+            check_number(name.replace("_", " "), getattr(self, name), 0, most)
+        for name in ("text_lr", "alpha"):
+            if getattr(self, name) is not None:
+                check_number(name.replace("_", " "), getattr(self, name), 0, 1e6)
+
+    @property
+    def said(self) -> str:
+        """How prompts name what is learnt."""
+        return " ".join(word for word in (self.word, self.class_word) if word)
+
+
+PHOTO_PROMPTS = {
+    "object": ("a photo of {}", "a photo of {} on a beach", "an oil painting of {}", "{} in the snow at night"),
+    "style": (
+        "a painting of a house in the style of {}",
+        "a dog in the style of {}",
+        "a city street in the style of {}",
+        "a portrait of a woman in the style of {}",
+    ),
+}
+EMOJI_PROMPTS = {
+    "object": ("{}", "a {}, noto emoji", "a {}, fluent flat emoji", "a {}, fluent 3d emoji"),
+    "style": ("a red apple, {}", "a cat face, {}", "a car, {}", "a house, {}"),
+}
+# Rates that learn. References differ by a factor of 5,000 for textual inversion: the two lowest are those that "learned
+# nothing". Gal et al.'s own repository has 0.005; a LoRA of scale 1 is taught with 0.0001 as a rule, which is the mean
+# of this one on its cosine; DreamBooth with 2e-6 to 5e-6. The small model was itself trained with 0.001 and takes more.
+LARGE = {
+    "ti": dict(steps=1500, lr=5e-3, weight_decay=0.0),
+    "lora": dict(steps=1000, lr=2e-4, warmup=20),
+    "dreambooth": dict(steps=1100, lr=2e-6, schedule="constant", saves=4, save_minutes=15.0),
+}
+TINY = {
+    "ti": dict(steps=400, batch=8, lr=5e-3, weight_decay=0.0),
+    "lora": dict(steps=400, batch=8, lr=1e-3, warmup=20),
+    "dreambooth": dict(steps=300, batch=8, lr=1e-4, warmup=20, saves=4),
+}
+SMALL_MODEL = dict(guidance_scale=4.0, preview_steps=20, crops=1, class_images=40)
+
+
+def is_small(pipe: StableDiffusion) -> bool:
+    return pipe.image_size <= SMALL
+
+
+def recipe_for(method: str, pipe: StableDiffusion, name: str, **given: object) -> Recipe:
+    """The defaults of a method on this model, with what is given (and not None) in their place.
+
+    name: of the result; the word too, unless one is given.
+    Raises UserError for an unknown method or setting, and for what cannot be.
+    """
+    if method not in METHODS:
+        raise UserError(f"there is no method {method}: use {', '.join(METHODS)}.")
+    given = {key: value for key, value in given.items() if value is not None}
+    if unknown := given.keys() - {field.name for field in fields(Recipe)}:
+        raise UserError(f"there is no setting called {min(unknown)!r}.")
+    small = is_small(pipe)
+    defaults = (TINY if small else LARGE)[method] | (SMALL_MODEL if small else {}) | {"word": name}
+    recipe = Recipe(**(defaults | given))
+    prompts = (EMOJI_PROMPTS if small else PHOTO_PROMPTS)[recipe.kind]
+    if not small and pipe.device.type == "cpu":  # where a picture takes minutes
+        recipe, prompts = replace(recipe, preview_steps=given.get("preview_steps", 12)), prompts[:2]
+    start = recipe.class_word or ("emoji" if small else {"object": "object", "style": "painting"}[recipe.kind])
+    return replace(
+        recipe,
+        alpha=float(recipe.rank) if recipe.alpha is None else recipe.alpha,
+        text_lr=recipe.lr / 2 if recipe.text_lr is None else recipe.text_lr,
+        size=pipe.image_size if recipe.size is None else recipe.size,
+        init=start if recipe.init is None else recipe.init,
+        class_word=None if method == "ti" else recipe.class_word,  # its word is to mean the whole thing
+        prompts=recipe.prompts or (prompts if recipe.word else ()),
+    )

@@ -1,0 +1,29 @@
+"""A face for it: jobs, an HTTP API and a page. Read from the top:
+
+job           one job, its folder, and what can become of it
+jobs          one queue, one worker for each device
+worker        a worker in a process of its own, so that a crash costs one job
+limits        how much a request may ask for
+models        checkpoints, LoRAs and embeddings by name, never by path
+masks         the webui's ways with a mask
+drawing       a job of pictures, in the worker
+teaching      a job that learns from pictures, likewise
+work          all that a worker can do
+asking        a job of pictures, asked for and checked
+options       what is chosen for all requests
+webui         AUTOMATIC1111's words for a picture to ours
+api           jobs over HTTP
+sdapi         AUTOMATIC1111's HTTP API over the same jobs
+guard         who may come in
+
+page_parts    what the page has that Gradio has not; its scripts and its look are in browser/
+page_form     what to draw, as widgets, and back
+page_stage    how a job looks
+page_follow   what all tabs do alike
+page_gallery  what was drawn, and its settings back into the form
+page_draw     the tab that draws
+page_teach    the tab that teaches
+page          both tabs, in the app
+
+app           all of it together, closed unless it is opened
+"""

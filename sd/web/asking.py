@@ -1,0 +1,59 @@
+"""From what somebody asks for to a job in the queue: all that can be said against it is said before it waits."""
+
+from dataclasses import asdict, dataclass, field
+
+from sd.errors import UserError
+from sd.settings import Settings
+from sd.web.job import Job
+from sd.web.jobs import Jobs
+from sd.web.limits import check_picture, check_settings
+from sd.web.masks import MaskOptions
+from sd.web.models import Models
+
+
+@dataclass
+class Asked:
+    """settings: as for a pipeline; LoRAs are named in its prompt, <lora:name:0.8>, embeddings stand in it as words.
+
+    checkpoint: its name, "" for the one to take unless told. image, mask: files, as bytes, that `limits` has checked.
+    batch_size: pictures at once on a GPU. resize_mode: "crop" fits a picture of another shape by cutting, "stretch" by
+    distorting.
+    """
+
+    settings: Settings
+    checkpoint: str = ""
+    image: bytes | None = None
+    mask: bytes | None = None
+    batch_size: int = 4
+    resize_mode: str = "crop"
+    mask_options: MaskOptions = field(default_factory=MaskOptions)
+
+
+def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
+    """A new job of the kind "draw". Raises UserError for what cannot be drawn, Busy where the queue is full."""
+    settings = asked.settings if asked.image is None else with_picture_size(asked.settings, asked.image)
+    check_settings(settings)
+    models.check_tags(settings.prompt)
+    models.checkpoint(asked.checkpoint)
+    if asked.mask is not None and asked.image is None:
+        raise UserError("a mask was given without a picture: give the picture that it belongs to as well.")
+    if asked.image is not None and settings.hires_scale > 1:
+        raise UserError("a second, larger pass is for pictures from text: leave out hires or the picture.")
+    request = {
+        "settings": asdict(settings),
+        "checkpoint": asked.checkpoint,
+        "batch_size": asked.batch_size,
+        "resize_mode": asked.resize_mode,
+        "mask_options": asdict(asked.mask_options),
+    }
+    files = {"image": asked.image, "mask": asked.mask}
+    return jobs.submit("draw", request, {name: data for name, data in files.items() if data is not None})
+
+
+def with_picture_size(settings: Settings, image: bytes) -> Settings:
+    """With the picture's own size, cut to multiples of 8, where none is asked for."""
+    width, height = check_picture(image).size
+    return settings.but(
+        width=max(width // 8 * 8, 8) if settings.width is None else settings.width,
+        height=max(height // 8 * 8, 8) if settings.height is None else settings.height,
+    )

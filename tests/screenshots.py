@@ -1,0 +1,117 @@
+"""Makes the README's pictures of the page, with the bundled model: make screenshots
+
+Takes some minutes. ARGS=--quick is to see how the page looks, with worse pictures on it.
+"""
+
+import argparse
+import io
+import tempfile
+from pathlib import Path
+
+from browser import Browser, chromium
+from PIL import Image, ImageDraw
+from web import HERE, listening
+
+from sd.training.recipes import recipe_for
+from sd.web import teaching
+from sd.web.app import create_app
+from sd.web.jobs import Jobs
+from sd.web.models import Models
+from sd.web.work import Work
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = ("a cat face, noto emoji", "a red apple, fluent 3d emoji", "a tree, fluent flat emoji", "a star, noto emoji")
+HEIGHT = 1120
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models = Models(loras=folder / "loras", embeddings=folder / "embeddings")
+        for path in (models.folders["LoRA"], models.folders["embedding"]):
+            path.mkdir()
+        if args.quick:
+            quick = dict(preview_steps=3, saves=2, batch=2)
+            teaching.recipe_for = lambda *names, **given: recipe_for(*names, **given | quick)
+        app = create_app(Jobs(folder / "jobs", Work(models)), models)
+        with listening(app) as port, chromium(f"{HERE}:{port}/", height=HEIGHT) as page:
+            page.patience = 3600
+            page.open()
+            show_drawing(page, args)
+            show_inpainting(page, args)
+            show_teaching(page, args, folder)
+
+
+def show_drawing(page: Browser, args: argparse.Namespace) -> None:
+    """A gallery, and a picture on its way."""
+    steps = 4 if args.quick else 30
+    for prompt in PROMPTS:
+        draw(page, Prompt=prompt, Steps=steps, Seed=7, Pictures=4)
+    page.write(Prompt="a red heart, noto emoji", Steps=steps, Pictures=1)
+    page.press("Draw")
+    page.until(lambda: page.find("//img[@alt='Preview']"), "preview")
+    page.until(lambda: int(page.state("running", "done").split()[1]) > steps * 0.6, "later step")
+    save(page, args.folder / "page-draw.png")
+    page.state("done")
+
+
+def draw(page: Browser, **fields: object) -> None:
+    """Waits until it is in the gallery."""
+    before = len(page.pictures("gallery"))
+    page.write(**fields)
+    page.press("Draw")
+    page.until(lambda: len(page.pictures("gallery")) > before, "new pictures in the gallery")
+
+
+def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
+    """The newest picture's middle, painted over and drawn anew."""
+    page.pictures("gallery")[0].click()
+    page.press("Start from this picture")
+    page.press("Close")
+    page.paint((0.3, 0.4), (0.7, 0.4), (0.7, 0.48), (0.3, 0.48), (0.3, 0.56), (0.7, 0.56))
+    draw(page, Prompt="a yellow heart, noto emoji", How_much_to_change=1)
+    page.driver.execute_script("scrollTo(0, 0)")
+    save(page, args.folder / "page-inpaint.png")
+
+
+def show_teaching(page: Browser, args: argparse.Namespace, folder: Path) -> None:
+    page.tab("Teach")
+    page.give("Pictures to learn from, 5 to 15", *[creature(i, folder) for i in range(8)])
+    page.until(lambda: len(page.find("//ul[@aria-label='Pictures given']/li")) == 8, "pictures")
+    page.write(Name="blob", What_it_is="face", Teaching_steps=4 if args.quick else 120)
+    page.press("Teach")
+    page.state("done")
+    page.until(lambda: page.find("//img[@alt='Contact sheet, step by step']"), "contact sheet")
+    save(page, args.folder / "page-teach.png")
+
+
+def creature(i: int, folder: Path) -> Path:
+    """Somebody blue with big eyes, each time a little different."""
+    image = Image.new("RGB", (512, 512), "white")
+    draw = ImageDraw.Draw(image)
+    x, y = 256 + 12 * (i % 3 - 1), 270 + 10 * (i % 4 - 2)
+    draw.polygon([(x - 150, y - 60), (x - 110, y - 210), (x - 40, y - 120)], "#1d4ed8")
+    draw.polygon([(x + 150, y - 60), (x + 110, y - 210), (x + 40, y - 120)], "#1d4ed8")
+    draw.ellipse((x - 180, y - 150, x + 180, y + 180), "#3b82f6")
+    for side in (-70, 70):
+        draw.ellipse((x + side - 48, y - 60, x + side + 48, y + 36), "#fde047")
+        pupil = x + side + 8 * (i % 5 - 2)
+        draw.ellipse((pupil - 18, y - 30, pupil + 18, y + 6), "#111827")
+    draw.arc((x - 70, y + 20, x + 70, y + 120), 20, 160, "#111827", 12)
+    path = folder / f"creature-{i}.png"
+    image.save(path)
+    return path
+
+
+def save(page: Browser, path: Path) -> None:
+    picture = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
+    picture.save(path, optimize=True)
+    print(f"{path}  {path.stat().st_size >> 10} kB")
+
+
+if __name__ == "__main__":
+    main()

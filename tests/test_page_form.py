@@ -1,0 +1,109 @@
+"""The page without a browser: from widgets to a request and back, and how jobs look."""
+
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from sd.errors import UserError
+from sd.pipeline import BUNDLED
+from sd.settings import Settings
+from sd.web.job import Job
+from sd.web.models import Models
+from sd.web.page_form import SETTINGS, Form, seed_of, size_like, usual_size, with_addon
+from sd.web.page_stage import stage
+from sd.web.page_teach import curves
+
+
+@pytest.fixture
+def form(tmp_path):
+    with gr.Blocks():
+        return Form(Models(*(tmp_path / name for name in ("weights", "loras", "embeddings"))))
+
+
+def values_of(form, **changes):
+    values = {name: widget.value for name, widget in form.widgets.items()} | changes
+    return [values[name] for name in form.widgets]
+
+
+def test_untouched_it_asks_for_a_picture_of_the_models_size(form):
+    asked = form.asked(*values_of(form, seed="5"))
+    expected = Settings("a red apple", seed=5, steps=30, width=128, height=128)
+    assert asked.settings.but(variation_seed=0) == expected.but(variation_seed=0)
+    assert (asked.checkpoint, asked.image, asked.mask) == (BUNDLED.stem, None, None)
+
+
+def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
+    settings = Settings(
+        prompt="a fox, (red:1.2)",
+        negative_prompt="blue",
+        strength=0.65,
+        steps=17,
+        guidance_scale=4.5,
+        sampler="dpmpp_2m",
+        schedule="karras",
+        seed=2**63 - 1,  # more than a browser's numbers hold
+        width=192,
+        height=64,
+        clip_skip=2,
+        guidance_rescale=0.3,
+        variation_seed=2**53 + 1,
+        variation_strength=0.25,
+        tiling=True,
+        guidance_start=0.1,
+        guidance_end=0.9,
+        step_cache=2,
+        token_merging=0.5,
+    )
+    text = settings.infotext(0, BUNDLED.stem, "0123456789", from_image=True)
+    filled = form.fill(text)
+    changes = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
+    asked = form.asked(*values_of(form, **changes))
+    assert asked.settings == settings
+    assert asked.checkpoint == BUNDLED.stem
+
+
+def test_all_settings_are_in_the_form(form):
+    assert set(SETTINGS) <= set(form.widgets)
+
+
+def test_a_text_without_settings_is_one_sentence(form):
+    with pytest.raises(UserError, match="no settings"):
+        form.fill("a red apple")
+
+
+def test_small_things():
+    assert seed_of(" 12 ") == 12
+    assert seed_of("") is None
+    with pytest.raises(UserError, match="whole number"):
+        seed_of("1.5")
+    assert with_addon("a cat", "<lora:x:STRENGTH>", 0.8) == "a cat, <lora:x:0.8>"
+    assert with_addon("", "(word:STRENGTH)", 1) == "(word:1)"
+    with pytest.raises(UserError, match="nothing to add"):
+        with_addon("a cat", None, 1)
+    assert usual_size(BUNDLED) == 128
+    assert usual_size(Path("no such file")) == 512
+
+
+@pytest.mark.parametrize(
+    ("picture", "size"), [((300, 300), (512, 512)), ((4000, 1000), (1024, 256)), ((1, 9999), (8, 51200))]
+)
+def test_a_size_like_a_pictures(picture, size):
+    assert size_like(512, *picture) == size
+
+
+def test_what_others_wrote_is_no_html():
+    bad = '<img src=x onerror=alert(1)>"'
+    job = Job("id", "draw", {}, Path(), "failed", error=bad)
+    assert "<img" not in stage(job)
+    job = Job("id", "draw", {}, Path(), "done", started=0.0, ended=1.0)
+    job.result = {"images": ["00000.png"], "infotexts": [bad]}
+    assert "onerror=alert(1)&gt;&quot;" in stage(job)
+
+
+def test_curves_stay_in_their_frame():
+    event = {"steps": 4, "losses": [(1, 0.4), (2, 0.2), (4, 0.3)], "held_out": [(4, 0.35)]}
+    drawn = curves(event)
+    assert 'points="120.0,0.0 240.0,160.0 480.0,80.0"' in drawn
+    assert 'points="480.0,40.0"' in drawn
+    assert curves({"steps": 1, "losses": [(1, 0.5)], "held_out": []})

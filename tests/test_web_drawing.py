@@ -1,0 +1,91 @@
+"""The worker's side of a picture."""
+
+import pytest
+import torch
+from PIL import Image
+from web import Web
+
+from sd.pipeline import StableDiffusion
+from sd.settings import Settings
+from sd.web import drawing
+from sd.web.asking import Asked, ask
+from sd.web.drawing import Drawer, portions
+from sd.web.job import Job, Skipped
+from sd.web.models import Models
+
+
+def job_of(tmp_path, **settings):
+    request = {"settings": vars(Settings(steps=3, seed=7, **settings)), "checkpoint": "", "batch_size": 2}
+    return Job("id", "draw", request | {"resize_mode": "crop", "mask_options": {}}, tmp_path)
+
+
+@pytest.fixture
+def drawer(tmp_path, pipe):
+    models = Models(*(tmp_path / name for name in ("weights", "loras", "embeddings")))
+    pipe.path = models.checkpoint()
+    return Drawer(models, pipe=pipe)
+
+
+@pytest.mark.parametrize("more", [{}, {"variation_seed": 3, "variation_strength": 0.5}])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_portions_have_the_seeds_of_the_whole(more, batch_size):
+    whole = Settings(seed=10, num_images=5, **more)
+    parts = list(portions(whole, batch_size))
+    assert max(part.num_images for part in parts) == min(batch_size, 5)
+    assert [seed for part in parts for seed in part.seeds()] == whole.seeds()
+    assert [seed for part in parts for seed in part.variation_seeds()] == whole.variation_seeds()
+
+
+def test_steps_are_counted_over_the_whole_job(drawer, tmp_path):
+    told = []
+    drawer(job_of(tmp_path, num_images=3), told.append)
+    assert [(event["step"], event["steps"]) for event in told] == [(step, 9) for step in range(1, 10)]
+
+
+def test_a_skipped_picture_is_left_out(drawer, tmp_path):
+    def skip_the_second(event):
+        if event["step"] == 5:
+            raise Skipped
+
+    made = drawer(job_of(tmp_path, num_images=3), skip_the_second)
+    assert made["seeds"] == [7, 9]
+    assert made["files"] == ["00000.png", "00001.png"]
+
+
+def test_previews(drawer, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "PREVIEW_AFTER", 0)
+    told = []
+    drawer(job_of(tmp_path), told.append)
+    assert told[0]["preview"] == "preview.png"
+    assert Image.open(tmp_path / "preview.png").size == (64, 64)
+    assert "preview" not in told[-1], "after the last step there is the picture itself"
+
+
+def test_another_checkpoint_takes_the_place_of_the_first(drawer, tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "other.safetensors").touch()
+    drawer.models.refresh()
+    loaded, pipe = [], drawer.pipe
+    monkeypatch.setattr(
+        StableDiffusion, "from_pretrained", lambda path, device: loaded.append((path.name, drawer.pipe)) or pipe
+    )
+    assert drawer.load("emoji") is pipe
+    assert loaded == []
+    drawer.load("other")
+    assert loaded == [("other.safetensors", None)], "the first is let go before"
+    assert pipe.adapters.folder == tmp_path / "loras"
+
+
+def test_running_out_of_memory_costs_one_job(tmp_path, pipe, monkeypatch):
+    web = Web(tmp_path, pipe)
+
+    def draw(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "draw", draw)
+        failed = web.ended(ask(web.jobs, web.models, Asked(Settings(steps=1))).public())
+    assert failed["error"].startswith("there was not enough memory")
+    done = web.ended(ask(web.jobs, web.models, Asked(Settings(steps=1))).public())
+    assert done["state"] == "done"
+    web.jobs.close()
