@@ -10,8 +10,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = textwrap.dedent("""
-    import resource, sys
+    import sys
     import torch
+    from sd.benchmark.measure import most_resident
     from sd.clip import CLIPTextModel
     from sd.pipeline import StableDiffusion
     from sd.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ STEP = textwrap.dedent("""
 
     settings = loop_settings(recipe, method, pipe, 1)
     assert Learner(learner.module, loss, settings, 0, 1).step(0, torch.tensor([0]))[1] == ""
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    print(most_resident() / 1e9)
 """)
 
 

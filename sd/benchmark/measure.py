@@ -152,12 +152,17 @@ def peak_in_child(name: str, side: str, options: Options) -> int | None:
 
 @torch.no_grad()
 def peak_of(name: str, side: str, options: Options) -> int | None:
-    """The most memory in bytes that this process held at a time, with one turn done: pages of mapped files included.
-
-    None where the system does not say: only Linux does.
-    """
+    """The most memory in bytes that this process held at a time, with one turn done."""
     prepare(options)
     turn_of(name, side, RandomModel(options), options)()
+    return most_resident()
+
+
+def most_resident() -> int | None:
+    """The most memory in bytes that this process ever held, pages of mapped files included; only Linux says it.
+
+    Not `ru_maxrss`: a child begins with its parent's.
+    """
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else None
