@@ -4,10 +4,14 @@ Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". A patch from 
 objects with the same weights, and `forget_less` takes it out again.
 """
 
+import ctypes
+import sys
+from typing import Any
+
 from torch import Tensor, is_grad_enabled
 from torch.utils.checkpoint import checkpoint
 
-from sd.unet import ResBlock, SpatialTransformer, UNetModel
+from sd.unet import Downsample, ResBlock, SpatialTransformer, UNetModel, Upsample
 
 
 class Recomputed:
@@ -27,7 +31,42 @@ class RecomputedTransformer(Recomputed, SpatialTransformer):
     pass
 
 
-RECOMPUTED = {ResBlock: RecomputedResBlock, SpatialTransformer: RecomputedTransformer}
+class LevelEnd:
+    """Beside a sampling block's own class: what the level before it freed goes back to the system, both ways.
+
+    The next level's tensors have other sizes and fit badly into the holes: about 150 MB of them at 512 x 512.
+    """
+
+    def forward(self, *inputs: Any) -> Tensor:
+        give_back_freed()
+        x = super().forward(*inputs)
+        if x.requires_grad:
+            x.register_hook(give_back_freed)
+        return x
+
+
+class LevelEndDown(LevelEnd, Downsample):
+    pass
+
+
+class LevelEndUp(LevelEnd, Upsample):
+    pass
+
+
+RECOMPUTED = {
+    ResBlock: RecomputedResBlock,
+    SpatialTransformer: RecomputedTransformer,
+    Downsample: LevelEndDown,
+    Upsample: LevelEndUp,
+}
+
+
+def give_back_freed(_: Any = None) -> None:
+    """Ask the C library for the pages that it keeps though nothing is in them; only Linux's (glibc) can."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def forget_more(unet: UNetModel) -> None:
