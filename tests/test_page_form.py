@@ -16,9 +16,15 @@ from sd.web.page_teach import curves
 
 
 @pytest.fixture
-def form(tmp_path):
-    with gr.Blocks():
-        return Form(Models(*(tmp_path / name for name in ("weights", "loras", "embeddings"))))
+def placed(tmp_path):
+    """(the page, the form on it)"""
+    with gr.Blocks() as page:
+        return page, Form(Models(*(tmp_path / name for name in ("weights", "loras", "embeddings"))))
+
+
+@pytest.fixture
+def form(placed):
+    return placed[1]
 
 
 def values_of(form, **changes):
@@ -65,6 +71,12 @@ def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
 
 def test_all_settings_are_in_the_form(form):
     assert set(SETTINGS) <= set(form.widgets)
+
+
+def test_every_slider_on_the_page_has_a_say(placed):
+    page, form = placed
+    sliders = {part for part in page.blocks.values() if isinstance(part, gr.Slider)}
+    assert sliders == {part for part in form.inputs() if isinstance(part, gr.Slider)} | {form.addon_strength}
 
 
 def test_a_text_without_settings_is_one_sentence(form):

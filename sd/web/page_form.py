@@ -89,12 +89,6 @@ class Form:
                 add(hires_strength=gr.Slider(0, 1, 0.7, step=0.05, label="Second pass: strength"))
                 choices = [(label, name) for name, label in HIRES_UPSCALERS.items()]
                 add(hires_upscaler=gr.Dropdown(choices, value="latent", label="Second pass: upscaler"))
-            with gr.Row():
-                add(guidance_start=gr.Slider(0, 1, 0, step=0.05, label="Guidance from"))
-                add(guidance_end=gr.Slider(0, 1, 1, step=0.05, label="Guidance until"))
-            with gr.Row():
-                add(step_cache=gr.Slider(1, 10, 1, step=1, label="Step cache (quicker)"))
-                add(token_merging=gr.Slider(0, 0.75, 0, step=0.05, label="Token merging (quicker)"))
             add(tiling=gr.Checkbox(label="Edges that continue at the opposite ones"))
         with gr.Accordion("Sooner, less exactly", open=False):
             with gr.Row():
