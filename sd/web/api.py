@@ -11,7 +11,7 @@ from dataclasses import fields
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 
 from sd.errors import UserError
 from sd.settings import Settings
@@ -34,7 +34,11 @@ class Problem(BaseModel):
 PROBLEMS = {status: {"model": Problem} for status in (400, 401, 403, 404, 413, 422, 503)}
 
 
-class Draw(BaseModel):
+SETTINGS = {one.name: (one.type, one.default) for one in fields(Settings)}
+Chosen = create_model("Chosen", **SETTINGS | {"prompt": (str, ...)})  # all but the prompt may be left out
+
+
+class Draw(Chosen):
     """What to draw: the fields of `sd.settings.Settings`, and what stands beside them.
 
     checkpoint: its name; the one to take unless told if "". image: base64 or a data: URL, a picture to start from.
@@ -43,29 +47,6 @@ class Draw(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=MAX_BODY)
 
-    prompt: str
-    negative_prompt: str = ""
-    strength: float = 0.8
-    steps: int = 50
-    guidance_scale: float = 7.5
-    sampler: str = "ddpm"
-    schedule: str = ""
-    seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-    num_images: int = 1
-    clip_skip: int = 1
-    guidance_rescale: float = 0.0
-    variation_seed: int | None = None
-    variation_strength: float = 0.0
-    hires_scale: float = 1.0
-    hires_strength: float = 0.7
-    hires_upscaler: str = "latent"
-    tiling: bool = False
-    guidance_start: float = 0.0
-    guidance_end: float = 1.0
-    step_cache: int = 1
-    token_merging: float = 0.0
     checkpoint: str = ""
     image: str | None = None
     mask: str | None = None
