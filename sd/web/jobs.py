@@ -134,6 +134,12 @@ class Jobs:
         for notify in watchers:
             notify()
 
+    def now(self, id: str) -> tuple[dict, bool]:
+        """(`Job.public`, whether the job has ended)"""
+        job = self.get(id)
+        ended = job.has_ended  # looked at first, so that what is told with it is the end
+        return job.public(), ended
+
     def events(self, id: str) -> Iterator[dict]:
         """The job, as `Job.public` has it, as it is now and after each change until it has ended.
 
@@ -143,9 +149,8 @@ class Jobs:
         with self.watch(id, changed.set):
             while True:
                 changed.clear()
-                job = self.get(id)
-                ended = job.has_ended
-                yield job.public()
+                told, ended = self.now(id)
+                yield told
                 if ended:
                     return
                 changed.wait()
@@ -156,9 +161,8 @@ class Jobs:
         with self.watch(id, lambda: loop.call_soon_threadsafe(changed.set)):
             while True:
                 changed.clear()
-                job = self.get(id)
-                ended = job.has_ended
-                yield job.public()
+                told, ended = self.now(id)
+                yield told
                 if ended:
                     return
                 await changed.wait()
