@@ -162,7 +162,7 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype | None:
 
 def choose_checkpoint(name: str | None, folder: Path) -> Path:
     """A path as it is, or a name in `folder`; without one, the person's own checkpoint there, or the bundled one."""
-    own = {p.stem if p.is_file() else p.name: p for p in sorted(folder.glob("*")) if is_own_checkpoint(p)}
+    own = own_checkpoints(folder)
     if name is not None:
         given = Path(name).expanduser()
         return given if given.exists() or name not in own else own[name]
@@ -172,6 +172,12 @@ def choose_checkpoint(name: str | None, folder: Path) -> Path:
     if len(own) > 1:
         print(f"{len(own)} checkpoints in {folder.name}/: taking {chosen.name}; --ckpt NAME takes another.")
     return chosen
+
+
+def own_checkpoints(folder: Path) -> dict[str, Path]:
+    """A person's own, by name: files without their ending, and diffusers folders."""
+    own = filter(is_own_checkpoint, sorted(folder.glob("*")))
+    return {path.stem if path.is_file() else path.name: path for path in own}
 
 
 def is_own_checkpoint(path: Path) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from sd.cli import PREFERRED, is_own_checkpoint
+from sd.cli import PREFERRED, own_checkpoints
 from sd.embedding_files import is_picture, read_picture, read_tensors, sort_out
 from sd.errors import UserError
 from sd.lora_tags import list_loras, split_tags
@@ -90,11 +90,6 @@ class Models:
         return described
 
 
-def list_checkpoints(folder: Path) -> dict[str, Path]:
-    own = filter(is_own_checkpoint, sorted(folder.glob("*")))
-    return {path.stem if path.is_file() else path.name: path for path in own}
-
-
 def list_embeddings(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix in EMBEDDING_SUFFIXES}
 
@@ -112,7 +107,7 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 LISTS: dict[str, Callable[[Path], dict[str, Path]]] = {
-    "checkpoint": list_checkpoints,
+    "checkpoint": own_checkpoints,
     "LoRA": list_loras,
     "embedding": list_embeddings,
 }
