@@ -7,21 +7,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.cli import add_hires, draw_and_save, drawing_parser, load_pipeline, png_settings, settings_of, spelled_out
-from sd.drawings import Drawing
+from sd.drawings import Drawing, read_prompts
 from sd.errors import UserError, plain_errors
 from sd.image import check_outdir
 from sd.many import agreed, one_of_many, plan, share
-
-
-def prompts_of(path: str) -> list[str]:
-    """One prompt a line; empty lines do not count."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {path}: give a text file with one prompt a line.") from error
-    if not any(lines):
-        raise UserError(f"{path} holds no prompts: write one a line.")
-    return [line for line in lines if line]
 
 
 @plain_errors
@@ -43,7 +32,7 @@ def draw_all(args: argparse.Namespace) -> None:
     if args.from_png:
         todo = [png_settings(args.from_png, args)]
     elif args.from_file:
-        todo = [settings_of(args, prompt=prompt) for prompt in prompts_of(args.from_file)]
+        todo = [settings_of(args, prompt=prompt) for prompt in read_prompts(args.from_file)]
     else:
         todo = [settings_of(args)]
     first, count = todo[0].seed, todo[0].num_images

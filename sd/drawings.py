@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 
+from sd.errors import UserError
 from sd.infotext import with_setting
 from sd.prompt_writer import Written, file_name
 from sd.settings import Settings
@@ -35,6 +37,17 @@ class Drawing:
     def texts(self, infotexts: list[str]) -> list[str]:
         """What is written into its pictures."""
         return [with_setting(text, "Template", self.template) for text in infotexts] if self.template else infotexts
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """One prompt a line; empty lines do not count. Raises UserError where there is none."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read prompts from {path}: give a text file with one prompt a line.") from error
+    if not any(lines):
+        raise UserError(f"{path} holds no prompts: write one a line.")
+    return [line for line in lines if line]
 
 
 def spell_out(asked: Settings, write: Writer | None = None) -> list[Drawing]:

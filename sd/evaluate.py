@@ -19,6 +19,7 @@ from torch import Tensor
 from sd.clip import CLIP, clip_pixels
 from sd.clip_files import read_clip
 from sd.copies import COPY, pixel_closeness
+from sd.drawings import read_prompts
 from sd.errors import UserError
 from sd.image import open_image, to_rgb, to_tensor
 from sd.infotext import parse_infotext, read_infotext
@@ -200,10 +201,7 @@ def prompts_of(paths: list[Path], file: Path | None = None) -> dict[Path, str]:
     """
     if file is None:
         return {path: parse_infotext(read_infotext(path))["Prompt"] for path in paths}
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {file}: give a text file with one prompt a line.") from error
+    lines = read_prompts(file)
     lines = lines * len(paths) if len(lines) == 1 else lines
     if len(lines) != len(paths):
         raise UserError(

@@ -2,12 +2,26 @@ from itertools import pairwise
 
 import pytest
 
-from sd.drawings import Drawing, spell_out
+from sd.drawings import Drawing, read_prompts, spell_out
 from sd.errors import UserError
 from sd.infotext import parse_infotext, with_setting, write_infotext
 from sd.prompt_writer import Written
 from sd.settings import Settings
 from sd.wildcards import expand_wildcards
+
+
+def test_prompts_from_a_file(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  a dög \n", encoding="utf-8")
+    assert read_prompts(file) == read_prompts(str(file)) == ["a cat", "a dög"]
+    for content in (b"", b" \n\n"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="holds no prompts"):
+            read_prompts(file)
+    file.write_bytes(b"\xff\xfe")
+    for path in (file, tmp_path, tmp_path / "nothing.txt"):
+        with pytest.raises(UserError, match="cannot read prompts"):
+            read_prompts(path)
 
 
 def test_plain_words_stay_one_drawing():
