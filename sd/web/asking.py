@@ -52,6 +52,8 @@ def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
 
 def with_picture_size(settings: Settings, image: bytes) -> Settings:
     """With the picture's own size, cut to multiples of 8, where none is asked for."""
+    if settings.width is not None and settings.height is not None:
+        return settings
     width, height = check_picture(image).size
     return settings.but(
         width=max(width // 8 * 8, 8) if settings.width is None else settings.width,
