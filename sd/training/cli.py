@@ -4,11 +4,12 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from sd.checkpoint import DTYPES
 from sd.cli import choose_checkpoint
 from sd.pipeline import WEIGHTS
 from sd.training.personalize import Result, teach
 from sd.training.preparing import load_to_teach
-from sd.training.recipes import DIALECTS, SCHEDULES, TARGETS, Recipe, recipe_for
+from sd.training.recipes import DIALECTS, KINDS, SCHEDULES, TARGETS, Recipe, recipe_for
 
 
 def teaching_parser(description: str, examples: str) -> argparse.ArgumentParser:
@@ -20,7 +21,7 @@ def teaching_parser(description: str, examples: str) -> argparse.ArgumentParser:
     add("--images", required=True, metavar="DIR", help="a folder of pictures: 5 to 15 will do")
     add("--ckpt", "--model", metavar="FILE", help="a checkpoint, or its name in weights/ (yours, or ours)")
     add("--class-word", help="what kind of thing it is, such as dog")
-    add("--kind", choices=["object", "style"], help="what the pictures have in common (object)")
+    add("--kind", choices=KINDS, help="what the pictures have in common (object)")
     add("--steps", type=int, help="how many")
     add("--batch", type=int, help="pictures at once")
     add("--accumulate", type=int, help="batches to a step (1)")
@@ -36,7 +37,7 @@ def teaching_parser(description: str, examples: str) -> argparse.ArgumentParser:
     add("--crops", type=int, help="how many of each picture; 1 is its middle")
     add("--no-buckets", dest="buckets", action="store_false", default=None, help="cut every picture to a square")
     add("--checkpointing", action="store_true", default=None, help="less memory, a third more time")
-    add("--precision", choices=["fp32", "bf16", "fp16"], help="of mixed precision (what the device is fastest in)")
+    add("--precision", choices=list(DTYPES), help="of mixed precision (what the device is fastest in)")
     add(
         "--prompt", dest="prompts", action="append", metavar="TEXT", help="of a preview; {} is the word; again for more"
     )

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from sd.checkpoint import DTYPES
 from sd.pipeline import StableDiffusion, default_device
 from sd.training.captions import KINDS, Captions
 from sd.training.examples import Source
 from sd.training.latent_cache import LatentCache
-from sd.training.loop import PRECISIONS, Settings
+from sd.training.loop import Settings
 from sd.training.photos import Photos
 from sd.training.processes import join_processes
 from sd.training.recipes import Recipe, is_small
@@ -101,8 +102,8 @@ def load_to_teach(
     """A checkpoint as `teach` wants it: in half precision where the networks stay frozen, in fp32 where they do not."""
     join_processes(str(default_device() if device is None else device))
     device = default_device() if device is None else torch.device(device)
-    dtype = None if method == "dreambooth" else PRECISIONS[precision or best_precision(device)]
-    return StableDiffusion.from_pretrained(path, device, dtype or torch.float32)
+    kept_in = "fp32" if method == "dreambooth" else precision or best_precision(device)
+    return StableDiffusion.from_pretrained(path, device, DTYPES[kept_in])
 
 
 def summary(recipe: Recipe, learner, loop: Settings, source: Source, held_out: Source, ranks: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from sd.errors import UserError
 from sd.settings import check_whole
 from sd.training.personalize import teach
-from sd.training.recipes import recipe_for
+from sd.training.recipes import KINDS, recipe_for
 from sd.web.drawing import Drawer
 from sd.web.job import Cancelled, Job, Skipped
 from sd.web.jobs import Jobs, Tell
@@ -40,7 +40,7 @@ class Lesson:
 
 def ask_to_teach(jobs: Jobs, models: Models, lesson: Lesson) -> Job:
     """A new job of the kind "teach". Raises UserError for what cannot be taught, Busy where the queue is full."""
-    if lesson.method not in METHODS or lesson.kind not in ("object", "style"):
+    if lesson.method not in METHODS or lesson.kind not in KINDS:
         raise UserError("choose a LoRA or an embedding, of an object or a style.")
     if not NAME.fullmatch(lesson.name):
         raise UserError("give it a name of 2 to 40 letters, digits, - and _, such as my-dog.")
