@@ -154,10 +154,13 @@ def test_a_file_keeps_it_for_the_next_time(photos, vae, tmp_path, monkeypatch):
     assert len(runs) == 9
 
 
-def test_a_full_disk_costs_the_file_only(photos, vae, tmp_path, monkeypatch):
-    def write_half(contents, path):
-        path.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file")
+@pytest.mark.parametrize("cause", [OSError(28, "No space left on device"), None])
+def test_a_full_disk_costs_the_file_only(photos, vae, tmp_path, monkeypatch, cause):
+    def write_half(contents, file):
+        file.write(b"half")
+        error = RuntimeError("PytorchStreamWriter failed writing file")
+        error.__context__ = cause
+        raise error
 
     monkeypatch.setattr(torch, "save", write_half)
     said = []

@@ -1,6 +1,5 @@
 """The U-Net from nothing: latent diffusion on captions (Rombach et al. 2022, section 3.2 and 3.3)."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from sd.training.loop import Settings, keep, train
 from sd.training.objective import eps_errors, snr_weights
 from sd.unet import ResBlock, SpatialTransformer, UNetModel
 from sd.vae import LATENT_SCALE, AutoencoderKL
+from sd.weight_files import replacing, write_torch
 
 EMPTY_CAPTIONS = 0.1  # the share of captions left out, so that the U-Net learns the unconditional picture too
 STYLED_CAPTIONS = 0.8  # the share of captions that say the style
@@ -117,14 +117,12 @@ def encode_once(
     """Scaled latents (N, 4, h, w) and, in bfloat16, text states (wordings, 77, D): made now or in an earlier go."""
     path = run / "encoded.pt"
     if not path.exists():
-        run.mkdir(parents=True, exist_ok=True)
         with settings.autocast():
             latents = encode(vae, pictures).float() * LATENT_SCALE
             tokens = Tokenizer()(wordings).to(settings.device)
             states = torch.cat([text(part).bfloat16().cpu() for part in tokens.split(256)])
-        beside = path.with_suffix(f".{os.getpid()}")
-        torch.save({"latents": latents, "states": states}, beside)
-        os.replace(beside, path)
+        with replacing(path) as part:
+            write_torch({"latents": latents, "states": states}, part)
     saved = torch.load(path, weights_only=True)
     return saved["latents"], saved["states"]
 

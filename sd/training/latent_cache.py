@@ -1,18 +1,19 @@
 """Pictures as latents, encoded once before training: the autoencoder is not run in the loop."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sd.errors import UserError
 from sd.image import check_size, to_tensor
 from sd.latents import in_enough_precision
 from sd.training.buckets import bucket_sizes, cover_scale, cut, nearest
 from sd.training.photos import Photo, Photos
 from sd.vae import LATENT_SCALE, AutoencoderKL
+from sd.weight_files import replacing, write_torch
 
 PIXELS_AT_ONCE = 512 * 512  # through the VAE
 
@@ -121,14 +122,11 @@ def fingerprint(photos: Photos, vae: AutoencoderKL) -> list:
 
 
 def keep(file: Path, origin: str, gaussians: list[Tensor]) -> bool:
-    """Written beside, then renamed: the file is there whole or, as on a full disk, not at all (False)."""
-    beside = file.with_suffix(f".{os.getpid()}")
+    """Whether it could be written: the file is there whole or, as on a full disk, as it was before."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"origin": origin, "gaussians": gaussians}, beside)
-        os.replace(beside, file)
-    except (OSError, RuntimeError):  # torch's writer reports a full disk as the latter
-        beside.unlink(missing_ok=True)
+        with replacing(file) as part:
+            write_torch({"origin": origin, "gaussians": gaussians}, part)
+    except (UserError, RuntimeError):  # torch's writer has errors of its own beside the disk's
         return False
     return True
 
