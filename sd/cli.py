@@ -13,7 +13,7 @@ from sd.chat import find_endpoint
 from sd.checkpoint import DTYPES
 from sd.drawings import Drawing, spell_out
 from sd.errors import UserError
-from sd.image import check_outdir, grid, save_png
+from sd.image import check_outdir, grid, save_png, write_png
 from sd.infotext import parse_infotext, read_infotext
 from sd.many import processes
 from sd.model_hash import model_hash
@@ -246,9 +246,7 @@ class Shower:
             self.bar = tqdm(total=total, desc="drawing", unit="step", leave=False)
         self.bar.update(done - self.bar.n)
         if self.folder is not None and done % PREVIEW_EVERY == 0:
-            part = self.folder / ".preview.png"
-            grid(self.pipe.preview(x0)).save(part)
-            part.replace(self.folder / "preview.png")
+            write_png(grid(self.pipe.preview(x0)), self.folder / "preview.png")
 
     def close(self) -> None:
         if self.bar is not None:

@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sd.errors import UserError
+from sd.weight_files import replacing
 
 MAX_SIDE = 4096
 MAX_PIXELS = 80_000_000  # of a picture to open: more is a decompression bomb or a mistake
@@ -181,6 +182,15 @@ def save_png(
     except OSError as error:
         raise UserError(f"cannot save a picture in {outdir} ({error.strerror or error}).") from error
     return target
+
+
+def write_png(image: Image.Image, path: Path) -> None:
+    """As a file of this name, in place of an earlier one; a reader sees the old one or the new, never half of one.
+
+    Raises UserError where it cannot be written.
+    """
+    with replacing(path) as part:
+        image.save(part, format="PNG")
 
 
 def next_number(folder: Path, prefix: str) -> int:

@@ -23,6 +23,7 @@ from sd.image import (
     save_png,
     to_rgb,
     to_tensor,
+    write_png,
 )
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -296,6 +297,14 @@ def test_two_savers_never_share_a_name(tmp_path):
     assert len(set(saved)) == 64 == len(os.listdir(tmp_path))
 
 
+def test_a_png_takes_the_place_of_an_earlier_one(tmp_path):
+    path, images = tmp_path / "folder" / "preview.png", (noise(8, 8), noise(16, 8))
+    for image in images:
+        write_png(image, path)
+        assert Image.open(path).tobytes() == image.tobytes()
+    assert os.listdir(path.parent) == ["preview.png"]
+
+
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     def full(self, file, **options):
         file.write_bytes(b"\x89PNG half")
@@ -305,6 +314,11 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left on device"):
         save_png(noise(8, 8), tmp_path)
     assert os.listdir(tmp_path) == []
+    (tmp_path / "preview.png").write_bytes(b"earlier")
+    with pytest.raises(UserError, match="No space left on device"):
+        write_png(noise(8, 8), tmp_path / "preview.png")
+    assert os.listdir(tmp_path) == ["preview.png"]
+    assert (tmp_path / "preview.png").read_bytes() == b"earlier"
 
 
 def test_an_unwritable_folder(tmp_path):

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm import tqdm
 
+from sd.image import write_png
 from sd.pipeline import StableDiffusion
-from sd.weight_files import replacing
 
 
 def class_pictures(
@@ -27,8 +27,7 @@ def class_pictures(
     missing = [k for k in range(rank, count, ranks) if not (place / f"{k:05}.png").exists()]
     for k in tqdm(missing, desc=f"drawing {prompt!r}", unit="picture", disable=not missing or rank > 0, leave=False):
         picture = pipe(prompt, seed=k, width=size, height=size, **settings).images[0]
-        with replacing(place / f"{k:05}.png") as part:
-            picture.save(part, format="PNG")
+        write_png(picture, place / f"{k:05}.png")
     if ranks > 1:
         dist.barrier()
     return place

@@ -11,7 +11,7 @@ from torch import nn
 
 from sd.contact_sheet import contact_sheet
 from sd.evaluate import Scorer, evaluate
-from sd.image import grid
+from sd.image import grid, write_png
 from sd.pipeline import StableDiffusion
 from sd.training.examples import Example, Objective
 from sd.training.recipes import Recipe
@@ -169,8 +169,3 @@ def said(value: object) -> str:
     if isinstance(value, list):
         return " | ".join(map(said, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def write_png(picture: Image.Image, path: Path) -> None:
-    with replacing(path) as part:
-        picture.save(part, format="PNG")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sd.image import grid, open_image, save_png, to_rgb
+from sd.image import grid, open_image, save_png, to_rgb, write_png
 from sd.pipeline import StableDiffusion
 from sd.settings import Settings
 from sd.web.job import Cancelled, Job, Skipped
@@ -117,9 +117,7 @@ class Teller:
         event = {"step": self.before * total + done, "steps": self.parts * total}
         began = time.monotonic()
         if began >= self.next_preview and done < total:
-            part = self.folder / ".preview.part"
-            grid(self.pipe.preview(x0)).save(part, format="PNG")
-            part.replace(self.folder / "preview.png")
+            write_png(grid(self.pipe.preview(x0)), self.folder / "preview.png")
             event["preview"] = "preview.png"
             took = time.monotonic() - began
             self.next_preview = began + max(took / PREVIEW_SHARE, PREVIEW_AFTER)
