@@ -12,7 +12,7 @@ from sd.web.job import Job
 from sd.web.models import Models
 from sd.web.page_form import SETTINGS, Form, seed_of, size_like, usual_size, with_addon
 from sd.web.page_stage import stage
-from sd.web.page_teach import curves
+from sd.web.page_teach import curves, lesson_stage
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_size_like_a_pictures(picture, size):
 def test_what_others_wrote_is_no_html():
     bad = '<img src=x onerror=alert(1)>"'
     job = Job("id", "draw", {}, Path(), "failed", error=bad)
-    assert "<img" not in stage(job)
+    assert "<img" not in stage(job) + lesson_stage(job)
     job = Job("id", "draw", {}, Path(), "done", started=0.0, ended=1.0)
     job.result = {"images": ["00000.png"], "infotexts": [bad]}
     assert "onerror=alert(1)&gt;&quot;" in stage(job)

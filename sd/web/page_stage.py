@@ -14,14 +14,19 @@ STATES = {
 
 def stage(job: Job) -> str:
     """HTML, made anew after each step."""
-    parts = [bar(job)] if not job.has_ended else []
-    parts.append(f'<p class="status" role="status" data-state="{job.state}">{escape(status(job))}</p>')
     if job.has_ended:
-        parts.append(made(job))
-    elif "preview" in job.event:
-        address = f"{address_of(job, job.event['preview'])}?{job.event['step']}"
-        parts.append(f'<img class="preview" src="{address}" alt="Preview">')
-    return f'<div class="stage">{"".join(parts)}</div>'
+        return frame(job, status(job), made(job))
+    if "preview" not in job.event:
+        return frame(job, status(job))
+    address = f"{address_of(job, job.event['preview'])}?{job.event['step']}"
+    return frame(job, status(job), f'<img class="preview" src="{address}" alt="Preview">')
+
+
+def frame(job: Job, sentence: str, *parts: str) -> str:
+    """How far it is, unless it has ended; a sentence about it, as text; below these the parts, as HTML."""
+    head = "" if job.has_ended else bar(job)
+    said = f'<p class="status" role="status" data-state="{job.state}">{escape(sentence)}</p>'
+    return f'<div class="stage">{head}{said}{"".join(parts)}</div>'
 
 
 def bar(job: Job) -> str:

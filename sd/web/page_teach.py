@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from html import escape
 
 import gradio as gr
 
@@ -13,7 +12,7 @@ from sd.web.models import Models
 from sd.web.page_follow import EVENT, cancel, follow, plainly
 from sd.web.page_form import Form
 from sd.web.page_parts import pictures
-from sd.web.page_stage import address_of, bar, status
+from sd.web.page_stage import address_of, frame, status
 from sd.web.teaching import MOST_STEPS, Lesson, ask_to_teach
 
 WIDTH, HEIGHT = 480, 160  # of the curves
@@ -71,8 +70,7 @@ class TeachTab:
 
 def lesson_stage(job: Job) -> str:
     """HTML: how far it is, the curves, the newest previews or the sheet of all of them."""
-    parts = [] if job.has_ended else [bar(job)]
-    parts.append(f'<p class="status" role="status" data-state="{job.state}">{escape(lesson_status(job))}</p>')
+    parts = []
     if "losses" in job.event:
         parts.append(curves(job.event))
     if "sheet" in job.result:
@@ -82,7 +80,7 @@ def lesson_stage(job: Job) -> str:
     elif "preview" in job.event:
         address = f"{address_of(job, job.event['preview'])}?{job.event['shown']}"
         parts.append(f'<img class="sheet" src="{address}" alt="Preview after step {job.event["shown"]}">')
-    return f'<div class="stage">{"".join(parts)}</div>'
+    return frame(job, lesson_status(job), *parts)
 
 
 def lesson_status(job: Job) -> str:
