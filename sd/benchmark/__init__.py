@@ -1,9 +1,15 @@
-"""Measuring: our speed and memory beside diffusers', at the same size, dtype and threads, with the same random weights.
+"""Measuring: our speed and memory beside our peers', at the same size, dtype and threads, with the same random weights.
 
-peers    diffusers' and transformers' networks with our weights in them
-tasks    what is measured: each task as we do it and as they do it
-measure  the turns, the pairs, the peaks
-report   a table to read and a JSON file to keep
+tasks           what is measured, and the random model that all sides share
+peers           diffusers' and transformers' networks with our weights in them
+openvino_peer   the same, converted to OpenVINO
+teaching        a training step of a LoRA, ours and diffusers'
+sides           who does the tasks: ours, as the textbook has it, diffusers, compiled, OpenVINO
+results         what was measured of one task, and what follows from it
+many            many prompts over several processes
+measure         the turns, the pairs, the peaks
+report          a table to read and a JSON file to keep
+performance     docs/performance.md: every file that was kept, with its plot
 
 And of drawing sooner and less exactly, with the bundled model:
 

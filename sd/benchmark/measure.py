@@ -6,11 +6,10 @@ and what is compared is pairs of neighbours. Peak memory never falls while a pro
 
 import gc
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,50 +18,23 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sd.benchmark.peers import have_peers, quiet
-from sd.benchmark.tasks import SEED, SIDES, TASKS, Options, RandomModel, random_network
+from sd.benchmark import many
+from sd.benchmark.results import Result
+from sd.benchmark.sides import SIDES, sides_of
+from sd.benchmark.tasks import SEED, TASKS, Options, RandomModel, random_network
 from sd.checkpoint import save
 from sd.sizes import build
 
 MATMUL_SIDE = 4096  # large enough for a processor's best
-
-
-@dataclass
-class Result:
-    """seconds: of every turn, by side, and of a matrix product as "matmul"; flops: of a turn, and of that product.
-
-    difference: of the sides' answers, relative. peak_bytes: of a process that does the task once, by side.
-    """
-
-    name: str
-    seconds: dict[str, list[float]]
-    flops: dict[str, int]
-    difference: float | None
-    peak_bytes: dict[str, int | None] = field(default_factory=dict)
-
-    def median(self, side: str) -> float:
-        return statistics.median(self.seconds[side])
-
-    def ratios(self) -> list[float]:
-        """ours / diffusers, turn by turn; empty without diffusers."""
-        return [ours / theirs for ours, theirs in zip(*(self.seconds.get(side, []) for side in SIDES))]
-
-    def share(self, side: str) -> float | None:
-        """How much of the fastest matrix product's operations a second this side reaches; None where none counted."""
-        if not self.flops:
-            return None
-        peak = self.flops["matmul"] / min(self.seconds["matmul"])
-        return self.flops["task"] / self.median(side) / peak
+STEPS_FOR_PEAK = 2  # of a picture: more of them take no more memory
 
 
 def run(names: list[str], options: Options) -> Iterator[Result]:
-    """Measures one task after another. A checkpoint to load is made in a temporary folder if there is none."""
-    for name in names:
-        if name != "load" or options.ckpt is not None:
-            yield measure(name, options)
-            continue
-        with TemporaryDirectory() as folder:
-            yield measure(name, replace(options, ckpt=random_checkpoint(Path(folder) / "random.ckpt", options)))
+    """Measures one task after another. What sides need beforehand is made in a temporary folder."""
+    with TemporaryDirectory() as folder:
+        options = replace(options, work=Path(folder))
+        for name in names:
+            yield many.measure(options) if name == "many" else measure(name, options)
 
 
 def random_checkpoint(path: Path, options: Options) -> Path:
@@ -81,31 +53,34 @@ def measure(name: str, options: Options) -> Result:
     """
     task = TASKS[name]
     prepare(options)
-    sides = [side for side in SIDES if side == "ours" or have_peers()]
+    sides, missing = sides_of(name, options)
+    if name == "load" and options.ckpt is None:
+        options = replace(options, ckpt=random_checkpoint(options.work / "random.ckpt", options))
+    for side in sides:
+        SIDES[side].make_ready(name, options)
     peaks = {side: peak_in_child(name, side, options) for side in sides} if task.memory else {}
     model = RandomModel(options)
-    turns = {side: turn_of(name, side, model, options) for side in sides}
+    turns = {side: turn_of(name, side, model) for side in sides}
     flops = count_flops(name, options)
     if flops:
         n = 256 if options.tiny else MATMUL_SIDE
-        a, b = torch.randn(2, n, n, dtype=model.dtype)
+        a, b = torch.randn(2, n, n, dtype=model.dtype, device=model.device)
         turns["matmul"] = lambda: a @ b
         flops["matmul"] = 2 * n**3
-    answers = [task.answer(turns[side]()) for side in sides]  # and all is warm now
-    difference = relative_difference(*answers) if len(answers) == 2 else None
+    answers = {side: task.answer(turns[side]()) for side in sides}  # and all is warm now
+    differences = differences_of(answers)
     del answers
-    return Result(name, alternate(turns, options.rounds * task.turns), flops, difference, peaks)
+    return Result(name, alternate(turns, options.rounds * task.turns), flops, differences, peaks, missing)
 
 
-def turn_of(name: str, side: str, model: RandomModel, options: Options) -> Callable:
+def turn_of(name: str, side: str, model: RandomModel) -> Callable:
     """What one turn of this side runs. Nothing of diffusers is imported for our own."""
-    if side == "diffusers":
-        quiet()
-    return TASKS[name].sides[side](model, options)
+    return getattr(SIDES[side], name)(model)
 
 
 def prepare(options: Options) -> None:
     torch.manual_seed(SEED)
+    torch.compiler.reset()  # lets go of an earlier task's networks
     if options.threads is not None:
         torch.set_num_threads(options.threads)
 
@@ -119,10 +94,20 @@ def alternate(turns: dict[str, Callable], rounds: int) -> dict[str, list[float]]
             gc.collect()
             began = time.perf_counter()
             result = turn()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - began)
             del result
     gc.unfreeze()
     return seconds
+
+
+def differences_of(answers: dict[str, Tensor]) -> dict[str, float]:
+    """Of each from diffusers', or from the textbook's where that is not here."""
+    known = next((side for side in ("diffusers", "plain") if side in answers), None)
+    if known is None:
+        return {}
+    return {side: relative_difference(answers[side], answers[known]) for side in answers if side != known}
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
@@ -132,30 +117,26 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def count_flops(name: str, options: Options) -> dict[str, int]:
-    """{"task": floating-point operations of one turn}, counted on the meta device; {} where nothing is computed."""
-    if name == "load":
+    """{"task": floating-point operations of one turn}, counted on the meta device; {} where none are counted."""
+    if TASKS[name].work is None:
         return {}
-    if name == "txt2img":
-        one = {part: count_flops(part, options)["task"] for part in ("text", "unet", "vae")}
-        return {"task": one["text"] + options.steps * one["unet"] + one["vae"]}
-    turn = turn_of(name, "ours", RandomModel(options, "meta"), options)
     with FlopCounterMode(display=False) as counter:
-        turn()
+        TASKS[name].work(RandomModel(options, "meta"))
     return {"task": counter.get_total_flops()}
 
 
 def peak_in_child(name: str, side: str, options: Options) -> int | None:
     """`peak_of` in a new process, which has done nothing before."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_of, name, side, options).result()
+        return pool.submit(peak_of, name, side, replace(options, steps=STEPS_FOR_PEAK)).result()
 
 
 @torch.no_grad()
 def peak_of(name: str, side: str, options: Options) -> int | None:
-    """The most memory in bytes that this process held at a time, with one turn done."""
+    """The most memory in bytes that this process held at a time, with one turn done; on a GPU, of the GPU's."""
     prepare(options)
-    turn_of(name, side, RandomModel(options), options)()
-    return most_resident()
+    turn_of(name, side, RandomModel(options))()
+    return torch.cuda.max_memory_allocated() if options.device == "cuda" else most_resident()
 
 
 def most_resident() -> int | None:

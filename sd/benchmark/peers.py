@@ -5,6 +5,10 @@ A peer shares our tensors, so that two networks take the memory of one.
 """
 
 import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,12 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sd.diffusers_folder import (
-    clip_config,
-    unet_config,
-    vae_config,
-    write_tokenizer,
-)
+from sd.diffusers_folder import clip_config, unet_config, vae_config, write_tokenizer
 from sd.names import unet_to_diffusers, vae_to_diffusers
 
 LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
@@ -28,12 +27,31 @@ def have_peers() -> bool:
     return all(importlib.util.find_spec(package) for package in PACKAGES)
 
 
+def have_compiler() -> bool:
+    """Whether torch.compile's inductor finds a C++ compiler, as it looks for one."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
+
+
 def quiet() -> None:
     """Stops both packages from drawing progress bars and giving advice."""
     for package in ("transformers", "diffusers"):
         logging = importlib.import_module(f"{package}.utils.logging")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+def meta_network(part: str, sizes: dict) -> nn.Module:
+    """Their network of this size, without weights."""
+    quiet()
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        if part == "unet":
+            return UNet2DConditionModel.from_config(unet_config(sizes))
+        if part == "vae":
+            return AutoencoderKL.from_config(vae_config(sizes))
+        return CLIPTextModel(CLIPTextConfig.from_dict(clip_config(sizes)))
 
 
 def with_weights(peer: nn.Module, state: dict[str, Tensor]) -> nn.Module:
@@ -43,33 +61,34 @@ def with_weights(peer: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 
 def peer_unet(unet: nn.Module, sizes: dict) -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        peer = UNet2DConditionModel.from_config(unet_config(sizes))
-    return with_weights(peer, unet_to_diffusers(unet.state_dict()))
+    return with_weights(meta_network("unet", sizes), unet_to_diffusers(unet.state_dict()))
 
 
 def peer_vae(vae: nn.Module, sizes: dict) -> nn.Module:
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        peer = AutoencoderKL.from_config(vae_config(sizes))
-    return with_weights(peer, vae_to_diffusers(vae.state_dict()))
+    return with_weights(meta_network("vae", sizes), vae_to_diffusers(vae.state_dict()))
 
 
 def peer_clip(clip: nn.Module, sizes: dict) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        peer = CLIPTextModel(CLIPTextConfig.from_dict(clip_config(sizes)))
+    peer, state = meta_network("clip", sizes), clip.state_dict()
     # Made by counting and not kept in files, so there is nothing on `meta` to replace it but another count.
-    peer.embeddings.position_ids = torch.arange(sizes["clip"]["max_length"])[None]
-    return with_weights(peer, clip.state_dict())
+    device = next(iter(state.values())).device
+    peer.embeddings.position_ids = torch.arange(sizes["clip"]["max_length"], device=device)[None]
+    return with_weights(peer, state)
 
 
-def peer_pipeline(clip: nn.Module, vae: nn.Module, unet: nn.Module, sizes: dict):
-    """diffusers' StableDiffusionPipeline, with the DDIM that our "ddim" is."""
+def shell(part: str, sizes: dict, dtype: torch.dtype, **methods: Callable) -> nn.Module:
+    """A peer with its config and nothing else, whose methods are these."""
+    peer = meta_network(part, sizes)
+    for name, _ in list(peer.named_children()):
+        delattr(peer, name)
+    peer.nothing = nn.Parameter(torch.zeros(1, dtype=dtype))  # pipelines ask for a parameter's dtype and device
+    for name, method in methods.items():
+        setattr(peer, name, method)
+    return peer
+
+
+def peer_pipeline(clip: nn.Module, vae: nn.Module, unet: nn.Module):
+    """diffusers' StableDiffusionPipeline of their own networks, with the DDIM that our "ddim" is."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
@@ -78,10 +97,10 @@ def peer_pipeline(clip: nn.Module, vae: nn.Module, unet: nn.Module, sizes: dict)
         tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
     betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     pipe = StableDiffusionPipeline(
-        vae=peer_vae(vae, sizes),
-        text_encoder=peer_clip(clip, sizes),
+        vae=vae,
+        text_encoder=clip,
         tokenizer=tokenizer,
-        unet=peer_unet(unet, sizes),
+        unet=unet,
         scheduler=DDIMScheduler(**betas, steps_offset=1, clip_sample=False, set_alpha_to_one=False),
         safety_checker=None,
         feature_extractor=None,
@@ -93,6 +112,7 @@ def peer_pipeline(clip: nn.Module, vae: nn.Module, unet: nn.Module, sizes: dict)
 
 def load_single_file(path: Path, configs: Path, dtype: torch.dtype) -> list[nn.Module]:
     """The three networks of a checkpoint, by diffusers' own `from_single_file`; `configs` as `write_configs` wrote."""
+    quiet()
     from diffusers import StableDiffusionPipeline
 
     class ModelCheckpoint:

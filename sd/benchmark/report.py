@@ -7,16 +7,32 @@ import platform
 import re
 import statistics
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
-from sd.benchmark.measure import Result
-from sd.benchmark.peers import PACKAGES
-from sd.benchmark.tasks import GUIDANCE, TASKS, Options, RandomModel
+from sd.benchmark import many
+from sd.benchmark.results import Result
+from sd.benchmark.sides import SIDES
+from sd.benchmark.tasks import DRAWING, GUIDANCE, TASKS, Options, RandomModel
 from sd.errors import UserError
+
+KEPT = Path(__file__).resolve().parents[2] / "docs" / "performance"
+VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "peft", "openvino")
+# What a processor has for such work, the best first: the first one is part of a file's name.
+ABILITIES = {
+    "amx_bf16": "amx",
+    "amx_int8": "amx-int8",
+    "avx512_fp16": "avx512-fp16",
+    "avx512_bf16": "avx512-bf16",
+    "avx512_vnni": "avx512-vnni",
+    "avx512f": "avx512",
+    "avx2": "avx2",
+}
+COLUMNS = ("", "side", "median", "ours / side (least, most)", "of peak", "differs by", "peak memory")
+WIDTHS = (24, 44, 11, 28, 9, 12, 12)
 
 
 def heading(options: Options) -> str:
@@ -25,58 +41,114 @@ def heading(options: Options) -> str:
     threads = options.threads or torch.get_num_threads()
     return (
         f"{size}x{size}, {options.dtype}, {threads} threads; {options.rounds} rounds in turn after one to warm up;"
-        f" {options.steps} steps a picture (ddim, guidance {GUIDANCE}).\n"
-        "Both sides have the same random weights and channels-last convolutions. Memory is the peak of a process that"
-        " does the one thing.\n"
-        '"of peak": our operations a second beside those of a large matrix product. "differ by": of the answers,'
-        " relative."
+        f" {options.steps} steps a picture (guidance {GUIDANCE}).\n"
+        "All sides have the same random weights. Ratios are of turns that follow each other. Memory is the peak of a"
+        " process that does the one thing.\n"
+        '"of peak": the operations of the textbook\'s model a second beside those of a large matrix product. "differs'
+        " by\": of the answers, relative to diffusers'."
     )
 
 
-COLUMNS = f"{'':22}{'ours':>10}{'diffusers':>12}   {'ours/diffusers (least, most)':30}{'of peak':>8}{'differ by':>11}"
+def title_of(task: str, side: str) -> str:
+    return many.SIDES[side] if task == "many" else SIDES[side].title
 
 
-def lines(result: Result) -> list[str]:
-    """A result's rows of the table: its time, and its memory where that was measured."""
-    title = TASKS[result.name].title
-    theirs = f"{result.median('diffusers'):10.3f} s" if "diffusers" in result.seconds else ""
-    ratios, share = result.ratios(), result.share("ours")
-    pairs = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})" if ratios else ""
-    of_peak = "" if share is None else f"{share:.0%}"
-    difference = "" if result.difference is None else f"{result.difference:.1e}"
-    rows = [f"{title:22}{result.median('ours'):8.3f} s{theirs:>12}   {pairs:30}{of_peak:>8}{difference:>11}"]
-    peaks = [peak for peak in result.peak_bytes.values() if peak is not None]
-    if peaks:
-        values = "".join(f"{peak / 1e9:{width}.2f} GB" for peak, width in zip(peaks, (7, 9)))
-        ratio = f"{peaks[0] / peaks[1]:.3f}" if len(peaks) == 2 else ""
-        rows.append(f"{title + ', memory':22}{values}   {ratio}".rstrip())
-    return rows
+def rows(result: Result) -> list[tuple[str, ...]]:
+    """A row for each side, those that are missing last: as many cells as there are COLUMNS."""
+    found = []
+    for side in result.sides:
+        ratios, share, peak = result.ratios(side), result.share(side), result.peak_bytes.get(side)
+        spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})" if ratios else ""
+        difference = f"{result.differences[side]:.1e}" if side in result.differences else ""
+        found.append(
+            (
+                TASKS[result.name].title,
+                title_of(result.name, side),
+                f"{result.median(side):.3f} s",
+                "" if side == "ours" else spread,
+                "" if share is None else f"{share:.0%}",
+                difference,
+                "" if peak is None else f"{peak / 1e9:.2f} GB",
+            )
+        )
+    for side, why in result.missing.items():
+        found.append((TASKS[result.name].title, title_of(result.name, side), why, "", "", "", ""))
+    return found
+
+
+def remark(result: Result) -> str:
+    """What the figures of a task come to, where that is not plain from them; "" elsewhere."""
+    if result.name != "many":
+        return ""
+    shares = [1 / ratio for ratio in result.ratios("alone")]
+    return (
+        f"{many.PROCESSES} processes draw {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}) of"
+        f" {many.PROCESSES} times what one draws alone."
+    )
+
+
+def lines(cells: list[tuple[str, ...]]) -> list[str]:
+    """Rows of the table, as wide as a terminal likes them."""
+    return ["".join(f"{cell:{width}}" for cell, width in zip(row, WIDTHS)).rstrip() for row in cells]
 
 
 def report(results: list[Result], options: Options) -> dict:
     """All there is to know about a run, for a JSON file."""
+    own = {"ckpt": options.ckpt and options.ckpt.name, "threads": options.threads or torch.get_num_threads()}
+    own |= {"size": RandomModel(options, "meta").size, "work": None}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "revision": revision(),
         "machine": machine(),
-        "versions": {name: version(name) for name in ("torch", *PACKAGES)},
-        "options": asdict(options) | {"ckpt": options.ckpt and options.ckpt.name, "threads": torch.get_num_threads()},
-        "results": {
-            result.name: asdict(result) | {"ratios": result.ratios(), "share_of_peak": result.share("ours")}
-            for result in results
-        },
+        "versions": {name: version(name) for name in VERSIONS},
+        "options": asdict(options) | own,
+        "results": {result.name: asdict(result) | follows(result) for result in results},
     }
+
+
+def follows(result: Result) -> dict:
+    """What other programs need not work out again."""
+    return {
+        "medians": {side: result.median(side) for side in result.seconds},
+        "ratios": {side: result.ratios(side) for side in result.sides},
+        "shares_of_peak": {side: result.share(side) for side in result.sides},
+    }
+
+
+def results_of(kept: dict) -> list[Result]:
+    """The other way round."""
+    names = {field.name for field in fields(Result)}
+    return [Result(**{name: one[name] for name in one if name in names}) for one in kept["results"].values()]
 
 
 def machine() -> dict:
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"model name\s*:\s*(.+)", cpuinfo)
+    flags = re.search(r"flags\s*:\s*(.+)", cpuinfo)
     return {
         "system": platform.platform(),
-        "processor": found[1] if found else platform.processor(),
+        "processor": model[1] if model else platform.processor(),
+        "abilities": [flag for flag in ABILITIES if flags and flag in flags[1].split()],
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
     }
+
+
+def short_name(machine: dict) -> str:
+    """Of a machine, for the name of a file: intel-xeon-amx-2-cores."""
+    words = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*", " ", (machine["gpu"] or machine["processor"]).lower())
+    best = [ABILITIES[flag] for flag in machine["abilities"][:1]]
+    cores = [] if machine["gpu"] else [*best, str(machine["cores"]), "cores"]
+    return "-".join([*re.findall(r"[a-z0-9]+", words), *cores])
+
+
+def kept_path(names: list[str], options: Options) -> Path:
+    """Where the figures of these tasks on this machine are kept, over earlier ones of the same."""
+    own_size = RandomModel(options, "meta").sizes["image_size"]
+    more = [] if tuple(names) == DRAWING else names
+    more = more + [f"{options.size}px"] * (options.size not in (None, own_size))
+    return KEPT / f"{'-'.join([options.dtype, *more, short_name(machine())])}.json"
 
 
 def version(package: str) -> str | None:

@@ -1,25 +1,21 @@
-"""What is measured: each task as we do it and as diffusers does it, with the same weights and the same input."""
+"""What is measured, and the model with random weights that every side has. `sides` has who does it, and how."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sd.benchmark.peers import load_single_file, peer_clip, peer_pipeline, peer_unet, peer_vae
-from sd.checkpoint import load_models, read
-from sd.cli import DTYPES
-from sd.diffusers_folder import write_configs
+from sd.checkpoint import DTYPES
+from sd.denoiser import Guidance
 from sd.errors import UserError
 from sd.image import to_tensor
-from sd.pipeline import StableDiffusion
-from sd.seeds import Noise
+from sd.schedule import sigma_of
 from sd.sizes import build, complete
-from sd.tokenizer import Tokenizer
 
 TINY = {
     "unet": dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), context_dim=64),
@@ -27,8 +23,8 @@ TINY = {
     "clip": dict(width=64, layers=2, heads=1),
     "image_size": 64,
 }
-PROMPT, GUIDANCE, SEED = "a photograph of an astronaut riding a horse", 7.5, 0
-SIDES = ("ours", "diffusers")
+PROMPT, GUIDANCE, SEED, TIME = "a photograph of an astronaut riding a horse", 7.5, 0, 500
+RANK = 4  # of the LoRA that is taught
 
 
 @dataclass(frozen=True)
@@ -36,17 +32,21 @@ class Options:
     """dtype: "fp32" or "bf16". size: pixels each way, a multiple of 8; None is the model's own. steps: of a picture.
 
     rounds: how often each side takes its turn, not counting one turn to warm up. threads: torch's own number if None.
-    tiny: small networks, for tests. ckpt: what to load; one is made, and deleted afterwards, if None.
+    tiny: small networks, for tests. ckpt: what to load; one is made, and deleted afterwards, if None. device: "cpu" or
+    "cuda". sides: some of them, or all if None. work: a folder for what sides make beforehand; `measure.run` has one.
     Raises UserError for what cannot be measured.
     """
 
     dtype: str = "fp32"
     size: int | None = None
-    steps: int = 4
+    steps: int = 20
     rounds: int = 3
     threads: int | None = None
     tiny: bool = False
     ckpt: Path | None = None
+    device: str = "cpu"
+    sides: tuple[str, ...] | None = None
+    work: Path | None = None
 
     def __post_init__(self):
         for name in ("steps", "rounds", "threads", "size"):
@@ -57,15 +57,21 @@ class Options:
             raise UserError(f"the size must be a multiple of 8, not {self.size}.")
         if self.ckpt is not None and not self.ckpt.exists():
             raise UserError(f"there is no file {self.ckpt}: leave the flag out, and a random checkpoint is made.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("there is no GPU here that PyTorch can use: leave out --device.")
 
 
 class RandomModel:
-    """The networks with random weights, and something for each to work on; each is made when it is first asked for."""
+    """The networks with random weights, and something for each to work on; each is made when it is first asked for.
 
-    def __init__(self, options: Options, device: str = "cpu"):
+    The weights are the same ones in every process.
+    """
+
+    def __init__(self, options: Options, device: str | None = None):
+        self.options = options
         self.sizes = complete(TINY if options.tiny else {}, "the benchmark")
         self.size = options.size or self.sizes["image_size"]
-        self.dtype, self.device = DTYPES[options.dtype], device
+        self.dtype, self.device = DTYPES[options.dtype], options.device if device is None else device
 
     def network(self, part: str) -> nn.Module:
         """In channels-last order, as our pipeline lays them out and as diffusers recommends."""
@@ -99,7 +105,7 @@ class RandomModel:
         x = torch.randn(2, *self.latent_shape, dtype=self.dtype, device=self.device)
         length, width = self.sizes["clip"]["max_length"], self.sizes["unet"]["context_dim"]
         context = torch.randn(2, length, width, dtype=self.dtype, device=self.device)
-        return x, torch.full((2,), 500, device=self.device), context
+        return x, torch.full((2,), TIME, device=self.device), context
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -111,77 +117,29 @@ class RandomModel:
 def random_network(network: nn.Module, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
     """A network of the meta device with torch's own random weights, made in `dtype`: no second copy at any time."""
     network = network.to(dtype).to_empty(device=device)
-    for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
     return network.eval()
 
 
-# Below, two functions a task: each takes a RandomModel and the Options and returns what one turn runs.
+def twin(network: nn.Module) -> nn.Module:
+    """Another network with the very same tensors: what is patched in one is not in the other."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
-def our_step(model: RandomModel, options: Options) -> Callable:
-    unet = model.unet
-    return lambda: unet(*model.step_inputs)
+def guided(unet: Callable, model: RandomModel, dtype: torch.dtype | None = None) -> Callable[[], Tensor]:
+    """A step with guidance, as a picture has them: (x, t, context) -> eps goes in; a turn gives sigma * eps, fp32.
 
-
-def their_step(model: RandomModel, options: Options) -> Callable:
-    unet = peer_unet(model.unet, model.sizes)
-    return lambda: unet(*model.step_inputs, return_dict=False)[0]
-
-
-def our_decode(model: RandomModel, options: Options) -> Callable:
-    vae = model.vae
-    return lambda: vae.decode(model.latent)
-
-
-def their_decode(model: RandomModel, options: Options) -> Callable:
-    vae = peer_vae(model.vae, model.sizes)
-    return lambda: vae.decode(model.latent, return_dict=False)[0]
-
-
-def our_encode(model: RandomModel, options: Options) -> Callable:
-    clip = model.clip
-    return lambda: clip(model.tokens)
-
-
-def their_encode(model: RandomModel, options: Options) -> Callable:
-    clip = peer_clip(model.clip, model.sizes)
-    return lambda: clip(model.tokens).last_hidden_state
-
-
-def our_picture(model: RandomModel, options: Options) -> Callable:
-    pipe = StableDiffusion(Tokenizer(), model.clip, model.vae, model.unet)
-    asked = dict(steps=options.steps, guidance_scale=GUIDANCE, width=model.size, height=model.size)
-    return lambda: pipe(PROMPT, sampler="ddim", seed=SEED, **asked).images[0]
-
-
-def their_picture(model: RandomModel, options: Options) -> Callable:
-    pipe = peer_pipeline(model.clip, model.vae, model.unet, model.sizes)
-    noise = Noise([SEED], model.latent_shape)().to(model.dtype)
-    asked = dict(guidance_scale=GUIDANCE, width=model.size, height=model.size)
-    return lambda: pipe(PROMPT, num_inference_steps=options.steps, latents=noise, **asked).images[0]
-
-
-def our_load(model: RandomModel, options: Options) -> Callable:
-    def load() -> list[nn.Module]:
-        networks = load_models(options.ckpt, model.dtype)[:3]
-        touch(networks)
-        return networks
-
-    return load
-
-
-def their_load(model: RandomModel, options: Options) -> Callable:
-    folder = TemporaryDirectory()
-    write_configs(Path(folder.name), read(options.ckpt).sizes)
-
-    def load() -> list[nn.Module]:
-        networks = load_single_file(options.ckpt, Path(folder.name), model.dtype)
-        touch(networks)
-        return networks
-
-    return load
+    dtype: of the latents and the text states that `unet` is given, if not the model's own.
+    """
+    x, _, context = model.step_inputs
+    x, sigma = x[:1].float(), sigma_of(TIME)
+    uncond, cond = context.to(dtype or model.dtype).chunk(2)
+    denoise = Guidance(unet, cond, uncond, GUIDANCE)
+    return lambda: x - denoise(x, sigma)
 
 
 def touch(networks: list[nn.Module]) -> Tensor:
@@ -191,22 +149,36 @@ def touch(networks: list[nn.Module]) -> Tensor:
 
 @dataclass(frozen=True)
 class Task:
-    """sides: who does it, and how. answer: from what a turn gives, a tensor that is to be the same on both sides.
+    """answer: from what a turn gives, a tensor that is to be the same on all sides.
 
-    turns: in a round; what is soon done is done more often. memory: whether its peak is measured.
+    turns: in a round; what is soon done is done more often. memory: whether its peak is measured. parts: the networks
+    that it runs. work: the same by the textbook's networks, to count its operations; None where nothing is counted.
     """
 
     title: str
-    sides: dict[str, Callable[[RandomModel, Options], Callable]]
+    parts: tuple[str, ...]
+    work: Callable[[RandomModel], Any] | None = None
     answer: Callable[[Any], Tensor] = lambda result: result
     turns: int = 1
     memory: bool = False
 
 
+def whole_picture(model: RandomModel) -> None:
+    model.clip(model.tokens)
+    step = guided(model.unet, model)
+    for _ in range(model.options.steps):
+        step()
+    model.vae.decode(model.latent)
+
+
+PARTS = ("clip", "vae", "unet")
 TASKS = {
-    "unet": Task("U-Net step", dict(zip(SIDES, (our_step, their_step)))),
-    "vae": Task("VAE decode", dict(zip(SIDES, (our_decode, their_decode)))),
-    "text": Task("text encode", dict(zip(SIDES, (our_encode, their_encode))), turns=10),
-    "txt2img": Task("whole picture", dict(zip(SIDES, (our_picture, their_picture))), to_tensor, memory=True),
-    "load": Task("load", dict(zip(SIDES, (our_load, their_load))), touch, memory=True),
+    "unet": Task("U-Net step", ("unet",), lambda model: guided(model.unet, model)()),
+    "vae": Task("VAE decode", ("vae",), lambda model: model.vae.decode(model.latent)),
+    "text": Task("text encode", ("clip",), lambda model: model.clip(model.tokens), turns=10),
+    "txt2img": Task("whole picture", PARTS, whole_picture, to_tensor, memory=True),
+    "load": Task("load", PARTS, answer=touch, memory=True),
+    "train": Task("LoRA training step", PARTS, memory=True),
+    "many": Task("many prompts, a picture", PARTS),
 }
+DRAWING = ("unet", "vae", "text", "txt2img", "load")  # what is measured unless something else is asked for

@@ -1,0 +1,210 @@
+"""Who does the tasks. Every side has a method for each task that it takes part in, which makes what one turn runs."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from sd.benchmark import openvino_peer, teaching
+from sd.benchmark.peers import (
+    have_compiler,
+    have_peers,
+    load_single_file,
+    peer_clip,
+    peer_pipeline,
+    peer_unet,
+    peer_vae,
+    shell,
+)
+from sd.benchmark.tasks import GUIDANCE, PROMPT, SEED, TASKS, Options, RandomModel, guided, touch, twin
+from sd.checkpoint import load_models, read
+from sd.diffusers_folder import write_configs
+from sd.errors import UserError
+from sd.pipeline import StableDiffusion
+from sd.seeds import Noise
+from sd.tokenizer import Tokenizer
+
+Turn = Callable[[], object]
+
+
+class Ours:
+    """Our pipeline as a person gets it."""
+
+    title = "ours"
+
+    def missing(self, task: str, options: Options) -> str | None:
+        """Why this side is not here, in a word or two."""
+        return None
+
+    def make_ready(self, task: str, options: Options) -> None:
+        """What is done once, before anything is measured."""
+
+    def pipe(self, model: RandomModel) -> StableDiffusion:
+        return StableDiffusion(Tokenizer(), twin(model.clip), twin(model.vae), twin(model.unet), model.sizes)
+
+    def unet(self, model: RandomModel) -> Turn:
+        return guided(self.pipe(model).unet, model)
+
+    def vae(self, model: RandomModel) -> Turn:
+        vae = self.pipe(model).vae
+        return lambda: vae.decode(model.latent)
+
+    def text(self, model: RandomModel) -> Turn:
+        clip = self.pipe(model).clip
+        return lambda: clip(model.tokens)
+
+    def txt2img(self, model: RandomModel) -> Turn:
+        pipe, steps = self.pipe(model), model.options.steps
+        asked = dict(steps=steps, guidance_scale=GUIDANCE, width=model.size, height=model.size)
+        return lambda: pipe(PROMPT, sampler="ddim", seed=SEED, **asked).images[0]
+
+    def load(self, model: RandomModel) -> Turn:
+        def load() -> list[nn.Module]:
+            networks = load_models(model.options.ckpt, model.dtype, model.device)[:3]
+            touch(networks)
+            return networks
+
+        return load
+
+    def train(self, model: RandomModel) -> Turn:
+        return teaching.our_step(model, self.pipe(model))
+
+
+class Networks:
+    """diffusers' and transformers' networks and their pipeline."""
+
+    title = ""
+
+    def missing(self, task: str, options: Options) -> str | None:
+        return None if have_peers() else "not installed"
+
+    def make_ready(self, task: str, options: Options) -> None:
+        pass
+
+    def faster(self, network: nn.Module, model: RandomModel) -> nn.Module:
+        return network
+
+    def unet_of(self, model: RandomModel) -> nn.Module:
+        return self.faster(peer_unet(model.unet, model.sizes), model)
+
+    def vae_of(self, model: RandomModel) -> nn.Module:
+        vae = peer_vae(model.vae, model.sizes)
+        self.faster(vae.decoder, model)
+        return vae
+
+    def clip_of(self, model: RandomModel) -> nn.Module:
+        return self.faster(peer_clip(model.clip, model.sizes), model)
+
+    def unet(self, model: RandomModel) -> Turn:
+        unet = self.unet_of(model)
+        return guided(lambda x, t, context: unet(x, t, context, return_dict=False)[0], model)
+
+    def vae(self, model: RandomModel) -> Turn:
+        vae = self.vae_of(model)
+        return lambda: vae.decode(model.latent, return_dict=False)[0]
+
+    def text(self, model: RandomModel) -> Turn:
+        clip = self.clip_of(model)
+        return lambda: clip(model.tokens).last_hidden_state
+
+    def txt2img(self, model: RandomModel) -> Turn:
+        pipe = peer_pipeline(self.clip_of(model), self.vae_of(model), self.unet_of(model))
+        noise = Noise([SEED], model.latent_shape, model.device)().to(pipe.unet.dtype)
+        asked = dict(guidance_scale=GUIDANCE, width=model.size, height=model.size)
+        return lambda: pipe(PROMPT, num_inference_steps=model.options.steps, latents=noise, **asked).images[0]
+
+
+class Diffusers(Networks):
+    """As they come."""
+
+    title = "diffusers"
+
+    def missing(self, task: str, options: Options) -> str | None:
+        if task == "train" and importlib.util.find_spec("peft") is None:
+            return "peft is not installed"
+        return super().missing(task, options)
+
+    def load(self, model: RandomModel) -> Turn:
+        folder, ckpt = TemporaryDirectory(), model.options.ckpt
+        write_configs(Path(folder.name), read(ckpt).sizes)
+
+        def load() -> list[nn.Module]:
+            networks = [each.to(model.device) for each in load_single_file(ckpt, Path(folder.name), model.dtype)]
+            touch(networks)
+            return networks
+
+        return load
+
+    def train(self, model: RandomModel) -> Turn:
+        return teaching.their_step(model)
+
+
+class Compiled(Networks):
+    """Under torch.compile: with the weights frozen into the code on a CPU, the fastest kernels searched on a GPU."""
+
+    title = "diffusers, compiled"
+
+    def missing(self, task: str, options: Options) -> str | None:
+        return super().missing(task, options) or (None if have_compiler() else "no C++ compiler")
+
+    def faster(self, network: nn.Module, model: RandomModel) -> nn.Module:
+        network.compile(**({"options": {"freezing": True}} if model.device == "cpu" else {"mode": "max-autotune"}))
+        return network
+
+
+class OpenVINO(Networks):
+    """The same networks converted, in diffusers' own pipeline where a whole picture is drawn."""
+
+    title = "OpenVINO"
+
+    def missing(self, task: str, options: Options) -> str | None:
+        if options.device != "cpu":
+            return "not on a GPU"
+        return super().missing(task, options) or (None if openvino_peer.have_openvino() else "not installed")
+
+    def make_ready(self, task: str, options: Options) -> None:
+        for part in TASKS[task].parts:
+            openvino_peer.convert(part, options)
+
+    def unet(self, model: RandomModel) -> Turn:
+        return guided(openvino_peer.compiled("unet", model.options), model, torch.float32)
+
+    def vae(self, model: RandomModel) -> Turn:
+        decode, latent = openvino_peer.compiled("vae", model.options), model.latent.float()
+        return lambda: decode(latent)
+
+    def text(self, model: RandomModel) -> Turn:
+        encode = openvino_peer.compiled("clip", model.options)
+        return lambda: encode(model.tokens)
+
+    def unet_of(self, model: RandomModel) -> nn.Module:
+        run = openvino_peer.compiled("unet", model.options)
+
+        def forward(x: Tensor, t: Tensor, encoder_hidden_states: Tensor, **_: object) -> tuple[Tensor]:
+            return (run(x, t.float().expand(len(x)), encoder_hidden_states),)
+
+        return shell("unet", model.sizes, torch.float32, forward=forward)
+
+    def vae_of(self, model: RandomModel) -> nn.Module:
+        run = openvino_peer.compiled("vae", model.options)
+        return shell("vae", model.sizes, torch.float32, decode=lambda latent, **_: (run(latent),))
+
+    def clip_of(self, model: RandomModel) -> nn.Module:
+        run = openvino_peer.compiled("clip", model.options)
+        return shell("clip", model.sizes, torch.float32, forward=lambda tokens, **_: (run(tokens),))
+
+
+SIDES = {"ours": Ours(), "diffusers": Diffusers(), "compiled": Compiled(), "openvino": OpenVINO()}
+
+
+def sides_of(task: str, options: Options) -> tuple[list[str], dict[str, str]]:
+    """Who takes part in a task, and of those who could not, why. Raises UserError for a side that there is not."""
+    asked = SIDES if options.sides is None else options.sides
+    if unknown := [side for side in asked if side not in SIDES]:
+        raise UserError(f"there is no side called {unknown[0]!r}: choose from {', '.join(SIDES)}.")
+    able = [side for side in asked if hasattr(SIDES[side], task)]
+    missing = {side: SIDES[side].missing(task, options) for side in able}
+    return [side for side in able if not missing[side]], {side: word for side, word in missing.items() if word}
