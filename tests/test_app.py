@@ -1,5 +1,6 @@
 """The program itself, with the bundled model and its worker in another process."""
 
+import gc
 import http.client
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from web import opened
 
+import sd.web.app
 from sd.pipeline import StableDiffusion
 from sd.web.jobs import Jobs
 
@@ -93,6 +95,19 @@ def test_it_does_not_open_itself(tmp_path):
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: --listen 0.0.0.0 lets other machines in")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_search_for_garbage_stops_the_answers(tmp_path, monkeypatch):
+    """What is built before the first request is out of the collector's sight: a full collection has little to do."""
+    seen = []
+    monkeypatch.setattr(sd.web.app, "Isolated", lambda *_: None)
+    monkeypatch.setattr(sd.web.app.Server, "run", lambda server, sockets: seen.append(len(gc.get_objects())))
+    try:
+        sd.web.app.serve(sd.web.app.server_parser().parse_args(["--port", "0", "--outdir", str(tmp_path)]))
+    finally:
+        gc.unfreeze()
+    everything = len(gc.get_objects())
+    assert seen[0] < everything / 10
 
 
 @pytest.mark.slow

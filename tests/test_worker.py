@@ -1,13 +1,15 @@
 """A worker in another process: what ends it ends one job."""
 
+import multiprocessing
 import re
 import sys
 
 import pytest
 from counting import make_counter
 
+from sd.web.job import Job
 from sd.web.jobs import Jobs
-from sd.web.worker import Isolated
+from sd.web.worker import Isolated, serve
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +72,17 @@ def test_a_crash_fails_that_job_and_the_next_one_is_done(jobs, do, how):
     assert not failed.mendable
     list(jobs.events(good.id))
     assert jobs.get(good.id).state == "done"
+
+
+def test_it_ends_silently_when_the_server_is_gone(tmp_path, capfd):
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=serve, args=[theirs, make_counter])
+    process.start()
+    theirs.close()
+    pipe.send(Job("20260101-000000-000000-0000", "count", {}, tmp_path))
+    assert pipe.poll(60)  # it has told a step, which nobody reads any more: so does kill -9 of the server leave it
+    pipe.close()
+    process.join(60)
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == ""

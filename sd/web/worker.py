@@ -78,13 +78,13 @@ def serve(pipe: Connection, make: Callable[..., Run], *args: object) -> None:
         if how := pipe.recv():
             raise how
 
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):
         run = make(*args)
         while True:
             job = pipe.recv()
             try:
                 answer = ["result", run(job, tell)]
-            except (EOFError, BrokenPipeError):
+            except (EOFError, ConnectionError):
                 return
             except Cancelled:
                 answer = ["cancelled"]
