@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--height", type=int, help="in pixels, a multiple of 8 (each model's own)")
     add("--precision", choices=["auto", *DTYPES], default="auto", help="fp32 on CPU, fp16 on GPU")
     add("--device", help="cpu, cuda, mps (a GPU where there is one)")
-    parser.set_defaults(lora=[], embedding=[], taesd=None)
+    parser.set_defaults(lora=[], embedding=[], taesd=None, optimize=None)
     return parser
 
 

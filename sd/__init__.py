@@ -27,6 +27,11 @@ prompt            (weights:1.3), BREAK and long prompts to one context
 image             pictures in and out
 infotext          the settings kept inside a picture, as the webui writes them
 
+packing           convolutions' weights in the order that the processor reads
+fused_geglu       a gate applied while its sums are in registers
+shared_start      what cond and uncond share, once
+optimize          such patches for speed, by name, on and off
+
 lora_kinds        ways to write a change of a weight with few numbers
 lora              such a change in a layer, and out again
 lora_contents     what an adapter file holds

@@ -17,7 +17,8 @@ from sd.image import check_outdir, grid, save_png, write_png
 from sd.infotext import parse_infotext, read_infotext
 from sd.many import processes
 from sd.model_hash import model_hash
-from sd.pipeline import BUNDLED, WEIGHTS, StableDiffusion, default_device
+from sd.optimize import NO_OPTIMIZATIONS, list_optimizations
+from sd.pipeline import BUNDLED, WEIGHTS, StableDiffusion, default_device, default_dtype
 from sd.prompt_writer import PromptWriter, in_style
 from sd.samplers import SAMPLERS
 from sd.schedule import SCHEDULES
@@ -64,10 +65,28 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("--tiling", action="store_true", help="edges that continue at the opposite ones")
     add("--precision", choices=["auto", "full", "autocast", *DTYPES], default="auto", help="fp32 on CPU, fp16 on GPU")
     add("--device", help="cpu, cuda, mps (a GPU where there is one)")
+    add(
+        "--optimize",
+        metavar="NAMES",
+        help="patches for speed, such as shared-start,fused-geglu, or none (the exact ones)",
+    )
+    add("--list-optimizations", action=ListOptimizations, help="say which there are, and which are on, and leave")
     add("--taesd", metavar="PATH", help="TAESD's weights: decode with it, which is quicker and coarser")
     add("--preview", action="store_true", help=f"write preview.png every {PREVIEW_EVERY} steps")
     add("--skip-grid", "--skip_grid", action="store_true", help="no contact sheet of several pictures")
     return parser
+
+
+class ListOptimizations(argparse.Action):
+    """Leaves as --help does; for the device and precision that stand before it."""
+
+    def __init__(self, *args: object, **more: object):
+        super().__init__(*args, nargs=0, **more)
+
+    def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, *_: object) -> None:
+        device = default_device() if args.device is None else torch.device(args.device)
+        print(list_optimizations(device, dtype_of(args.precision, device) or default_dtype(device)))
+        parser.exit()
 
 
 def add_hires(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +146,8 @@ def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"the device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device))
+    pipe.optimizations = optimizations_of(args.optimize)
+    pipe.optimize()
     for text in args.lora:
         path, strength = split_end(text)
         print(pipe.load_lora(path, 1.0 if strength is None else number(text, strength)))
@@ -136,6 +157,13 @@ def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
         pipe.taesd = load_taesd(args.taesd, pipe.device)
         pipe.decode_with_taesd = True
     return pipe
+
+
+def optimizations_of(names: str | None) -> list[str] | None:
+    """Names with commas between; None, the exact ones, where there are none."""
+    if names is None:
+        return None
+    return [] if names == NO_OPTIMIZATIONS else [name.strip() for name in names.split(",")]
 
 
 def split_end(text: str) -> tuple[str, str | None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sd.errors import UserError
 from sd.lora_kinds import Patch
+from sd.packing import PackedConv2d
 
 
 class Patched:
@@ -58,7 +59,7 @@ PLAIN = {patched: plain for plain, patched in PATCHED.items()}
 
 def patchable_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Path to layer, for every layer that can be patched or is."""
-    return {path: layer for path, layer in network.named_modules() if type(layer) in {*PATCHED, *PLAIN}}
+    return {path: layer for path, layer in network.named_modules() if type(layer) in {*PATCHED, *PLAIN, PackedConv2d}}
 
 
 def patched_layers(network: nn.Module) -> dict[str, Patched]:
@@ -84,6 +85,8 @@ def inject(network: nn.Module, name: str, patches: Mapping[str, Patch], strength
     if name in adapter_names(network):
         raise UserError(f"an adapter named {name} is loaded already: unload it first, or give this one another name.")
     for path, layer in [(path, network.get_submodule(path)) for path in patches]:
+        if isinstance(layer, PackedConv2d):
+            layer.unpack()  # patches read the weight in every call
         if not isinstance(layer, Patched):
             layer.__class__ = PATCHED[type(layer)]
             layer.patches = nn.ModuleList()

@@ -9,7 +9,7 @@ the denoiser, and the rest stays as it is.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from sd.latents import decode_latent, encode_image
 from sd.lora_files import LoraReport
 from sd.lora_tags import split_tags
 from sd.model_hash import model_hash
+from sd.optimize import optimize
 from sd.prompt import encode_prompts
 from sd.samplers import SAMPLERS
 from sd.schedule import sigma_list
@@ -67,6 +68,7 @@ class StableDiffusion:
     """The networks of one checkpoint, and what they are asked to draw. Make one with `from_pretrained`.
 
     taesd: when set (see `taesd.load_taesd`), it makes the previews; with `decode_with_taesd`, the pictures too.
+    optimizations: names of `optimize.OPTIMIZATIONS` to draw with; None: the exact ones that this machine has.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class StableDiffusion:
         self.adapters = Adapters(tokenizer, clip, unet, LORAS)
         self.taesd: TAESD | None = None
         self.decode_with_taesd = False
+        self.optimizations: Collection[str] | None = None
 
     @classmethod
     def from_pretrained(
@@ -100,7 +103,7 @@ class StableDiffusion:
         """
         device = default_device() if device is None else torch.device(device)
         if dtype is None:
-            dtype = torch.float32 if device.type == "cpu" else torch.float16
+            dtype = default_dtype(device)
         path = BUNDLED if path is None else Path(path).expanduser()
         clip, vae, unet, checkpoint = load_models(path, dtype=dtype, device=device)
         return cls(Tokenizer(), clip, vae, unet, checkpoint.sizes, path)
@@ -191,7 +194,7 @@ class StableDiffusion:
             raise UserError("a mask was given without a picture: give the picture that it belongs to as well.")
         if image is not None and settings.hires_scale > 1:
             raise UserError("a second, larger pass is for pictures from text: leave out hires_scale or the picture.")
-        self.lay_out()
+        self.optimize()
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
         rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
         walks = self.sigma_lists(settings, from_image=image is not None)
@@ -277,10 +280,9 @@ class StableDiffusion:
             height=height if settings.height is None else settings.height,
         )
 
-    def lay_out(self) -> None:
-        """Convolutions in channels-last order, which is faster. Takes a moment before the first picture only."""
-        for network in (self.unet, self.vae):
-            network.to(memory_format=torch.channels_last)
+    def optimize(self) -> list[str]:
+        """Puts on what `optimizations` asks for; says what is on. Takes a moment before the first picture only."""
+        return optimize(self.unet, self.vae, self.optimizations)
 
     def encode_prompts(self, settings: Settings) -> tuple[Tensor, Tensor]:
         """(uncond, cond), each (1, M, D), of equal length."""
@@ -342,3 +344,7 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.float16

@@ -5,10 +5,9 @@ does change goes on as it went, in a straight line over t: Liu et al. 2025, "Fro
 Diffusion Models with TaylorSeers", order 1. On the bundled model that is worth some 5 dB and no time.
 """
 
-import torch
 from torch import Tensor
 
-from sd.unet import UNetModel, timestep_embedding
+from sd.unet import UNetModel
 
 SHALLOW = 2  # blocks at each end of the U-Net that every step computes
 MAX_EVERY = 20
@@ -32,7 +31,7 @@ class StepCached:
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         unet = self.unet
-        emb = unet.time_embed(timestep_embedding(t, unet.model_channels).to(x.dtype))  # (B, time_dim)
+        emb = unet.embed_time(t, x.dtype)
         skips = []
         for block in unet.input_blocks[:SHALLOW]:
             x = block(x, emb, context)
@@ -43,7 +42,7 @@ class StepCached:
         if self.calls > 0 and self.slope is not None:
             deep = deep + along(t - self.t, deep) * self.slope
         self.calls += 1
-        return unet.out(self.go_up(unet.output_blocks[-SHALLOW:], deep, skips, emb, context))
+        return unet.out(unet.go_up(unet.output_blocks[-SHALLOW:], deep, skips, emb, context))
 
     def keep(self, deep: Tensor, t: Tensor, context: Tensor) -> None:
         same = context is self.context and self.every > 1
@@ -56,13 +55,7 @@ class StepCached:
             x = block(x, emb, context)
             skips.append(x)
         x = self.unet.middle_block(x, emb, context)
-        return self.go_up(self.unet.output_blocks[:-SHALLOW], x, skips, emb, context)
-
-    def go_up(self, blocks: list, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor) -> Tensor:
-        for block in blocks:
-            x = torch.cat([x, skips.pop()], dim=1)
-            x = block(x, emb, context, size=skips[-1].shape[-2:] if skips else None)
-        return x
+        return self.unet.go_up(self.unet.output_blocks[:-SHALLOW], x, skips, emb, context)
 
 
 def along(values: Tensor, like: Tensor) -> Tensor:

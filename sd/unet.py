@@ -6,6 +6,7 @@ Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B, with the
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -232,13 +233,22 @@ class UNetModel(nn.Module):
 
         Returns eps, (B, out_channels, h, w): the noise that is in x.
         """
-        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, time_dim)
+        emb = self.embed_time(t, x.dtype)  # (B, time_dim)
         skips = []
         for block in self.input_blocks:
             x = block(x, emb, context)
             skips.append(x)
         x = self.middle_block(x, emb, context)
-        for block in self.output_blocks:
+        return self.out(self.go_up(self.output_blocks, x, skips, emb, context))
+
+    def embed_time(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """t: (B,), 0..999. Returns (B, time_dim)."""
+        return self.time_embed(timestep_embedding(t, self.model_channels).to(dtype))
+
+    @staticmethod
+    def go_up(blocks: Iterable[nn.Module], x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor) -> Tensor:
+        """Some blocks of the way up. skips: what the way down left, of which each block takes the last."""
+        for block in blocks:
             x = torch.cat([x, skips.pop()], dim=1)
             x = block(x, emb, context, size=skips[-1].shape[-2:] if skips else None)
-        return self.out(x)
+        return x

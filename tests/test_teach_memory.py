@@ -14,6 +14,7 @@ STEP = textwrap.dedent("""
     import torch
     from sd.benchmark.measure import most_resident
     from sd.clip import CLIPTextModel
+    from sd.optimize import TRAINABLE
     from sd.pipeline import StableDiffusion
     from sd.tokenizer import Tokenizer
     from sd.training.checkpointing import forget_more
@@ -35,7 +36,8 @@ STEP = textwrap.dedent("""
 
     method, recomputed = sys.argv[1], sys.argv[2] == "recomputed"
     pipe = StableDiffusion(Tokenizer(), made(CLIPTextModel), made(AutoencoderKL), made(UNetModel))
-    pipe.lay_out()
+    pipe.optimizations = TRAINABLE
+    pipe.optimize()
     recipe = recipe_for(method, pipe, "zebrafish-7")
     learner = METHODS[method](pipe, "zebrafish-7", recipe)
     if recomputed:

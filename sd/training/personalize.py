@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sd.embedding_files import read_embeddings, save_embedding
 from sd.errors import UserError
 from sd.evaluate import Opened, load_clip
+from sd.optimize import TRAINABLE
 from sd.pipeline import EMBEDDINGS, LORAS, WEIGHTS, StableDiffusion
 from sd.training.captions import KINDS
 from sd.training.checkpointing import forget_less, forget_more
@@ -75,7 +76,8 @@ def teach(
     recipe = replace(recipe, prompts=recipe.prompts or captions)
     note, begun = run / "run.json", about(method, name, pipe, recipe, photos)
     check_begun(note, begun)
-    pipe.lay_out()  # as every drawing does: each step then has the same bits, whether or not one was drawn before
+    wanted, pipe.optimizations = pipe.optimizations, TRAINABLE
+    pipe.optimize()  # as every drawing does: each step then has the same bits, whether or not one was drawn before
     prior = draw_class(method, pipe, recipe, rank, ranks)
     learner = METHODS[method](pipe, name, recipe)
     try:
@@ -97,6 +99,7 @@ def teach(
     finally:
         forget_less(pipe.unet)
         learner.close()
+        pipe.optimizations = wanted
 
 
 def draw_class(method: str, pipe: StableDiffusion, recipe: Recipe, rank: int, ranks: int) -> Path | None:

@@ -1,0 +1,116 @@
+"""Speed as patches on a loaded pipeline: each can be listed, named and taken off, and the networks stay a textbook.
+
+The exact ones are on in every drawing where the machine has them: the same sums, if not always in the same order. They
+touch no weight, or give it back bit for bit. Whatever changes the picture is off until it is asked for.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sd.errors import UserError
+from sd.fused_geglu import fuse, separate
+from sd.packing import has_kernels, pack, unpack
+from sd.shared_start import share_start, start_twice
+from sd.unet import UNetModel
+from sd.vae import AutoencoderKL
+
+NO_OPTIMIZATIONS = "none"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Those of a pipeline that can be patched."""
+
+    unet: UNetModel
+    vae: AutoencoderKL
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter((self.unet, self.vae))
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """what: a line for the list. fits: whether this device has it, in this dtype. exact: on by default.
+
+    put_on, take_off: both may be called again and again; what is on already stays as it is.
+    """
+
+    what: str
+    put_on: Callable[[Networks], None]
+    take_off: Callable[[Networks], None]
+    fits: Callable[[torch.device, torch.dtype], bool] = lambda device, dtype: True
+    exact: bool = True
+
+
+def lay_out(networks: Networks, order: torch.memory_format) -> None:
+    for network, last in ((networks.unet, networks.unet.out[2]), (networks.vae, networks.vae.decoder.conv_out)):
+        if not last.weight.is_contiguous(memory_format=order):
+            network.to(memory_format=order)
+
+
+OPTIMIZATIONS = {
+    "channels-last": Optimization(
+        "the channels of a place lie together in memory, as convolutions read them",
+        lambda networks: lay_out(networks, torch.channels_last),
+        lambda networks: lay_out(networks, torch.contiguous_format),
+    ),
+    "packed-convolutions": Optimization(
+        "weights lie in the blocks that the processor's kernels read",
+        lambda networks: pack(networks.unet),
+        lambda networks: unpack(networks.unet),
+        has_kernels,
+    ),
+    "fused-geglu": Optimization(
+        "the gate of a feed-forward layer is applied while its sums are in registers",
+        lambda networks: fuse(networks.unet),
+        lambda networks: separate(networks.unet),
+        has_kernels,
+    ),
+    "shared-start": Optimization(
+        "what comes before the first look at the text is computed once for cond and uncond",
+        lambda networks: share_start(networks.unet),
+        lambda networks: start_twice(networks.unet),
+        lambda device, dtype: device.type == "cpu",  # on a GPU the check for equal rows would wait for it in every step
+    ),
+}
+TRAINABLE = ("channels-last",)  # the others have no gradients
+
+
+def optimize(unet: UNetModel, vae: AutoencoderKL, names: Collection[str] | None = None) -> list[str]:
+    """Puts these on and takes all others off. names: of OPTIMIZATIONS; None: the exact ones that the machine has.
+
+    Returns those that are on now. Raises UserError, with nothing changed, for an unknown name and for one that is asked
+    for and does not fit this machine or these networks.
+    """
+    networks, weight = Networks(unet, vae), unet.out[2].weight
+    for name in names or ():
+        if name not in OPTIMIZATIONS:
+            raise UserError(
+                f"there is no optimization {name!r}: use {', '.join(OPTIMIZATIONS)}, or {NO_OPTIMIZATIONS}."
+            )
+        if not OPTIMIZATIONS[name].fits(weight.device, weight.dtype):
+            raise UserError(f"{name} does not fit this device and precision: leave it out.")
+    on = exact_ones(weight.device, weight.dtype) if names is None else list(names)
+    for name in reversed(OPTIMIZATIONS):
+        if name not in on:
+            OPTIMIZATIONS[name].take_off(networks)
+    for name, one in OPTIMIZATIONS.items():
+        if name in on:
+            one.put_on(networks)
+    return [name for name in OPTIMIZATIONS if name in on]
+
+
+def exact_ones(device: torch.device, dtype: torch.dtype) -> list[str]:
+    return [name for name, one in OPTIMIZATIONS.items() if one.exact and one.fits(device, dtype)]
+
+
+def list_optimizations(device: torch.device, dtype: torch.dtype) -> str:
+    """A line each: its name, whether it is on by default there, and what it does."""
+    lines = []
+    for name, one in OPTIMIZATIONS.items():
+        state = "not here" if not one.fits(device, dtype) else "on" if one.exact else "off"
+        lines.append(f"{name:20} {state:9} {one.what}")
+    return "\n".join(lines)
