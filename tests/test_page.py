@@ -176,7 +176,10 @@ def test_a_prompt_is_written_without_a_chat_model(page, monkeypatch):
     page.until(lambda: page.value("Prompt") != "a fox" and "a fox" in page.value("Prompt"), "longer prompt")
 
 
-def test_nothing_is_fetched_from_elsewhere(page, web):
+@pytest.mark.parametrize(("path", "shown"), [("", "Draw"), ("docs", "/sdapi/v1/txt2img")])
+def test_nothing_is_fetched_from_elsewhere(page, web, path, shown):
+    page.driver.get(web.url + path)
+    page.until(lambda: shown in page.text(), shown)
     names = page.driver.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
     assert names
     assert [name for name in names if not name.startswith((web.url, "data:", "blob:"))] == []

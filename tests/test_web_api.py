@@ -4,6 +4,8 @@ import http.client
 import io
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 from conftest import fresh_copy
@@ -216,7 +218,16 @@ def test_a_mistake_of_ours_is_a_500_and_the_server_goes_on(web, monkeypatch):
 def test_the_api_is_described(web):
     paths = web.client.get("/openapi.json").json()["paths"]
     assert {"/jobs", "/jobs/{id}", "/jobs/{id}/events", "/sdapi/v1/txt2img"} <= paths.keys()
-    assert web.client.get("/docs").status_code == 200
+
+
+def test_its_description_needs_no_other_host(web):
+    page = web.client.get("/docs").text
+    assert "//" not in page
+    files = re.findall(r'(?:src|href)="(.+?)"', page)
+    assert {Path(file).name for file in files} == {"swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"}
+    for file in files:
+        assert web.client.get(file).status_code == 200, file
+    assert web.client.get("/redoc").status_code == 404, "it fetches a picture from elsewhere"
 
 
 def test_a_client_that_goes_away_loses_no_job(tmp_path, pipe):

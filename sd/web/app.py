@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 
 from sd.errors import UserError
 from sd.image import check_outdir
@@ -45,7 +46,8 @@ def create_app(
         yield
         await asyncio.to_thread(jobs.close)
 
-    app = FastAPI(title="Stable Diffusion by hand", version=VERSION.split()[-1], lifespan=lifespan)
+    about = {"title": "Stable Diffusion by hand", "version": VERSION.split()[-1]}
+    app = FastAPIOffline(redoc_url=None, lifespan=lifespan, **about)  # ReDoc fetches a picture from elsewhere
     app.add_exception_handler(UserError, answer_user_error)
     app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_exception_handler(Exception, answer_mistake)
