@@ -168,12 +168,15 @@ def test_a_mistake_is_one_sentence(page):
     page.until(lambda: "the seed is 'seven'" in page.text(), "sentence")
 
 
-def test_a_prompt_is_written_without_a_chat_model(page, monkeypatch):
+def test_a_prompt_is_written_without_a_chat_model_and_its_title_names_the_file(page, web, monkeypatch):
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL"):
         monkeypatch.delenv(name, raising=False)
     page.write(Prompt="a fox", Seed=5)
     page.press("Write my prompt")
     page.until(lambda: page.value("Prompt") != "a fox" and "a fox" in page.value("Prompt"), "longer prompt")
+    job = draw(page, web, Steps=1)
+    assert job.result["files"] == ["a-fox-00000.png"], "the title names the file"
+    assert draw(page, web, Prompt="a red apple").result["files"] == ["00000.png"], "another's title does not"
 
 
 @pytest.mark.parametrize(("path", "shown"), [("", "Draw"), ("docs", "/sdapi/v1/txt2img")])

@@ -7,9 +7,11 @@ import pytest
 
 from sd.errors import UserError
 from sd.pipeline import BUNDLED
+from sd.prompt_writer import Written
 from sd.settings import Settings
 from sd.web.job import Job
 from sd.web.models import Models
+from sd.web.page_draw import title_of
 from sd.web.page_form import SETTINGS, Form, seed_of, size_like, usual_size, with_addon
 from sd.web.page_stage import stage
 from sd.web.page_teach import curves, lesson_stage
@@ -102,6 +104,12 @@ def test_small_things():
 )
 def test_a_size_like_a_pictures(picture, size):
     assert size_like(512, *picture) == size
+
+
+def test_a_title_stays_with_its_prompt():
+    written = Written("a fox, oil painting", "blurry", "A Fox")
+    assert title_of("a fox, oil painting", written) == title_of("a fox, oil painting, <lora:x:1>", written) == "A Fox"
+    assert title_of("a red apple", written) == title_of("a fox", None) == ""
 
 
 def test_what_others_wrote_is_no_html():

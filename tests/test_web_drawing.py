@@ -16,7 +16,7 @@ from sd.web.models import Models
 
 def job_of(tmp_path, **settings):
     request = {"settings": vars(Settings(steps=3, seed=7, **settings)), "checkpoint": "", "batch_size": 2}
-    return Job("id", "draw", request | {"resize_mode": "crop", "mask_options": {}}, tmp_path)
+    return Job("id", "draw", request | {"resize_mode": "crop", "mask_options": {}, "title": ""}, tmp_path)
 
 
 @pytest.fixture
@@ -74,6 +74,20 @@ def test_another_checkpoint_takes_the_place_of_the_first(drawer, tmp_path, monke
     drawer.load("other")
     assert loaded == [("other.safetensors", None)], "the first is let go before"
     assert pipe.adapters.folder == tmp_path / "loras"
+
+
+@pytest.mark.parametrize(
+    ("title", "name"), [("../Sour: a Lemon", "sour-a-lemon"), ("Зелёное/яблоко?", "зелёное-яблоко"), ("..", "picture")]
+)
+def test_a_title_names_the_files(tmp_path, pipe, title, name):
+    web = Web(tmp_path, pipe)
+    asked = Asked(Settings(steps=1, num_images=2), title=title)
+    job = web.ended(ask(web.jobs, web.models, asked).public())
+    assert job["result"]["images"] == job["result"]["files"] == [f"{name}-00000.png", f"{name}-00001.png"]
+    for file in job["result"]["files"]:
+        assert (web.jobs.folder / job["id"] / file).is_file()
+        assert web.client.get(f"/jobs/{job['id']}/files/{file}").headers["content-type"] == "image/png"
+    web.jobs.close()
 
 
 def test_running_out_of_memory_costs_one_job(tmp_path, pipe, monkeypatch):

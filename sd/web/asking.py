@@ -17,7 +17,7 @@ class Asked:
 
     checkpoint: its name, "" for the one to take unless told. image, mask: files, as bytes, that `limits` has checked.
     batch_size: pictures at once on a GPU. resize_mode: "crop" fits a picture of another shape by cutting, "stretch" by
-    distorting.
+    distorting. title: names the files, "" for a number alone.
     """
 
     settings: Settings
@@ -27,6 +27,7 @@ class Asked:
     batch_size: int = 4
     resize_mode: str = "crop"
     mask_options: MaskOptions = field(default_factory=MaskOptions)
+    title: str = ""
 
 
 def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
@@ -45,6 +46,7 @@ def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
         "batch_size": asked.batch_size,
         "resize_mode": asked.resize_mode,
         "mask_options": asdict(asked.mask_options),
+        "title": asked.title,
     }
     files = {"image": asked.image, "mask": asked.mask}
     return jobs.submit("draw", request, {name: data for name, data in files.items() if data is not None})

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from sd.drawings import Drawing
 from sd.image import grid, open_image, save_png, to_rgb, write_png
 from sd.pipeline import StableDiffusion
 from sd.settings import Settings
@@ -67,6 +68,7 @@ class Drawer:
     def draw(
         self, pipe: StableDiffusion, settings: Settings, start: Prepared, job: Job, teller: "Teller", made: dict
     ) -> None:
+        prefix = Drawing(settings, job.request["title"]).prefix
         parts = list(portions(settings, 1 if pipe.device.type == "cpu" else job.request["batch_size"]))
         for index, part in enumerate(parts):
             teller.before, teller.parts = index, len(parts)
@@ -75,7 +77,7 @@ class Drawer:
             except Skipped:
                 continue
             for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
-                name = save_png(start.finish(picture), job.folder, text).name
+                name = save_png(start.finish(picture), job.folder, text, prefix).name
                 made["files"].append(name)
                 made["images"].append(name)
                 made["seeds"].append(seed)

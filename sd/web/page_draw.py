@@ -11,7 +11,7 @@ from sd.chat import find_endpoint
 from sd.drawings import spell_out
 from sd.errors import UserError
 from sd.pipeline import BUNDLED
-from sd.prompt_writer import write_prompts
+from sd.prompt_writer import Written, write_prompts
 from sd.seeds import random_seed
 from sd.web.asking import ask
 from sd.web.jobs import Jobs
@@ -29,6 +29,7 @@ class DrawTab:
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models = jobs, models
         self.mine = gr.BrowserState([], storage_key="sd-drawing", secret="sd")  # ids of the jobs asked for last
+        self.written = gr.State(None)  # what was written last
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=5, min_width=420):
                 self.form = Form(models)
@@ -45,15 +46,18 @@ class DrawTab:
         form.add_addon.click(plainly(with_addon), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
         checkpoint.input(plainly(self.usual), checkpoint, size, **EVENT)
         widgets["painted"].upload(plainly(self.fit), checkpoint, size, **EVENT)
-        written = [prompt, widgets["negative_prompt"]]
+        words = [prompt, widgets["negative_prompt"]]
         form.write.click(
-            plainly(self.write), [*written, widgets["seed"], checkpoint], written, **EVENT | {"concurrency_limit": 4}
+            plainly(self.write),
+            [*words, widgets["seed"], checkpoint],
+            [*words, self.written],
+            **EVENT | {"concurrency_limit": 4},
         )
 
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
         shows = [self.stage, form.cancel, self.gallery.thumbs]
-        asked = form.draw.click(plainly(self.submit), form.inputs(), self.mine, **EVENT)
+        asked = form.draw.click(plainly(self.submit), [self.written, *form.inputs()], self.mine, **EVENT)
         followed = [
             asked.then(self.follow, self.mine, shows, **EVENT),
             page.load(self.follow, self.mine, shows, **EVENT),
@@ -62,9 +66,10 @@ class DrawTab:
         form.cancel.click(self.cancel, self.mine, **EVENT)
         page.load(form.lists, outputs=[form.widgets["checkpoint"], form.addon], **EVENT)
 
-    def submit(self, *values: object) -> list[str]:
+    def submit(self, written: Written | None, *values: object) -> list[str]:
         """The ids of the jobs: one, or several where wildcards make the prompts differ."""
         asked = self.form.asked(*values)
+        asked.title = title_of(asked.settings.prompt, written)
         return [
             ask(self.jobs, self.models, replace(asked, settings=one.settings)).id for one in spell_out(asked.settings)
         ]
@@ -85,7 +90,7 @@ class DrawTab:
     def fit(self, checkpoint: str, event: gr.EventData) -> tuple[int, int]:
         return size_like(self.usual(checkpoint)[0], event.width, event.height)
 
-    def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str]:
+    def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, Written]:
         """By a chat model where one is set, else in a style that the seed chooses."""
         if not prompt.strip():
             raise UserError("there is no idea yet: write a word or two as the prompt.")
@@ -94,4 +99,9 @@ class DrawTab:
         written = write_prompts(prompt, find_endpoint(), chosen, emoji=emoji)
         if written.note:
             gr.Info(escape(written.note))
-        return written.prompt, ", ".join(filter(None, [negative_prompt, written.negative_prompt]))
+        return written.prompt, ", ".join(filter(None, [negative_prompt, written.negative_prompt])), written
+
+
+def title_of(prompt: str, written: Written | None) -> str:
+    """What was written with a prompt, as long as the prompt is still drawn: more may have been added to it."""
+    return written.title if written is not None and written.prompt in prompt else ""
