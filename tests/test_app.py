@@ -138,4 +138,7 @@ def test_kill_9_of_the_worker_and_of_the_server(tmp_path):
         states = {job["id"]: job["state"] for job in running.ask("GET", "/jobs")[1]}
         expected = {done["id"]: "done", broken["id"]: "failed", after["id"]: "done"}
         assert states == expected | {job["id"]: "interrupted" for job in unfinished}
+        for job in (done, after):
+            assert running.ask("GET", f"/jobs/{job['id']}")[1] == job
+            assert (tmp_path / "jobs" / job["id"] / "00000.png").read_bytes() == pictures[job["id"]]
         assert running.job(running.ask("POST", "/jobs", SMALL)[1]["id"], "done")
