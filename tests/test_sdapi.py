@@ -17,12 +17,14 @@ from sd.styles import find_style
 
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
 
-# As SillyTavern sends it.
+# As SillyTavern sends it before anything is chosen.
 SILLY_TAVERN = {
+    "url": "http://localhost:7860",
+    "auth": "me:secret",
     "prompt": "a red apple",
     "negative_prompt": "",
-    "sampler_name": "DPM++ 2M",
-    "scheduler": "Karras",
+    "sampler_name": "DDIM",
+    "scheduler": "normal",
     "steps": 2,
     "cfg_scale": 7,
     "width": 64,
@@ -35,8 +37,8 @@ SILLY_TAVERN = {
     "hr_additional_modules": [],
     "denoising_strength": 0.7,
     "hr_second_pass_steps": 0,
-    "override_settings": {"CLIP_stop_at_last_layers": 1},
-    "clip_skip": None,
+    "override_settings": {"CLIP_stop_at_last_layers": 1, "forge_additional_modules": []},
+    "clip_skip": 1,
     "override_settings_restore_afterwards": True,
     "save_images": True,
     "send_images": True,
@@ -81,6 +83,74 @@ EXAMPLE = {
     "infotext": None,
     "force_task_id": None,
 }
+# As the bot aiyabot sends it.
+AIYABOT = {
+    "prompt": "a red apple",
+    "negative_prompt": "",
+    "steps": 2,
+    "width": 64,
+    "height": 64,
+    "cfg_scale": "7.0",
+    "sampler_index": "Euler a",
+    "seed": 7,
+    "seed_resize_from_h": 0,
+    "seed_resize_from_w": 0,
+    "denoising_strength": None,
+    "n_iter": 1,
+    "styles": ["None"],
+    "override_settings": {"CLIP_stop_at_last_layers": 1},
+}
+# As the webui's extension that shows requests writes it, which people copy: every field, scripts that are switched off.
+SHOWN = {
+    "alwayson_scripts": {"API payload": {"args": []}, "Refiner": {"args": [False, "", 0.8]}},
+    "batch_size": 1,
+    "cfg_scale": 7,
+    "comments": {},
+    "denoising_strength": 0.75,
+    "disable_extra_networks": False,
+    "do_not_save_grid": False,
+    "do_not_save_samples": False,
+    "height": 64,
+    "image_cfg_scale": 1.5,
+    "initial_noise_multiplier": 1,
+    "inpaint_full_res": 0,
+    "inpaint_full_res_padding": 32,
+    "inpainting_fill": 1,
+    "inpainting_mask_invert": 0,
+    "mask_blur": 4,
+    "mask_blur_x": 4,
+    "mask_blur_y": 4,
+    "mask_round": True,
+    "n_iter": 1,
+    "negative_prompt": "",
+    "override_settings": {"sd_model_checkpoint": "emoji.safetensors [0123456789]", "enable_pnginfo": True},
+    "override_settings_restore_afterwards": True,
+    "prompt": "a red apple",
+    "resize_mode": 0,
+    "restore_faces": False,
+    "s_churn": 0,
+    "s_min_uncond": 0,
+    "s_noise": 1,
+    "s_tmax": None,
+    "s_tmin": 0,
+    "sampler_name": "DPM++ 2M Karras",
+    "scheduler": "Automatic",
+    "script_args": [],
+    "script_name": None,
+    "seed": -1,
+    "seed_enable_extras": True,
+    "seed_resize_from_h": -1,
+    "seed_resize_from_w": -1,
+    "steps": 2,
+    "styles": [],
+    "subseed": -1,
+    "subseed_strength": 0,
+    "tiling": False,
+    "width": 64,
+}
+# What stands for a second pass, sent though there is none, and what says the same as for the first.
+HIRES_LEFT = {"hr_scale": 2, "hr_upscaler": "R-ESRGAN 4x+", "hr_resize_x": 512, "hr_prompt": "x", "hr_cfg": 3}
+HIRES_SAME = {"enable_hr": True, "hr_scale": 1.5, "hr_prompt": "a red apple", "hr_sampler_name": "Euler"}
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +199,33 @@ def test_what_is_not_given(web):
     assert 0 <= info["seed"] < 2**32
 
 
-@pytest.mark.parametrize("body", [SILLY_TAVERN, OPEN_WEBUI, EXAMPLE], ids=["SillyTavern", "Open WebUI", "example"])
+@pytest.mark.parametrize(
+    "body", [SILLY_TAVERN, OPEN_WEBUI, EXAMPLE, AIYABOT], ids=["SillyTavern", "Open WebUI", "example", "aiyabot"]
+)
 def test_other_clients_bodies(web, body):
     assert opened(post(web, "txt2img", **body)["images"][0]).size == (64, 64)
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_other_clients_bodies_with_a_picture(web, photo, prefix):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (8, 8, 40, 40))
+    pictures = {"init_images": [prefix + base64_of(photo)], "mask": prefix + base64_of(mask)}
+    assert opened(post(web, "img2img", **SHOWN, **pictures)["images"][0]).size == (64, 64)
+
+
+def test_what_is_said_of_a_second_pass(web):
+    plain = SMALL | {"sampler_name": "Euler"}
+    once = post(web, "txt2img", **plain, **HIRES_LEFT)["images"]
+    assert once == post(web, "txt2img", **plain)["images"]
+    assert opened(post(web, "txt2img", **plain, **HIRES_SAME)["images"][0]).size == (96, 96)
+    assert "hr_prompt" in refused(web, **HIRES_SAME | {"hr_prompt": "another"})
+
+
+def test_clip_skip_as_sd_next_has_it(web):
+    shallow = post(web, "txt2img", **SMALL, clip_skip=2)["images"]
+    assert shallow == post(web, "txt2img", **SMALL, override_settings={"CLIP_stop_at_last_layers": 2})["images"]
+    assert shallow != post(web, "txt2img", **SMALL)["images"]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +273,8 @@ def test_from_a_picture(web, pipe, photo):
     alone = pipe("a red apple", steps=2, seed=7, image=photo, strength=0.9, guidance_scale=7.0, sampler="euler")
     assert opened(answer["images"][0]).tobytes() == alone.images[0].tobytes()
     assert answer["parameters"]["init_images"] is None, "they are not sent back"
+    answer = post(web, "img2img", **SMALL, init_images=[base64_of(photo)], include_init_images=True)
+    assert answer["parameters"]["init_images"] == [base64_of(photo)], "unless they are asked for"
 
 
 @pytest.mark.parametrize(("mode", "expected"), [(0, "stretched"), (1, "cut")])
@@ -201,6 +297,18 @@ def test_inpainting_keeps_what_is_black(web, photo, only_masked, fill):
     drawn, kept = np.asarray(opened(answer["images"][0])), np.asarray(mask) == 0
     assert (drawn[kept] == np.asarray(photo)[kept]).all()
     assert (drawn[~kept] != np.asarray(photo)[~kept]).any()
+
+
+@pytest.mark.parametrize(
+    ("blurs", "blur"),
+    [({}, 4), ({"mask_blur_x": 8, "mask_blur_y": 8}, 8), ({"mask_blur": 0, "mask_blur_x": 4, "mask_blur_y": 4}, 0)],
+)
+def test_the_blur_of_a_mask(web, photo, blurs, blur):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (8, 8, 40, 40))
+    body = SMALL | {"init_images": [base64_of(photo)], "mask": base64_of(mask), "inpaint_full_res": False}
+    images = [post(web, "img2img", **body, mask_blur=value)["images"] for value in (blur, blur + 1)]
+    assert post(web, "img2img", **body, **blurs)["images"] == images[0] != images[1]
 
 
 def test_only_masked_gives_the_whole_picture_back(web, photo):
@@ -250,6 +358,12 @@ def test_images_are_left_out_when_not_wanted(web):
         {"steps": 10**30},
         {"width": 8192},
         {"prompt": "<lora:../../x:1>"},
+        {"prompt": "an apple <hypernet:fruit:1>"},
+        {"negative_prompt": "<lyco:fruit:1>"},
+        {"clip_skip": 99},
+        {"alwayson_scripts": {"ADetailer": {"args": [True]}}},
+        {"alwayson_scripts": {"ADetailer": 3}},
+        {"alwayson_scripts": []},
         {"prompt": "a\0b"},
         {"cfg_scale": "seven"},
     ],
@@ -269,6 +383,10 @@ def test_what_is_not_supported_is_said(web, body):
         {"resize_mode": 2},
         {"mask": "AAAA"},
         {"inpainting_fill": 3, "mask": "picture"},
+        {"mask_blur_x": 3, "mask": "picture"},
+        {"mask_blur": 100, "mask": "picture"},
+        {"latent_mask": "AAAA"},
+        {"init_images": [None]},
         {"enable_hr": True},
     ],
     ids=lambda body: next(iter(body)),
@@ -320,6 +438,19 @@ def test_options_are_kept_and_one_request_may_differ(web):
     post(web, "txt2img", **SMALL, override_settings=over, override_settings_restore_afterwards=False)
     assert web.client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
     assert refused(web, "options", unheard_of=1)
+    nothing = dict.fromkeys(["sd_model_checkpoint", "CLIP_stop_at_last_layers", "unheard_of"])
+    post(web, "options", **nothing)
+    assert web.client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
+
+
+@pytest.mark.parametrize(
+    "sent", ["", "{", "[]", '"x"', json.dumps(SMALL)], ids=["none", "half", "list", "text", "form"]
+)
+def test_what_is_no_json_is_said(web, sent):
+    kind = "application/x-www-form-urlencoded" if sent.startswith('{"') else "application/json"  # the former is curl's
+    answer = web.client.post("/sdapi/v1/txt2img", content=sent, headers={"Content-Type": kind})
+    assert answer.status_code == 422
+    assert "say Content-Type: application/json" in answer.json()["detail"]
 
 
 def test_settings_read_from_a_picture(web, photo):
@@ -336,6 +467,7 @@ def test_what_else_the_webui_does_is_said_to_be_missing(web, path):
     answer = web.client.post(f"/sdapi/v1/{path}", json={})
     assert answer.status_code == 404
     assert answer.json()["detail"]
+    assert web.client.get("/sdapi/v1/txt2img").json()["detail"] == "GET /sdapi/v1/txt2img is not supported here."
 
 
 @pytest.fixture
@@ -376,6 +508,23 @@ def test_webuiapi_asks_for_everything(client):
     assert {"name", "prompt", "negative_prompt"} == client.get_prompt_styles()[0].keys()
     assert client.get_cmd_flags()
     assert client.get_hypernetworks() == client.get_face_restorers() == client.get_realesrgan_models() == []
+
+
+def test_webuiapi_asks_for_what_is_not_to_be_had(client, photo):
+    for ask in (
+        lambda: client.extra_single_image(photo, upscaler_1="Lanczos"),
+        lambda: client.extra_batch_images([photo]),
+        lambda: client.interrogate(photo),
+        lambda: client.controlnet_detect([photo]),
+        lambda: client.prompt_gen(text="an apple"),
+    ):
+        with pytest.raises(RuntimeError, match="404"):
+            ask()
+    for unit in ({"controlnet_units": [webuiapi.ControlNetUnit(photo)]}, {"adetailer": [webuiapi.ADetailer()]}):
+        with pytest.raises(RuntimeError, match=r"422.*the script \w+ is not supported here"):
+            client.txt2img(prompt="a red apple", width=64, height=64, alwayson_scripts={}, **unit)
+    for ask in (client.get_memory, client.get_artists, client.get_artist_categories):
+        assert "is not supported here" in ask()["detail"]
 
 
 def test_webuiapi_follows_and_interrupts(client):

@@ -22,6 +22,7 @@ from sd.web.limits import MAX_BODY, TooLarge, decode_picture
 from sd.web.models import Models
 
 STATUSES = {Busy: 503, Missing: 404, TooLarge: 413}  # of a UserError; 422 otherwise
+NO_OBJECT = ("missing", "model_attributes_type", "dict_type")  # pydantic's words for it, said of a whole body
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
@@ -125,6 +126,8 @@ async def answer_invalid(_: Request, error: RequestValidationError) -> JSONRespo
     """FastAPI's list of all that is wrong, as a sentence about the first."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
+    if first["type"] == "json_invalid" or (not place and first["type"] in NO_OBJECT):
+        return problem(422, "the request holds no JSON object: send one, and say Content-Type: application/json.")
     return problem(422, f"{place}: {first['msg']}.".removeprefix(": "))
 
 

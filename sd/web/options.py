@@ -14,6 +14,9 @@ FIXED = {
     "eta_noise_seed_delta": 0,
     "eta_ddim": 0.0,
     "eta_ancestral": 1.0,
+    "samples_save": True,
+    "enable_pnginfo": True,
+    "grid_save": False,
     "return_grid": False,
     "enable_emphasis": True,
     "emphasis": "Original",
@@ -21,7 +24,8 @@ FIXED = {
     "initial_noise_multiplier": 1.0,
     "live_previews_enable": True,
 }
-SAME = {"sd_vae": ("", "None")}  # other spellings of these values
+SAME = {"sd_vae": ("None",)}  # other spellings of these values
+NOTHING = (None, "", [])  # asks for nothing, whatever the option
 
 
 class Options:
@@ -46,6 +50,8 @@ class Options:
         """Those that can change. Raises UserError for an unknown one, and for a value that is not to be had."""
         checked = {}
         for name, value in changes.items():
+            if value in NOTHING:
+                continue
             if name == "sd_model_checkpoint":
                 checked[name] = self.models.checkpoint(str(value)).name
             elif name == "CLIP_stop_at_last_layers":
@@ -53,6 +59,6 @@ class Options:
                 checked[name] = value
             elif name not in FIXED:
                 raise UserError(f"there is no option {name[:100]} here: leave it out.")
-            elif value is not None and value != FIXED[name] and value not in SAME.get(name, ()):
+            elif value != FIXED[name] and value not in SAME.get(name, ()):
                 raise UserError(f"the option {name} is {FIXED[name]!r} here and cannot be changed: leave it out.")
         return checked

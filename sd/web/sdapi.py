@@ -97,7 +97,9 @@ def answer_of(job: Job, body: TextToImage) -> dict:
     """Of a cancelled job what was finished before."""
     result = job.result or {"images": [], "seeds": [], "infotexts": [], "settings": job.request["settings"]}
     images = [encode(job.folder / name) for name in result["images"]] if body.send_images else []
-    parameters = body.model_dump(include=set(type(body).model_fields)) | {"init_images": None, "mask": None}
+    parameters = body.model_dump(include=set(type(body).model_fields))
+    if not getattr(body, "include_init_images", False):
+        parameters |= {"init_images": None, "mask": None}
     return {"images": images, "parameters": parameters, "info": json.dumps(info_of(result, body))}
 
 
@@ -201,15 +203,16 @@ def add_lists(router: APIRouter, models: Models) -> None:
     @router.post("/refresh-checkpoints")
     @router.post("/refresh-loras")
     @router.post("/refresh-embeddings")
+    @router.post("/refresh-vae")
     async def refresh() -> None:
         models.refresh()
 
     @router.get("/{what}")
     async def others(what: str) -> Any:
         if what not in EMPTY:
-            raise Missing(f"/sdapi/v1/{what[:50]} is not supported here.")
+            raise Missing(f"GET /sdapi/v1/{what[:50]} is not supported here.")
         return EMPTY[what]
 
     @router.post("/{what}")
     async def other_work(what: str) -> None:
-        raise Missing(f"/sdapi/v1/{what[:50]} is not supported here.")
+        raise Missing(f"POST /sdapi/v1/{what[:50]} is not supported here.")

@@ -2,6 +2,7 @@
 clients always send, at values that mean nothing, passes.
 """
 
+import re
 import time
 from typing import Any
 
@@ -16,10 +17,11 @@ from sd.web.asking import Asked
 from sd.web.limits import MAX_BODY, MAX_PICTURES, decode_picture
 from sd.web.masks import MaskOptions
 
-# Fields that say nothing about the picture, or nothing without another that is refused.
+# Fields that say nothing about the picture, or nothing without another that is refused. SillyTavern sends the server's
+# own address and password along.
 HARMLESS = {
-    *("do_not_save_samples", "do_not_save_grid", "force_task_id", "include_init_images", "comments", "s_tmax"),
-    *("refiner_switch_at", "image_cfg_scale", "hr_additional_modules", "inpaint_full_res_padding"),
+    *("do_not_save_samples", "do_not_save_grid", "force_task_id", "comments", "s_tmin", "s_tmax", "url", "auth"),
+    *("refiner_switch_at", "image_cfg_scale", "hr_additional_modules"),
 }
 # Beside None, False, 0 and what is empty: values that mean "not used".
 NEUTRAL = {
@@ -31,14 +33,30 @@ NEUTRAL = {
     "hr_scheduler": ("Use same scheduler", "Automatic", "automatic"),
     "hr_checkpoint_name": ("Use same checkpoint",),
     "refiner_checkpoint": ("None",),
+    "script_name": ("None",),
+    "seed_enable_extras": (True,),
+    "mask_round": (True,),
 }
 # The schedules that the webui takes for these samplers when it is left to it; for the others the model's own.
 AUTOMATIC = {"dpm2": "karras", "dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpmpp_2m_sde": "exponential"}
+# What these schedules are among ours: "Normal" has the numbers of "Uniform".
+OTHER_SCHEDULES = {"automatic": "", "normal": "uniform"}
+NO_STYLE = ("", "None")
+OTHER_NETWORKS = re.compile("<(hypernet|lyco):")
 RESIZE_MODES = {0: "stretch", 1: "crop"}
+MAX_BLUR = 64  # pixels
+
+
+class Script(BaseModel):
+    """One of the webui's extensions. The first of its arguments says, by False, that it is to do nothing."""
+
+    args: list[Any] = []
 
 
 class TextToImage(BaseModel):
-    """The body of /sdapi/v1/txt2img. width, height: the checkpoint's own where they are left out."""
+    """The body of /sdapi/v1/txt2img. width, height: the checkpoint's own where they are left out. clip_skip: SD.Next's
+    word for the option CLIP_stop_at_last_layers, before which it goes; 0 where it is left out.
+    """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, str_max_length=MAX_BODY)
 
@@ -57,6 +75,7 @@ class TextToImage(BaseModel):
     cfg_scale: float = 7.0
     width: int | None = None
     height: int | None = None
+    clip_skip: int = 0
     tiling: bool = False
     eta: float = 0.0
     denoising_strength: float = 0.75
@@ -66,6 +85,7 @@ class TextToImage(BaseModel):
     hr_second_pass_steps: int = 0
     override_settings: dict[str, Any] = {}
     override_settings_restore_afterwards: bool = True
+    alwayson_scripts: dict[str, Script] = {}
     send_images: bool = True
     save_images: bool = False
 
@@ -76,11 +96,16 @@ class TextToImage(BaseModel):
 
 
 class ImageToImage(TextToImage):
-    """The body of /sdapi/v1/img2img. Pictures are base64 or data: URLs; a mask is white where to draw."""
+    """The body of /sdapi/v1/img2img. Pictures are base64 or data: URLs; a mask is white where to draw. mask_blur goes
+    before mask_blur_x and mask_blur_y.
+    """
 
     init_images: list[str] = []
+    include_init_images: bool = False
     mask: str = ""
-    mask_blur: int = Field(4, ge=0, le=64)
+    mask_blur: int | None = Field(None, ge=0, le=MAX_BLUR)
+    mask_blur_x: int = Field(4, ge=0, le=MAX_BLUR)
+    mask_blur_y: int = Field(4, ge=0, le=MAX_BLUR)
     resize_mode: int = 0
     inpainting_fill: int = 0
     inpaint_full_res: bool = True
@@ -93,9 +118,12 @@ def check_unknown(body: TextToImage) -> None:
     for name, value in body.model_extra.items():
         if name in HARMLESS or not value or value in NEUTRAL.get(name, ()):
             continue
-        if name.startswith("hr_") and not body.enable_hr:
+        if name.startswith("hr_") and (not body.enable_hr or value == getattr(body, name.removeprefix("hr_"), None)):
             continue
         raise UserError(f"{name} is not supported here: leave it out.")
+    for name, script in body.alwayson_scripts.items():
+        if script.args and script.args[0] is not False:
+            raise UserError(f"the script {name[:100]} is not supported here: leave it out of alwayson_scripts.")
 
 
 def settings_of(body: TextToImage, clip_skip: int) -> Settings:
@@ -103,7 +131,10 @@ def settings_of(body: TextToImage, clip_skip: int) -> Settings:
     sampler, schedule = sampler_of(body)
     prompt, negative_prompt = body.prompt, body.negative_prompt
     for style in body.styles:
-        prompt, negative_prompt = find_style(style).apply(prompt, negative_prompt)
+        if style not in NO_STYLE:
+            prompt, negative_prompt = find_style(style).apply(prompt, negative_prompt)
+    if found := OTHER_NETWORKS.search(prompt + negative_prompt):
+        raise UserError(f"{found[0]}name> in a prompt is not supported here: use <lora:name>, or leave it out.")
     return Settings(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -116,7 +147,7 @@ def settings_of(body: TextToImage, clip_skip: int) -> Settings:
         width=body.width,
         height=body.height,
         num_images=body.batch_size * body.n_iter,
-        clip_skip=clip_skip,
+        clip_skip=body.clip_skip or clip_skip,
         variation_seed=body.subseed,
         variation_strength=body.subseed_strength,
         tiling=body.tiling,
@@ -127,7 +158,7 @@ def settings_of(body: TextToImage, clip_skip: int) -> Settings:
 def sampler_of(body: TextToImage) -> tuple[str, str]:
     """(sampler, schedule) in our spelling. An eta of 0 means the sampler's own, as it did in older webuis."""
     name = body.sampler_name or body.sampler_index
-    chosen = "" if body.scheduler.lower() == "automatic" else body.scheduler
+    chosen = OTHER_SCHEDULES.get(body.scheduler.lower(), body.scheduler)
     sampler, schedule = find_sampler(name, chosen)
     if not chosen and schedule == "ldm" and not name.lower().endswith("uniform"):
         schedule = AUTOMATIC.get(sampler, schedule)
@@ -171,9 +202,12 @@ def asked_of(body: TextToImage, options: dict) -> Asked:
     if body.inpainting_fill not in (0, 1):
         raise UserError(f"inpainting_fill {body.inpainting_fill} is not supported here: use 0 (fill) or 1 (original).")
     asked.mask = decode_picture(body.mask)
+    blur = body.mask_blur_x if body.mask_blur is None else body.mask_blur
+    if body.mask_blur is None and body.mask_blur_x != body.mask_blur_y:
+        raise UserError("mask_blur_x and mask_blur_y differ, which is not supported here: use mask_blur.")
     asked.mask_options = MaskOptions(
         invert=body.inpainting_mask_invert,
-        blur=body.mask_blur,
+        blur=blur,
         fill=body.inpainting_fill == 0,
         only_masked=body.inpaint_full_res,
         padding=body.inpaint_full_res_padding,
