@@ -14,18 +14,20 @@ INTRODUCTION = """# Performance
 this page and its plots from all such files; earlier machines' files stay.
 
 How: all sides have v1-5's networks with the same random weights, the same input and threads, in one process, and take
-turns after one each to warm up: ours, the textbook's model, diffusers, diffusers under `torch.compile`, OpenVINO, ours
+turns after one each to warm up: ours, ours without patches, diffusers, diffusers under `torch.compile`, OpenVINO, ours
 again, and so on. A ratio is of two turns of the same round, so the drift of a machine is in both; the table gives the
 median with the least and the most. Below 1, ours is faster. "Of peak" is the operations of the textbook's model a
 second, as a share of those of the best 4096 x 4096 matrix product that took its turns in between. Peak memory is
 VmHWM, the most that a process of its own held, with the files that it maps. "Differs by" is of the answers, relative to
-diffusers', in the 2-norm. OpenVINO has fixed sizes and the LATENCY hint and was converted beforehand; `torch.compile`
-has inductor with freezing on a CPU. In a training step all have the base in the run's precision, the adapter in fp32,
-and the same layers.
+diffusers', in the 2-norm; guidance multiplies the roundings of bf16, the more so with random weights, for which two
+texts are nearly one. "Ours, no patches" is the textbook's model, with the order of channels that diffusers has here.
+OpenVINO has fixed sizes and the LATENCY hint and was converted beforehand; `torch.compile` has inductor, with freezing
+on a CPU. In a training step both have the base in the run's precision, the adapter in fp32, and the same layers.
 """
+OUR_OTHERS = "#c44e52"
 MOST = 3.0  # where plots end: a turn that something else on the machine disturbed may go far beyond
 COLOURS = {
-    "ours": "#4c72b0",
+    "plain": "#4c72b0",
     "diffusers": "#dd8452",
     "compiled": "#55a868",
     "openvino": "#8172b3",
@@ -91,7 +93,7 @@ def plot(results: list[Result], title: str, path: Path) -> None:
         ratios = result.ratios(side)
         middle = statistics.median(ratios)
         spread = [[middle - min(ratios)], [max(ratios) - middle]]
-        axis.barh(place, middle, xerr=spread, color=COLOURS[side], ecolor="#333333", capsize=3)
+        axis.barh(place, middle, xerr=spread, color=COLOURS.get(side, OUR_OTHERS), ecolor="#333333", capsize=3)
         axis.text(min(max(ratios), 0.9 * MOST), place, f"  {middle:.2f}", va="center", fontsize="small")
     names = [f"{TASKS[result.name].title} / {title_of(result.name, side)}" for result, side in bars]
     axis.set_yticks(range(len(bars)), names, fontsize="small")

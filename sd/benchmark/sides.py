@@ -1,6 +1,7 @@
 """Who does the tasks. Every side has a method for each task that it takes part in, which makes what one turn runs."""
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,9 +21,10 @@ from sd.benchmark.peers import (
     shell,
 )
 from sd.benchmark.tasks import GUIDANCE, PROMPT, SEED, TASKS, Options, RandomModel, guided, touch, twin
-from sd.checkpoint import load_models, read
+from sd.checkpoint import DTYPES, load_models, read
 from sd.diffusers_folder import write_configs
 from sd.errors import UserError
+from sd.optimize import OPTIMIZATIONS, exact_ones
 from sd.pipeline import StableDiffusion
 from sd.seeds import Noise
 from sd.tokenizer import Tokenizer
@@ -30,10 +32,10 @@ from sd.tokenizer import Tokenizer
 Turn = Callable[[], object]
 
 
-class Ours:
-    """Our pipeline as a person gets it."""
+class OurNetworks:
+    """Our networks in our pipeline, with these of `optimize.OPTIMIZATIONS` on; None: those that are on by default."""
 
-    title = "ours"
+    title, optimizations = "", None
 
     def missing(self, task: str, options: Options) -> str | None:
         """Why this side is not here, in a word or two."""
@@ -43,7 +45,10 @@ class Ours:
         """What is done once, before anything is measured."""
 
     def pipe(self, model: RandomModel) -> StableDiffusion:
-        return StableDiffusion(Tokenizer(), twin(model.clip), twin(model.vae), twin(model.unet), model.sizes)
+        pipe = StableDiffusion(Tokenizer(), twin(model.clip), twin(model.vae), twin(model.unet), model.sizes)
+        pipe.optimizations = self.optimizations
+        pipe.optimize()
+        return pipe
 
     def unet(self, model: RandomModel) -> Turn:
         return guided(self.pipe(model).unet, model)
@@ -61,9 +66,17 @@ class Ours:
         asked = dict(steps=steps, guidance_scale=GUIDANCE, width=model.size, height=model.size)
         return lambda: pipe(PROMPT, sampler="ddim", seed=SEED, **asked).images[0]
 
+
+class Ours(OurNetworks):
+    """As a person gets them."""
+
+    title = "ours"
+
     def load(self, model: RandomModel) -> Turn:
+        ckpt = model.options.ckpt
+
         def load() -> list[nn.Module]:
-            networks = load_models(model.options.ckpt, model.dtype, model.device)[:3]
+            networks = load_models(ckpt, model.dtype, model.device)[:3]
             touch(networks)
             return networks
 
@@ -73,7 +86,30 @@ class Ours:
         return teaching.our_step(model, self.pipe(model))
 
 
-class Networks:
+class Plain(OurNetworks):
+    """The textbook's networks, with no patch but the order of channels, which diffusers' have here too."""
+
+    title, optimizations = "ours, no patches", ("channels-last",)
+
+
+class Approximate(OurNetworks):
+    """With one more, which changes the picture and is off until it is asked for."""
+
+    def __init__(self, name: str):
+        self.name, self.title = name, f"ours, {name}"
+
+    def missing(self, task: str, options: Options) -> str | None:
+        fits = OPTIMIZATIONS[self.name].fits(torch.device(options.device), DTYPES[options.dtype])
+        return None if fits else "not on this machine"
+
+    def pipe(self, model: RandomModel) -> StableDiffusion:
+        pipe = super().pipe(model)
+        pipe.optimizations = [*exact_ones(pipe.device, pipe.dtype), self.name]
+        pipe.optimize()
+        return pipe
+
+
+class TheirNetworks:
     """diffusers' and transformers' networks and their pipeline."""
 
     title = ""
@@ -117,7 +153,7 @@ class Networks:
         return lambda: pipe(PROMPT, num_inference_steps=model.options.steps, latents=noise, **asked).images[0]
 
 
-class Diffusers(Networks):
+class Diffusers(TheirNetworks):
     """As they come."""
 
     title = "diffusers"
@@ -142,7 +178,7 @@ class Diffusers(Networks):
         return teaching.their_step(model)
 
 
-class Compiled(Networks):
+class Compiled(TheirNetworks):
     """Under torch.compile: with the weights frozen into the code on a CPU, the fastest kernels searched on a GPU."""
 
     title = "diffusers, compiled"
@@ -151,11 +187,12 @@ class Compiled(Networks):
         return super().missing(task, options) or (None if have_compiler() else "no C++ compiler")
 
     def faster(self, network: nn.Module, model: RandomModel) -> nn.Module:
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # in diffusers' own code
         network.compile(**({"options": {"freezing": True}} if model.device == "cpu" else {"mode": "max-autotune"}))
         return network
 
 
-class OpenVINO(Networks):
+class OpenVINO(TheirNetworks):
     """The same networks converted, in diffusers' own pipeline where a whole picture is drawn."""
 
     title = "OpenVINO"
@@ -197,7 +234,14 @@ class OpenVINO(Networks):
         return shell("clip", model.sizes, torch.float32, forward=lambda tokens, **_: (run(tokens),))
 
 
-SIDES = {"ours": Ours(), "diffusers": Diffusers(), "compiled": Compiled(), "openvino": OpenVINO()}
+SIDES = {
+    "ours": Ours(),
+    **{name: Approximate(name) for name, one in OPTIMIZATIONS.items() if not one.exact},
+    "plain": Plain(),
+    "diffusers": Diffusers(),
+    "compiled": Compiled(),
+    "openvino": OpenVINO(),
+}
 
 
 def sides_of(task: str, options: Options) -> tuple[list[str], dict[str, str]]:

@@ -152,7 +152,7 @@ class Task:
     """answer: from what a turn gives, a tensor that is to be the same on all sides.
 
     turns: in a round; what is soon done is done more often. memory: whether its peak is measured. parts: the networks
-    that it runs. work: the same by the textbook's networks, to count its operations; None where nothing is counted.
+    that it runs. work: the same by the textbook's networks, to count its operations, where one pass tells them.
     """
 
     title: str
@@ -163,20 +163,12 @@ class Task:
     memory: bool = False
 
 
-def whole_picture(model: RandomModel) -> None:
-    model.clip(model.tokens)
-    step = guided(model.unet, model)
-    for _ in range(model.options.steps):
-        step()
-    model.vae.decode(model.latent)
-
-
 PARTS = ("clip", "vae", "unet")
 TASKS = {
     "unet": Task("U-Net step", ("unet",), lambda model: guided(model.unet, model)()),
     "vae": Task("VAE decode", ("vae",), lambda model: model.vae.decode(model.latent)),
     "text": Task("text encode", ("clip",), lambda model: model.clip(model.tokens), turns=10),
-    "txt2img": Task("whole picture", PARTS, whole_picture, to_tensor, memory=True),
+    "txt2img": Task("whole picture", PARTS, answer=to_tensor, memory=True),
     "load": Task("load", PARTS, answer=touch, memory=True),
     "train": Task("LoRA training step", PARTS, memory=True),
     "many": Task("many prompts, a picture", PARTS),

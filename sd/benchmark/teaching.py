@@ -16,6 +16,7 @@ from sd.benchmark.peers import peer_clip, peer_unet, peer_vae
 from sd.benchmark.tasks import RANK, SEED, TIME, RandomModel
 from sd.lora import patches_of
 from sd.names import unet_names
+from sd.optimize import TRAINABLE
 from sd.pipeline import StableDiffusion
 from sd.schedule import add_noise
 from sd.training.loop import Learner
@@ -46,6 +47,8 @@ def example(model: RandomModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def our_step(model: RandomModel, pipe: StableDiffusion) -> Callable[[], Tensor]:
     """As `sd.training.personalize.teach` sets it up. A turn gives the gradients of every `up` in a row, fp32."""
+    pipe.optimizations = TRAINABLE
+    pipe.optimize()
     asked = recipe(pipe)
     lora = LoraTraining(pipe, NAME, asked)
     patches = patches_of(pipe.unet, NAME)
