@@ -52,7 +52,7 @@ def main():
     if args.report:
         print(performance.write(KEPT))
         return
-    names = names_of(args.only)
+    names = list(names_of(args.only))
     if unknown := [name for name in names if name not in TASKS]:
         raise UserError(f"there is nothing called {unknown[0]!r} to measure: choose from {', '.join(TASKS)}.")
     given = Options.__dataclass_fields__.keys() & vars(args).keys()
@@ -61,7 +61,7 @@ def main():
     path = kept_path(names, options) if args.keep else args.json
     if path:
         write_report(path, results, options)  # likewise, than after many minutes
-    print(heading(options), *lines([COLUMNS]), sep="\n\n", flush=True)
+    print(heading(names, options), *lines([COLUMNS]), sep="\n\n", flush=True)
     for result in run(names, options):
         results.append(result)
         print(*lines(rows(result)), *filter(None, [remark(result)]), sep="\n", flush=True)

@@ -35,13 +35,15 @@ COLUMNS = ("", "side", "median", "ours / side (least, most)", "of peak", "differ
 WIDTHS = (24, 44, 11, 28, 9, 12, 12)
 
 
-def heading(options: Options) -> str:
+def heading(names: list[str], options: Options) -> str:
     """What the table's figures are of."""
-    size = RandomModel(options, "meta").size
     threads = options.threads or torch.get_num_threads()
+    said = f"{options.dtype}, {threads} threads; {options.rounds} rounds in turn; {options.steps} steps a picture"
+    if names == ["many"]:
+        return f"{many.PICTURES} pictures by the bundled model, {said}."
+    size = RandomModel(options, "meta").size
     return (
-        f"{size}x{size}, {options.dtype}, {threads} threads; {options.rounds} rounds in turn after one to warm up;"
-        f" {options.steps} steps a picture (guidance {GUIDANCE}).\n"
+        f"{size}x{size}, {said} (guidance {GUIDANCE}); one turn each to warm up.\n"
         "All sides have the same random weights. Ratios are of turns that follow each other. Memory is the peak of a"
         " process that does the one thing.\n"
         '"of peak": the operations of the textbook\'s model a second beside those of a large matrix product. "differs'
@@ -147,7 +149,7 @@ def kept_path(names: list[str], options: Options) -> Path:
     """Where the figures of these tasks on this machine are kept, over earlier ones of the same."""
     own_size = RandomModel(options, "meta").sizes["image_size"]
     more = [] if tuple(names) == DRAWING else names
-    more = more + [f"{options.size}px"] * (options.size not in (None, own_size))
+    more = [*more, *[f"{options.size}px"] * (options.size not in (None, own_size))]
     return KEPT / f"{'-'.join([options.dtype, *more, short_name(machine())])}.json"
 
 
