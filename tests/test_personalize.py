@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORD = "zebrafish-7"
 QUICK = dict(steps=4, batch=2, saves=2, preview_steps=1, prompts=("a {}", "{} at night"), class_images=2, lr=1e-2)
+QUICK |= dict(rank=4, targets=("cross",))
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def test_textual_inversion(run, images):
     code, out, err = run("train_ti.py", *flags, *QUICK, "--run-dir", "run", "--output", "blob.safetensors")
     assert code == 0, err
     assert "384 parameters to train, 2 steps of 1 pictures" in out
-    assert "effective learning rate 0.005" in out
+    assert "effective learning rate 0.0005" in out
     assert "blob.safetensors  step 2" in out
     assert read_embeddings("blob.safetensors", 192).vectors["<blob>"].shape == (2, 192)
     code, _, err = run("txt2img.py", "a <blob>", "--ckpt", BUNDLED, "--steps", 1, "--embedding", "blob.safetensors")

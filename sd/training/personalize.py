@@ -1,7 +1,6 @@
 """Teach a model a thing or a style from a folder of pictures: textual inversion, LoRA and DreamBooth."""
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable
@@ -82,7 +81,7 @@ def teach(
     learner = METHODS[method](pipe, name, recipe)
     try:
         learnt, held_out, kept_class = sources(pipe, recipe, run, photos, prior, say)
-        weights = snr_weights(highest=recipe.min_snr or math.inf)
+        weights = snr_weights(recipe.least_snr, recipe.min_snr) if recipe.min_snr else snr_weights()
         objective = Objective(pipe.unet, learner.contexts, weights, learnt, kept_class)
         loop = loop_settings(recipe, method, pipe, ranks)
         say(summary(recipe, learner, loop, learnt, held_out, ranks))
