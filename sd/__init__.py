@@ -2,6 +2,7 @@
 
 errors            what a user can mend, said in one sentence
 
+memory            free pages, given back to the system
 attention         softmax(q k^T / sqrt(d)) v
 tokenizer         a prompt to 77 numbers
 clip              77 numbers to 77 vectors (and pictures to one vector, for scoring)

@@ -4,13 +4,12 @@ Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". A patch from 
 objects with the same weights, and `forget_less` takes it out again.
 """
 
-import ctypes
-import sys
 from typing import Any
 
 from torch import Tensor, is_grad_enabled
 from torch.utils.checkpoint import checkpoint
 
+from sd.memory import give_back_freed
 from sd.unet import Downsample, ResBlock, SpatialTransformer, UNetModel, Upsample
 
 
@@ -59,14 +58,6 @@ RECOMPUTED = {
     Downsample: LevelEndDown,
     Upsample: LevelEndUp,
 }
-
-
-def give_back_freed(_: Any = None) -> None:
-    """Ask the C library for the pages that it keeps though nothing is in them; only Linux's (glibc) can."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def forget_more(unet: UNetModel) -> None:
