@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.benchmark import performance
 from sd.benchmark.measure import run
-from sd.benchmark.report import COLUMNS, KEPT, heading, kept_path, lines, remark, rows, write_report
+from sd.benchmark.report import COLUMNS, KEPT, heading, kept_path, lines, remark, rows, warning, write_report
 from sd.benchmark.sides import SIDES, sides_of
 from sd.benchmark.tasks import DRAWING, TASKS, Options
 from sd.errors import UserError, plain_errors
@@ -61,7 +61,7 @@ def main():
     path = kept_path(names, options) if args.keep else args.json
     if path:
         write_report(path, results, options)  # likewise, than after many minutes
-    print(heading(names, options), *lines([COLUMNS]), sep="\n\n", flush=True)
+    print(*filter(None, [warning(), heading(names, options), *lines([COLUMNS])]), sep="\n\n", flush=True)
     for result in run(names, options):
         results.append(result)
         print(*lines(rows(result)), *filter(None, [remark(result)]), sep="\n", flush=True)

@@ -16,7 +16,18 @@ from sd.benchmark import many, performance
 from sd.benchmark.measure import alternate, count_flops, measure, peak_in_child, random_checkpoint, run
 from sd.benchmark.openvino_peer import have_openvino
 from sd.benchmark.peers import have_compiler, load_single_file
-from sd.benchmark.report import KEPT, kept_path, lines, remark, report, results_of, rows, short_name
+from sd.benchmark.report import (
+    KEPT,
+    kept_path,
+    lines,
+    load_before,
+    remark,
+    report,
+    results_of,
+    rows,
+    short_name,
+    warning,
+)
 from sd.benchmark.results import Result
 from sd.benchmark.sides import SIDES, Approximate, sides_of
 from sd.benchmark.tasks import TASKS, TINY, Options, RandomModel, guided, touch, twin
@@ -299,6 +310,16 @@ def test_what_is_kept_is_what_was_measured():
     assert kept["options"]["size"] == 64
     assert kept["versions"]["torch"] == torch.__version__
     assert kept["machine"]["cores"] >= 1
+
+
+def test_a_busy_machine_is_told(monkeypatch):
+    for load, said in ((0.2, ""), (3.14, "note: something else keeps this machine busy (load 3.1")):
+        load_before.cache_clear()
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 9, 9))
+        assert warning().startswith(said)
+        assert bool(warning()) == bool(said)
+        assert report([MEASURED], QUICK)["load_before"] == load
+    load_before.cache_clear()
 
 
 def test_page_has_every_file_newest_first_with_its_plot(tmp_path):

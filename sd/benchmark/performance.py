@@ -70,11 +70,11 @@ def section(kept: dict, stem: str) -> str:
     table = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     table += ["| " + " | ".join(row) + " |" for result in found for row in rows(result)]
     versions = ", ".join(f"{name} {number}" for name, number in kept["versions"].items() if number)
-    with_abilities = ", ".join(kept["machine"]["abilities"])
-    details = (
-        f"{options['rounds']} rounds, {options['threads']} threads, {options['steps']} steps a picture; {versions};"
-        f" revision {kept['revision']}{'; ' if with_abilities else ''}{with_abilities}. [Every turn]({stem}.json)"
-    )
+    said = [f"{options['rounds']} rounds, {options['threads']} threads, {options['steps']} steps a picture", versions]
+    said += [f"revision {kept['revision']}", ", ".join(kept["machine"]["abilities"])]
+    if kept.get("load_before") is not None:  # the first files do not say
+        said.append(f"load {kept['load_before']:.1f} before it began")
+    details = f"{'; '.join(filter(None, said))}. [Every turn]({stem}.json)"
     remarks = [text for text in map(remark, found) if text]
     plot = f"![Times of ours as a share of each other side's]({stem}.png)"
     return "\n".join([f"## {title(kept)}", "", *table, "", *[f"{text}\n" for text in remarks], details, "", plot, ""])

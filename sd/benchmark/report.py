@@ -9,6 +9,7 @@ import statistics
 import subprocess
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -48,6 +49,17 @@ def heading(names: list[str], options: Options) -> str:
         " process that does the one thing.\n"
         '"of peak": the operations of the textbook\'s model a second beside those of a large matrix product. "differs'
         " by\": of the answers, relative to diffusers'."
+    )
+
+
+def warning() -> str:
+    """What to say beforehand on a busy machine, "" on an idle one."""
+    load = load_before()
+    if load is None or load < 0.5:
+        return ""
+    return (
+        f"note: something else keeps this machine busy (load {load:.1f} on {os.cpu_count()} cores): ratios are not"
+        " those of an idle one, since some sides' threads wait for one another more than others' do."
     )
 
 
@@ -102,6 +114,7 @@ def report(results: list[Result], options: Options) -> dict:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "revision": revision(),
         "machine": machine(),
+        "load_before": load_before(),
         "versions": {name: version(name) for name in VERSIONS},
         "options": asdict(options) | own,
         "results": {result.name: asdict(result) | follows(result) for result in results},
@@ -135,6 +148,12 @@ def machine() -> dict:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
     }
+
+
+@cache
+def load_before() -> float | None:
+    """How many processes wanted a core in the minute before the first call; a system may not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def short_name(machine: dict) -> str:
