@@ -22,7 +22,7 @@ def main() -> None:
     parser = teaching_parser(__doc__, EXAMPLES)
     parser.add_argument("--word", required=True, help="the new word, which must not be one yet: my-dog, <my-dog>")
     parser.add_argument("--init", help="words to start from (the class word)")
-    parser.add_argument("--vectors", type=int, help="how many vectors the word stands for (as many as --init has tokens)")
+    parser.add_argument("--vectors", type=int, help="how many vectors the word stands for (--init's tokens)")
     args = parser.parse_args()
     teach_from(args, "ti", args.word)
 

@@ -189,9 +189,10 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(pipe, images, 
     assert together(work, 2, port) == [0, 0]
     one, two = (contents(tmp_path / name)[1] for name in ("one", "two"))
     for key in (key for key in one if key.startswith("model.")):
-        # fp32 sums of gradients in another order, through four steps of Adam, which moves each weight by 1e-2.
+        # fp32 sums of gradients in another order, through four warming steps of Adam: 5e-3 in all.
         assert torch.allclose(one[key], two[key], atol=2e-4), key
-    assert any((one[key] - 0).abs().max() > 5e-3 for key in one if key.endswith("lora_up"))
+    moved = max(one[key].abs().max() for key in one if key.endswith("lora_up"))
+    assert moved > 1e-3, moved
 
 
 def test_half_a_batch_twice_is_a_batch(pipe, images, tmp_path):
