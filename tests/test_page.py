@@ -71,7 +71,7 @@ def first_of_gallery(page):
 
 
 def test_a_picture_is_drawn_and_the_page_finds_it_again(page, web):
-    page.write(Prompt="a red apple", Steps=150, Seed=7)
+    page.write(Prompt="a red apple", Steps=300, Seed=7)
     page.press("Draw")
     assert page.until(lambda: page.find("//progress[@aria-label='Progress']"), "progress")
     assert page.until(lambda: page.state("running", "done"), "state").startswith(("Getting", "Step", "Finish", "Done"))
@@ -108,7 +108,7 @@ def test_cancel_acts_within_a_step(page, web, monkeypatch):
         return Jobs.cancel(web.jobs, id)
 
     monkeypatch.setattr(web.jobs, "cancel", cancel)
-    page.write(Steps=150)
+    page.write(Steps=400)
     page.press("Draw")
     page.until(lambda: page.state("running").startswith("Step"), "first step")
     page.press("Cancel")
