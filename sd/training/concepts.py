@@ -148,10 +148,8 @@ def keep_class(concept: Concept, run: Path, judges: list[Judge], prior_weight: f
     where = run / f"{concept.file_name}-dreambooth-{prior_weight:g}"
     given = words("dreambooth", concept) | {"prior_weight": prior_weight}
     recipe = recipe_for("dreambooth", pipe, concept.file_name, **given)
-    output = where / "result.safetensors"
-    taught = teach(
-        "dreambooth", concept.write(where / "pictures"), concept.file_name, pipe, recipe, run=where, output=output
-    )
+    images, output = concept.write(where / "pictures", recipe.said), where / "result.safetensors"
+    taught = teach("dreambooth", images, concept.file_name, pipe, recipe, run=where, output=output)
     pipe = StableDiffusion.from_pretrained(taught.path)
     thing, kept = concept.draw(pipe, recipe.said), concept.draw(pipe, concept.known)
     return {
