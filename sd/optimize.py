@@ -14,6 +14,8 @@ from sd.errors import UserError
 from sd.fused_geglu import fuse, separate
 from sd.packing import has_kernels, pack, unpack
 from sd.shared_start import share_start, start_twice
+from sd.tiled_attention import fits as fits_tiles
+from sd.tiled_attention import tile, untile
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 
@@ -68,6 +70,12 @@ OPTIMIZATIONS = {
         lambda networks: fuse(networks.unet),
         lambda networks: separate(networks.unet),
         has_kernels,
+    ),
+    "tiled-attention": Optimization(
+        "long self-attentions go a tile at a time, so that their scores stay in the processor's cache",
+        lambda networks: tile(networks.unet),
+        lambda networks: untile(networks.unet),
+        fits_tiles,
     ),
     "shared-start": Optimization(
         "what comes before the first look at the text is computed once for cond and uncond",

@@ -1,9 +1,12 @@
 """Patches for speed: the same picture, the same bits once off, and adapters, edges and shortcuts that still work."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from sd.attention import attention
 from sd.errors import UserError
 from sd.fused_geglu import FusedGEGLU
 from sd.lora import eject, inject, patchable_layers
@@ -13,6 +16,7 @@ from sd.packing import PackedConv2d, pack
 from sd.pipeline import StableDiffusion
 from sd.seamless import seamless
 from sd.shared_start import SharedStartUNet
+from sd.tiled_attention import FEWEST_PLACES, ROWS, TiledAttention, tile, tiled_attention, untile
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 
@@ -78,7 +82,7 @@ def test_bf16_is_no_further_from_the_truth_than_plain_bf16():
     unet, vae = small_networks(torch.bfloat16)
     truth = small_networks()[0]
     truth.load_state_dict({key: tensor.float() for key, tensor in unet.state_dict().items()})
-    x, t, context = guided_inputs(torch.bfloat16)
+    x, t, context = guided_inputs(torch.bfloat16, size=math.isqrt(FEWEST_PLACES))
     exact = truth(x.float(), t, context.float())
     plain = distance(unet(x, t, context), exact)
     optimize(unet, vae)
@@ -230,3 +234,42 @@ def test_the_bundled_model_draws_the_same_picture_with_and_without():
     assert distance(with_them.latents, without.latents) < 1e-4
     fast.optimizations = ()
     assert torch.equal(fast(**asked).latents, without.latents)
+
+
+@pytest.mark.parametrize(("places", "keys", "heads"), [(ROWS, 40, 4), (ROWS + 37, 70, 3), (5, 1, 1)])
+def test_tiles_give_what_attention_gives(places, keys, heads):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, n, heads * 8, generator=generator) for n in (places, keys, keys))
+    # The same sums in another order, over at most 70 keys: a few roundings of fp32.
+    assert distance(tiled_attention(q, k, v, heads), attention(q, k, v, heads)) < 1e-6
+
+
+@pytest.mark.parametrize("shared", [0.0, 10.0])
+def test_tiles_in_bf16_stay_near_whatever_the_keys_have_in_common(shared):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 600, 80, generator=generator) for _ in range(3))
+    q, k = q + 1, k + shared * torch.randn(80, generator=generator)
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    truth = attention(q.float(), k.float(), v.float(), 2)
+    # bf16 has 8 bits, 0.2 % on average, for the scores, which are of size 1 to 4, their exponentials and the answer.
+    # Without the keys' mean taken away the second case would be 2.6 % away.
+    assert distance(tiled_attention(q, k, v, 2), truth) < 0.012
+
+
+@torch.no_grad()
+def test_only_long_self_attentions_in_bf16_are_tiled(networks, monkeypatch):
+    unet, _ = networks
+    calls = []
+    monkeypatch.setattr("sd.tiled_attention.tiled_attention", lambda *given: calls.append(given) or attention(*given))
+    monkeypatch.setattr("sd.tiled_attention.fits", lambda device, dtype: dtype == torch.bfloat16)
+    tile(unet)
+    assert [type(m) for name, m in unet.named_modules() if name.endswith("attn2")].count(TiledAttention) == 0
+    unet(*guided_inputs(size=32))
+    unet.bfloat16()
+    unet(*guided_inputs(torch.bfloat16, size=16))
+    assert calls == []
+    unet(*guided_inputs(torch.bfloat16, size=32))
+    assert calls
+    assert all(q.shape[1] == k.shape[1] == FEWEST_PLACES for q, k, _, _ in calls)
+    untile(unet)
+    assert not any(isinstance(m, TiledAttention) for m in unet.modules())

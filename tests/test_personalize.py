@@ -307,11 +307,17 @@ def test_with_four_pictures_none_is_held_out(pipe, images, tmp_path, capsys):
     assert "4 pictures to learn from, too few to hold one out" in capsys.readouterr().out
 
 
+def test_a_step_that_gained_nothing_is_said_to_have_gained_nothing():
+    before = Scores(0, 0.6, 0.4, 0)
+    assert "nothing was gained: step 1 draws no more like" in table([before, Scores(1, 0.6, 0.4, 0)], "a CLIP")
+    assert "nothing" not in table([before, Scores(1, 0.61, 0.4, 0)], "a CLIP")
+
+
 def test_the_advised_step_has_the_fewest_copies_then_the_best_scores():
     scores = [Scores(0, 0.9, 0.4, 0), Scores(1, 0.5, 0.4, 0), Scores(2, 0.7, 0.37, 0), Scores(3, 0.9, 0.4, 1)]
     assert advised(scores) == 2
     assert "take this one" in table(scores, "x").splitlines()[4]
     assert advised([*scores, Scores(4, 0.8, 0.3, 0)]) == 2  # it has lost a quarter of its fit to the prompts
-    assert "warning" not in table(scores, "x")
+    assert "draws copies" not in table(scores, "x")
     copied = [Scores(0, 0.1, 0.1, 0), Scores(1, 0.5, 0.3, 2)]
     assert "warning: every step draws copies" in table(copied, "x")

@@ -144,8 +144,14 @@ def table(scores: list[Scores], clip: str) -> str:
     for one in scores:
         mark = "  <- take this one" if one.step == best else ""
         lines.append(f"{one.step:7}  {one.clip_i:6.3f}  {one.clip_t:6.3f}  {one.copies:6}{mark}")
-    if next(one for one in scores if one.step == best).copies:
+    taken = next(one for one in scores if one.step == best)
+    if taken.copies:
         lines.append("warning: every step draws copies of pictures it was taught with; teach it for fewer steps.")
+    if taken.clip_i <= scores[0].clip_i:
+        lines.append(
+            f"warning: by this CLIP nothing was gained: step {best} draws no more like the pictures than step 0 did; "
+            "try a LoRA, or more steps."
+        )
     return "\n".join(lines)
 
 
