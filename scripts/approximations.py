@@ -57,10 +57,11 @@ def by_ways(args, pipe, scorer):
     prompts = [f"a {name}" for name in PROMPTS.split(", ")[: args.count]]
     every = dict(steps=args.steps, sampler="dpmpp_2m", guidance_scale=fewer_steps.GUIDANCE, num_images=args.images)
     asked = [Settings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
-    found = approximations.measure(pipe, scorer, asked, on_turn=lambda part: print(f"{part:.0%}", file=sys.stderr))
+    ways = approximations.ways_here(pipe.device, pipe.dtype)
+    found = approximations.measure(pipe, scorer, asked, ways, lambda part: print(f"{part:.0%}", file=sys.stderr))
     large = {}
     if args.full_size:
-        large = approximations.step_ratios(Options(dtype="bf16", size=512, steps=10, rounds=args.full_size))
+        large = approximations.step_ratios(Options(dtype="bf16", size=512, steps=10, rounds=args.full_size), ways)
     approximations.sheet(found, prompts).save(args.out / "approximations.png", optimize=True)
     figures = [{key: value for key, value in vars(one).items() if key != "images"} for one in found]
     return "approximations", approximations.table(found, large), {"ways": figures, "full size": large}

@@ -30,6 +30,7 @@ infotext          the settings kept inside a picture, as the webui writes them
 
 packing           convolutions' weights in the order that the processor reads
 fused_geglu       a gate applied while its sums are in registers
+int8              products in 8 bits, which change the picture a little
 shared_start      what cond and uncond share, once
 tiled_attention   long self-attentions, a tile at a time
 optimize          such patches for speed, by name, on and off

@@ -68,7 +68,7 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add(
         "--optimize",
         metavar="NAMES",
-        help="patches for speed, such as shared-start,fused-geglu, or none (the exact ones)",
+        help="patches for speed, such as exact,int8 or shared-start,fused-geglu, or none (exact)",
     )
     add("--list-optimizations", action=ListOptimizations, help="say which there are, and which are on, and leave")
     add("--taesd", metavar="PATH", help="TAESD's weights: decode with it, which is quicker and coarser")

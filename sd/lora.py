@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd.errors import UserError
+from sd.int8 import Int8Conv2d, Int8Linear
 from sd.lora_kinds import Patch
 from sd.packing import PackedConv2d
 
@@ -55,11 +56,12 @@ PATCHED = {
     nn.GroupNorm: PatchedGroupNorm,
 }
 PLAIN = {patched: plain for plain, patched in PATCHED.items()}
+PACKED = (PackedConv2d, Int8Conv2d, Int8Linear)  # patches for speed, which give way to these
 
 
 def patchable_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Path to layer, for every layer that can be patched or is."""
-    return {path: layer for path, layer in network.named_modules() if type(layer) in {*PATCHED, *PLAIN, PackedConv2d}}
+    return {path: layer for path, layer in network.named_modules() if type(layer) in {*PATCHED, *PLAIN, *PACKED}}
 
 
 def patched_layers(network: nn.Module) -> dict[str, Patched]:
@@ -85,7 +87,7 @@ def inject(network: nn.Module, name: str, patches: Mapping[str, Patch], strength
     if name in adapter_names(network):
         raise UserError(f"an adapter named {name} is loaded already: unload it first, or give this one another name.")
     for path, layer in [(path, network.get_submodule(path)) for path in patches]:
-        if isinstance(layer, PackedConv2d):
+        if isinstance(layer, PACKED):
             layer.unpack()  # patches read the weight in every call
         if not isinstance(layer, Patched):
             layer.__class__ = PATCHED[type(layer)]

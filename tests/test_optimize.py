@@ -208,7 +208,7 @@ def test_layers_too_narrow_for_a_block_stay_as_they_are(networks):
 
 def test_unknown_names_change_nothing(networks):
     unet, vae = networks
-    with pytest.raises(UserError, match="there is no optimization 'turbo': use channels-last"):
+    with pytest.raises(UserError, match="there is no optimization 'turbo': use exact, channels-last"):
         optimize(unet, vae, ["shared-start", "turbo"])
     assert type(unet) is UNetModel
 

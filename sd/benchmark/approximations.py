@@ -15,6 +15,8 @@ from sd.contact_sheet import contact_sheet
 from sd.denoiser import Guidance, sigmas_between
 from sd.evaluate import Scorer
 from sd.means import Mean, mean_of
+from sd.optimize import EXACT as ALL_EXACT
+from sd.optimize import OPTIMIZATIONS, optimize
 from sd.pipeline import StableDiffusion
 from sd.samplers import SAMPLERS
 from sd.schedule import sigma_list
@@ -34,9 +36,11 @@ WAYS = {
     "token merging 0.3": dict(token_merging=0.3),
     "token merging 0.5": dict(token_merging=0.5),
     "token merging 0.75": dict(token_merging=0.75),
+    "int8": dict(optimizations=[ALL_EXACT, "int8"]),
     "guidance 0 to 0.8, step cache 2": dict(guidance_end=0.8, step_cache=2),
     "guidance 0 to 0.8, step cache 3": dict(guidance_end=0.8, step_cache=3),
-}
+    "int8, step cache 3": dict(optimizations=[ALL_EXACT, "int8"], step_cache=3),
+}  # settings, or the pipeline's optimizations
 HIGHEST_PSNR = 99.0  # dB, for pictures that are equal, whose ratio is infinite
 
 
@@ -59,6 +63,21 @@ class Measured:
         return mean_of([ours - theirs for ours, theirs in zip(self.clip_t, exact.clip_t)])
 
 
+def ways_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict]:
+    """Those of WAYS that this machine has."""
+
+    def fits(way: dict) -> bool:
+        names = [name for name in way.get("optimizations", ()) if name != ALL_EXACT]
+        return all(OPTIMIZATIONS[name].fits(device, dtype) for name in names)
+
+    return {name: way for name, way in WAYS.items() if fits(way)}
+
+
+def settings_of(way: dict) -> tuple[dict, list[str] | None]:
+    """(what it changes of the settings, the pipeline's optimizations)"""
+    return {key: value for key, value in way.items() if key != "optimizations"}, way.get("optimizations")
+
+
 def psnr(a: Image.Image, b: Image.Image) -> float:
     """Of two pictures of equal size, in dB; at most HIGHEST_PSNR."""
     error = np.square(np.asarray(a, float) - np.asarray(b, float)).mean() / 255**2
@@ -69,7 +88,7 @@ def measure(
     pipe: StableDiffusion,
     scorer: Scorer,
     asked: list[Settings],
-    ways: dict[str, dict] = WAYS,
+    ways: dict[str, dict],
     on_turn: Callable[[float], None] | None = None,
 ) -> list[Measured]:
     """Each of `asked` in each way, all ways in turn, after one turn that warms up. The first way is the exact one.
@@ -79,7 +98,8 @@ def measure(
     found = [Measured(name) for name in ways]
     pipe.draw(asked[0].but(steps=1))
     for round_, settings in enumerate(asked, start=1):
-        for one, changes in zip(found, ways.values()):
+        for one, (changes, pipe.optimizations) in zip(found, map(settings_of, ways.values())):
+            pipe.optimize()
             began = time.perf_counter()
             one.images += pipe.draw(settings.but(**changes)).images
             one.seconds.append(time.perf_counter() - began)
@@ -93,14 +113,17 @@ def measure(
 
 
 @torch.no_grad()
-def step_ratios(options: Options, ways: dict[str, dict] = WAYS) -> dict[str, list[float]]:
+def step_ratios(options: Options, ways: dict[str, dict]) -> dict[str, list[float]]:
     """The U-Net alone, at v1-5's size with random weights: a walk's time / the exact walk's, round by round."""
     model = RandomModel(options)
     context = torch.randn(1, 77, model.sizes["unet"]["context_dim"], dtype=model.dtype)
     sigmas = sigma_list(options.steps)
     noise = torch.randn(1, *model.latent_shape) * math.sqrt(1 + sigmas[0] ** 2)
 
-    def walk(way: Settings) -> float:
+    def walk(changes: dict, optimizations: list[str] | None) -> float:
+        way = Settings(**changes)
+        optimize(model.unet, model.vae, optimizations)
+        model.unet(*model.step_inputs)  # what is packed at first use is packed
         unet = model.unet if way.step_cache == 1 else StepCached(model.unet, way.step_cache)
         interval = sigmas_between(way.guidance_start, way.guidance_end)
         denoise = Guidance(unet, context, context.flip(1), GUIDANCE, interval=interval)
@@ -111,9 +134,8 @@ def step_ratios(options: Options, ways: dict[str, dict] = WAYS) -> dict[str, lis
         return time.perf_counter() - began
 
     ratios = {name: [] for name in ways}
-    model.unet(*model.step_inputs)  # warms up
     for _ in range(options.rounds):
-        seconds = {name: walk(Settings(**changes)) for name, changes in ways.items()}
+        seconds = {name: walk(*settings_of(way)) for name, way in ways.items()}
         for name, value in seconds.items():
             ratios[name].append(value / seconds[next(iter(ways))])
     return ratios
