@@ -126,6 +126,11 @@ def exact_ones(device: torch.device, dtype: torch.dtype) -> list[str]:
     return [name for name, one in OPTIMIZATIONS.items() if one.exact and one.fits(device, dtype)]
 
 
+def approximate_ones(names: Collection[str] | None) -> list[str]:
+    """Those of the names given to `optimize` that change the picture."""
+    return [name for name in names or () if name in OPTIMIZATIONS and not OPTIMIZATIONS[name].exact]
+
+
 def list_optimizations(device: torch.device, dtype: torch.dtype) -> str:
     """A line each: its name, whether it is on by default there, and what it does."""
     lines = []

@@ -29,7 +29,7 @@ from sd.latents import decode_latent, encode_image
 from sd.lora_files import LoraReport
 from sd.lora_tags import split_tags
 from sd.model_hash import model_hash
-from sd.optimize import optimize
+from sd.optimize import approximate_ones, optimize
 from sd.prompt import encode_prompts
 from sd.samplers import SAMPLERS
 from sd.schedule import sigma_list
@@ -319,6 +319,7 @@ class StableDiffusion:
         name, hashed = (self.path.stem, model_hash(self.path)) if self.path else ("", "")
         more = {} if self.dtype == torch.float32 else {"Precision": str(self.dtype).removeprefix("torch.")}
         more |= {"Adapters": ", ".join(self.adapters.names())} if self.adapters.names() else {}
+        more |= {"Approximations": ", ".join(inexact)} if (inexact := approximate_ones(self.optimizations)) else {}
         return [settings.infotext(i, name, hashed, from_image, **more) for i in range(settings.num_images)]
 
 

@@ -163,7 +163,10 @@ def test_only_what_looks_at_places_and_is_wide_enough():
 def test_the_bundled_model_draws_nearly_the_same_picture():
     asked = dict(prompt="a red apple, noto emoji", steps=8, sampler="dpmpp_2m", guidance_scale=3.0, seed=5)
     pipe = StableDiffusion.from_pretrained()
-    exact = to_tensor(pipe(**asked).images[0])
+    exact = pipe(**asked)
     pipe.optimizations = WITH
-    error = (to_tensor(pipe(**asked).images[0]) - exact).square().mean().item() / 4  # of a range of 2
+    made = pipe(**asked)
+    assert "Approximations" not in exact.infotexts[0]
+    assert "Approximations: int8" in made.infotexts[0]
+    error = (to_tensor(made.images[0]) - to_tensor(exact.images[0])).square().mean().item() / 4  # of a range of 2
     assert 25 < -10 * math.log10(error) < 60  # 30 dB is what is asked for on the mean of many pictures
