@@ -1,7 +1,7 @@
 """Fetch the drawings that the bundled model learns from and lay them out in data/emoji/.
 
 python scripts/prepare_emoji.py             the bundled model's world: some 360 names, 4 styles and one held out
-python scripts/prepare_emoji.py --all       every name and style (some 5,500 pictures)
+python scripts/prepare_emoji.py --all       every name and style (some 5,300 pictures)
 """
 
 import argparse

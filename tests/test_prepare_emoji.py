@@ -87,6 +87,19 @@ def test_prepare_draws_on_white_and_writes_the_split(packages):
     assert trained.images().shape == (1, 3, emoji.SIZE, emoji.SIZE)
 
 
+def test_a_set_without_a_list_of_characters_is_found_by_its_sisters_list(packages, monkeypatch):
+    sister = {"fluent flat emoji": ("@a/svg", "1.0.0"), "fluent emoji": ("@b/svg", "1.0.0")}
+    monkeypatch.setattr(emoji, "STYLES", sister)
+    contents = packages / "packages"
+    with tarfile.open(contents / "a-svg-1.0.0.tgz") as old, tarfile.open(contents / "b-svg-1.0.0.tgz", "w:gz") as new:
+        new.addfile(old.getmember("package/icons.json"), old.extractfile("package/icons.json"))
+        empty = tarfile.TarInfo("package/chars.json")
+        empty.size = 2
+        new.addfile(empty, io.BytesIO(b"{}"))
+    assert emoji.prepare(packages, everything=True, say=lambda line: None) == 2
+    assert (packages / "pictures/fluent-emoji/owl.png").exists()
+
+
 def test_a_package_that_cannot_be_fetched_is_said_plainly(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(emoji.UserError, match="could not be fetched: install npm"):

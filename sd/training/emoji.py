@@ -17,7 +17,8 @@ from sd.errors import UserError
 
 SIZE = 128
 NAMES = Path(__file__).parents[2] / "data" / "emoji_names.tsv"
-# Style as a caption says it: (npm package, version). The last one is never trained on.
+# Style as a caption says it: (npm package, version). The last one is never trained on. "fluent emoji" comes after
+# "fluent flat emoji", by whose list its icons are found: its own list of characters is empty.
 STYLES = {
     "fluent 3d emoji": ("@lobehub/fluent-emoji-3d", "1.1.0"),
     "fluent flat emoji": ("@iconify-json/fluent-emoji-flat", "1.2.6"),
@@ -95,6 +96,7 @@ class Drawings:
                 self.by_code = json.load(tar.extractfile("package/chars.json"))
                 self.files = {}
             else:
+                self.by_code = {}
                 self.files = {
                     without_variation(Path(name).stem): tar.extractfile(member).read()
                     for name, member in members.items()
@@ -144,11 +146,12 @@ def prepare(folder: Path, everything: bool = False, say=print) -> int:
     split (train, pair, name, style). `everything` takes all names and styles instead of the bundled model's world.
     """
     names = [name for name in read_names() if everything or name.world == "small"]
-    lines = []
+    lines, icons = [], {}
     for style in STYLES if everything else SMALL_WORLD:
         package, version = STYLES[style]
         say(f"{style}: {package}@{version}")
         drawings = Drawings(style, fetch(package, version, folder / "packages"))
+        icons[style] = drawings.by_code = drawings.by_code or icons.get("fluent flat emoji", {})
         place = folder / "pictures" / style.replace(" ", "-")
         place.mkdir(parents=True, exist_ok=True)
         for name in names:
