@@ -384,7 +384,13 @@ def test_saved_and_loaded_it_draws_the_same(pipe, tmp_path, name):
     pipe.save_pretrained(tmp_path / name)
     again = StableDiffusion.from_pretrained(tmp_path / name)
     assert again.sizes == pipe.sizes
-    assert same(again("x", steps=2, seed=1).images[0], pipe("x", steps=2, seed=1).images[0])
+    for part in ("clip", "vae", "unet"):
+        read, written = (getattr(one, part).state_dict() for one in (again, pipe))
+        assert read.keys() == written.keys()
+        assert all(torch.equal(read[key], written[key]) for key in written)
+    # One grey level: in a file, weights begin anywhere, and where the address differs kernels may sum in another order.
+    pictures = [np.asarray(one("x", steps=2, seed=1).images[0]).astype(int) for one in (again, pipe)]
+    assert abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_no_path_is_the_bundled_model():
