@@ -5,6 +5,7 @@ python scripts/train_scratch.py clip       text and vision towers
 python scripts/train_scratch.py vae        pictures to latents and back
 python scripts/train_scratch.py unet       the diffusion, on what the first two made
 python scripts/train_scratch.py export     all of it into weights/emoji.safetensors
+python scripts/train_scratch.py unpack     the shipped weights into runs/, for the first three to go on from
 
 Several GPUs: torchrun --nproc-per-node=4 scripts/train_scratch.py unet --device cuda
 """
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sd.errors import plain_errors
-from sd.training.bundle import export
+from sd.training.bundle import export, unpack
 from sd.training.data import EmojiPictures
 from sd.training.scratch import PARTS, train_part
 
@@ -30,10 +31,12 @@ SETTINGS = {"steps": int, "batch": int, "lr": float, "ema": float, "seed": int, 
 @plain_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[*PARTS, "export"])
+    parser.add_argument("part", choices=[*PARTS, "export", "unpack"])
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="default: data/emoji")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="checkpoints and logs; default: runs")
-    parser.add_argument("--weights", type=Path, default=ROOT / "weights", help="where export writes; default: weights")
+    parser.add_argument(
+        "--weights", type=Path, default=ROOT / "weights", help="where export writes and unpack reads; default: weights"
+    )
     parser.add_argument("--threads", type=int, help="processor threads; default: one for each core")
     for name, kind in SETTINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: see PARTS in scratch.py")
@@ -42,6 +45,9 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     if options.part == "export":
         print(*export(options.runs, options.weights), sep="\n")
+        return
+    if options.part == "unpack":
+        unpack(options.weights, options.runs)
         return
     given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     settings = replace(PARTS[options.part], **given)

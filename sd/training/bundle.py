@@ -10,12 +10,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sd.checkpoint import save
+from sd.checkpoint import load_models, save
 from sd.clip import CLIP
 from sd.clip_files import read_clip
+from sd.errors import UserError
 from sd.training import scratch
 from sd.training.log import last_line
-from sd.training.loop import kept
+from sd.training.loop import keep, kept
+
+EARLIER = "earlier.json"  # beside unpacked weights: how they were made
 
 
 def export(runs: Path, weights: Path) -> list[Path]:
@@ -37,18 +40,45 @@ def export(runs: Path, weights: Path) -> list[Path]:
     return [model, scorer]
 
 
+def unpack(weights: Path, runs: Path) -> None:
+    """The opposite of `export`: the shipped files to `runs/{clip,vae,unet}`, for each part to go on from.
+
+    How they were made so far stays beside them, and in what is exported next. Raises UserError where a part has a
+    checkpoint in `runs` already.
+    """
+    for part in scratch.PARTS:
+        if (runs / part / "state.pt").exists():
+            raise UserError(f"{runs / part} holds a run of its own: name another folder with --runs.")
+    _, vae, unet, checkpoint = load_models(weights / "emoji.safetensors", dtype=torch.float32)
+    made = json.loads(checkpoint.metadata["training"])
+    where = {key: value for key, value in made.items() if key not in scratch.PARTS}
+    for part, network in {"clip": load_scorer(weights), "vae": vae, "unet": unet}.items():
+        (runs / part).mkdir(parents=True, exist_ok=True)
+        keep(network, runs / part)
+        (runs / part / EARLIER).write_text(json.dumps(made[part] | where), encoding="utf-8")
+
+
 def load_scorer(weights: Path) -> CLIP:
     """The bundled CLIP, both towers, put together again from the two files that `export` wrote."""
     return read_clip(weights / "emoji-clip.safetensors")
 
 
 def history(runs: Path) -> dict:
-    """What each part took (command, steps, seconds, last loss), on which machine, from which revision of the code."""
+    """What each part took (command, steps, seconds, last loss), on which machine, from which revision of the code.
+
+    A part that went on from shipped weights has what they took under "earlier"; one that only was unpacked has nothing
+    but that.
+    """
     parts = {}
     for part in scratch.PARTS:
-        state = torch.load(runs / part / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-        parts[part] = {"command": f"python scripts/train_scratch.py {part}", "settings": state["settings"]}
-        parts[part] |= last_line(runs / part)
+        run, made = runs / part, {}
+        if (run / "state.pt").exists():
+            state = torch.load(run / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+            made = {"command": f"python scripts/train_scratch.py {part}", "settings": state["settings"]}
+            made |= last_line(run)
+        if (run / EARLIER).exists():
+            made["earlier"] = json.loads((run / EARLIER).read_text(encoding="utf-8"))
+        parts[part] = made
     return parts | {"machine": machine(), "torch": torch.__version__, "revision": revision()}
 
 

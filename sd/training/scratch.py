@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from safetensors.torch import load_file
 from torch import nn
 
 from sd.training.autoencoder import new_vae, train_vae
@@ -39,12 +40,17 @@ def new(part: str) -> nn.Module:
 
 
 def train_part(part: str, runs: Path, pictures: EmojiPictures, settings: Settings) -> None:
-    """Train "clip", "vae" or "unet" in `runs/<part>`, or go on with it; the U-Net needs the two others there."""
-    run = runs / part
+    """Train "clip", "vae" or "unet" in `runs/<part>`, or go on with it; the U-Net needs the two others there.
+
+    Weights without a checkpoint beside them, as `bundle.unpack` writes them, are what a run begins from.
+    """
+    run, network = runs / part, new(part)
+    if (run / "model.safetensors").exists():
+        network.load_state_dict(load_file(run / "model.safetensors"))
     if part == "clip":
-        train_clip(new(part), run, pictures, settings)
+        train_clip(network, run, pictures, settings)
     elif part == "vae":
-        train_vae(new(part), run, pictures, settings)
+        train_vae(network, run, pictures, settings)
     else:
         clip, vae = (kept(new(other), runs / other).to(settings.device) for other in ("clip", "vae"))
-        train_unet(new(part), run, clip.text_model, vae, pictures, settings)
+        train_unet(network, run, clip.text_model, vae, pictures, settings)
