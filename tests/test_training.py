@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,38 @@ def test_clip_vae_and_unet_learn_one_after_another_and_are_exported(tiny, tmp_pa
     assert not any(key.startswith("text_model") for key in load_file(scorer))
 
 
+def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
+    from sd.checkpoint import read
+    from sd.training.bundle import export, unpack
+
+    first, second, weights = tmp_path / "first", tmp_path / "second", tmp_path / "weights"
+    weights.mkdir()
+    torch.manual_seed(0)
+    settings = Settings(steps=40, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9)
+    for part in scratch.PARTS:
+        scratch.train_part(part, first, Drawings(), settings if part == "clip" else replace(settings, steps=10))
+    export(first, weights)
+    unpack(weights, second)
+    for part in scratch.PARTS:
+        before, after = (load_file(runs / part / "model.safetensors") for runs in (first, second))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key].half().float(), after[key]) for key in before)
+
+    # Same data, same order: what has learnt starts lower than what has not.
+    scratch.train_part("clip", second, Drawings(), replace(settings, steps=10))
+    assert losses(second / "clip")[0] < 0.9 * losses(first / "clip")[0]
+
+    model, _ = export(second, weights)
+    made = json.loads(read(model).metadata["training"])
+    assert made["clip"]["step"] == 10
+    assert made["clip"]["earlier"]["step"] == 40
+    assert "step" not in made["vae"]  # it was not touched
+    assert made["vae"]["earlier"]["step"] == 10
+
+    with pytest.raises(UserError, match="holds a run of its own"):
+        unpack(weights, second)
+
+
 def test_an_untrained_part_is_named(tmp_path):
     with pytest.raises(UserError, match=r"train_scratch\.py clip"):
         scratch.train_part("unet", tmp_path, Drawings(), FAST)
@@ -217,8 +250,10 @@ def test_captions_are_drawn_in_the_stated_shares():
     texts = [captions.wordings[k] for k in drawn]
     # 4,000 draws of a tenth: a standard deviation of 0.5 %, four of them allowed; of a fifth, 0.6 %.
     assert texts.count("") / 4000 == pytest.approx(diffusion.EMPTY_CAPTIONS, abs=0.02)
+    assert texts.count("light") / 4000 == pytest.approx(diffusion.STYLE_ALONE, abs=0.014)
     plain = sum(text in ("a red", "red") for text in texts) / 4000
-    assert plain == pytest.approx(0.9 * (1 - diffusion.STYLED_CAPTIONS), abs=0.025)
+    named = 1 - diffusion.EMPTY_CAPTIONS - diffusion.STYLE_ALONE
+    assert plain == pytest.approx(named * (1 - diffusion.STYLED_CAPTIONS), abs=0.025)
     assert all("light" in text for text in texts if text not in ("", "a red", "red"))
 
 

@@ -22,6 +22,7 @@ from sd.weight_files import replacing, write_torch
 
 EMPTY_CAPTIONS = 0.1  # the share of captions left out, so that the U-Net learns the unconditional picture too
 STYLED_CAPTIONS = 0.8  # the share of captions that say the style
+STYLE_ALONE = 0.05  # the share of captions that say nothing but the style, so that it is learnt apart from the names
 EXACT_CAPTIONS = 0.4  # the share of captions in the first wording, "a red apple, noto emoji", which most prompts use
 # An error in x0 weighs as much as the signal-to-noise ratio, within bounds. The upper one is Min-SNR's gamma (Hang
 # et al. 2023). The lower one is for short trainings: without it, after 58,000 pictures, the estimate from noise was
@@ -97,16 +98,20 @@ class Captions:
 
         self.styled = [number(emoji.captions[: -len(emoji.plain_captions)]) for emoji in pictures.emoji]
         self.plain = [number(emoji.plain_captions) for emoji in pictures.emoji]
+        self.style = [number([emoji.style])[0] for emoji in pictures.emoji]
         self.wordings = list(numbers)
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> list[int]:
-        """For each picture the number of one wording: the empty one, one without the style, or one with it."""
+        """For each picture the number of one wording: the empty one, the style alone, the name with it or without."""
         drawn = []
         for i in indices.tolist():
-            empty, styled, exact = torch.rand(3, generator=generator).tolist()
+            short, styled, exact = torch.rand(3, generator=generator).tolist()
             wordings = self.styled[i] if styled < STYLED_CAPTIONS else self.plain[i]
             k = 0 if exact < EXACT_CAPTIONS else torch.randint(len(wordings), (), generator=generator).item()
-            drawn.append(0 if empty < EMPTY_CAPTIONS else wordings[k])
+            if short < EMPTY_CAPTIONS:
+                drawn.append(0)
+            else:
+                drawn.append(self.style[i] if short < EMPTY_CAPTIONS + STYLE_ALONE else wordings[k])
         return drawn
 
 
