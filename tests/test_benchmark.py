@@ -12,7 +12,7 @@ import pytest
 import torch
 from make_full_checkpoint import lightning_checkpoint, random_weights
 
-from sd.benchmark import many, performance
+from sd.benchmark import many, performance, sides
 from sd.benchmark.measure import alternate, count_flops, measure, peak_in_child, random_checkpoint, run
 from sd.benchmark.openvino_peer import have_openvino
 from sd.benchmark.peers import have_compiler, load_single_file
@@ -256,6 +256,18 @@ def test_each_absent_package_is_named(monkeypatch):
     assert sides_of("train", every)[1] == {"diffusers": "peft is not installed"}
     with pytest.raises(UserError, match="no side called 'nonsense'"):
         sides_of("unet", replace(QUICK, sides=("nonsense",)))
+
+
+def test_the_quick_side_draws_whole_pictures_and_caches_steps(no_peaks, monkeypatch):
+    assert sides_of("unet", replace(QUICK, sides=("quick",)))[0] == []
+    monkeypatch.setattr(SIDES["quick"], "missing", lambda task, options: None)
+    monkeypatch.setattr(SIDES["quick"].ours, "name", "channels-last")  # whose answer is exact, on any machine
+    figures = {}
+    for cache in (1, 4):
+        monkeypatch.setattr(sides, "STEP_CACHE", cache)
+        result = measure("txt2img", replace(QUICK, steps=4, rounds=1, sides=("ours", "quick", "plain")))
+        figures[cache] = result.differences["quick"]
+    assert figures[1] < 2e-3 < figures[4]  # a grey level in some pixels, where sums are in another order
 
 
 def test_rates_are_from_each_process_first_picture_to_its_last(tmp_path):

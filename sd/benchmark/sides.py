@@ -29,6 +29,7 @@ from sd.pipeline import StableDiffusion
 from sd.seeds import Noise
 from sd.tokenizer import Tokenizer
 
+STEP_CACHE = 3
 Turn = Callable[[], object]
 
 
@@ -61,9 +62,9 @@ class OurNetworks:
         clip = self.pipe(model).clip
         return lambda: clip(model.tokens)
 
-    def txt2img(self, model: RandomModel) -> Turn:
+    def txt2img(self, model: RandomModel, **changes: object) -> Turn:
         pipe, steps = self.pipe(model), model.options.steps
-        asked = dict(steps=steps, guidance_scale=GUIDANCE, width=model.size, height=model.size)
+        asked = dict(steps=steps, guidance_scale=GUIDANCE, width=model.size, height=model.size, **changes)
         return lambda: pipe(PROMPT, sampler="ddim", seed=SEED, **asked).images[0]
 
 
@@ -107,6 +108,19 @@ class Approximate(OurNetworks):
         pipe.optimizations = [*exact_ones(pipe.device, pipe.dtype), self.name]
         pipe.optimize()
         return pipe
+
+
+class Quick:
+    """A whole picture with what changes it least for the time it saves; docs/approximations.md has how much."""
+
+    title = f"ours, int8, step cache {STEP_CACHE}"
+
+    def __init__(self):
+        self.ours = Approximate("int8")
+        self.missing, self.make_ready = self.ours.missing, self.ours.make_ready
+
+    def txt2img(self, model: RandomModel) -> Turn:
+        return self.ours.txt2img(model, step_cache=STEP_CACHE)
 
 
 class TheirNetworks:
@@ -237,6 +251,7 @@ class OpenVINO(TheirNetworks):
 SIDES = {
     "ours": Ours(),
     **{name: Approximate(name) for name, one in OPTIMIZATIONS.items() if not one.exact},
+    "quick": Quick(),
     "plain": Plain(),
     "diffusers": Diffusers(),
     "compiled": Compiled(),
