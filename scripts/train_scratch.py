@@ -4,8 +4,9 @@ python scripts/prepare_emoji.py            the pictures, once
 python scripts/train_scratch.py clip       text and vision towers
 python scripts/train_scratch.py vae        pictures to latents and back
 python scripts/train_scratch.py unet       the diffusion, on what the first two made
+python scripts/train_scratch.py decoder    a better way back from the same latents, if there is time left
 python scripts/train_scratch.py export     all of it into weights/emoji.safetensors
-python scripts/train_scratch.py unpack     the shipped weights into runs/, for the first three to go on from
+python scripts/train_scratch.py unpack     the shipped weights into runs/, for all of these to go on from
 
 Several GPUs: torchrun --nproc-per-node=4 scripts/train_scratch.py unet --device cuda
 """

@@ -16,28 +16,42 @@ from sd.vae import LATENT_SCALE, AttnBlock, AutoencoderKL, Downsample, ResnetBlo
 def train_vae(
     vae: AutoencoderKL, run: Path, pictures: EmojiPictures, settings: Settings, kl_weight: float = 1e-4
 ) -> AutoencoderKL:
-    """A KL autoencoder (Rombach et al. 2022, section 3.1), on crops of half the size; each eighth batch is whole.
-
-    No discriminator and no perceptual loss: flat drawings do without.
+    """A KL autoencoder (Rombach et al. 2022, section 3.1). No discriminator and no perceptual loss: flat drawings do
+    without.
     """
 
     def loss(vae: AutoencoderKL, indices: Tensor, generator: torch.Generator) -> Tensor:
-        whole = torch.rand((), generator=generator) < 1 / 8
-        size = pictures.pixels.shape[-1]
-        images = pictures.images(indices[: max(1, len(indices) // 4)] if whole else indices)  # as many pixels
-        images = random_crops(images, size if whole else size // 2, generator)
-        device = vae.quant_conv.weight.device
-        mean, logvar = vae.encode(images.to(device))
-        noise = torch.randn(mean.shape, generator=generator).to(device)
+        images = crops(pictures, indices, generator).to(vae.quant_conv.weight.device)
+        mean, logvar = vae.encode(images)
+        noise = torch.randn(mean.shape, generator=generator).to(images)
         drawn = vae.decode(sample_latent(mean, logvar, noise)).float()
-        return reconstruction(drawn, images.to(device)) + kl_weight * kl(mean.float(), logvar.float())
+        return reconstruction(drawn, images) + kl_weight * kl(mean.float(), logvar.float())
 
     def on_save(vae: AutoencoderKL, step: int) -> None:
         vae = copy.deepcopy(vae)
         keep(standardise(vae, encode(vae, pictures, limit=128)), run)
 
-    start_with_colours(vae, pictures.images(torch.linspace(0, len(pictures) - 1, 32).long()))
     return train(vae, loss, len(pictures), run, settings, on_save)
+
+
+def train_decoder(vae: AutoencoderKL, run: Path, pictures: EmojiPictures, settings: Settings) -> AutoencoderKL:
+    """The decoder once more, alone: latents stay what they are, and so what a U-Net has learnt of them stays right."""
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+
+    def loss(vae: AutoencoderKL, indices: Tensor, generator: torch.Generator) -> Tensor:
+        images = crops(pictures, indices, generator).to(vae.quant_conv.weight.device)
+        return reconstruction(vae.decode(vae.encode(images)[0]).float(), images)
+
+    return train(vae, loss, len(pictures), run, settings, on_save=lambda vae, step: keep(vae, run))
+
+
+def crops(pictures: EmojiPictures, indices: Tensor, generator: torch.Generator) -> Tensor:
+    """(B, 3, S, S) in [-1, 1]: each picture cut to half its size or, every eighth time, a quarter of them whole."""
+    size = pictures.pixels.shape[-1]
+    if torch.rand((), generator=generator) < 1 / 8:
+        return random_crops(pictures.images(indices[: max(1, len(indices) // 4)]), size, generator)  # as many pixels
+    return random_crops(pictures.images(indices), size // 2, generator)
 
 
 def new_vae(sizes: dict) -> AutoencoderKL:
@@ -61,13 +75,14 @@ def new_vae(sizes: dict) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def start_with_colours(vae: AutoencoderKL, images: Tensor) -> None:
+def start_with_colours(vae: AutoencoderKL, pictures: EmojiPictures) -> None:
     """Two least-squares fits on a few pictures, after which each cell has its mean colour before the first step.
 
     The encoder's last convolution makes the first three latents the cell's colour, its three axes of equal spread; the
     decoder's last one makes pixels of them. Without this the axis from green to magenta, which varies little, is found
     only after thousands of steps, and two pairs of latents say the same until then.
     """
+    images = pictures.images(torch.linspace(0, len(pictures) - 1, 32).long())
     for conv in (vae.quant_conv, vae.post_quant_conv):
         nn.init.dirac_(conv.weight)
         nn.init.zeros_(conv.bias)

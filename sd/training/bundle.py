@@ -24,13 +24,16 @@ EARLIER = "earlier.json"  # beside unpacked weights: how they were made
 def export(runs: Path, weights: Path) -> list[Path]:
     """`runs/{clip,vae,unet}` to `weights/emoji.safetensors` (what draws) and `weights/emoji-clip.safetensors`.
 
-    The second holds the rest of CLIP (vision tower and projections, transformers' CLIPModel keys), for scoring; its
-    text tower is in the first. Both are fp16 and small enough to ship.
+    `runs/decoder`, where it is there, takes the place of `vae`, of which it was made. The second file holds the rest of
+    CLIP (vision tower and projections, transformers' CLIPModel keys), for scoring; its text tower is in the first. Both
+    are fp16 and small enough to ship.
 
     Raises:
         UserError: a part has not been trained.
     """
-    clip, vae, unet = (kept(scratch.new(part), runs / part).half() for part in scratch.PARTS)
+    decoder = (runs / "decoder" / "model.safetensors").exists()
+    parts = ("clip", "decoder" if decoder else "vae", "unet")
+    clip, vae, unet = (kept(scratch.new(part), runs / part).half() for part in parts)
     about = {"training": json.dumps(history(runs))}
     model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"
     save(model, clip.text_model, vae, unet, scratch.SIZES, about)
@@ -55,7 +58,10 @@ def unpack(weights: Path, runs: Path) -> None:
     for part, network in {"clip": load_scorer(weights), "vae": vae, "unet": unet}.items():
         (runs / part).mkdir(parents=True, exist_ok=True)
         keep(network, runs / part)
-        (runs / part / EARLIER).write_text(json.dumps(made[part] | where), encoding="utf-8")
+        earlier = made[part] | where
+        if part == "vae" and "decoder" in made:
+            earlier["decoder"] = made["decoder"]
+        (runs / part / EARLIER).write_text(json.dumps(earlier), encoding="utf-8")
 
 
 def load_scorer(weights: Path) -> CLIP:
@@ -78,7 +84,8 @@ def history(runs: Path) -> dict:
             made |= last_line(run)
         if (run / EARLIER).exists():
             made["earlier"] = json.loads((run / EARLIER).read_text(encoding="utf-8"))
-        parts[part] = made
+        if made:
+            parts[part] = made
     return parts | {"machine": machine(), "torch": torch.__version__, "revision": revision()}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
-from sd.training.autoencoder import new_vae, train_vae
+from sd.training.autoencoder import new_vae, start_with_colours, train_decoder, train_vae
 from sd.training.contrastive import new_clip, train_clip
 from sd.training.data import EmojiPictures
 from sd.training.diffusion import new_unet, train_unet
@@ -28,29 +28,37 @@ PROJECTION_DIM = 192
 PARTS = {
     "clip": Settings(steps=2200, batch=128, lr=1e-3, warmup=50, weight_decay=0.05, ema=0.99),
     "vae": Settings(steps=4000, batch=8, lr=1e-3, warmup=50, ema=0.995),
+    "decoder": Settings(steps=2500, batch=8, lr=5e-4, warmup=50, ema=0.995),
     "unet": Settings(steps=7500, batch=48, lr=1e-3, warmup=200, ema=0.998),
 }
 
 
 def new(part: str) -> nn.Module:
-    """ "clip", "vae" or "unet" before its first step."""
+    """ "clip", "vae" or "unet" before its first step; "decoder" is a "vae"."""
     if part == "clip":
         return new_clip(SIZES["clip"], VISION, PROJECTION_DIM)
-    return {"vae": new_vae, "unet": new_unet}[part](SIZES[part])
+    return new_unet(SIZES["unet"]) if part == "unet" else new_vae(SIZES["vae"])
 
 
 def train_part(part: str, runs: Path, pictures: EmojiPictures, settings: Settings) -> None:
-    """Train "clip", "vae" or "unet" in `runs/<part>`, or go on with it; the U-Net needs the two others there.
+    """Train one of PARTS in `runs/<part>`, or go on with it.
 
+    The U-Net needs "clip" and "vae" there, "decoder" the "vae", of which it makes a better one for the same latents.
     Weights without a checkpoint beside them, as `bundle.unpack` writes them, are what a run begins from.
     """
     run, network = runs / part, new(part)
     if (run / "model.safetensors").exists():
         network.load_state_dict(load_file(run / "model.safetensors"))
+    elif part == "vae":
+        start_with_colours(network, pictures)
+    elif part == "decoder":
+        network = kept(network, runs / "vae").requires_grad_(True)
     if part == "clip":
         train_clip(network, run, pictures, settings)
     elif part == "vae":
         train_vae(network, run, pictures, settings)
+    elif part == "decoder":
+        train_decoder(network, run, pictures, settings)
     else:
         clip, vae = (kept(new(other), runs / other).to(settings.device) for other in ("clip", "vae"))
         train_unet(network, run, clip.text_model, vae, pictures, settings)
