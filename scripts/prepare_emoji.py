@@ -1,7 +1,7 @@
 """Fetch the drawings that the bundled model learns from and lay them out in data/emoji/.
 
-python scripts/prepare_emoji.py             the bundled model's world: some 360 names, 4 styles and one held out
-python scripts/prepare_emoji.py --all       every name and style (some 5,300 pictures)
+python scripts/prepare_emoji.py             983 names in 5 styles, and one style held out: 5,328 pictures
+python scripts/prepare_emoji.py --small     363 names in 4 of them, which are soon learnt
 """
 
 import argparse
@@ -19,9 +19,9 @@ from sd.training.emoji import prepare
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "emoji", help="default: data/emoji")
-    parser.add_argument("--all", action="store_true", help="all names and styles, not only the bundled model's")
+    parser.add_argument("--small", action="store_true", help="fewer names, and one style less")
     options = parser.parse_args()
-    count = prepare(options.out, everything=options.all)
+    count = prepare(options.out, options.small)
     print(f"{count} pictures in {options.out}")
 
 

@@ -13,6 +13,7 @@ from sd.training.data import EmojiPictures, with_article
 
 SMALL = [name for name in emoji.read_names() if name.world == "small"]
 TRAINED_STYLES = [style for style in emoji.SMALL_WORLD if style != emoji.HELD_OUT_STYLE]
+ALL_STYLES = [style for style in emoji.STYLES if style != emoji.HELD_OUT_STYLE]
 
 
 def test_names_are_unique_and_hold_out_what_was_agreed():
@@ -26,8 +27,9 @@ def test_names_are_unique_and_hold_out_what_was_agreed():
 
 
 def test_a_held_out_pair_is_seen_in_another_style():
-    for name in SMALL:
-        if name.held_out in TRAINED_STYLES:
+    for name in emoji.read_names():
+        assert name.held_out in ("-", "name", *ALL_STYLES)
+        if name.held_out in ALL_STYLES:
             assert "train" in {name.split(style) for style in TRAINED_STYLES}
             assert name.split(name.held_out) == "pair"
         assert name.split(emoji.HELD_OUT_STYLE) == "style"
@@ -53,7 +55,7 @@ def packages(tmp_path, monkeypatch):
     row = emoji.Name("🦉", "owl", "small", "svg emoji", "-", ["night bird"])
     monkeypatch.setattr(emoji, "read_names", lambda: [row, emoji.Name("🐌", "snail", "small", "-", "-", [])])
     monkeypatch.setattr(emoji, "STYLES", {"svg emoji": ("@a/svg", "1.0.0"), "webp emoji": ("@a/webp", "2.0.0")})
-    monkeypatch.setattr(emoji, "SMALL_WORLD", ("svg emoji", "webp emoji"))
+    monkeypatch.setattr(emoji, "SMALL_WORLD", ("svg emoji",))
     body = '<path fill="#ff0000" d="M0 0h10v20H0z"/>'
     icons = {"icons": {"owl": {"body": body}}, "width": 20, "height": 20}
     webp = io.BytesIO()
@@ -85,6 +87,7 @@ def test_prepare_draws_on_white_and_writes_the_split(packages):
     assert "a night bird, webp emoji" in trained.emoji[0].captions
     assert "an owl" in trained.emoji[0].plain_captions
     assert trained.images().shape == (1, 3, emoji.SIZE, emoji.SIZE)
+    assert emoji.prepare(packages, small=True, say=lambda line: None) == 1  # the style of the small world
 
 
 def test_a_set_without_a_list_of_characters_is_found_by_its_sisters_list(packages, monkeypatch):
@@ -96,7 +99,7 @@ def test_a_set_without_a_list_of_characters_is_found_by_its_sisters_list(package
         empty = tarfile.TarInfo("package/chars.json")
         empty.size = 2
         new.addfile(empty, io.BytesIO(b"{}"))
-    assert emoji.prepare(packages, everything=True, say=lambda line: None) == 2
+    assert emoji.prepare(packages, say=lambda line: None) == 2
     assert (packages / "pictures/fluent-emoji/owl.png").exists()
 
 

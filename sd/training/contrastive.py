@@ -63,7 +63,7 @@ def soft_cross_entropy(logits: Tensor, fits: Tensor) -> Tensor:
 def shaken(images: Tensor, generator: torch.Generator) -> Tensor:
     """(B, 3, H, W): each picture moved, stretched, turned, tinted and, in half the cases, mirrored, with a hole in it.
 
-    A few hundred names in four styles are soon known by heart; only what survives all this helps with a fifth style.
+    A few pictures of each name are soon known by heart; only what survives all this helps with yet another one.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Pictures and their captions as tensors."""
 
 import json
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +67,13 @@ class EmojiPictures:
 
     def __len__(self) -> int:
         return len(self.emoji)
+
+    def named(self, names: set[str]) -> "EmojiPictures":
+        """Those of its pictures that show one of these names."""
+        places = [i for i, emoji in enumerate(self.emoji) if emoji.name in names]
+        some = copy(self)
+        some.emoji, some.pixels = [self.emoji[i] for i in places], self.pixels[places]
+        return some
 
     def images(self, indices: Tensor | slice = slice(None)) -> Tensor:
         """(B, 3, H, W) in [-1, 1]."""

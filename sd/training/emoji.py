@@ -37,7 +37,7 @@ class Name:
 
     emoji: str  # the Unicode characters
     name: str  # what a caption calls it
-    world: str  # "small" for the names of the bundled model, "all" for the rest
+    world: str  # "small" for those that everybody knows, "all" for the rest
     held_out: str  # "-", "name" (in every style) or the one style in which this name is not trained on
     fxemoji: str  # its icon in that set, whose names are its own; "-" for none
     words: list[str]  # other names for the same thing
@@ -139,15 +139,15 @@ def on_white(data: bytes) -> Image.Image:
     return Image.alpha_composite(white, picture).convert("RGB")
 
 
-def prepare(folder: Path, everything: bool = False, say=print) -> int:
+def prepare(folder: Path, small: bool = False, say=print) -> int:
     """Fetch, draw and write the dataset; returns the number of pictures.
 
     Writes `folder/pictures/<style>/<name>.png` and `folder/index.jsonl`, whose lines have file, name, style, words and
-    split (train, pair, name, style). `everything` takes all names and styles instead of the bundled model's world.
+    split (train, pair, name, style). `small` takes the names that everybody knows, in one style less: soon learnt.
     """
-    names = [name for name in read_names() if everything or name.world == "small"]
+    names = [name for name in read_names() if not small or name.world == "small"]
     lines, icons = [], {}
-    for style in STYLES if everything else SMALL_WORLD:
+    for style in SMALL_WORLD if small else STYLES:
         package, version = STYLES[style]
         say(f"{style}: {package}@{version}")
         drawings = Drawings(style, fetch(package, version, folder / "packages"))

