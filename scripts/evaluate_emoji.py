@@ -22,7 +22,7 @@ from sd.pipeline import StableDiffusion
 from sd.training.autoencoder import psnr
 from sd.training.bundle import load_scorer
 from sd.training.data import EmojiPictures
-from sd.training.emoji import HELD_OUT_STYLE, STYLES, read_names
+from sd.training.emoji import TRAINED_STYLES, read_names
 from sd.training.measure import draw, judge, retrieval
 
 NAMES = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
@@ -53,9 +53,9 @@ def main() -> None:
         figures[label] = judge(drawings, asked, everything)
     print(json.dumps(figures, indent=1))
 
-    names, styles = NAMES.split(", "), [style for style in STYLES if style != HELD_OUT_STYLE]
+    names = NAMES.split(", ")
     sheets = {
-        "emoji-sheet": [(f"a {name}, {style}", {}) for style in styles for name in names],
+        "emoji-sheet": [(f"a {name}, {style}", {}) for style in TRAINED_STYLES for name in names],
         "emoji-guidance": [(f"a {name}", {"guidance_scale": scale}) for scale in (1.0, 3.0, 7.5) for name in names],
         "emoji-steps": [(f"a {name}", {"steps": steps}) for steps in (10, 20, 50) for name in names],
         "emoji-synonyms": [(synonym, {}) for synonym in SYNONYMS],

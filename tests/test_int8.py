@@ -10,12 +10,11 @@ from torch import nn
 from sd.image import to_tensor
 from sd.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, fits, to_bytes, to_int8
 from sd.lora import eject, inject, patchable_layers
-from sd.lora_kinds import LoRA
 from sd.optimize import EXACT, exact_ones, optimize
 from sd.packing import PackedConv2d
 from sd.pipeline import StableDiffusion
 from sd.seamless import seamless
-from tests.test_optimize import bits, distance, guided_inputs, same_bits, small_networks
+from tests.test_optimize import bits, distance, gradient, guided_inputs, loras, same_bits, small_networks
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not fits(CPU, torch.float32), reason="this processor has no products of bytes")
@@ -96,24 +95,15 @@ def test_a_whole_network_stays_near_and_comes_back_bit_for_bit():
 @torch.no_grad()
 def test_an_adapter_in_layers_of_bytes_adds_what_it_adds_to_plain_ones():
     unet, vae = small_networks()
-
-    def one() -> dict[str, LoRA]:
-        generator = torch.Generator().manual_seed(3)
-        layers = {p: layer for p, layer in patchable_layers(unet).items() if isinstance(layer, (nn.Linear, nn.Conv2d))}
-        patches = {path: LoRA.fresh(layer, 2, 2.0, generator) for path, layer in layers.items()}
-        for patch in patches.values():
-            patch.lora_up.data = 0.1 * torch.randn(patch.lora_up.shape, generator=generator)
-        return patches
-
     names = list(patchable_layers(unet))
-    inject(unet, "one", one())
+    inject(unet, "one", loras(unet))
     expected = unet(*guided_inputs())
     eject(unet, "one")
     before = bits(unet)
     optimize(unet, vae, WITH)
     unet(*guided_inputs())
     assert list(patchable_layers(unet)) == names
-    inject(unet, "one", one())
+    inject(unet, "one", loras(unet))
     optimize(unet, vae, WITH)
     assert distance(unet(*guided_inputs()), expected) < 2e-6  # every layer is patched, and none is in bytes
     eject(unet, "one")
@@ -125,18 +115,11 @@ def test_an_adapter_in_layers_of_bytes_adds_what_it_adds_to_plain_ones():
 
 def test_gradients_are_those_of_the_plain_network():
     unet, vae = small_networks()
-    x, t, context = guided_inputs()
-
-    def gradient() -> torch.Tensor:
-        leaf = context.clone().requires_grad_()
-        unet(x, t, leaf).square().sum().backward()
-        return leaf.grad
-
-    expected = gradient()
+    expected = gradient(unet)
     optimize(unet, vae, WITH)
     with torch.no_grad():
-        unet(x, t, context)
-    assert distance(gradient(), expected) < 1e-5  # as in test_optimize
+        unet(*guided_inputs())
+    assert distance(gradient(unet), expected) < 1e-5  # as in test_optimize
 
 
 @torch.no_grad()

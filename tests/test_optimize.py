@@ -35,6 +35,24 @@ def networks() -> tuple[UNetModel, AutoencoderKL]:
     return small_networks()
 
 
+def loras(unet: UNetModel) -> dict[str, LoRA]:
+    """One for each layer that takes one, the same ones every time."""
+    generator = torch.Generator().manual_seed(3)
+    layers = {p: layer for p, layer in patchable_layers(unet).items() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+    patches = {path: LoRA.fresh(layer, 2, 2.0, generator) for path, layer in layers.items()}
+    for patch in patches.values():
+        patch.lora_up.data = 0.1 * torch.randn(patch.lora_up.shape, generator=generator)
+    return patches
+
+
+def gradient(unet: UNetModel) -> torch.Tensor:
+    """Of the text's states, from the sum of squares of what comes out."""
+    x, t, context = guided_inputs()
+    context.requires_grad_()
+    unet(x, t, context).square().sum().backward()
+    return context.grad
+
+
 def guided_inputs(dtype: torch.dtype = torch.float32, size: int = 16, pictures: int = 1):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(pictures, 4, size, size, generator=generator)
@@ -120,24 +138,15 @@ def test_packed_weights_are_not_kept_twice(networks):
 @torch.no_grad()
 def test_a_lora_in_packed_layers_adds_what_it_adds_to_plain_ones(networks):
     unet, vae = networks
-
-    def one() -> dict[str, LoRA]:
-        generator = torch.Generator().manual_seed(3)
-        layers = {p: layer for p, layer in patchable_layers(unet).items() if isinstance(layer, (nn.Linear, nn.Conv2d))}
-        patches = {path: LoRA.fresh(layer, 2, 2.0, generator) for path, layer in layers.items()}
-        for patch in patches.values():
-            patch.lora_up.data = 0.1 * torch.randn(patch.lora_up.shape, generator=generator)
-        return patches
-
     names = list(patchable_layers(unet))
-    inject(unet, "one", one())
+    inject(unet, "one", loras(unet))
     expected = unet(*guided_inputs())
     eject(unet, "one")
     plain, before = unet(*guided_inputs()), bits(unet)
     optimize(unet, vae)
     unet(*guided_inputs())
     assert list(patchable_layers(unet)) == names
-    inject(unet, "one", one())
+    inject(unet, "one", loras(unet))
     optimize(unet, vae)
     assert distance(unet(*guided_inputs()), expected) < 2e-6
     eject(unet, "one")
@@ -157,18 +166,11 @@ def test_seamless_edges_through_packed_convolutions(networks):
 
 def test_gradients_through_a_patched_network_are_those_of_the_plain_one(networks):
     unet, vae = networks
-    x, t, context = guided_inputs()
-
-    def gradient() -> torch.Tensor:
-        leaf = context.clone().requires_grad_()
-        unet(x, t, leaf).square().sum().backward()
-        return leaf.grad
-
-    expected = gradient()
+    expected = gradient(unet)
     optimize(unet, vae)
     with torch.no_grad():
-        unet(x, t, context)
-    assert distance(gradient(), expected) < 1e-5  # twice as many layers, and sums of squares
+        unet(*guided_inputs())
+    assert distance(gradient(unet), expected) < 1e-5  # twice as many layers, and sums of squares
 
 
 @torch.no_grad()

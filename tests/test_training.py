@@ -219,8 +219,8 @@ def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
 
 
 def test_a_decoder_learns_alone_and_takes_the_old_ones_place(tiny, tmp_path):
-    from sd.checkpoint import load_models
-    from sd.training.bundle import export
+    from sd.checkpoint import load_models, read
+    from sd.training.bundle import export, unpack
 
     torch.manual_seed(0)
     settings = Settings(steps=10, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9)
@@ -234,6 +234,9 @@ def test_a_decoder_learns_alone_and_takes_the_old_ones_place(tiny, tmp_path):
     _, vae, _, checkpoint = load_models(model)
     assert torch.equal(vae.decoder.conv_out.weight, after["decoder.conv_out.weight"].half())
     assert json.loads(checkpoint.metadata["training"])["decoder"]["step"] == 10
+    unpack(tmp_path / "weights", tmp_path / "again")
+    model, _ = export(tmp_path / "again", tmp_path / "weights")
+    assert json.loads(read(model).metadata["training"])["decoder"]["earlier"]["step"] == 10
 
 
 def test_an_untrained_part_is_named(tmp_path):

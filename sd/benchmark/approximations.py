@@ -16,7 +16,7 @@ from sd.denoiser import Guidance, sigmas_between
 from sd.evaluate import Scorer
 from sd.means import Mean, mean_of
 from sd.optimize import EXACT as ALL_EXACT
-from sd.optimize import OPTIMIZATIONS, optimize
+from sd.optimize import OPTIMIZATIONS, approximate_ones, optimize
 from sd.pipeline import StableDiffusion
 from sd.samplers import SAMPLERS
 from sd.schedule import sigma_list
@@ -67,8 +67,7 @@ def ways_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict]:
     """Those of WAYS that this machine has."""
 
     def fits(way: dict) -> bool:
-        names = [name for name in way.get("optimizations", ()) if name != ALL_EXACT]
-        return all(OPTIMIZATIONS[name].fits(device, dtype) for name in names)
+        return all(OPTIMIZATIONS[name].fits(device, dtype) for name in approximate_ones(way.get("optimizations")))
 
     return {name: way for name, way in WAYS.items() if fits(way)}
 

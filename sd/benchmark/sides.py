@@ -24,7 +24,7 @@ from sd.benchmark.tasks import GUIDANCE, PROMPT, SEED, TASKS, Options, RandomMod
 from sd.checkpoint import DTYPES, load_models, read
 from sd.diffusers_folder import write_configs
 from sd.errors import UserError
-from sd.optimize import OPTIMIZATIONS, exact_ones
+from sd.optimize import EXACT, OPTIMIZATIONS
 from sd.pipeline import StableDiffusion
 from sd.seeds import Noise
 from sd.tokenizer import Tokenizer
@@ -97,17 +97,11 @@ class Approximate(OurNetworks):
     """With one more, which changes the picture and is off until it is asked for."""
 
     def __init__(self, name: str):
-        self.name, self.title = name, f"ours, {name}"
+        self.name, self.title, self.optimizations = name, f"ours, {name}", (EXACT, name)
 
     def missing(self, task: str, options: Options) -> str | None:
         fits = OPTIMIZATIONS[self.name].fits(torch.device(options.device), DTYPES[options.dtype])
         return None if fits else "not on this machine"
-
-    def pipe(self, model: RandomModel) -> StableDiffusion:
-        pipe = super().pipe(model)
-        pipe.optimizations = [*exact_ones(pipe.device, pipe.dtype), self.name]
-        pipe.optimize()
-        return pipe
 
 
 class Quick:

@@ -16,7 +16,7 @@ from sd.clip_files import read_clip
 from sd.errors import UserError
 from sd.training import scratch
 from sd.training.log import last_line
-from sd.training.loop import keep, kept
+from sd.training.loop import is_kept, keep, kept
 
 EARLIER = "earlier.json"  # beside unpacked weights: how they were made
 
@@ -31,8 +31,7 @@ def export(runs: Path, weights: Path) -> list[Path]:
     Raises:
         UserError: a part has not been trained.
     """
-    decoder = (runs / "decoder" / "model.safetensors").exists()
-    parts = ("clip", "decoder" if decoder else "vae", "unet")
+    parts = ("clip", "decoder" if is_kept(runs / "decoder") else "vae", "unet")
     clip, vae, unet = (kept(scratch.new(part), runs / part).half() for part in parts)
     about = {"training": json.dumps(history(runs))}
     model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"
@@ -55,13 +54,11 @@ def unpack(weights: Path, runs: Path) -> None:
     _, vae, unet, checkpoint = load_models(weights / "emoji.safetensors", dtype=torch.float32)
     made = json.loads(checkpoint.metadata["training"])
     where = {key: value for key, value in made.items() if key not in scratch.PARTS}
-    for part, network in {"clip": load_scorer(weights), "vae": vae, "unet": unet}.items():
+    for part in filter(made.get, scratch.PARTS):
         (runs / part).mkdir(parents=True, exist_ok=True)
+        (runs / part / EARLIER).write_text(json.dumps(made[part] | where), encoding="utf-8")
+    for part, network in {"clip": load_scorer(weights), "vae": vae, "unet": unet}.items():
         keep(network, runs / part)
-        earlier = made[part] | where
-        if part == "vae" and "decoder" in made:
-            earlier["decoder"] = made["decoder"]
-        (runs / part / EARLIER).write_text(json.dumps(earlier), encoding="utf-8")
 
 
 def load_scorer(weights: Path) -> CLIP:

@@ -98,7 +98,7 @@ class Captions:
 
         self.styled = [number(emoji.captions[: -len(emoji.plain_captions)]) for emoji in pictures.emoji]
         self.plain = [number(emoji.plain_captions) for emoji in pictures.emoji]
-        self.style = [number([emoji.style])[0] for emoji in pictures.emoji]
+        self.style = number([emoji.style for emoji in pictures.emoji])
         self.wordings = list(numbers)
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> list[int]:
@@ -110,8 +110,10 @@ class Captions:
             k = 0 if exact < EXACT_CAPTIONS else torch.randint(len(wordings), (), generator=generator).item()
             if short < EMPTY_CAPTIONS:
                 drawn.append(0)
+            elif short < EMPTY_CAPTIONS + STYLE_ALONE:
+                drawn.append(self.style[i])
             else:
-                drawn.append(self.style[i] if short < EMPTY_CAPTIONS + STYLE_ALONE else wordings[k])
+                drawn.append(wordings[k])
         return drawn
 
 

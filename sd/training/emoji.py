@@ -17,8 +17,7 @@ from sd.errors import UserError
 
 SIZE = 128
 NAMES = Path(__file__).parents[2] / "data" / "emoji_names.tsv"
-# Style as a caption says it: (npm package, version). The last one is never trained on. "fluent emoji" comes after
-# "fluent flat emoji", by whose list its icons are found: its own list of characters is empty.
+# Style as a caption says it: (npm package, version). The last one is never trained on.
 STYLES = {
     "fluent 3d emoji": ("@lobehub/fluent-emoji-3d", "1.1.0"),
     "fluent flat emoji": ("@iconify-json/fluent-emoji-flat", "1.2.6"),
@@ -29,6 +28,8 @@ STYLES = {
 }
 SMALL_WORLD = ("fluent 3d emoji", "fluent flat emoji", "noto emoji", "fxemoji", "twemoji")
 HELD_OUT_STYLE = "twemoji"
+TRAINED_STYLES = tuple(style for style in STYLES if style != HELD_OUT_STYLE)
+SISTERS = {"fluent emoji": "fluent flat emoji"}  # whose own list of characters is empty, and by whose it is found
 
 
 @dataclass
@@ -146,12 +147,14 @@ def prepare(folder: Path, small: bool = False, say=print) -> int:
     split (train, pair, name, style). `small` takes the names that everybody knows, in one style less: soon learnt.
     """
     names = [name for name in read_names() if not small or name.world == "small"]
-    lines, icons = [], {}
+    lines, lists = [], {}
     for style in SMALL_WORLD if small else STYLES:
         package, version = STYLES[style]
         say(f"{style}: {package}@{version}")
         drawings = Drawings(style, fetch(package, version, folder / "packages"))
-        icons[style] = drawings.by_code = drawings.by_code or icons.get("fluent flat emoji", {})
+        lists[style] = drawings.by_code
+        if style in SISTERS:
+            drawings.by_code = lists[SISTERS[style]]
         place = folder / "pictures" / style.replace(" ", "-")
         place.mkdir(parents=True, exist_ok=True)
         for name in names:

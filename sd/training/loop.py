@@ -237,13 +237,17 @@ def keep(part: nn.Module, run: Path) -> None:
     save_file({key: tensor.cpu().contiguous() for key, tensor in part.state_dict().items()}, run / "model.safetensors")
 
 
+def is_kept(run: Path) -> bool:
+    return (run / "model.safetensors").exists()
+
+
 def kept(part: nn.Module, run: Path) -> nn.Module:
     """What `keep` wrote, ready for use.
 
     Raises:
         UserError: that part has not been trained.
     """
-    if not (run / "model.safetensors").exists():
+    if not is_kept(run):
         raise UserError(f"{run} holds no trained part yet: run `python scripts/train_scratch.py {run.name}` first.")
     part.load_state_dict(load_file(run / "model.safetensors"))
     return part.requires_grad_(False).eval()

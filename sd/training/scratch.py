@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import nn
 
 from sd.training.autoencoder import new_vae, start_with_colours, train_decoder, train_vae
 from sd.training.contrastive import new_clip, train_clip
 from sd.training.data import EmojiPictures
 from sd.training.diffusion import new_unet, train_unet
-from sd.training.loop import Settings, kept
+from sd.training.loop import Settings, is_kept, kept
 
 SIZES = {
     "unet": {
@@ -47,12 +46,12 @@ def train_part(part: str, runs: Path, pictures: EmojiPictures, settings: Setting
     Weights without a checkpoint beside them, as `bundle.unpack` writes them, are what a run begins from.
     """
     run, network = runs / part, new(part)
-    if (run / "model.safetensors").exists():
-        network.load_state_dict(load_file(run / "model.safetensors"))
+    if is_kept(run):
+        kept(network, run).requires_grad_(True)
+    elif part == "decoder":
+        kept(network, runs / "vae").requires_grad_(True)
     elif part == "vae":
         start_with_colours(network, pictures)
-    elif part == "decoder":
-        network = kept(network, runs / "vae").requires_grad_(True)
     if part == "clip":
         train_clip(network, run, pictures, settings)
     elif part == "vae":
