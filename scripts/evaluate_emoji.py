@@ -19,13 +19,15 @@ sys.path.insert(0, str(ROOT))
 from sd.errors import plain_errors
 from sd.image import grid
 from sd.pipeline import StableDiffusion
-from sd.training.autoencoder import psnr
+from sd.training.autoencoder import psnr, reconstructed
 from sd.training.bundle import load_scorer
 from sd.training.data import EmojiPictures
 from sd.training.emoji import TRAINED_STYLES, read_names
 from sd.training.measure import draw, judge, retrieval
+from sd.training.style_judge import StyleJudge
 
 NAMES = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
+TEXTURES = 1500  # trained pictures that the judge of styles learns from
 SYNONYMS = ("a puppy", "a kitten", "an automobile", "a plane", "a bike", "a burger", "a donut", "a bunny")
 
 
@@ -44,13 +46,19 @@ def main() -> None:
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
 
     clip = load_scorer(options.weights)
-    figures = {"vae psnr held out": psnr(pipe.vae, held), "clip held out": retrieval(clip, held, everything)}
+    held_again = reconstructed(pipe.vae, held)
+    figures = {"vae psnr held out": psnr(held_again, held.images()), "clip held out": retrieval(clip, held, everything)}
     small = {name.name for name in read_names() if name.world == "small"}
     figures["clip held out, everyday names"] = retrieval(clip, held.named(small), everything.named(small))
-    order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))[: options.seen]
-    for label, asked in (("seen", [trained.emoji[i] for i in order.tolist()]), ("held-out pairs", held.emoji)):
+    order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0)).tolist()
+    # It learns from pictures that went through the autoencoder, as drawings do: they need not answer for its blur.
+    shown = trained.at(order[-TEXTURES:])
+    style_judge = StyleJudge(reconstructed(pipe.vae, shown), [emoji.style for emoji in shown.emoji])
+    figures["style by texture, real held-out pairs"] = style_judge.right(held_again, held.emoji)
+    for label, asked in (("seen", trained.at(order[: options.seen]).emoji), ("held-out pairs", held.emoji)):
         drawings = draw(pipe, [emoji.captions[0] for emoji in asked], **settings)
         figures[label] = judge(drawings, asked, everything)
+        figures[label]["style by texture"] = style_judge.right(drawings, asked)
     print(json.dumps(figures, indent=1))
 
     names = NAMES.split(", ")

@@ -12,6 +12,7 @@ vision        its vision tower once more, for the texts as they are
 autoencoder   the VAE from nothing
 diffusion     the U-Net from nothing
 measure       how good the result is at its small world
+style_judge   in whose hand a drawing is, whatever it shows
 scratch       the three in their order, at the sizes of the bundled model
 bundle        the files that ship
 

@@ -161,11 +161,15 @@ def standardise(vae: AutoencoderKL, latents: Tensor) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: EmojiPictures, batch: int = 16) -> float:
-    """Mean over pictures of the reconstruction's PSNR in dB, through the mean latent."""
-    device, values = vae.quant_conv.weight.device, []
-    for part in torch.arange(len(pictures)).split(batch):
-        images = pictures.images(part).to(device)
-        error = (vae.decode(vae.encode(images)[0]).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
-        values.append(10 * torch.log10(4 / error))  # the range is 2, its square 4
-    return torch.cat(values).mean().item()
+def reconstructed(vae: AutoencoderKL, pictures: EmojiPictures, batch: int = 16) -> Tensor:
+    """(N, 3, H, W) in [-1, 1], on the CPU: every picture through the mean latent and back."""
+    device = vae.quant_conv.weight.device
+    parts = torch.arange(len(pictures)).split(batch)
+    drawn = [vae.decode(vae.encode(pictures.images(part).to(device))[0]).cpu() for part in parts]
+    return torch.cat(drawn).clamp(-1, 1)
+
+
+def psnr(drawn: Tensor, images: Tensor) -> float:
+    """Mean over pictures of the PSNR in dB. drawn, images: (N, 3, H, W) in [-1, 1]."""
+    error = (drawn - images).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(4 / error).mean().item()  # the range is 2, its square 4

@@ -70,7 +70,10 @@ class EmojiPictures:
 
     def named(self, names: set[str]) -> "EmojiPictures":
         """Those of its pictures that show one of these names."""
-        places = [i for i, emoji in enumerate(self.emoji) if emoji.name in names]
+        return self.at([i for i, emoji in enumerate(self.emoji) if emoji.name in names])
+
+    def at(self, places: list[int]) -> "EmojiPictures":
+        """Those at these places, in their order."""
         some = copy(self)
         some.emoji, some.pixels = [self.emoji[i] for i in places], self.pixels[places]
         return some
