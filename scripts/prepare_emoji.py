@@ -1,6 +1,6 @@
 """Fetch the drawings that the bundled model learns from and lay them out in data/emoji/.
 
-python scripts/prepare_emoji.py             983 names in 5 styles, two more beside: 6,045 pictures
+python scripts/prepare_emoji.py             983 names in 5 styles, and one style held out: 5,328 pictures
 python scripts/prepare_emoji.py --small     363 names in 4 of them, which are soon learnt
 """
 

@@ -4,7 +4,6 @@ python scripts/prepare_emoji.py            the pictures, once
 python scripts/train_scratch.py clip       text and vision towers
 python scripts/train_scratch.py vae        pictures to latents and back
 python scripts/train_scratch.py unet       the diffusion, on what the first two made
-python scripts/train_scratch.py vision     a better vision tower for the same texts, and
 python scripts/train_scratch.py decoder    a better way back from the same latents, if there is time left
 python scripts/train_scratch.py export     all of it into weights/emoji.safetensors
 python scripts/train_scratch.py unpack     the shipped weights into runs/, for all of these to go on from
@@ -53,9 +52,8 @@ def main() -> None:
         return
     given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     settings = replace(PARTS[options.part], **given)
-    splits = ("train", "vision") if options.part == "vision" else ("train",)
     torch.manual_seed(settings.seed)  # the networks at random
-    train_part(options.part, options.runs, EmojiPictures(options.data, splits), settings)
+    train_part(options.part, options.runs, EmojiPictures(options.data), settings)
 
 
 if __name__ == "__main__":

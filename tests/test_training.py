@@ -16,15 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sd.errors import UserError
-from sd.tokenizer import Tokenizer
-from sd.training import autoencoder, diffusion, scratch, vision
-from sd.training.contrastive import new_clip
+from sd.training import autoencoder, diffusion, scratch
 from sd.training.data import Emoji, random_crops
 from sd.training.loop import Settings, examples_of, follow, step_seed, train
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
 ROOT = Path(__file__).parents[1]
-SMALL_VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "heads": 1}
 FAST = Settings(steps=6, batch=4, lr=1e-2, warmup=2, precision="fp32", save_minutes=60)
 
 
@@ -157,7 +154,7 @@ def tiny(monkeypatch):
     }
     sizes["unet"]["context_dim"] = 64
     monkeypatch.setattr(scratch, "SIZES", sizes)
-    monkeypatch.setattr(scratch, "VISION", SMALL_VISION)
+    monkeypatch.setattr(scratch, "VISION", {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "heads": 1})
     monkeypatch.setattr(diffusion, "SHEET", ("a red, light", "a blue"))
 
 
@@ -221,49 +218,25 @@ def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
         unpack(weights, second)
 
 
-def test_a_decoder_and_a_vision_tower_learn_alone_and_take_the_old_ones_places(tiny, tmp_path, monkeypatch):
+def test_a_decoder_learns_alone_and_takes_the_old_ones_place(tiny, tmp_path):
     from sd.checkpoint import load_models, read
-    from sd.training.bundle import export, load_scorer, unpack
+    from sd.training.bundle import export, unpack
 
-    monkeypatch.setattr(vision, "TRAINED_STYLES", ("light",))  # "dark" is a style of which no text speaks
     torch.manual_seed(0)
     settings = Settings(steps=10, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9)
-    for part in ("clip", "vae", "unet", "decoder", "vision"):
+    for part in ("clip", "vae", "unet", "decoder"):
         scratch.train_part(part, tmp_path, Drawings(), settings)
-    kept = {part: load_file(tmp_path / part / "model.safetensors") for part in ("clip", "vision", "vae", "decoder")}
-
-    def changed(before, after):
-        return {key.split(".")[0] for key, tensor in kept[before].items() if not torch.equal(tensor, kept[after][key])}
-
-    assert changed("vae", "decoder") == {"decoder", "post_quant_conv"}
-    assert changed("clip", "vision") == {"vision_model", "visual_projection", "logit_scale"}
+    before, after = (load_file(tmp_path / part / "model.safetensors") for part in ("vae", "decoder"))
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"decoder", "post_quant_conv"}
     (tmp_path / "weights").mkdir()
     model, _ = export(tmp_path, tmp_path / "weights")
     _, vae, _, checkpoint = load_models(model)
-    assert torch.equal(vae.decoder.conv_out.weight, kept["decoder"]["decoder.conv_out.weight"].half())
-    scorer = load_scorer(tmp_path / "weights")
-    assert torch.equal(scorer.visual_projection.weight, kept["vision"]["visual_projection.weight"].half().float())
-    made = json.loads(checkpoint.metadata["training"])
-    assert (made["decoder"]["step"], made["vision"]["step"]) == (10, 10)
+    assert torch.equal(vae.decoder.conv_out.weight, after["decoder.conv_out.weight"].half())
+    assert json.loads(checkpoint.metadata["training"])["decoder"]["step"] == 10
     unpack(tmp_path / "weights", tmp_path / "again")
     model, _ = export(tmp_path / "again", tmp_path / "weights")
-    made = json.loads(read(model).metadata["training"])
-    assert (made["decoder"]["earlier"]["step"], made["vision"]["earlier"]["step"]) == (10, 10)
-
-
-def test_a_vision_tower_learns_the_words_without_style_where_no_text_speaks_of_it(monkeypatch):
-    """Each picture belongs to its name in its style and without one, or wholly to the latter."""
-    monkeypatch.setattr(vision, "TRAINED_STYLES", ("light",))
-    clip = new_clip({"width": 64, "layers": 1, "heads": 1}, SMALL_VISION, 192)
-    words = vision.Words(clip, Drawings())
-    said = words.draw(torch.Generator().manual_seed(0))
-    assert said.shape == (4 * 2, 192)
-    asked = ["a red, light", "a red", "a green, light", "a green", "a blue, light", "a blue", "a grey, light", "a grey"]
-    assert torch.allclose(said, clip.encode_text(Tokenizer()(asked)), atol=1e-6)  # cut after the end or not
-    fits = words.fits(torch.tensor([2, 3]))  # green, light and dark
-    wanted = torch.zeros(2, 8)
-    wanted[0, 2], wanted[0, 3], wanted[1, 3] = vision.STYLED, 1 - vision.STYLED, 1.0
-    assert torch.allclose(fits, wanted)
+    assert json.loads(read(model).metadata["training"])["decoder"]["earlier"]["step"] == 10
 
 
 def test_an_untrained_part_is_named(tmp_path):

@@ -24,15 +24,14 @@ EARLIER = "earlier.json"  # beside unpacked weights: how they were made
 def export(runs: Path, weights: Path) -> list[Path]:
     """`runs/{clip,vae,unet}` to `weights/emoji.safetensors` (what draws) and `weights/emoji-clip.safetensors`.
 
-    The second file holds the rest of CLIP (vision tower and projections, transformers' CLIPModel keys), for scoring;
-    its text tower is in the first. Both are fp16 and small enough to ship. Where `runs/decoder` or `runs/vision` is
-    there, it takes the place of `vae` or `clip`, of which it was made.
+    `runs/decoder`, where it is there, takes the place of `vae`, of which it was made. The second file holds the rest of
+    CLIP (vision tower and projections, transformers' CLIPModel keys), for scoring; its text tower is in the first. Both
+    are fp16 and small enough to ship.
 
     Raises:
         UserError: a part has not been trained.
     """
-    better = {start: part for part, start in scratch.BEGINS_FROM.items() if is_kept(runs / part)}
-    parts = (better.get(part, part) for part in ("clip", "vae", "unet"))
+    parts = ("clip", "decoder" if is_kept(runs / "decoder") else "vae", "unet")
     clip, vae, unet = (kept(scratch.new(part), runs / part).half() for part in parts)
     about = {"training": json.dumps(history(runs))}
     model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"

@@ -22,7 +22,7 @@ class Emoji:
     name: str
     style: str
     words: list[str]  # other names for the same thing
-    split: str  # train, vision, pair, name or style: see `sd.training.emoji.Name.split`
+    split: str  # train, pair, name or style: see `sd.training.emoji.Name.split`
 
     @cached_property
     def captions(self) -> list[str]:

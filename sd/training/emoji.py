@@ -17,7 +17,7 @@ from sd.errors import UserError
 
 SIZE = 128
 NAMES = Path(__file__).parents[2] / "data" / "emoji_names.tsv"
-# Style as a caption says it: (npm package, version).
+# Style as a caption says it: (npm package, version). The last one is never trained on.
 STYLES = {
     "fluent 3d emoji": ("@lobehub/fluent-emoji-3d", "1.1.0"),
     "fluent flat emoji": ("@iconify-json/fluent-emoji-flat", "1.2.6"),
@@ -25,14 +25,11 @@ STYLES = {
     "fxemoji": ("@iconify-json/fxemoji", "1.2.2"),
     "fluent emoji": ("@iconify-json/fluent-emoji", "1.2.7"),
     "twemoji": ("@iconify-json/twemoji", "1.2.5"),
-    "emojione": ("@iconify-json/emojione", "1.2.3"),
 }
 SMALL_WORLD = ("fluent 3d emoji", "fluent flat emoji", "noto emoji", "fxemoji", "twemoji")
-HELD_OUT_STYLE = "twemoji"  # never trained on
-VISION_STYLE = "emojione"  # only shown to CLIP's vision tower: a further hand that draws the same things
-TRAINED_STYLES = tuple(style for style in STYLES if style not in (HELD_OUT_STYLE, VISION_STYLE))
-# Sets whose own list of characters is empty, and the one by whose list their drawings are found.
-SISTERS = {"fluent emoji": "fluent flat emoji", "emojione": "noto emoji"}
+HELD_OUT_STYLE = "twemoji"
+TRAINED_STYLES = tuple(style for style in STYLES if style != HELD_OUT_STYLE)
+SISTERS = {"fluent emoji": "fluent flat emoji"}  # whose own list of characters is empty, and by whose it is found
 
 
 @dataclass
@@ -47,13 +44,11 @@ class Name:
     words: list[str]  # other names for the same thing
 
     def split(self, style: str) -> str:
-        """Which part of the data this name in this style belongs to: train, vision, pair, name or style."""
+        """Which part of the data this name in this style belongs to: train, pair, name or style."""
         if style == HELD_OUT_STYLE:
             return "style"
         if self.held_out == "name":
             return "name"
-        if style == VISION_STYLE:
-            return "vision"
         return "pair" if self.held_out == style else "train"
 
 
@@ -149,7 +144,7 @@ def prepare(folder: Path, small: bool = False, say=print) -> int:
     """Fetch, draw and write the dataset; returns the number of pictures.
 
     Writes `folder/pictures/<style>/<name>.png` and `folder/index.jsonl`, whose lines have file, name, style, words and
-    split (see `Name.split`). `small` takes the names that everybody knows, in one style less: soon learnt.
+    split (train, pair, name, style). `small` takes the names that everybody knows, in one style less: soon learnt.
     """
     names = [name for name in read_names() if not small or name.world == "small"]
     lines, lists = [], {}

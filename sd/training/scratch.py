@@ -9,7 +9,6 @@ from sd.training.contrastive import new_clip, train_clip
 from sd.training.data import EmojiPictures
 from sd.training.diffusion import new_unet, train_unet
 from sd.training.loop import Settings, is_kept, kept
-from sd.training.vision import train_vision
 
 SIZES = {
     "unet": {
@@ -27,17 +26,15 @@ VISION = {"image_size": 128, "patch_size": 16, "width": 192, "layers": 4, "heads
 PROJECTION_DIM = 192
 PARTS = {
     "clip": Settings(steps=2200, batch=128, lr=1e-3, warmup=50, weight_decay=0.05, ema=0.99),
-    "vision": Settings(steps=2500, batch=128, lr=6e-4, warmup=50, weight_decay=0.1, ema=0.99),
     "vae": Settings(steps=4000, batch=8, lr=1e-3, warmup=50, ema=0.995),
     "decoder": Settings(steps=2500, batch=8, lr=5e-4, warmup=50, ema=0.995),
     "unet": Settings(steps=7500, batch=48, lr=1e-3, warmup=200, ema=0.998),
 }
-BEGINS_FROM = {"vision": "clip", "decoder": "vae"}
 
 
 def new(part: str) -> nn.Module:
-    """ "clip", "vae" or "unet" before its first step; "vision" is a "clip", "decoder" a "vae"."""
-    if part in ("clip", "vision"):
+    """ "clip", "vae" or "unet" before its first step; "decoder" is a "vae"."""
+    if part == "clip":
         return new_clip(SIZES["clip"], VISION, PROJECTION_DIM)
     return new_unet(SIZES["unet"]) if part == "unet" else new_vae(SIZES["vae"])
 
@@ -45,21 +42,18 @@ def new(part: str) -> nn.Module:
 def train_part(part: str, runs: Path, pictures: EmojiPictures, settings: Settings) -> None:
     """Train one of PARTS in `runs/<part>`, or go on with it.
 
-    The U-Net needs "clip" and "vae" there. What it then rests on stays as it is: "vision" and "decoder" begin from
-    these two and make better what it never meets, the vision tower and the way back from the latents.
+    The U-Net needs "clip" and "vae" there, "decoder" the "vae", of which it makes a better one for the same latents.
     Weights without a checkpoint beside them, as `bundle.unpack` writes them, are what a run begins from.
     """
     run, network = runs / part, new(part)
     if is_kept(run):
         kept(network, run).requires_grad_(True)
-    elif part in BEGINS_FROM:
-        kept(network, runs / BEGINS_FROM[part]).requires_grad_(True)
+    elif part == "decoder":
+        kept(network, runs / "vae").requires_grad_(True)
     elif part == "vae":
         start_with_colours(network, pictures)
     if part == "clip":
         train_clip(network, run, pictures, settings)
-    elif part == "vision":
-        train_vision(network, run, pictures, settings)
     elif part == "vae":
         train_vae(network, run, pictures, settings)
     elif part == "decoder":
