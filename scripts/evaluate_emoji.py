@@ -23,7 +23,7 @@ from sd.training.autoencoder import psnr, reconstructed
 from sd.training.bundle import load_scorer
 from sd.training.data import EmojiPictures
 from sd.training.emoji import TRAINED_STYLES, read_names
-from sd.training.measure import draw, judge, retrieval
+from sd.training.measure import draw, encode_pictures, judge, retrieval
 from sd.training.style_judge import StyleJudge
 
 NAMES = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
@@ -40,16 +40,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="default: 20")
     parser.add_argument("--guidance", type=float, default=3.0, help="default: 3")
     options = parser.parse_args()
-    trained, held = (EmojiPictures(options.data, splits) for splits in (("train",), ("pair",)))
     everything = EmojiPictures(options.data, ("train", "pair"))
+    trained, held = (everything.of(split) for split in ("train", "pair"))
     pipe = StableDiffusion.from_pretrained(options.weights / "emoji.safetensors")
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
 
     clip = load_scorer(options.weights)
     held_again = reconstructed(pipe.vae, held)
-    figures = {"vae psnr held out": psnr(held_again, held.images()), "clip held out": retrieval(clip, held, everything)}
-    small = {name.name for name in read_names() if name.world == "small"}
-    figures["clip held out, everyday names"] = retrieval(clip, held.named(small), everything.named(small))
+    figures = {"vae psnr held out": psnr(held_again, held.images())}
+    every = {emoji.name for emoji in everything.emoji}
+    everyday = every & {name.name for name in read_names() if name.world == "small"}
+    vectors = encode_pictures(clip, everything)
+    for label, names in (("clip held out", every), ("clip held out, everyday names", everyday)):
+        figures[label] = retrieval(clip, everything, vectors, names)
     order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0)).tolist()
     # It learns from pictures that went through the autoencoder, as drawings do: they need not answer for its blur.
     shown = trained.at(order[-TEXTURES:])
@@ -60,7 +63,6 @@ def main() -> None:
         figures[label] = judge(drawings, asked, everything)
         figures[label]["style by texture"] = style_judge.right(drawings, asked)
     print(json.dumps(figures, indent=1))
-
     names = NAMES.split(", ")
     sheets = {
         "emoji-sheet": [(f"a {name}, {style}", {}) for style in TRAINED_STYLES for name in names],

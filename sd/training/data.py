@@ -68,12 +68,12 @@ class EmojiPictures:
     def __len__(self) -> int:
         return len(self.emoji)
 
-    def named(self, names: set[str]) -> "EmojiPictures":
-        """Those of its pictures that show one of these names."""
-        return self.at([i for i, emoji in enumerate(self.emoji) if emoji.name in names])
+    def of(self, split: str) -> "EmojiPictures":
+        """Its pictures of one split."""
+        return self.at([i for i, emoji in enumerate(self.emoji) if emoji.split == split])
 
     def at(self, places: list[int]) -> "EmojiPictures":
-        """Those at these places, in their order."""
+        """Its pictures at these places, in their order."""
         some = copy(self)
         some.emoji, some.pixels = [self.emoji[i] for i in places], self.pixels[places]
         return some

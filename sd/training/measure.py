@@ -55,22 +55,27 @@ def judge(drawings: Tensor, asked: list[Emoji], pictures: EmojiPictures) -> dict
 
 
 @torch.no_grad()
-def retrieval(clip: CLIP, asked: EmojiPictures, everything: EmojiPictures) -> dict[str, float]:
-    """Shares of `asked` that CLIP finds first among all names, or all pictures, of the same style: both directions."""
-    names = sorted({emoji.name for emoji in everything.emoji})
+def retrieval(clip: CLIP, pictures: EmojiPictures, vectors: Tensor, names: set[str]) -> dict[str, float]:
+    """Shares of held-out pairs that CLIP finds first among all of `names`, or all their pictures, in the same style.
+
+    vectors: (N, P), what `encode_pictures` makes of `pictures`.
+    """
+    ordered = sorted(names)
+    places = [i for i, emoji in enumerate(pictures.emoji) if emoji.name in names]
+    asked = [i for i in places if pictures.emoji[i].split == "pair"]
     text = {
         style: torch.cat(
-            [encode_texts(clip, [f"{with_article(name)}, {style}" for name in part]) for part in parts(names)]
+            [encode_texts(clip, [f"{with_article(name)}, {style}" for name in part]) for part in parts(ordered)]
         )
-        for style in {emoji.style for emoji in asked.emoji}
+        for style in {pictures.emoji[i].style for i in asked}
     }
-    sought, known = encode_pictures(clip, asked), encode_pictures(clip, everything)
     to_text = to_picture = 0
-    for emoji, vector in zip(asked.emoji, sought):
-        to_text += names[(text[emoji.style] @ vector).argmax()] == emoji.name
-        same = [i for i, other in enumerate(everything.emoji) if other.style == emoji.style]
-        best = same[(known[same] @ text[emoji.style][names.index(emoji.name)]).argmax()]
-        to_picture += everything.emoji[best].name == emoji.name
+    for i in asked:
+        emoji = pictures.emoji[i]
+        to_text += ordered[(text[emoji.style] @ vectors[i]).argmax()] == emoji.name
+        same = [k for k in places if pictures.emoji[k].style == emoji.style]
+        best = same[(vectors[same] @ text[emoji.style][ordered.index(emoji.name)]).argmax()]
+        to_picture += pictures.emoji[best].name == emoji.name
     return {"picture to text": to_text / len(asked), "text to picture": to_picture / len(asked)}
 
 
@@ -78,6 +83,7 @@ def encode_texts(clip: CLIP, texts: list[str]) -> Tensor:
     return clip.encode_text(Tokenizer()(texts))
 
 
+@torch.no_grad()
 def encode_pictures(clip: CLIP, pictures: EmojiPictures) -> Tensor:
     size = clip.vision_model.image_size
     indices = torch.arange(len(pictures)).split(64)

@@ -57,7 +57,8 @@ def texture(images: Tensor, batch: int = 16) -> Tensor:
                 row += spread(maps, near_ink)
             x = F.avg_pool2d(x, 2)
         rows.append(torch.cat(row, dim=1))
-    return torch.cat(rows).sign() * torch.cat(rows).abs().sqrt()  # roots, so that a few strong edges do not decide
+    features = torch.cat(rows)
+    return features.sign() * features.abs().sqrt()  # roots, so that a few strong edges do not decide
 
 
 def filters(out: int, into: int, generator: torch.Generator) -> Tensor:
