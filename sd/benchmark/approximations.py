@@ -40,6 +40,7 @@ WAYS = {
     "guidance 0 to 0.8, step cache 2": dict(guidance_end=0.8, step_cache=2),
     "guidance 0 to 0.8, step cache 3": dict(guidance_end=0.8, step_cache=3),
     "int8, step cache 3": dict(optimizations=[ALL_EXACT, "int8"], step_cache=3),
+    "int8, step cache 4": dict(optimizations=[ALL_EXACT, "int8"], step_cache=4),
 }  # settings, or the pipeline's optimizations
 HIGHEST_PSNR = 99.0  # dB, for pictures that are equal, whose ratio is infinite
 

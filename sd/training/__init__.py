@@ -8,6 +8,7 @@ state         what a run goes on from after a kill
 loop          the one training loop: exact resume, averages, accumulation, mixed precision
 objective     the error in the noise, and how much it counts at each time
 contrastive   CLIP from nothing
+adversary     the decoder's opponent, for sharp pictures
 autoencoder   the VAE from nothing
 diffusion     the U-Net from nothing
 measure       how good the result is at its small world

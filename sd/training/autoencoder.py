@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd.training.adversary import Rivals
 from sd.training.data import EmojiPictures, random_crops
 from sd.training.loop import Settings, keep, train
 from sd.vae import LATENT_SCALE, AttnBlock, AutoencoderKL, Downsample, ResnetBlock, Upsample, sample_latent
+
+REAL, MATCHED = 0.07, 0.7  # weights of the two losses against the decoder's opponent
 
 
 def train_vae(
@@ -35,15 +38,22 @@ def train_vae(
 
 
 def train_decoder(vae: AutoencoderKL, run: Path, pictures: EmojiPictures, settings: Settings) -> AutoencoderKL:
-    """The decoder once more, alone: latents stay what they are, and so what a U-Net has learnt of them stays right."""
+    """The decoder once more, alone and against an opponent, for sharp edges and each style's own texture.
+
+    Latents stay what they are, and so what a U-Net has learnt of them stays right.
+    """
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
 
-    def loss(vae: AutoencoderKL, indices: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(rivals: Rivals, indices: Tensor, generator: torch.Generator) -> Tensor:
         images = crops(pictures, indices, generator).to(vae.quant_conv.weight.device)
-        return reconstruction(vae.decode(vae.encode(images)[0]).float(), images)
+        latent = rivals.vae.encode(images)[0]
+        drawn = rivals.vae.decode(latent).float()
+        real, matched, opponent = rivals.losses(drawn, images, latent)
+        return reconstruction(drawn, images) + REAL * real + MATCHED * matched + opponent
 
-    return train(vae, loss, len(pictures), run, settings, on_save=lambda vae, step: keep(vae, run))
+    rivals = train(Rivals(vae), loss, len(pictures), run, settings, on_save=lambda rivals, _: keep(rivals.vae, run))
+    return rivals.vae
 
 
 def crops(pictures: EmojiPictures, indices: Tensor, generator: torch.Generator) -> Tensor:

@@ -27,7 +27,7 @@ PROJECTION_DIM = 192
 PARTS = {
     "clip": Settings(steps=2200, batch=128, lr=1e-3, warmup=50, weight_decay=0.05, ema=0.99),
     "vae": Settings(steps=4000, batch=8, lr=1e-3, warmup=50, ema=0.995),
-    "decoder": Settings(steps=2500, batch=8, lr=5e-4, warmup=50, ema=0.995),
+    "decoder": Settings(steps=5000, batch=8, lr=5e-4, warmup=50, betas=(0.5, 0.99), ema=0.998),
     "unet": Settings(steps=7500, batch=48, lr=1e-3, warmup=200, ema=0.998),
 }
 
