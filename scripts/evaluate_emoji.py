@@ -27,7 +27,6 @@ from sd.training.measure import draw, encode_pictures, judge, retrieval
 from sd.training.style_judge import StyleJudge
 
 NAMES = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
-TEXTURES = 1500  # trained pictures that the judge of styles learns from
 SYNONYMS = ("a puppy", "a kitten", "an automobile", "a plane", "a bike", "a burger", "a donut", "a bunny")
 
 
@@ -54,10 +53,9 @@ def main() -> None:
     for label, names in (("clip held out", every), ("clip held out, everyday names", everyday)):
         figures[label] = retrieval(clip, everything, vectors, names)
     order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0)).tolist()
-    # It learns from pictures that went through the autoencoder, as drawings do: they need not answer for its blur.
-    shown = trained.at(order[-TEXTURES:])
-    style_judge = StyleJudge(reconstructed(pipe.vae, shown), [emoji.style for emoji in shown.emoji])
-    figures["style by texture, real held-out pairs"] = style_judge.right(held_again, held.emoji)
+    style_judge = StyleJudge(trained.images(), [emoji.style for emoji in trained.emoji])
+    for label, images in (("real", held.images()), ("real, through the autoencoder", held_again)):
+        figures[f"style by texture, held-out pairs, {label}"] = style_judge.right(images, held.emoji)
     for label, asked in (("seen", trained.at(order[: options.seen]).emoji), ("held-out pairs", held.emoji)):
         drawings = draw(pipe, [emoji.captions[0] for emoji in asked], **settings)
         figures[label] = judge(drawings, asked, everything)
