@@ -23,7 +23,7 @@ from sd.training.autoencoder import psnr, reconstructed
 from sd.training.bundle import load_scorer
 from sd.training.data import EmojiPictures
 from sd.training.emoji import TRAINED_STYLES, read_names
-from sd.training.measure import draw, encode_pictures, judge, retrieval
+from sd.training.measure import draw, encode_pictures, features_of_all, judge, retrieval
 from sd.training.style_judge import StyleJudge
 
 NAMES = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
@@ -56,9 +56,10 @@ def main() -> None:
     style_judge = StyleJudge(trained.images(), [emoji.style for emoji in trained.emoji])
     for label, images in (("real", held.images()), ("real, through the autoencoder", held_again)):
         figures[f"style by texture, held-out pairs, {label}"] = style_judge.right(images, held.emoji)
+    known = features_of_all(everything)
     for label, asked in (("seen", trained.at(order[: options.seen]).emoji), ("held-out pairs", held.emoji)):
         drawings = draw(pipe, [emoji.captions[0] for emoji in asked], **settings)
-        figures[label] = judge(drawings, asked, everything)
+        figures[label] = judge(drawings, asked, everything.emoji, known)
         figures[label]["style by texture"] = style_judge.right(drawings, asked)
     print(json.dumps(figures, indent=1))
     names = NAMES.split(", ")

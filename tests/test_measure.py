@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sd.training.data import Emoji
-from sd.training.measure import COPY, features, judge
+from sd.training.measure import COPY, features, features_of_all, judge
 
 
 def shapes(size=64):
@@ -44,15 +44,17 @@ def test_features_have_unit_length_and_do_not_see_white():
 
 def test_noisy_pictures_are_known_again_and_copies_are_told(pictures):
     _, images = shapes()
+    known = pictures.emoji, features_of_all(pictures)
     noise = 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    shares = judge(images + noise, pictures.emoji, pictures)
+    shares = judge(images + noise, pictures.emoji, *known)
     assert shares["name"] == shares["style"] == shares["both"] == 1
     # Only the red ones are trained on; a blue one is no copy of a red one.
-    assert judge(images, pictures.emoji, pictures)["copies"] == 0.5
+    assert judge(images, pictures.emoji, *known)["copies"] == 0.5
     assert (features(images) @ features(images).T).fill_diagonal_(0).max() < COPY
 
 
 def test_a_drawing_of_something_else_is_counted_as_such(pictures):
     _, images = shapes()
-    swapped = judge(images[[2, 3, 0, 1]], pictures.emoji, pictures)  # square for disc, disc for square
-    assert (swapped["name"], swapped["style"], swapped["both"]) == (0, 1, 0)
+    swapped = images[[2, 3, 0, 1]]  # square for disc, disc for square
+    shares = judge(swapped, pictures.emoji, pictures.emoji, features_of_all(pictures))
+    assert (shares["name"], shares["style"], shares["both"]) == (0, 1, 0)

@@ -10,7 +10,7 @@ from sd.means import Mean, mean_of
 from sd.pipeline import StableDiffusion
 from sd.samplers import SAMPLERS
 from sd.training.data import Emoji, EmojiPictures
-from sd.training.measure import draw, judge
+from sd.training.measure import draw, features_of_all, judge
 
 REFERENCE = ("ddpm", 50)
 STEPS = (5, 8, 10, 15, 20, 30, 50)
@@ -54,7 +54,7 @@ def measure(
 ) -> list[Row]:
     """asked: what to draw, the k-th with seed k. pictures: all that drawings might be. The reference comes first."""
     prompts = [emoji.captions[0] for emoji in asked]
-    texts, exact, rows = scorer.texts(prompts), None, []
+    texts, known, exact, rows = scorer.texts(prompts), features_of_all(pictures), None, []
     pairs = [REFERENCE] + [(s, n) for s in samplers for n in steps if (s, n) != REFERENCE]
     for sampler, count in pairs:
         calls = CountCalls(pipe)
@@ -62,7 +62,7 @@ def measure(
         values = (scorer.pictures(from_tensor(drawn)) * texts).sum(dim=1)
         exact = values if exact is None else exact
         change = None if exact is values else mean_of(values - exact)
-        right = judge(drawn, asked, pictures)["name"]
+        right = judge(drawn, asked, pictures.emoji, known)["name"]
         rows.append(Row(sampler, count, calls.stop() // len(asked), right, mean_of(values), change))
         if on_row is not None:
             on_row(rows[-1])

@@ -38,15 +38,20 @@ def draw(pipe: StableDiffusion, prompts: list[str], batch: int = 16, **settings)
     return torch.cat([to_tensor(image) for image in drawn])
 
 
-def judge(drawings: Tensor, asked: list[Emoji], pictures: EmojiPictures) -> dict[str, float]:
+def features_of_all(pictures: EmojiPictures) -> Tensor:
+    """(N, 5 * 16 * 16): every picture's features."""
+    return torch.cat([features(pictures.images(part)) for part in torch.arange(len(pictures)).split(256)])
+
+
+def judge(drawings: Tensor, asked: list[Emoji], known: list[Emoji], known_features: Tensor) -> dict[str, float]:
     """Shares of drawings whose nearest picture has the name, the style, both; and of copies of trained pictures.
 
-    drawings: (B, 3, H, W), drawn for `asked`. pictures: all that they might be, held-out ones included.
+    drawings: (B, 3, H, W), drawn for `asked`. known: all that they might be, held-out ones included, with what
+    `features_of_all` makes of them.
     """
-    known = torch.cat([features(pictures.images(part)) for part in torch.arange(len(pictures)).split(256)])
-    closeness = features(drawings) @ known.T  # (B, N)
-    nearest = [pictures.emoji[i] for i in closeness.argmax(dim=1).tolist()]
-    trained = torch.tensor([emoji.split == "train" for emoji in pictures.emoji])
+    closeness = features(drawings) @ known_features.T  # (B, N)
+    nearest = [known[i] for i in closeness.argmax(dim=1).tolist()]
+    trained = torch.tensor([emoji.split == "train" for emoji in known])
     name = torch.tensor([found.name == wanted.name for found, wanted in zip(nearest, asked)])
     style = torch.tensor([found.style == wanted.style for found, wanted in zip(nearest, asked)])
     copies = closeness[:, trained].amax(dim=1) >= COPY
