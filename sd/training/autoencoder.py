@@ -14,14 +14,13 @@ from sd.training.loop import Settings, keep, train
 from sd.vae import LATENT_SCALE, AttnBlock, AutoencoderKL, Downsample, ResnetBlock, Upsample, sample_latent
 
 REAL, MATCHED = 0.07, 0.7  # weights of the two losses against the decoder's opponent
+NOISE = 0.3  # at most, in the decoder's latents, where they are scaled to a spread of 1
 
 
 def train_vae(
     vae: AutoencoderKL, run: Path, pictures: EmojiPictures, settings: Settings, kl_weight: float = 1e-4
 ) -> AutoencoderKL:
-    """A KL autoencoder (Rombach et al. 2022, section 3.1). No discriminator and no perceptual loss: flat drawings do
-    without.
-    """
+    """A KL autoencoder (Rombach et al. 2022, section 3.1), by plain errors; an opponent comes with `train_decoder`."""
 
     def loss(vae: AutoencoderKL, indices: Tensor, generator: torch.Generator) -> Tensor:
         images = crops(pictures, indices, generator).to(vae.quant_conv.weight.device)
@@ -40,7 +39,8 @@ def train_vae(
 def train_decoder(vae: AutoencoderKL, run: Path, pictures: EmojiPictures, settings: Settings) -> AutoencoderKL:
     """The decoder once more, alone and against an opponent, for sharp edges and each style's own texture.
 
-    Latents stay what they are, and so what a U-Net has learnt of them stays right.
+    Latents stay what they are, and so what a U-Net has learnt of them stays right. They come with a little noise: a
+    U-Net's are a little off too, and a decoder that knew exact ones alone would make blots of that.
     """
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
@@ -48,6 +48,9 @@ def train_decoder(vae: AutoencoderKL, run: Path, pictures: EmojiPictures, settin
     def loss(rivals: Rivals, indices: Tensor, generator: torch.Generator) -> Tensor:
         images = crops(pictures, indices, generator).to(vae.quant_conv.weight.device)
         latent = rivals.vae.encode(images)[0]
+        noise = torch.randn(latent.shape, generator=generator) / LATENT_SCALE
+        level = NOISE * torch.rand(len(latent), 1, 1, 1, generator=generator)
+        latent = latent + (level * noise).to(latent)
         drawn = rivals.vae.decode(latent).float()
         real, matched, opponent = rivals.losses(drawn, images, latent)
         return reconstruction(drawn, images) + REAL * real + MATCHED * matched + opponent
