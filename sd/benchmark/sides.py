@@ -29,7 +29,7 @@ from sd.pipeline import StableDiffusion
 from sd.seeds import Noise
 from sd.tokenizer import Tokenizer
 
-STEP_CACHE = 3
+STEP_CACHE = 4
 Turn = Callable[[], object]
 
 
