@@ -12,7 +12,7 @@ import pytest
 import torch
 from make_full_checkpoint import lightning_checkpoint, random_weights
 
-from sd.benchmark import many, performance, sides
+from sd.benchmark import many, performance
 from sd.benchmark.measure import alternate, count_flops, measure, peak_in_child, random_checkpoint, run
 from sd.benchmark.openvino_peer import have_openvino
 from sd.benchmark.peers import have_compiler, load_single_file
@@ -265,7 +265,7 @@ def test_the_quick_side_draws_whole_pictures_and_caches_steps(no_peaks, monkeypa
     monkeypatch.setattr(SIDES["quick"].ours, "optimizations", ("channels-last",))
     figures = {}
     for cache in (1, 4):
-        monkeypatch.setattr(sides, "STEP_CACHE", cache)
+        monkeypatch.setattr(SIDES["quick"], "step_cache", cache)
         result = measure("txt2img", replace(QUICK, steps=4, rounds=1, sides=("ours", "quick", "plain")))
         figures[cache] = result.differences["quick"]
     assert figures[1] < 2e-3 < figures[4]  # a grey level in some pixels, where sums are in another order

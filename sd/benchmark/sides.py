@@ -29,7 +29,6 @@ from sd.pipeline import StableDiffusion
 from sd.seeds import Noise
 from sd.tokenizer import Tokenizer
 
-STEP_CACHE = 4
 Turn = Callable[[], object]
 
 
@@ -107,14 +106,13 @@ class Approximate(OurNetworks):
 class Quick:
     """A whole picture with what changes it least for the time it saves; docs/approximations.md has how much."""
 
-    title = f"ours, int8, step cache {STEP_CACHE}"
-
-    def __init__(self):
+    def __init__(self, step_cache: int):
+        self.step_cache, self.title = step_cache, f"ours, int8, step cache {step_cache}"
         self.ours = Approximate("int8")
         self.missing, self.make_ready = self.ours.missing, self.ours.make_ready
 
     def txt2img(self, model: RandomModel) -> Turn:
-        return self.ours.txt2img(model, step_cache=STEP_CACHE)
+        return self.ours.txt2img(model, step_cache=self.step_cache)
 
 
 class TheirNetworks:
@@ -245,7 +243,8 @@ class OpenVINO(TheirNetworks):
 SIDES = {
     "ours": Ours(),
     **{name: Approximate(name) for name, one in OPTIMIZATIONS.items() if not one.exact},
-    "quick": Quick(),
+    "quick": Quick(3),
+    "quicker": Quick(4),
     "plain": Plain(),
     "diffusers": Diffusers(),
     "compiled": Compiled(),
