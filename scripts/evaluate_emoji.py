@@ -45,8 +45,8 @@ def main() -> None:
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
 
     clip = load_scorer(options.weights)
-    held_again = reconstructed(pipe.vae, held)
-    figures = {"vae psnr held out": psnr(held_again, held.images())}
+    real, again = held.images(), reconstructed(pipe.vae, held)
+    figures = {"vae psnr held out": psnr(again, real)}
     every = {emoji.name for emoji in everything.emoji}
     everyday = every & {name.name for name in read_names() if name.world == "small"}
     vectors = encode_pictures(clip, everything)
@@ -54,7 +54,7 @@ def main() -> None:
         figures[label] = retrieval(clip, everything, vectors, names)
     order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0)).tolist()
     style_judge = StyleJudge(trained.images(), [emoji.style for emoji in trained.emoji])
-    for label, images in (("real", held.images()), ("real, through the autoencoder", held_again)):
+    for label, images in (("real", real), ("real, through the autoencoder", again)):
         figures[f"style by texture, held-out pairs, {label}"] = style_judge.right(images, held.emoji)
     known = features_of_all(everything)
     for label, asked in (("seen", trained.at(order[: options.seen]).emoji), ("held-out pairs", held.emoji)):

@@ -75,34 +75,36 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-class DownLevel(nn.Module):
-    """Some ResnetBlocks at one size, then half the size (not after the last level)."""
+class Level(nn.Module):
+    """Some ResnetBlocks at one size."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, last: bool):
+    def __init__(self, in_channels: int, out_channels: int, blocks: int):
         super().__init__()
         self.block = nn.ModuleList(
             ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
         )
+
+    def layers(self) -> list[nn.Module]:
+        """For the network to run one by one: while it runs a whole level, it would hold what the level began with."""
+        return [*self.block, *(part for name, part in self.named_children() if name != "block")]
+
+
+class DownLevel(Level):
+    """Then half the size (not after the last level)."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, last: bool):
+        super().__init__(in_channels, out_channels, blocks)
         if not last:
             self.downsample = Downsample(out_channels)
 
-    def layers(self) -> list[nn.Module]:
-        return [*self.block, *([self.downsample] if hasattr(self, "downsample") else [])]
 
-
-class UpLevel(nn.Module):
-    """Some ResnetBlocks at one size, then twice the size (not after the last level)."""
+class UpLevel(Level):
+    """Then twice the size (not after the last level)."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, last: bool):
-        super().__init__()
-        self.block = nn.ModuleList(
-            ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
-        )
+        super().__init__(in_channels, out_channels, blocks)
         if not last:
             self.upsample = Upsample(out_channels)
-
-    def layers(self) -> list[nn.Module]:
-        return [*self.block, *([self.upsample] if hasattr(self, "upsample") else [])]
 
 
 class Middle(nn.Module):
@@ -157,7 +159,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
-            for layer in level.layers():  # here, and not in the level: what the last level gave is then free
+            for layer in level.layers():
                 h = layer(h)
         return self.conv_out(swish(self.norm_out(h)))
 
