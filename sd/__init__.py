@@ -33,6 +33,8 @@ fused_geglu       a gate applied while its sums are in registers
 int8              products in 8 bits, which change the picture a little
 shared_start      what cond and uncond share, once
 tiled_attention   long self-attentions, a tile at a time
+graphs            networks compiled for one GPU and size
+in_turn           one network at a time on the GPU
 optimize          such patches for speed, by name, on and off
 
 lora_kinds        ways to write a change of a weight with few numbers

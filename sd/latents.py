@@ -12,24 +12,39 @@ from sd.tiled_vae import decode_tiled, encode_tiled
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
 TILED_FROM = 1024 * 1024  # pixels; above, the VAE works in tiles
+Run = Callable[[torch.dtype], Tensor]  # the VAE, in this precision
 
 
 def encode_image(vae: AutoencoderKL, image: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1] to the mean of its latent, (B, 4, H/8, W/8), scaled, fp32."""
-    encode = encode_tiled if image.shape[-1] * image.shape[-2] > TILED_FROM else AutoencoderKL.encode
     image = image.to(vae.post_quant_conv.weight.device)
-    return in_enough_precision(vae, lambda dtype: encode(vae, image.to(dtype))[0]) * LATENT_SCALE
+    pixels = image.shape[-1] * image.shape[-2]
+    return LATENT_SCALE * whole_or_in_tiles(
+        vae, pixels, lambda dtype: vae.encode(image.to(dtype))[0], lambda dtype: encode_tiled(vae, image.to(dtype))[0]
+    )
 
 
 def decode_latent(vae: AutoencoderKL, latent: Tensor) -> Tensor:
     """Scaled latents (B, 4, h, w) to pictures (B, 3, 8h, 8w), in [-1, 1] but for overshoot, fp32."""
     pixels = latent.shape[-1] * latent.shape[-2] * vae.downsample**2
-    decode = decode_tiled if pixels > TILED_FROM else AutoencoderKL.decode
     give_back_freed()  # what the steps left between the weights, 200 MB for v1-5, of which a picture can use little
-    return in_enough_precision(vae, lambda dtype: decode(vae, (latent / LATENT_SCALE).to(dtype)))
+    latent = latent / LATENT_SCALE
+    return whole_or_in_tiles(
+        vae, pixels, lambda dtype: vae.decode(latent.to(dtype)), lambda dtype: decode_tiled(vae, latent.to(dtype))
+    )
 
 
-def in_enough_precision(vae: AutoencoderKL, run: Callable[[torch.dtype], Tensor]) -> Tensor:
+def whole_or_in_tiles(vae: AutoencoderKL, pixels: int, whole: Run, tiled: Run) -> Tensor:
+    """In tiles where the picture is large, or where a GPU has not the memory for all of it at once."""
+    if pixels <= TILED_FROM:
+        try:
+            return in_enough_precision(vae, whole)
+        except torch.OutOfMemoryError:
+            print("the GPU has too little memory for the whole picture: the VAE works in tiles.", file=sys.stderr)
+    return in_enough_precision(vae, tiled)
+
+
+def in_enough_precision(vae: AutoencoderKL, run: Run) -> Tensor:
     """What the VAE gives, in fp32. Where fp16 overflows in it, as v1's can, it is made fp32 and stays so."""
     dtype = vae.post_quant_conv.weight.dtype
     result = run(dtype)

@@ -1,17 +1,20 @@
 """Speed as patches on a loaded pipeline: each can be listed, named and taken off, and the networks stay a textbook.
 
-The exact ones are on in every drawing where the machine has them: the same sums, if not always in the same order. They
-touch no weight, or give it back bit for bit. Whatever changes the picture is off until it is asked for.
+The usual ones are on in every drawing where the machine has them. They are exact: the same sums, if not always in the
+same order. They touch no weight, or give it back bit for bit. Off until asked for is whatever changes the picture, or
+saves in one place what it takes in another.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from sd.clip import CLIPTextModel
 from sd.errors import UserError
 from sd.fused_geglu import fuse, separate
+from sd.graphs import compile_forward, run_eagerly
+from sd.in_turn import stay, take_turns
 from sd.int8 import fits as fits_int8
 from sd.int8 import from_int8, to_int8
 from sd.packing import has_kernels, pack, unpack
@@ -22,7 +25,7 @@ from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 
 NO_OPTIMIZATIONS = "none"
-EXACT = "exact"  # in a list of names: all that are on by default
+EXACT = "exact"  # in a list of names: the usual ones
 
 
 @dataclass(frozen=True)
@@ -31,23 +34,27 @@ class Networks:
 
     unet: UNetModel
     vae: AutoencoderKL
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter((self.unet, self.vae))
+    clip: CLIPTextModel | None = None
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """what: a line for the list. fits: whether this device has it, in this dtype. exact: on by default.
+    """what: a line for the list. fits: whether this device has it, in this dtype. exact: it does not change the
+    picture. usual: on by default.
 
     put_on, take_off: both may be called again and again; what is on already stays as it is.
     """
 
     what: str
-    put_on: Callable[[Networks], None]
-    take_off: Callable[[Networks], None]
+    put_on: Callable[[Networks], object]
+    take_off: Callable[[Networks], object]
     fits: Callable[[torch.device, torch.dtype], bool] = lambda device, dtype: True
     exact: bool = True
+    usual: bool = True
+
+
+def on_cuda(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cuda"
 
 
 def lay_out(networks: Networks, order: torch.memory_format) -> None:
@@ -92,19 +99,37 @@ OPTIMIZATIONS = {
         lambda networks: from_int8(networks.unet),
         fits_int8,
         exact=False,
+        usual=False,
+    ),
+    "parts-in-turn": Optimization(
+        "one network at a time on the GPU: for those of 4 GB, and slower",
+        lambda networks: take_turns(networks.unet, networks.vae, networks.clip),
+        lambda networks: stay(networks.unet),
+        on_cuda,
+        usual=False,
+    ),
+    "graphs": Optimization(
+        "kernels compiled for this GPU and size, replayed as one: quicker, after minutes before the first picture",
+        lambda networks: [compile_forward(network) for network in (networks.unet, networks.vae.decoder)],
+        lambda networks: [run_eagerly(network) for network in (networks.unet, networks.vae.decoder)],
+        on_cuda,
+        usual=False,
     ),
 }
+APART = {"parts-in-turn", "graphs"}  # the one moves the weights, of which the other fixes the places
 TRAINABLE = ("channels-last",)  # the others have no gradients
 
 
-def optimize(unet: UNetModel, vae: AutoencoderKL, names: Collection[str] | None = None) -> list[str]:
-    """Puts these on and takes all others off. names: of OPTIMIZATIONS, or EXACT; None: the exact ones.
+def optimize(
+    unet: UNetModel, vae: AutoencoderKL, names: Collection[str] | None = None, clip: CLIPTextModel | None = None
+) -> list[str]:
+    """Puts these on and takes all others off. names: of OPTIMIZATIONS, or EXACT; None: the usual ones.
 
-    Returns those that are on now. Raises UserError, with nothing changed, for an unknown name and for one that is asked
-    for and does not fit this machine or these networks.
+    Returns those that are on now. Raises UserError, with nothing changed, for an unknown name, for one that is asked
+    for and does not fit this machine or these networks, and for two that do not go together.
     """
-    networks, weight = Networks(unet, vae), unet.out[2].weight
-    usual = exact_ones(weight.device, weight.dtype)
+    networks, weight = Networks(unet, vae, clip), unet.out[2].weight
+    usual = usual_ones(weight.device, weight.dtype)
     names = usual if names is None else [one for name in names for one in (usual if name == EXACT else [name])]
     for name in names:
         if name not in OPTIMIZATIONS:
@@ -113,6 +138,8 @@ def optimize(unet: UNetModel, vae: AutoencoderKL, names: Collection[str] | None 
             )
         if not OPTIMIZATIONS[name].fits(weight.device, weight.dtype):
             raise UserError(f"{name} does not fit this device and precision: leave it out.")
+    if set(names) >= APART:
+        raise UserError(f"{' and '.join(sorted(APART))} do not go together: leave one of them out.")
     for name in reversed(OPTIMIZATIONS):
         if name not in names:
             OPTIMIZATIONS[name].take_off(networks)
@@ -122,8 +149,8 @@ def optimize(unet: UNetModel, vae: AutoencoderKL, names: Collection[str] | None 
     return [name for name in OPTIMIZATIONS if name in names]
 
 
-def exact_ones(device: torch.device, dtype: torch.dtype) -> list[str]:
-    return [name for name, one in OPTIMIZATIONS.items() if one.exact and one.fits(device, dtype)]
+def usual_ones(device: torch.device, dtype: torch.dtype) -> list[str]:
+    return [name for name, one in OPTIMIZATIONS.items() if one.usual and one.fits(device, dtype)]
 
 
 def approximate_ones(names: Collection[str] | None) -> list[str]:
@@ -135,6 +162,6 @@ def list_optimizations(device: torch.device, dtype: torch.dtype) -> str:
     """A line each: its name, whether it is on by default there, and what it does."""
     lines = []
     for name, one in OPTIMIZATIONS.items():
-        state = "not here" if not one.fits(device, dtype) else "on" if one.exact else "off"
+        state = "not here" if not one.fits(device, dtype) else "on" if one.usual else "off"
         lines.append(f"{name:20} {state:9} {one.what}")
     return "\n".join(lines)

@@ -68,7 +68,7 @@ class StableDiffusion:
     """The networks of one checkpoint, and what they are asked to draw. Make one with `from_pretrained`.
 
     taesd: when set (see `taesd.load_taesd`), it makes the previews; with `decode_with_taesd`, the pictures too.
-    optimizations: names of `optimize.OPTIMIZATIONS` to draw with; None: the exact ones that this machine has.
+    optimizations: names of `optimize.OPTIMIZATIONS` to draw with; None: the usual ones that this machine has.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class StableDiffusion:
 
     def optimize(self) -> list[str]:
         """Puts on what `optimizations` asks for; says what is on. Takes a moment before the first picture only."""
-        return optimize(self.unet, self.vae, self.optimizations)
+        return optimize(self.unet, self.vae, self.optimizations, self.clip)
 
     def encode_prompts(self, settings: Settings) -> tuple[Tensor, Tensor]:
         """(uncond, cond), each (1, M, D), of equal length."""

@@ -10,7 +10,7 @@ from torch import nn
 from sd.image import to_tensor
 from sd.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, fits, to_bytes, to_int8
 from sd.lora import eject, inject, patchable_layers
-from sd.optimize import EXACT, exact_ones, optimize
+from sd.optimize import EXACT, optimize, usual_ones
 from sd.packing import PackedConv2d
 from sd.pipeline import StableDiffusion
 from sd.seamless import seamless
@@ -77,7 +77,7 @@ def test_a_whole_network_stays_near_and_comes_back_bit_for_bit():
     unet, vae = small_networks()
     before, expected = bits(unet), unet(*guided_inputs())
     classes = [type(m) for m in unet.modules()]
-    assert optimize(unet, vae, WITH) == [*exact_ones(CPU, torch.float32), "int8"]
+    assert optimize(unet, vae, WITH) == [*usual_ones(CPU, torch.float32), "int8"]
     kinds = {type(m) for m in unet.modules()}
     assert {Int8Conv2d, Int8Linear, Int8GEGLU} <= kinds
     assert PackedConv2d not in kinds

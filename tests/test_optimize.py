@@ -11,7 +11,7 @@ from sd.errors import UserError
 from sd.fused_geglu import FusedGEGLU
 from sd.lora import eject, inject, patchable_layers
 from sd.lora_kinds import LoRA
-from sd.optimize import NO_OPTIMIZATIONS, OPTIMIZATIONS, exact_ones, list_optimizations, optimize
+from sd.optimize import NO_OPTIMIZATIONS, OPTIMIZATIONS, list_optimizations, optimize, usual_ones
 from sd.packing import PackedConv2d, pack
 from sd.pipeline import StableDiffusion
 from sd.seamless import seamless
@@ -20,7 +20,7 @@ from sd.tiled_attention import FEWEST_PLACES, ROWS, TiledAttention, tile, tiled_
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 
-EXACT = exact_ones(torch.device("cpu"), torch.float32)
+USUAL = usual_ones(torch.device("cpu"), torch.float32)
 SMALL = dict(model_channels=64, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0, 1), context_dim=48)
 
 
@@ -74,7 +74,7 @@ def same_bits(network: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return list(now) == list(before) and all(torch.equal(now[key], before[key]) for key in before)
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", USUAL)
 @torch.no_grad()
 def test_each_exact_patch_gives_the_textbook_answer(networks, name):
     unet, vae = networks
@@ -89,7 +89,7 @@ def test_each_exact_patch_gives_the_textbook_answer(networks, name):
 def test_all_of_them_together_at_any_size(networks, size):
     unet, vae = networks
     expected = unet(*guided_inputs(size=size))
-    assert optimize(unet, vae) == list(EXACT)
+    assert optimize(unet, vae) == list(USUAL)
     assert distance(unet(*guided_inputs(size=16)), unet(*guided_inputs(size=16))) == 0  # packed for 16x16
     assert distance(unet(*guided_inputs(size=size)), expected) < 2e-6
 
@@ -221,7 +221,7 @@ def test_the_list_names_each_with_its_state(device, dtype):
     lines = {line.split()[0]: line for line in list_optimizations(torch.device(device), dtype).splitlines()}
     assert list(lines) == list(OPTIMIZATIONS)
     on = [name for name, line in lines.items() if line.split()[1] == "on"]
-    assert on == exact_ones(torch.device(device), dtype)
+    assert on == usual_ones(torch.device(device), dtype)
     assert ("packed-convolutions" in on) == (dtype == torch.float32)
 
 

@@ -45,3 +45,20 @@ def test_big_pictures_go_in_tiles(pipe, monkeypatch):
         assert encode_image(pipe.vae, picture).shape == (1, 4, 20, 14)
     assert picture.shape == (1, 3, 160, 112)
     assert sides == [8] * (1 + 3 * 2)
+
+
+def test_what_a_gpu_has_no_memory_for_goes_in_tiles(pipe, monkeypatch, capsys):
+    latent = torch.randn(1, 4, 8, 16)
+
+    def too_much(*_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with torch.no_grad():
+        picture = decode_latent(pipe.vae, latent)
+        again = encode_image(pipe.vae, picture)
+        monkeypatch.setattr("sd.latents.decode_tiled", lambda vae, latent: type(vae).decode(vae, latent))
+        monkeypatch.setattr("sd.latents.encode_tiled", lambda vae, image: type(vae).encode(vae, image))
+        pipe.vae.decode = pipe.vae.encode = too_much
+        torch.testing.assert_close(decode_latent(pipe.vae, latent), picture)
+        torch.testing.assert_close(encode_image(pipe.vae, picture), again)
+    assert capsys.readouterr().err.count("too little memory for the whole picture: the VAE works in tiles.") == 2

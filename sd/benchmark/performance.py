@@ -100,7 +100,7 @@ def plot(results: list[Result], title: str, path: Path) -> None:
     axis.invert_yaxis()
     axis.set_xlim(0, min(MOST, 1.12 * max(max(result.ratios(side)) for result, side in bars)))
     axis.axvline(1, color="black", linestyle=":", linewidth=1)
-    axis.set(title=title, xlabel="time of ours / time of the other side (bars: median; lines: least and most pair)")
+    axis.set(title=title, xlabel="time of ours / time of the other side\n(bars: median; lines: least and most pair)")
     axis.title.set_fontsize("medium")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

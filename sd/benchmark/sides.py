@@ -92,8 +92,8 @@ class Plain(OurNetworks):
     title, optimizations = "ours, no patches", ("channels-last",)
 
 
-class Approximate(OurNetworks):
-    """With one more, which changes the picture and is off until it is asked for."""
+class OurNetworksWith(OurNetworks):
+    """With one more, which is off until it is asked for."""
 
     def __init__(self, name: str):
         self.name, self.title, self.optimizations = name, f"ours, {name}", (EXACT, name)
@@ -108,7 +108,7 @@ class Quick:
 
     def __init__(self, step_cache: int):
         self.step_cache, self.title = step_cache, f"ours, int8, step cache {step_cache}"
-        self.ours = Approximate("int8")
+        self.ours = OurNetworksWith("int8")
         self.missing, self.make_ready = self.ours.missing, self.ours.make_ready
 
     def txt2img(self, model: RandomModel) -> Turn:
@@ -242,7 +242,7 @@ class OpenVINO(TheirNetworks):
 
 SIDES = {
     "ours": Ours(),
-    **{name: Approximate(name) for name, one in OPTIMIZATIONS.items() if not one.exact},
+    **{name: OurNetworksWith(name) for name, one in OPTIMIZATIONS.items() if not one.usual},
     "quick": Quick(3),
     "quicker": Quick(4),
     "plain": Plain(),

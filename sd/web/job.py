@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from sd.errors import UserError
+from sd.errors import NO_MEMORY, UserError, is_out_of_memory
 
 ENDED = ("done", "failed", "cancelled", "interrupted")
 JOB_ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
@@ -105,8 +105,8 @@ def explain(failure: BaseException) -> tuple[str, bool]:
     text = str(failure).strip().split("\n")[0]
     if isinstance(failure, UserError):
         return str(failure), True
-    if isinstance(failure, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return "there was not enough memory: ask for a smaller size or fewer pictures at once.", True
+    if is_out_of_memory(failure):
+        return NO_MEMORY, True
     if isinstance(failure, JobFailed):
         return str(failure), False
     return f"the job failed by a mistake in this program: {type(failure).__name__}: {text}", False
