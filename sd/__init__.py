@@ -56,6 +56,7 @@ tiled_vae         pictures too big for the VAE's memory
 latents           pictures to scaled latents and back
 start             where a drawing starts when there is a picture
 settings          what a person asks for, checked
+walk              from noise to a latent, down a list of noise levels
 model_hash        the name of a checkpoint in a picture's settings
 pipeline          all of it together: prompt in, pictures out
 wildcards         __animal__ and {red|blue} in a prompt

@@ -13,8 +13,9 @@ from sd.cli import choose_checkpoint, number, split_end
 from sd.contact_sheet import contact_sheet
 from sd.errors import UserError
 from sd.evaluate import Evaluation, Scorer, evaluate, replace_word, without_placeholder
-from sd.pipeline import WEIGHTS, OnStep, StableDiffusion
+from sd.pipeline import WEIGHTS, StableDiffusion
 from sd.settings import Settings
+from sd.walk import OnStep
 
 Loras, Embeddings = tuple[tuple[str, float], ...], tuple[tuple[str, str | None], ...]
 

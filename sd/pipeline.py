@@ -1,14 +1,13 @@
 """All of it together: a prompt in, pictures out.
 
     text      -> prompt.encode_prompts        -> context
-    noise     -> samplers, down a sigma list  -> latent        (each step: denoiser -> U-Net)
+    noise     -> walk, down a list of sigmas  -> latent        (each step: denoiser -> U-Net)
     latent    -> vae.decode                   -> picture
 
 A picture to start from, a mask, a second pass at a higher resolution: each is another start, or another wrapper around
 the denoiser, and the rest stays as it is.
 """
 
-import math
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from torch import Tensor
 from sd.adapters import Adapters
 from sd.checkpoint import load_models, save
 from sd.clip import CLIPTextModel
-from sd.denoiser import Guidance, Inpaint, sigmas_between
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor, upright
 from sd.latents import decode_latent, encode_image
@@ -31,27 +29,22 @@ from sd.lora_tags import split_tags
 from sd.model_hash import model_hash
 from sd.optimize import approximate_ones, optimize
 from sd.prompt import encode_prompts
-from sd.samplers import SAMPLERS
-from sd.schedule import sigma_list
 from sd.seamless import seamless
 from sd.seeds import Noise
 from sd.settings import Settings
 from sd.sizes import complete
 from sd.start import Start, start_from
-from sd.step_caching import StepCached
 from sd.taesd import TAESD
 from sd.textual_inversion import EmbeddingReport
-from sd.token_merging import token_merging
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
+from sd.walk import OnStep, Progress, sigma_lists, walk
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 BUNDLED = WEIGHTS / "emoji.safetensors"
 LORAS = WEIGHTS / "loras"
 EMBEDDINGS = WEIGHTS / "embeddings"
-
-OnStep = Callable[[int, int, Tensor], None]
 
 
 @dataclass
@@ -197,7 +190,7 @@ class StableDiffusion:
         self.optimize()
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
         rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
-        walks = self.sigma_lists(settings, from_image=image is not None)
+        walks = sigma_lists(settings, from_image=image is not None)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in walks) * len(rows))
 
         prompt, tags = split_tags(settings.prompt)
@@ -224,53 +217,13 @@ class StableDiffusion:
         shape = (4, settings.height // self.vae.downsample, settings.width // self.vae.downsample)
         seeds, variations = settings.seeds()[row], settings.variation_seeds()[row]
         noise = Noise(seeds, shape, self.device, variations, settings.variation_strength)
-        latent = self.walk(settings, walks[0], contexts, start, noise, on_each)
+        latent = walk(self.unet, settings, walks[0], contexts, start, noise, on_each)
         if len(walks) > 1:
             second = start_from(self.unet, self.vae, None, None, *settings.hires_size)
             second.known = self.enlarge(latent, settings)
             noise.shape = tuple(second.known.shape[1:])
-            latent = self.walk(settings, walks[1], contexts, second, noise, on_each)
+            latent = walk(self.unet, settings, walks[1], contexts, second, noise, on_each)
         return latent
-
-    def walk(
-        self,
-        settings: Settings,
-        sigmas: list[float],
-        contexts: tuple[Tensor, Tensor],
-        start: Start,
-        noise: Noise,
-        on_each: Callable[[Tensor], None],
-    ) -> Tensor:
-        """From noise, or from `start.known` with noise on it, down one list of noise levels."""
-        batch = len(noise.generators)
-        known = None if start.known is None else start.known.expand(batch, -1, -1, -1)
-        if len(sigmas) < 2:
-            return known  # strength 0: the picture as it is
-        if known is None or (start.mask is not None and settings.strength == 1):
-            x = noise() * math.sqrt(1 + sigmas[0] ** 2)
-        else:
-            x = known + sigmas[0] * noise()
-
-        uncond, cond = (context.expand(batch, -1, -1) for context in contexts)
-        scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal: nothing to be guided away from
-        extra = None if start.extra is None else start.extra.expand(batch, -1, -1, -1)
-        unet = self.unet if settings.step_cache == 1 else StepCached(self.unet, settings.step_cache)
-        interval = sigmas_between(settings.guidance_start, settings.guidance_end)
-        denoise = Guidance(unet, cond, uncond, scale, extra, interval, settings.guidance_rescale)
-        if start.mask is not None:
-            denoise = Inpaint(denoise, known, start.mask)
-        with token_merging(self.unet, settings.token_merging):
-            for state in SAMPLERS[settings.sampler].run(denoise, x, sigmas, noise):
-                x, x0 = state
-                on_each(x0)
-        latent = x / math.sqrt(1 + sigmas[-1] ** 2)
-        return latent if start.mask is None else denoise.keep(latent)
-
-    def sigma_lists(self, settings: Settings, from_image: bool) -> list[list[float]]:
-        """The noise levels of each walk: from pure noise or from a picture, then, with `hires_scale`, the second."""
-        sigmas = sigma_list(settings.steps, settings.schedule, SAMPLERS[settings.sampler].to_zero)
-        walks = [last_part(sigmas, settings.strength) if from_image else sigmas]
-        return walks + [last_part(sigmas, settings.hires_strength)] if settings.hires_scale > 1 else walks
 
     def with_size(self, settings: Settings, image: Image.Image | None) -> Settings:
         """The settings with a width and height: as given, or the picture's cut to multiples of 8, or the model's."""
@@ -321,24 +274,6 @@ class StableDiffusion:
         more |= {"Adapters": ", ".join(self.adapters.names())} if self.adapters.names() else {}
         more |= {"Approximations": ", ".join(inexact)} if (inexact := approximate_ones(self.optimizations)) else {}
         return [settings.infotext(i, name, hashed, from_image, **more) for i in range(settings.num_images)]
-
-
-class Progress:
-    """Counts the steps of a whole call and tells `on_step`."""
-
-    def __init__(self, on_step: OnStep | None, total: int):
-        self.on_step, self.total, self.done = on_step, total, 0
-
-    def __call__(self, x0: Tensor) -> None:
-        self.done += 1
-        if self.on_step is not None:
-            self.on_step(self.done, self.total, x0)
-
-
-def last_part(sigmas: list[float], strength: float) -> list[float]:
-    """The part of a list that a picture taken back to noise by `strength` still has to walk: int(strength * steps)."""
-    steps = len(sigmas) - 1
-    return sigmas[steps - min(int(steps * strength), steps) :]
 
 
 def default_device() -> torch.device:

@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor
 from sd.latents import decode_latent, encode_image
-from sd.pipeline import StableDiffusion, last_part
+from sd.pipeline import StableDiffusion
 from sd.prompt import encode_prompt
 from sd.samplers import SAMPLERS
 from sd.schedule import sigma_list
 from sd.settings import Settings
 from sd.vae import LATENT_SCALE
+from sd.walk import last_part
 
 
 def same(a: Image.Image, b: Image.Image) -> bool:
