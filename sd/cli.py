@@ -63,13 +63,8 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("--variation-seed", type=int, help="a second seed, to turn the first one's noise towards")
     add("--variation-strength", type=float, default=0.0, help="how far, 0 to 1 (0)")
     add("--tiling", action="store_true", help="edges that continue at the opposite ones")
-    add("--precision", choices=["auto", "full", "autocast", *DTYPES], default="auto", help="fp32 on CPU, fp16 on GPU")
     add("--device", help="cpu, cuda, mps (a GPU where there is one)")
-    add(
-        "--optimize",
-        metavar="NAMES",
-        help="patches for speed, such as exact,int8 or shared-start,fused-geglu, or none (exact)",
-    )
+    add_ways_to_compute(parser)
     add("--list-optimizations", action=ListOptimizations, help="say which there are, and which are on, and leave")
     add("--taesd", metavar="PATH", help="TAESD's weights: decode with it, which is quicker and coarser")
     add("--preview", action="store_true", help=f"write preview.png every {PREVIEW_EVERY} steps")
@@ -84,9 +79,19 @@ class ListOptimizations(argparse.Action):
         super().__init__(*args, nargs=0, **more)
 
     def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, *_: object) -> None:
-        device = default_device() if args.device is None else torch.device(args.device)
+        device = device_of(args.device)
         print(list_optimizations(device, dtype_of(args.precision, device) or default_dtype(device)))
         parser.exit()
+
+
+def add_ways_to_compute(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--precision", choices=["auto", "full", "autocast", *DTYPES], default="auto", help="fp32 on CPU, fp16 on GPU")
+    add(
+        "--optimize",
+        metavar="NAMES",
+        help="patches for speed, such as exact,int8 or shared-start,fused-geglu, or none (exact)",
+    )
 
 
 def add_hires(parser: argparse.ArgumentParser) -> None:
@@ -140,11 +145,8 @@ def png_settings(path: str, args: argparse.Namespace) -> Settings:
 def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
     """The checkpoint that the flags name, or the one to take when they name none."""
     path = choose_checkpoint(args.ckpt, WEIGHTS)
-    try:
-        device = default_device() if args.device is None else torch.device(args.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    device = device_of(args.device)
+    check_device(device)
     pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device))
     pipe.optimizations = optimizations_of(args.optimize)
     pipe.optimize()
@@ -157,6 +159,22 @@ def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
         pipe.taesd = load_taesd(args.taesd, pipe.device)
         pipe.decode_with_taesd = True
     return pipe
+
+
+def device_of(name: str | None) -> torch.device:
+    """None: a GPU where there is one. Raises UserError for what is no device's name."""
+    try:
+        return default_device() if name is None else torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"there is no device {name!r}: write cpu, cuda, cuda:1 or mps.") from error
+
+
+def check_device(device: torch.device) -> None:
+    """Raises UserError for one that cannot be used here. On a GPU it takes what memory a process takes there."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {device} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def optimizations_of(names: str | None) -> list[str] | None:

@@ -129,17 +129,7 @@ def optimize(
     for and does not fit this machine or these networks, and for two that do not go together.
     """
     networks, weight = Networks(unet, vae, clip), unet.out[2].weight
-    usual = usual_ones(weight.device, weight.dtype)
-    names = usual if names is None else [one for name in names for one in (usual if name == EXACT else [name])]
-    for name in names:
-        if name not in OPTIMIZATIONS:
-            raise UserError(
-                f"there is no optimization {name!r}: use {EXACT}, {', '.join(OPTIMIZATIONS)}, or {NO_OPTIMIZATIONS}."
-            )
-        if not OPTIMIZATIONS[name].fits(weight.device, weight.dtype):
-            raise UserError(f"{name} does not fit this device and precision: leave it out.")
-    if set(names) >= APART:
-        raise UserError(f"{' and '.join(sorted(APART))} do not go together: leave one of them out.")
+    names = checked(names, weight.device, weight.dtype)
     for name in reversed(OPTIMIZATIONS):
         if name not in names:
             OPTIMIZATIONS[name].take_off(networks)
@@ -147,6 +137,22 @@ def optimize(
         if name in names:
             one.put_on(networks)
     return [name for name in OPTIMIZATIONS if name in names]
+
+
+def checked(names: Collection[str] | None, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The names of OPTIMIZATIONS that these stand for. Raises UserError as `optimize` does."""
+    usual = usual_ones(device, dtype)
+    names = usual if names is None else [one for name in names for one in (usual if name == EXACT else [name])]
+    for name in names:
+        if name not in OPTIMIZATIONS:
+            raise UserError(
+                f"there is no optimization {name!r}: use {EXACT}, {', '.join(OPTIMIZATIONS)}, or {NO_OPTIMIZATIONS}."
+            )
+        if not OPTIMIZATIONS[name].fits(device, dtype):
+            raise UserError(f"{name} does not fit this device and precision: leave it out.")
+    if set(names) >= APART:
+        raise UserError(f"{' and '.join(sorted(APART))} do not go together: leave one of them out.")
+    return names
 
 
 def usual_ones(device: torch.device, dtype: torch.dtype) -> list[str]:

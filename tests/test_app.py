@@ -4,6 +4,7 @@ import gc
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from web import opened
 
 import sd.web.app
+from sd.errors import UserError
 from sd.pipeline import StableDiffusion
 from sd.web.jobs import Jobs
+from sd.web.models import Models
 
 APP = Path(__file__).resolve().parents[1] / "scripts" / "app.py"
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7}
@@ -95,6 +99,29 @@ def test_it_does_not_open_itself(tmp_path):
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: --listen 0.0.0.0 lets other machines in")
     assert not (tmp_path / "out").exists()
+
+
+def test_it_computes_as_it_is_told(tmp_path):
+    with server(tmp_path, "--precision", "bf16", "--optimize", "channels-last") as running:
+        answer = running.ask("POST", "/sdapi/v1/txt2img", SMALL | {"cfg_scale": 7.5, "sampler_name": "DDPM"})[1]
+    pipe = StableDiffusion.from_pretrained(dtype=torch.bfloat16)
+    pipe.optimizations = ["channels-last"]
+    alone = pipe("a red apple", steps=2, seed=7).images[0]
+    assert opened(answer["images"][0]).tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--optimize", "turbo"], "there is no optimization 'turbo'"),
+        (["--device", "cpu", "--optimize", "exact,graphs"], "graphs does not fit this device and precision"),
+        (["--device", "toaster"], "there is no device 'toaster': write cpu, cuda, cuda:1 or mps."),
+    ],
+)
+def test_what_it_cannot_compute_with_it_says_before_it_starts(tmp_path, flags, sentence):
+    args = sd.web.app.server_parser().parse_args([*flags, "--outdir", str(tmp_path)])
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        sd.web.app.workers_of(args, Models(tmp_path, tmp_path, tmp_path))
 
 
 def test_no_search_for_garbage_stops_the_answers(tmp_path, monkeypatch):

@@ -15,8 +15,11 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 
+from sd.cli import add_ways_to_compute, device_of, dtype_of, optimizations_of
 from sd.errors import UserError
 from sd.image import check_outdir
+from sd.optimize import checked
+from sd.pipeline import default_dtype
 from sd.settings import VERSION
 from sd.web.api import answer_invalid, answer_mistake, answer_user_error, jobs_router
 from sd.web.guard import LOOPBACK, Guard, parse_auth
@@ -70,6 +73,7 @@ def server_parser() -> argparse.ArgumentParser:
     add("--no-auth", action="store_true", help="let everybody in, from other machines too")
     add("--outdir", default="outputs", help="folder for the jobs and their pictures (outputs)")
     add("--device", action="append", help="cpu, cuda, cuda:1, mps; several times for several workers")
+    add_ways_to_compute(parser)
     add("--queue", type=int, default=WAITING, help=f"how many jobs may wait ({WAITING})")
     return parser
 
@@ -79,13 +83,22 @@ def serve(args: argparse.Namespace) -> None:
     auth = check_openness(args)
     listener = listen(args.listen, args.port)
     folder, models = check_outdir(Path(args.outdir) / "jobs"), Models()
-    workers = [Isolated(Work, models, device) for device in args.device or [None]]
+    workers = workers_of(args, models)
     jobs = Jobs(folder, workers, args.queue)
     app = create_app(jobs, models, auth, LOOPBACK if is_loopback(args.listen) else None)
     never_collect_what_is_built()
     print(f"open http://{address(listener)} (the HTTP API is described at /docs); Ctrl-C ends it.", flush=True)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=STOP_AFTER)
     Server(config, jobs).run(sockets=[listener])
+
+
+def workers_of(args: argparse.Namespace, models: Models) -> list[Isolated]:
+    """One for each device. Raises UserError for a device, or patches for speed, that this machine has not."""
+    devices = args.device or [None]
+    for device in map(device_of, devices):
+        dtype = dtype_of(args.precision, device) or default_dtype(device)
+        checked(optimizations_of(args.optimize), device, dtype)
+    return [Isolated(Work, models, device, args.precision, args.optimize) for device in devices]
 
 
 def never_collect_what_is_built() -> None:

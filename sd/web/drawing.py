@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from sd.cli import device_of, dtype_of, optimizations_of
 from sd.drawings import Drawing
 from sd.image import grid, open_image, save_png, to_rgb, write_png
 from sd.pipeline import StableDiffusion
@@ -39,10 +40,15 @@ class Prepared:
 
 @dataclass
 class Drawer:
-    """A `Run` that keeps the checkpoint it drew with last. models: the three folders. device: None to choose."""
+    """A `Run` that keeps the checkpoint it drew with last.
+
+    models: the three folders. device: None to choose. precision, optimizations: as the drawing scripts' flags say them.
+    """
 
     models: Models = field(default_factory=Models)
     device: str | None = None
+    precision: str = "auto"
+    optimizations: str | None = None
     pipe: StableDiffusion | None = None
 
     def __call__(self, job: Job, tell: Tell) -> dict:
@@ -89,7 +95,9 @@ class Drawer:
         if self.pipe is None or self.pipe.path != path:
             self.pipe = None
             gc.collect()
-            self.pipe = StableDiffusion.from_pretrained(path, self.device)
+            device = device_of(self.device)
+            self.pipe = StableDiffusion.from_pretrained(path, device, dtype_of(self.precision, device))
+            self.pipe.optimizations = optimizations_of(self.optimizations)
             self.pipe.adapters.folder = self.models.folders["LoRA"]
         return self.pipe
 

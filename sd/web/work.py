@@ -8,10 +8,16 @@ from sd.web.teaching import Teacher
 
 
 class Work:
-    """A `Run` for jobs of every kind. device: None to choose."""
+    """A `Run` for jobs of every kind. device, precision, optimizations: as `Drawer` has them."""
 
-    def __init__(self, models: Models, device: str | None = None):
-        drawer = Drawer(models, device)
+    def __init__(
+        self,
+        models: Models,
+        device: str | None = None,
+        precision: str = "auto",
+        optimizations: str | None = None,
+    ):
+        drawer = Drawer(models, device, precision, optimizations)
         self.runs = {"draw": drawer, "teach": Teacher(drawer)}
 
     def __call__(self, job: Job, tell: Tell) -> dict:
