@@ -22,7 +22,7 @@ class Noise:
         strength: float = 0.0,
     ):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.shape, self.device = shape, device
+        self.shape, self.device = shape, torch.device(device)
         self.variations, self.strength = variations, strength
 
     def __call__(self) -> Tensor:
@@ -31,7 +31,11 @@ class Noise:
             others = [torch.randn(self.shape, generator=torch.Generator().manual_seed(s)) for s in self.variations]
             rows = [slerp(self.strength, row, other) for row, other in zip(rows, others)]
             self.variations = None  # they vary the start, not what is added on the way
-        return torch.stack(rows).to(self.device)
+        noise = torch.stack(rows)
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            noise = noise.pin_memory()  # it is copied then without waiting for the steps that the GPU is still at
+        return noise.to(self.device, non_blocking=on_gpu)
 
 
 def slerp(amount: float, low: Tensor, high: Tensor) -> Tensor:

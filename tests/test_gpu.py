@@ -1,0 +1,64 @@
+"""What only a GPU can show: that nothing in the loop waits for it, and that its patches draw the same picture."""
+
+import pytest
+import torch
+
+from sd.optimize import EXACT
+from sd.pipeline import StableDiffusion
+from sd.samplers import SAMPLERS
+from sd.seeds import Noise
+from sd.settings import Settings
+from sd.start import Start
+from sd.walk import sigma_lists, walk
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+ASKED = dict(prompt="a red apple, noto emoji", steps=6, sampler="dpmpp_2m", guidance_scale=3.0, seed=5)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusion:
+    return StableDiffusion.from_pretrained(device="cuda")
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@torch.no_grad()
+def test_no_step_waits_for_the_gpu(pipe, sampler):
+    settings = Settings("a red apple", steps=4, sampler=sampler)
+    contexts, noise = pipe.encode_prompts(settings), Noise([1], (4, 16, 16), pipe.device)
+    sigmas = sigma_lists(settings, from_image=False)[0]
+    steps = []
+
+    def on_each(x0: torch.Tensor) -> None:
+        torch.cuda.set_sync_debug_mode("error")  # from the first step's end on
+        steps.append(x0)
+
+    try:
+        walk(pipe.unet, settings, sigmas, contexts, Start(), noise, on_each)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(steps) == len(sigmas) - 1
+
+
+@pytest.mark.parametrize("patch", ["parts-in-turn", "graphs"])
+def test_patches_of_the_gpu_draw_the_same_picture(pipe, patch):
+    pipe.optimizations = None
+    expected = pipe(**ASKED).latents
+    pipe.optimizations = [EXACT, patch]
+    # fp16 rounds at 5e-4, and guidance multiplies what kernels that add in another order make of that.
+    assert distance(pipe(**ASKED).latents, expected) < 3e-2
+    pipe.optimizations = None
+    assert torch.equal(pipe(**ASKED).latents, expected)
+
+
+@torch.no_grad()
+def test_one_network_at_a_time_takes_the_memory_of_one():
+    every = StableDiffusion.from_pretrained(device="cuda")
+    sizes = [sum(p.nbytes for p in network.parameters()) for network in (every.unet, every.clip, every.vae)]
+    before = torch.cuda.memory_allocated()
+    every.optimizations = [EXACT, "parts-in-turn"]
+    every(**ASKED | {"steps": 1})
+    assert before - torch.cuda.memory_allocated() > 0.9 * (sum(sizes) - sizes[2])
