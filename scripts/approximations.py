@@ -20,7 +20,7 @@ from sd.benchmark import approximations, fewer_steps
 from sd.benchmark.tasks import Options
 from sd.errors import plain_errors
 from sd.evaluate import load_clip
-from sd.pipeline import StableDiffusion
+from sd.pipeline import BUNDLED, StableDiffusion
 from sd.samplers import SAMPLERS
 from sd.settings import Settings
 from sd.training.data import EmojiPictures
@@ -46,11 +46,12 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    pipe, scorer = StableDiffusion.from_pretrained(ROOT / "weights" / "emoji.safetensors"), load_clip()
+    pipe, scorer = StableDiffusion.from_pretrained(BUNDLED), load_clip()
     name, text, figures = (by_samplers if args.samplers else by_ways)(args, pipe, scorer)
-    (args.out / f"{name}.md").write_text(f"Scored by {scorer.name}.\n\n{text}\n", encoding="utf-8")
+    text += f"\n\nCLIP-T is by {scorer.name}.\n\n![the same as a picture]({name}.png)\n"
+    (args.out / f"{name}.md").write_text(text, encoding="utf-8")
     (args.out / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(text)
+    print(text, end="")
 
 
 def by_ways(args, pipe, scorer):
@@ -59,9 +60,8 @@ def by_ways(args, pipe, scorer):
     asked = [Settings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
     ways = approximations.ways_here(pipe.device, pipe.dtype)
     found = approximations.measure(pipe, scorer, asked, ways, lambda part: print(f"{part:.0%}", file=sys.stderr))
-    large = {}
-    if args.full_size:
-        large = approximations.step_ratios(Options(dtype="bf16", size=512, steps=10, rounds=args.full_size), ways)
+    at_512 = {"dtype": "bf16", "size": 512, "steps": 10, "rounds": args.full_size}
+    large = approximations.step_ratios(Options(**at_512), ways) if args.full_size else {}
     approximations.sheet(found, prompts).save(args.out / "approximations.png", optimize=True)
     figures = [{key: value for key, value in vars(one).items() if key != "images"} for one in found]
     return "approximations", approximations.table(found, large), {"ways": figures, "full size": large}
