@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sd.errors import UserError
-from sd.memory import give_back_freed
+from sd.memory import given_back_before
 from sd.tiled_vae import decode_tiled, encode_tiled
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
@@ -27,11 +27,13 @@ def encode_image(vae: AutoencoderKL, image: Tensor) -> Tensor:
 def decode_latent(vae: AutoencoderKL, latent: Tensor) -> Tensor:
     """Scaled latents (B, 4, h, w) to pictures (B, 3, 8h, 8w), in [-1, 1] but for overshoot, fp32."""
     pixels = latent.shape[-1] * latent.shape[-2] * vae.downsample**2
-    give_back_freed()  # what the steps left between the weights, 200 MB for v1-5, of which a picture can use little
     latent = latent / LATENT_SCALE
-    return whole_or_in_tiles(
-        vae, pixels, lambda dtype: vae.decode(latent.to(dtype)), lambda dtype: decode_tiled(vae, latent.to(dtype))
-    )
+    # The steps leave 200 MB between v1-5's weights, each level 50 more; the next level, being larger, can use little.
+    on_cpu = vae.post_quant_conv.weight.device.type == "cpu"
+    with given_back_before([level.block[0] for level in vae.decoder.up] if on_cpu else []):
+        return whole_or_in_tiles(
+            vae, pixels, lambda dtype: vae.decode(latent.to(dtype)), lambda dtype: decode_tiled(vae, latent.to(dtype))
+        )
 
 
 def whole_or_in_tiles(vae: AutoencoderKL, pixels: int, whole: Run, tiled: Run) -> Tensor:
