@@ -6,7 +6,6 @@ import torch
 from sd.benchmark.measure import peak_in_child
 from sd.benchmark.tasks import Options
 
-
 HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
