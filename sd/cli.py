@@ -80,7 +80,7 @@ class ListOptimizations(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, *_: object) -> None:
         device = device_of(args.device)
-        print(list_optimizations(device, dtype_of(args.precision, device) or default_dtype(device)))
+        print(list_optimizations(device, dtype_of(args.precision, device)))
         parser.exit()
 
 
@@ -197,13 +197,13 @@ def number(text: str, strength: str) -> float:
         raise UserError(f"--lora {text} ends in no strength: write FILE or FILE:0.8.") from error
 
 
-def dtype_of(precision: str, device: torch.device) -> torch.dtype | None:
-    """None leaves it to the pipeline. "autocast", CompVis' word, is half precision where the device is made for it."""
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """What a flag means. "autocast", CompVis' word, is half precision where the device is made for it."""
     if precision == "autocast" and device.type != "cpu":
         return torch.float16
     if precision == "autocast":
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    return DTYPES.get("fp32" if precision == "full" else precision)
+    return DTYPES.get("fp32" if precision == "full" else precision, default_dtype(device))
 
 
 def choose_checkpoint(name: str | None, folder: Path) -> Path:

@@ -40,7 +40,7 @@ class Turns:
 
     def move(self, first: nn.Module, device: torch.device) -> None:
         for layers in self.groups[first]:
-            send(layers, device)
+            layers.to(device)
 
     def end(self) -> None:
         """All are back on the device, and stay."""
@@ -48,10 +48,6 @@ class Turns:
             self.move(first, self.device)
         for hook in self.hooks:
             hook.remove()
-
-
-def send(layers: nn.Module, device: torch.device) -> None:
-    layers.to(device)
 
 
 def take_turns(unet: UNetModel, vae: AutoencoderKL, clip: CLIPTextModel | None = None) -> None:

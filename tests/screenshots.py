@@ -15,6 +15,7 @@ from web import HERE, listening
 from sd.training.recipes import recipe_for
 from sd.web import teaching
 from sd.web.app import create_app
+from sd.web.drawing import Drawer
 from sd.web.jobs import Jobs
 from sd.web.models import Models
 from sd.web.work import Work
@@ -37,7 +38,7 @@ def main():
         if args.quick:
             quick = dict(preview_steps=3, saves=2, batch=2)
             teaching.recipe_for = lambda *names, **given: recipe_for(*names, **given | quick)
-        app = create_app(Jobs(folder / "jobs", Work(models)), models)
+        app = create_app(Jobs(folder / "jobs", Work(Drawer(models))), models)
         with listening(app) as port, chromium(f"{HERE}:{port}/", height=HEIGHT) as page:
             page.patience = 3600
             page.open()

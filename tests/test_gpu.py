@@ -10,6 +10,7 @@ from sd.seeds import Noise
 from sd.settings import Settings
 from sd.start import Start
 from sd.walk import sigma_lists, walk
+from tests.test_optimize import distance
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ASKED = dict(prompt="a red apple, noto emoji", steps=6, sampler="dpmpp_2m", guidance_scale=3.0, seed=5)
@@ -18,10 +19,6 @@ ASKED = dict(prompt="a red apple, noto emoji", steps=6, sampler="dpmpp_2m", guid
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusion:
     return StableDiffusion.from_pretrained(device="cuda")
-
-
-def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sd.errors import UserError
-from sd.in_turn import WAITING
+from sd.in_turn import WAITING, Turns
 from sd.optimize import EXACT, OPTIMIZATIONS, optimize
 from sd.pipeline import StableDiffusion
 
@@ -20,10 +20,11 @@ def sent(monkeypatch) -> dict[nn.Module, torch.device]:
     """Where each layer was sent last."""
     last = {}
 
-    def send(layer: nn.Module, device: torch.device) -> None:
-        last.update(dict.fromkeys(layer.modules(), device))
+    def move(turns: Turns, first: nn.Module, device: torch.device) -> None:
+        for layers in turns.groups[first]:
+            last.update(dict.fromkeys(layers.modules(), device))
 
-    monkeypatch.setattr("sd.in_turn.send", send)
+    monkeypatch.setattr(Turns, "move", move)
     for name in ("parts-in-turn", "graphs"):
         monkeypatch.setitem(OPTIMIZATIONS, name, replace(OPTIMIZATIONS[name], fits=lambda device, dtype: True))
     return last

@@ -11,6 +11,7 @@ from web import HERE, listening, png
 
 from sd.web import teaching
 from sd.web.app import create_app
+from sd.web.drawing import Drawer
 from sd.web.jobs import Jobs
 from sd.web.models import Models
 from sd.web.work import Work
@@ -23,7 +24,7 @@ def web(tmp_path_factory):
     models = Models(*(folder / name for name in ("weights", "weights/loras", "weights/embeddings")))
     for path in models.folders.values():
         path.mkdir(parents=True, exist_ok=True)
-    jobs = Jobs(folder / "jobs", Work(models, "cpu"))
+    jobs = Jobs(folder / "jobs", Work(Drawer(models, "cpu")))
     with listening(create_app(jobs, models)) as port:
         yield SimpleNamespace(folder=folder, models=models, jobs=jobs, url=f"{HERE}:{port}/")
 

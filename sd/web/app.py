@@ -19,9 +19,9 @@ from sd.cli import add_ways_to_compute, device_of, dtype_of, optimizations_of
 from sd.errors import UserError
 from sd.image import check_outdir
 from sd.optimize import checked
-from sd.pipeline import default_dtype
 from sd.settings import VERSION
 from sd.web.api import answer_invalid, answer_mistake, answer_user_error, jobs_router
+from sd.web.drawing import Drawer
 from sd.web.guard import LOOPBACK, Guard, parse_auth
 from sd.web.jobs import WAITING, Jobs
 from sd.web.models import Models
@@ -96,9 +96,8 @@ def workers_of(args: argparse.Namespace, models: Models) -> list[Isolated]:
     """One for each device. Raises UserError for a device, or patches for speed, that this machine has not."""
     devices = args.device or [None]
     for device in map(device_of, devices):
-        dtype = dtype_of(args.precision, device) or default_dtype(device)
-        checked(optimizations_of(args.optimize), device, dtype)
-    return [Isolated(Work, models, device, args.precision, args.optimize) for device in devices]
+        checked(optimizations_of(args.optimize), device, dtype_of(args.precision, device))
+    return [Isolated(Work, Drawer(models, device, args.precision, args.optimize)) for device in devices]
 
 
 def never_collect_what_is_built() -> None:

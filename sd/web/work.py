@@ -3,21 +3,13 @@
 from sd.web.drawing import Drawer
 from sd.web.job import Job
 from sd.web.jobs import Tell
-from sd.web.models import Models
 from sd.web.teaching import Teacher
 
 
 class Work:
-    """A `Run` for jobs of every kind. device, precision, optimizations: as `Drawer` has them."""
+    """A `Run` for jobs of every kind, whose drawer they share."""
 
-    def __init__(
-        self,
-        models: Models,
-        device: str | None = None,
-        precision: str = "auto",
-        optimizations: str | None = None,
-    ):
-        drawer = Drawer(models, device, precision, optimizations)
+    def __init__(self, drawer: Drawer):
         self.runs = {"draw": drawer, "teach": Teacher(drawer)}
 
     def __call__(self, job: Job, tell: Tell) -> dict:
