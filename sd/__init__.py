@@ -16,6 +16,7 @@ samplers          the walks from noise to picture
 
 names             what diffusers calls our modules
 mapped            files whose tensors stay in the file until they are used
+pickle_objects    what stands for the objects that a pickle names
 pickles           a careful reader of .ckpt, which builds nothing that is not on its list
 weight_files      any file of weights, told by its contents
 sizes             how large a model is

@@ -17,7 +17,7 @@ from sd.checkpoint import few, read
 from sd.clip import CLIP, CLIPTextModel, CLIPVisionModel
 from sd.diffusers_folder import read_json, read_part
 from sd.errors import UserError
-from sd.pickles import ScriptObject
+from sd.pickle_objects import ScriptObject
 from sd.sizes import CLIP_HEAD_WIDTH, Unfilled, clip_sizes, numbers
 from sd.tokenizer import MAX_LENGTH
 from sd.weight_files import read_weights, what_is

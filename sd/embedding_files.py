@@ -16,7 +16,7 @@ from torch import Tensor
 from sd.errors import UserError
 from sd.image import open_image
 from sd.lora_contents import WIDTHS, Contents, token_keys
-from sd.pickles import Inert
+from sd.pickle_objects import Inert
 from sd.weight_files import read_weights, replacing, what_is, write_safetensors
 
 EMBEDDING_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder that diffusers made

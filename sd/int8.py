@@ -8,7 +8,6 @@ bytes come on top, half as much again as bf16 takes.
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +54,7 @@ class Matrix:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
+    def of(cls, weight: Tensor, bias: Tensor | None) -> "Matrix":
         rows, steps = rows_to_bytes(weight)
         bias = None if bias is None else bias.detach().float()
         return cls(torch.ops.onednn.qlinear_prepack(rows, None), steps, bias)

@@ -1,7 +1,8 @@
 """A file's bytes as tensors, without a copy; and safetensors, the format that is nothing but that.
 
 A .safetensors file is a length (8 bytes, little-endian), that many bytes of JSON, and the tensors' bytes. The JSON says
-`{name: {dtype, shape, data_offsets}}`. https://github.com/huggingface/safetensors, "Format".
+`{name: {dtype, shape, data_offsets}}`. https://github.com/huggingface/safetensors, "Format". The library `safetensors`
+reads and judges the JSON; the tensors are views of our own map, which can be trained in place and released.
 """
 
 import json
@@ -10,6 +11,7 @@ import mmap
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sd.errors import UserError
@@ -26,7 +28,6 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-HEADER_LIMIT = 100_000_000  # bytes, the reference implementation's own
 
 
 class MappedFile:
@@ -60,34 +61,35 @@ class MappedFile:
             self.memory.madvise(mmap.MADV_DONTNEED, page, start - page + tensor.untyped_storage().nbytes())
 
 
-def cut_short(path: Path) -> UserError:
-    return UserError(f"{path} is cut short or damaged: its contents end before they should; fetch it again.")
+def cut_short(path: Path, why: str = "its contents end before they should") -> UserError:
+    return UserError(f"{path} is cut short or damaged: {why}; fetch it again.")
 
 
 def read_safetensors(file: MappedFile) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The file's tensors and its metadata. Raises UserError where it is cut short, damaged, or of an unknown dtype."""
-    start = 8 + int.from_bytes(file.memory[:8], "little")
-    if start > min(HEADER_LIMIT, len(file.memory)):
-        raise cut_short(file.path)
+    """The file's tensors and its metadata. Raises UserError where it is cut short, damaged, or of an unknown dtype.
+
+    The library accepts only tensors that follow each other from the header to the file's end, without a gap and without
+    an overlap. So each begins where the one before it ends.
+    """
+    tensors, begin = {}, 8 + int.from_bytes(file.memory[:8], "little")
     try:
-        header = json.loads(file.memory[8:start])
-        metadata = {name: str(text) for name, text in header.pop("__metadata__", {}).items()}
-        tensors = {}
-        for name, entry in header.items():
-            shape, (begin, end) = entry["shape"], entry["data_offsets"]
-            dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
-            if dtype is None:
-                raise UserError(
-                    f"{file.path} keeps {name} as {entry['dtype']}, which is not read here: use fp32, fp16 or bf16."
-                )
-            if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-                raise cut_short(file.path)
-            tensors[name] = file.tensor(dtype, start + begin, math.prod(shape)).reshape(shape)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise cut_short(file.path) from error
-    return tensors, metadata
+        # As numpy, because for torch the library maps the file a second time. Nothing is read through it.
+        with safe_open(file.path, framework="np") as header:
+            for name in header.offset_keys():
+                entry = header.get_slice(name)
+                dtype, shape = dtype_of(file.path, name, entry.get_dtype()), entry.get_shape()
+                tensors[name] = file.tensor(dtype, begin, math.prod(shape)).reshape(shape)
+                begin += math.prod(shape) * dtype.itemsize
+            return tensors, header.metadata() or {}
+    except SafetensorError as error:
+        raise cut_short(file.path, str(error).partition(": ")[2] or str(error)) from error
+
+
+def dtype_of(path: Path, name: str, spelled: str) -> torch.dtype:
+    dtype = SAFETENSORS_DTYPES.get(spelled)
+    if dtype is None:
+        raise UserError(f"{path} keeps {name} as {spelled}, which is not read here: use fp32, fp16 or bf16.")
+    return dtype
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -1,9 +1,9 @@
 """What `torch.save` wrote, read without running any of it.
 
-A pickle is a program: it names Python objects, calls them, and sets their attributes. This reader knows a short list
-of names, and to each it gives a class of its own that can only hold data. Any other name is refused before anything is
-made of it. So a checkpoint may mention pytorch-lightning or numpy, as the published v1-5 file does, and neither need be
-here.
+A pickle is a program: it names Python objects, calls them, and sets their attributes. This reader imports nothing and
+calls nothing that a pickle names. To each name it gives a class of ours that can only hold data (`pickle_objects`), or
+refuses the file. So a checkpoint may mention pytorch-lightning or numpy, as the published v1-5 file does, and neither
+need be here.
 """
 
 import pickle
@@ -16,105 +16,9 @@ from torch import Tensor
 
 from sd.errors import UserError
 from sd.mapped import MappedFile, cut_short
+from sd.pickle_objects import accepted
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6, and still with _use_new_zipfile_serialization=False
-
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-
-
-class Inert:
-    """Holds what the pickle said and does nothing with it. `args`: of the call; `state`: what was set afterwards.
-
-    Every class a pickle can reach defines `__setstate__`: without one, the pickle could set attributes of the class.
-    """
-
-    def __new__(cls, *args, **kwargs):
-        self = object.__new__(cls)
-        self.args, self.state = args, None
-        return self
-
-    def __setstate__(self, state):
-        self.state = state
-
-
-class ScriptObject(Inert):
-    """An object of a class that a TorchScript archive describes itself: a module, with its tensors in `state`."""
-
-
-class Dictionary(dict):
-    """An OrderedDict without the attributes that state dicts carry (`_metadata`)."""
-
-    def __new__(cls, items=(), *_):
-        return dict.__new__(cls)
-
-    def __init__(self, items=(), *_):
-        super().__init__(() if isinstance(items, type) else items)  # a defaultdict's first argument is a type
-
-    def __setstate__(self, state):
-        pass
-
-
-class Size(Inert):
-    def __new__(cls, sizes):
-        return tuple(sizes)
-
-
-class Set(Inert):
-    def __new__(cls, items=()):
-        return set(items)
-
-
-class RebuildTensor(Inert):
-    """A view of a storage, which is a 1-D tensor here. torch checks that the view stays inside it."""
-
-    def __new__(cls, storage, offset, size, stride, requires_grad=False, hooks=None, bits=None):
-        if not isinstance(storage, Tensor) or bits:
-            raise ValueError("a tensor without a plain storage")
-        return storage.as_strided(size, stride, offset)
-
-
-class RebuildParameter(Inert):
-    def __new__(cls, data, *_):
-        return data
-
-
-KNOWN = {
-    "collections.OrderedDict": Dictionary,
-    "collections.defaultdict": Dictionary,
-    "builtins.dict": Dictionary,
-    "builtins.set": Set,
-    "__builtin__.set": Set,
-    "torch.Size": Size,
-    "torch._utils._rebuild_tensor": RebuildTensor,
-    "torch._utils._rebuild_tensor_v2": RebuildTensor,
-    "torch._utils._rebuild_parameter": RebuildParameter,
-    "torch.nn.modules.container.ParameterDict": Inert,
-    "_codecs.encode": Inert,
-    "numpy.dtype": Inert,
-    "numpy.ndarray": Inert,
-    "numpy.core.multiarray.scalar": Inert,
-    "numpy._core.multiarray.scalar": Inert,
-    "numpy.core.multiarray._reconstruct": Inert,
-    "numpy._core.multiarray._reconstruct": Inert,
-    "numpy.dtypes.Float64DType": Inert,
-    **{f"torch.jit._pickle.build_{kind}list": Inert for kind in ("int", "double", "bool", "tensor")},
-    "torch.jit._pickle.restore_type_tag": Inert,
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": Inert,
-    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint": Inert,
-    # One class for each dtype: what a storage is named by is all that is taken from it.
-    **{f"torch.{name}": type(name, (Inert,), {"dtype": dtype}) for name, dtype in STORAGES.items()},
-}
 
 
 class Reader(pickle.Unpickler):
@@ -123,15 +27,17 @@ class Reader(pickle.Unpickler):
     def __init__(self, file: BinaryIO, path: Path, storage):
         super().__init__(file, encoding="utf-8")
         self.path, self.storage = path, storage
+        self.classes: dict[tuple[str, str], type] = {}
 
     def find_class(self, module: str, name: str) -> type:
-        known = ScriptObject if module.split(".")[0] == "__torch__" else KNOWN.get(f"{module}.{name}")
-        if known is None:
+        kind = self.classes.get((module, name)) or accepted(module, name)
+        if kind is None:
             raise UserError(
                 f"{self.path} is refused: its pickle wants to use {module}.{name}, which weights do not need and which "
                 "could run a program; nothing of it was run."
             )
-        return known
+        self.classes[module, name] = kind
+        return kind
 
     def persistent_load(self, pid: tuple) -> Tensor:
         _, kind, key, _, count, *view = pid

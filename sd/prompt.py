@@ -46,7 +46,7 @@ def parse(prompt: str) -> list[tuple[str, float]]:
     """Pieces of text with their weights, in order; neighbours of equal weight are one piece. Never empty, never raises.
 
     >>> parse("a (red:1.3) [apple] BREAK pie")
-    [('a ', 1.0), ('red', 1.3), (' ', 1.0), ('apple', 0.9090909090909091), (' ', 1.0), ('BREAK', -1.0), ('pie', 1.0)]
+    [('a ', 1.0), ('red', 1.3), (' ', 1.0), ('apple', 0.9090909090909091), ('', 1.0), ('BREAK', -1.0), ('pie', 1.0)]
     """
     pieces: list[list] = []  # [text, weight]; text is None for a break
     opened: dict[str, list[int]] = {"(": [], "[": []}  # at which piece each open bracket stands

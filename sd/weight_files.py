@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sd.errors import UserError
 from sd.mapped import MappedFile, read_safetensors, write_safetensors
-from sd.pickles import ScriptObject, read_legacy, read_zip
+from sd.pickle_objects import ScriptObject, StandIn
+from sd.pickles import read_legacy, read_zip
 
 OTHER_MODELS = [  # what a key's beginning says of a file
     (r"conditioner\.embedders\.", "Stable Diffusion XL"),
@@ -72,6 +73,9 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def torch_file(content: Any, file: MappedFile) -> WeightFile:
+    if isinstance(content, StandIn) and not content:
+        kind = f"{type(content).__module__}.{type(content).__name__}"
+        raise UserError(f"{file.path} holds an object of {kind} instead of weights by name: save its state_dict().")
     entries = content.items() if isinstance(content, dict) else ()
     return WeightFile("ckpt", content, {k: v for k, v in entries if isinstance(k, str) and isinstance(v, str)}, file)
 

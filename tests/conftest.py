@@ -1,6 +1,7 @@
 import copy
 import runpy
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,21 @@ UNET = dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_
 
 VAE = dict(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
 CLIP = dict(width=64, layers=2, heads=4)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """At the very end: how many tests were skipped, why, and which."""
+    skipped = defaultdict(Counter)
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        skipped[reason.removeprefix("Skipped: ")][report.nodeid.partition("[")[0]] += 1
+    if not skipped:
+        return
+    terminalreporter.section(f"{sum(tests.total() for tests in skipped.values())} skipped")
+    for reason, tests in sorted(skipped.items(), key=lambda item: -item[1].total()):
+        terminalreporter.line(f"{tests.total():4} {reason}")
+        for name, count in tests.items():
+            terminalreporter.line(f"       {name}{f', {count} times' if count > 1 else ''}")
 
 
 def make_pipe(in_channels: int = 4) -> StableDiffusion:

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 from sd.clip import CLIP, CLIPVisionModel
 from sd.clip_files import read_clip
 from sd.errors import UserError
-from sd.pickles import ScriptObject
+from sd.pickle_objects import ScriptObject
 from sd.tokenizer import Tokenizer
 from sd.weight_files import read_weights, what_is
 

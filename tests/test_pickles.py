@@ -1,16 +1,36 @@
 """The careful reader of torch.save files: the same tensors as torch.load, and nothing run."""
 
+import argparse
+import code
+import collections
+import ctypes
+import datetime
+import decimal
+import enum
+import fractions
+import functools
+import http
+import importlib
 import io
+import operator
+import pathlib
 import pickle
 import random
+import re
+import shutil
 import subprocess
+import types
+import uuid
+import webbrowser
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
+from sd.embedding_files import read_embeddings
 from sd.errors import UserError
+from sd.pickle_objects import KNOWN, Inert, StandIn
 from sd.weight_files import read_weights
 
 ran = []
@@ -125,6 +145,135 @@ def test_tensors_are_the_files_own_pages_and_writing_to_them_leaves_it_alone(tmp
     assert float(read_weights(path).content["a"].sum()) == 1000
 
 
+def on_a_mac(array, dtype):
+    """How torch writes a tensor of a device that is not here (`torch.Tensor.__reduce_ex__`)."""
+    return Call(torch._utils._rebuild_device_tensor_from_numpy, array, dtype, "mps:0", False)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_tensors_that_were_saved_on_a_mac(tmp_path, zipped, protocol):
+    numbers = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    arrays = {
+        "plain": numbers,
+        "half": numbers.astype(np.float16),
+        "columns first": np.asfortranarray(numbers),
+        "a view": numbers[1:, ::2],
+        "whole": (numbers * 100).astype(np.int64),
+        "empty": numbers[:0],
+        "scalar": numbers[0, 0, :1].reshape(()),
+    }
+    content = {name: on_a_mac(array, torch.from_numpy(array).dtype) for name, array in arrays.items()}
+    content["stored as float32"] = on_a_mac(numbers, torch.bfloat16)  # which numpy does not have
+    options = {"_use_new_zipfile_serialization": zipped, "pickle_protocol": protocol}
+    found = read_weights(save({"string_to_param": content, "dtype": torch.float16}, tmp_path / "a.pt", **options))
+    tensors = found.content["string_to_param"]
+    for name, array in arrays.items():
+        assert tensors[name].dtype == torch.from_numpy(array).dtype, name
+        assert torch.equal(tensors[name], torch.from_numpy(array)), name
+    assert torch.equal(tensors["stored as float32"], torch.from_numpy(numbers).bfloat16())
+
+
+def test_an_embedding_that_was_trained_on_a_mac_is_loaded(tmp_path):
+    content = {"string_to_param": {"*": on_a_mac(np.full((1, 192), 0.01, np.float32), torch.float32)}}
+    found = read_embeddings(save(content, tmp_path / "mac.pt"), 192)
+    assert torch.equal(found.vectors["mac"], torch.full((1, 192), 0.01))
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        np.ones(3, ">f4"),  # bytes in the other order
+        np.ones(3, np.complex64),
+        np.array([{}]),
+        np.array(["a"]),
+        [1.0, 2.0],
+    ],
+    ids=["big-endian", "complex", "objects", "texts", "a list"],
+)
+def test_arrays_that_are_no_weights_are_refused(tmp_path, spoiled):
+    with pytest.raises(UserError):
+        read_weights(save({"a": on_a_mac(spoiled, torch.float32)}, tmp_path / "a.pt"))
+
+
+def test_a_tensor_with_attributes(tmp_path):
+    tensor, parameter = torch.arange(6.0), torch.nn.Parameter(torch.ones(2))
+    tensor.note, parameter.note = "kept by the trainer", "and here"
+    found = read_weights(save({"a": tensor, "b": parameter}, tmp_path / "a.pt")).content
+    assert torch.equal(found["a"], tensor)
+    assert torch.equal(found["b"], parameter)
+
+
+class Settings(dict):
+    """What trainers keep their settings in: EasyDict, AttributeDict and the like."""
+
+    def __init__(self, **values):
+        super().__init__(values)
+        self.__dict__ = self
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+HARMLESS = {
+    "argparse": argparse.Namespace(lr=1e-4, images=["a", "b"]),
+    "simple": types.SimpleNamespace(a=1),
+    "date": datetime.datetime(2023, 5, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=2))),
+    "day": datetime.date(2023, 5, 1),
+    "path": pathlib.PurePosixPath("/home/me/photos"),
+    "windows path": pathlib.PureWindowsPath(r"C:\photos"),
+    "here": pathlib.Path("photos"),
+    "defaultdict": collections.defaultdict(list, {"a": [1]}),
+    "counter": collections.Counter("abca"),
+    "deque": collections.deque([1, 2], 5),
+    "uuid": uuid.UUID(int=5),
+    "decimal": decimal.Decimal("0.1"),
+    "fraction": fractions.Fraction(1, 3),
+    "complex": 1j,
+    "frozen": frozenset([1, 2]),
+    "bytes": b"\0\xff",
+    "bytearray": bytearray(b"abc"),
+    "range": range(3),
+    "slice": slice(1, 2),
+    "types": [int, float, np.float32, torch.float16, torch.bfloat16],
+    "numpy numbers": [np.float32(0.5), np.int64(3), np.bool_(True)],
+    "arrays": [np.arange(3), np.array(["a", "b"]), np.array([{}]), np.zeros(2, "f4,i4")],
+    "random states": [np.random.RandomState(0), np.random.default_rng(0), random.Random(0).getstate()],
+    "devices": [torch.device("cpu"), torch.__version__, torch.Size([2])],
+    "ours": Settings(lr=1, nested=Settings(a=2)),
+    "an enumeration": [Colour.RED, http.HTTPStatus.OK],
+    "keys": {Colour.RED: 1, pathlib.PurePosixPath("a"): 2, Colour: 3, Settings: 4},
+    "regular expression": re.compile("a+"),
+    "an exception of a module": UserError("x"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("what", HARMLESS)
+def test_harmless_objects_beside_the_tensors_refuse_nothing(tmp_path, what, protocol):
+    content = {"state_dict": {"a": torch.ones(2)}, "beside": HARMLESS[what], "epoch": 3}
+    path = save(content, tmp_path / "a.ckpt", pickle_protocol=protocol)
+    found = read_weights(path).content
+    assert torch.equal(found["state_dict"]["a"], torch.ones(2))
+    assert found["epoch"] == 3
+    beside = found["beside"]
+    plain = (dict, list, tuple, int, float, str, bytes, set, frozenset)
+    assert isinstance(beside, (*plain, Inert)), type(beside)
+    if type(beside) not in plain:
+        assert type(beside).__mro__[1] in (Inert, dict, StandIn), type(beside)  # nothing that could do anything
+
+
+def test_weights_in_a_dictionary_of_the_trainers_own_kind(tmp_path):
+    found = read_weights(save(Settings(state_dict=Settings(a=torch.ones(2))), tmp_path / "a.ckpt")).content
+    assert torch.equal(found["state_dict"]["a"], torch.ones(2))
+
+
+def test_a_whole_network_instead_of_its_weights_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"torch\.nn\.modules\.linear\.Linear.*save its state_dict"):
+        read_weights(save(torch.nn.Linear(2, 3), tmp_path / "a.ckpt"))
+
+
 HOSTILE = {
     "posix.system": Call(subprocess.os.system, "echo"),
     "builtins.eval": Call(eval, "1"),
@@ -135,6 +284,16 @@ HOSTILE = {
     "torch.serialization.load": Call(torch.load, "x"),
     "test_pickles.forbidden": Call(forbidden, "x"),
     "pickle.loads": Call(pickle.loads, b"N."),
+    "builtins.__import__": Call(__import__, "antigravity"),
+    "importlib.import_module": Call(importlib.import_module, "antigravity"),
+    "functools.partial": Call(functools.partial, print, "ran"),
+    "operator.attrgetter": Call(operator.attrgetter, "a"),
+    "ctypes.CDLL": Call(ctypes.CDLL, "x"),
+    "shutil.rmtree": Call(shutil.rmtree, "x"),
+    "code.InteractiveInterpreter": Call(code.InteractiveInterpreter),
+    "webbrowser.open": Call(webbrowser.open, "http://localhost"),
+    "numpy.load": Call(np.load, "x"),
+    "torch.hub.load": Call(torch.hub.load, "x"),
 }
 
 
@@ -205,19 +364,15 @@ def test_the_parts_of_the_malformed_programs_are_well_formed(tmp_path):
 
 @pytest.mark.parametrize("program", MALFORMED)
 def test_malformed_programs_are_one_sentence_and_change_no_class(tmp_path, program):
-    from sd import pickles
-
-    classes = {name: dict(vars(kind)) for name, kind in pickles.KNOWN.items()}
+    classes = {name: dict(vars(kind)) for name, kind in KNOWN.items()}
     with pytest.raises(UserError):
         read_weights(as_zip(tmp_path / "a.ckpt", MALFORMED[program]))
-    assert {name: dict(vars(kind)) for name, kind in pickles.KNOWN.items()} == classes
+    assert {name: dict(vars(kind)) for name, kind in KNOWN.items()} == classes
 
 
 def test_no_name_on_the_list_is_more_than_data():
-    from sd import pickles
-
-    for name, kind in pickles.KNOWN.items():
-        assert kind.__module__ == "sd.pickles", name
+    for name, kind in KNOWN.items():
+        assert kind.__module__ == "sd.pickle_objects", name
         assert "__setstate__" in dir(kind)
 
 

@@ -81,6 +81,56 @@ def test_safetensors_headers_that_lie(tmp_path, header):
         read_weights(tmp_path / "a")
 
 
+def entry(begin, end):
+    return f'{{"dtype": "F32", "shape": [{(end - begin) // 4}], "data_offsets": [{begin}, {end}]}}'
+
+
+AS_THE_LIBRARY = {  # the header, and how many bytes follow it
+    "null for metadata": (f'{{"__metadata__": null, "a": {entry(0, 8)}}}', 8),
+    "no tensor": ("{}", 0),
+    "nothing but metadata": ('{"__metadata__": {"format": "pt"}}', 0),
+    "tensors in another order": (f'{{"a": {entry(8, 16)}, "b": {entry(0, 8)}}}', 16),
+    "an empty tensor between": (f'{{"a": {entry(0, 8)}, "e": {entry(8, 8)}, "b": {entry(8, 16)}}}', 16),
+    "one name twice, at one place": (f'{{"a": {entry(0, 8)}, "a": {entry(0, 8)}}}', 8),
+    "one name twice, at two places": (f'{{"a": {entry(0, 8)}, "a": {entry(8, 16)}}}', 16),
+    "tensors that overlap": (f'{{"a": {entry(0, 8)}, "b": {entry(4, 12)}}}', 12),
+    "two tensors at one place": (f'{{"a": {entry(0, 8)}, "b": {entry(0, 8)}}}', 8),
+    "a hole": (f'{{"a": {entry(0, 8)}, "b": {entry(16, 24)}}}', 24),
+    "bytes that belong to no tensor": (f'{{"a": {entry(0, 8)}}}', 12),
+    "metadata that is no text": (f'{{"__metadata__": {{"epoch": 3}}, "a": {entry(0, 8)}}}', 8),
+    "lists in lists without end": ('{"a": ' + "[" * 100_000, 8),
+}
+
+
+@pytest.mark.parametrize("case", AS_THE_LIBRARY)
+def test_safetensors_files_are_read_or_refused_as_the_library_does(tmp_path, case):
+    header, length = AS_THE_LIBRARY[case]
+    data = struct.pack(f"<{length // 4}f", *range(length // 4))
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header.encode() + data)
+    try:
+        expected = safetensors.torch.load_file(tmp_path / "a")
+    except safetensors.SafetensorError:
+        with pytest.raises(UserError, match="cut short or damaged") as caught:
+            read_weights(tmp_path / "a")
+        assert "\n" not in str(caught.value)
+    else:
+        same(read_weights(tmp_path / "a").content, expected)
+
+
+def test_safetensors_tensors_are_the_files_own_pages_and_writing_to_them_leaves_it_alone(tmp_path):
+    write_safetensors(tmp_path / "a", {"a": torch.ones(10_000)}, {})
+    before = (tmp_path / "a").read_bytes()
+    found = read_weights(tmp_path / "a")
+    tensor = found.content["a"]
+    assert 0 < tensor.data_ptr() - found.file.address < len(before)
+    tensor += 1
+    assert float(tensor.sum()) == 20_000
+    assert (tmp_path / "a").read_bytes() == before
+    found.file.release(tensor)  # changed pages go, and come from the file again
+    inside = tensor[2048:-2048]  # the first and the last page may be shared with other tensors
+    assert float(inside.sum()) == len(inside)
+
+
 def test_every_cut_and_any_damage_is_one_sentence(tmp_path):
     write_safetensors(tmp_path / "whole", tensors(), {})
     whole, path, chance = (tmp_path / "whole").read_bytes(), tmp_path / "a", random.Random(0)
