@@ -26,6 +26,9 @@ clip_files        CLIP's own files, both towers, for scoring
 
 prompt            (weights:1.3), BREAK and long prompts to one context
 image             pictures in and out
+embedded_text     the texts that programs keep inside image files
+comfyui           the settings in a ComfyUI graph
+foreign_metadata  settings as other programs write them, brought to the webui's labels
 infotext          the settings kept inside a picture, as the webui writes them
 
 packing           convolutions' weights in the order that the processor reads
@@ -55,6 +58,7 @@ token_merging     places that look alike share one attention: quicker, likewise
 tiled_vae         pictures too big for the VAE's memory
 latents           pictures to scaled latents and back
 start             where a drawing starts when there is a picture
+infotext_fields   from the webui's labels to our settings, and what cannot be honored
 settings          what a person asks for, checked
 walk              from noise to a latent, down a list of noise levels
 model_hash        the name of a checkpoint in a picture's settings
