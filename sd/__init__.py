@@ -25,8 +25,10 @@ download          the v1-5 file from its mirror
 clip_files        CLIP's own files, both towers, for scoring
 
 prompt            (weights:1.3), BREAK and long prompts to one context
-image             pictures in and out
 embedded_text     the texts that programs keep inside image files
+image             pictures in and out
+mask              which part of an image is regenerated
+image_inputs      images as Python code holds them: paths, arrays, tensors
 comfyui           the settings in a ComfyUI graph
 foreign_metadata  settings as other programs write them, brought to the webui's labels
 infotext          the settings kept inside a picture, as the webui writes them
@@ -71,6 +73,7 @@ drawings          every picture's own words
 many              a share of the drawings for each process
 
 cli               what the drawing scripts share
+from_png          the settings inside an image, for generating it again
 
 contact_sheet     a table of pictures, named at its sides
 copies            did the model repeat a picture that it was taught

@@ -96,9 +96,9 @@ def decode_utf16(text: bytes) -> str:
 
 def decode_bytes(text: bytes, *encodings: str) -> str:
     """By the first of `encodings` that fits, UTF-8 after them; UTF-16 where every other byte is 0."""
-    if text.startswith((b"\xff\xfe", b"\xfe\xff")) or max(text[::2].count(0), text[1::2].count(0)) > len(text) // 8 > 0:
-        if b"\0" in text.strip(b"\0"):
-            return decode_utf16(text)
+    marked = text.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if marked or max(text[::2].count(0), text[1::2].count(0)) > len(text) // 8 > 0:
+        return decode_utf16(text)
     for encoding in (*encodings, "utf-8-sig"):
         try:
             return text.decode(encoding).strip("\0")

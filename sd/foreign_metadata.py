@@ -150,7 +150,7 @@ def read_json(found: object) -> Foreign | None:
 
 
 def from_keys(tool: str, keys: Mapping[str, object]) -> Foreign:
-    """Flat keys, whoever wrote them. Where there is no sampler, a "scheduler" is one: InvokeAI's and diffusers' word."""
+    """Flat keys, whoever wrote them. Where there is no sampler, "scheduler" means it, as in InvokeAI and diffusers."""
     keys = {str(key).lower(): value for key, value in keys.items()}
     settings: dict[str, object] = {}
     for key, value in keys.items():

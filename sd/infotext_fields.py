@@ -141,8 +141,8 @@ def read_fields(found: Mapping[str, str]) -> Reading:
     read_second_pass(found, reading)
     if reading.values.get("token_merging", 0) > MAX_RATIO:
         reading.notes["Token merging ratio"] = (
-            f"The token merging ratio {reading.values['token_merging']:g} is more than is possible here: {MAX_RATIO} is "
-            "used."
+            f"The token merging ratio {reading.values['token_merging']:g} is over what is possible here: {MAX_RATIO} "
+            "is used."
         )
         reading.values["token_merging"] = MAX_RATIO
     read_origin(found, reading)
@@ -189,7 +189,7 @@ def nearest(name: str) -> str:
 
 
 def read_size(found: Mapping[str, str], reading: Reading) -> None:
-    """The size, cut to multiples of 8 as the webui's latents cut it; the first pass's, where the second one's is named."""
+    """The first pass's size, cut to multiples of 8 as the webui's latents cut it."""
     try:
         size = [whole(found[f"Size-{i}"]) for i in (1, 2)]
     except (KeyError, ValueError):
@@ -204,7 +204,7 @@ def read_size(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def first_pass(found: Mapping[str, str], size: list[int]) -> list[int]:
-    """Before its version 1.0 the webui wrote the last size and the first; 0x0 stood for 512 * 512 pixels of its shape."""
+    """The first webui wrote the last size and the first one; 0x0 stood for 512 * 512 pixels of the last one's shape."""
     first = [int(found[f"First pass size-{i}"]) for i in (1, 2)]
     if 0 not in first:
         return first
@@ -268,8 +268,8 @@ def read_origin(found: Mapping[str, str], reading: Reading) -> None:
                 reading.problems["strength"] = "the file's denoising strength is not a number: give --strength."
     elif not second_pass and strength not in ("0", "0.0", "1", "1.0"):
         reading.notes["Denoising strength"] = (
-            f"The file gives a denoising strength of {strength}: if it was generated from another image, use img2img.py "
-            "with that image."
+            f"The file gives a denoising strength of {strength}: if it was generated from another image, use "
+            "img2img.py with that image."
         )
 
 
@@ -281,8 +281,8 @@ def read_noise(found: Mapping[str, str], reading: Reading) -> None:
         )
     elif rng.lower() not in ("cpu", "std_default"):
         reading.notes["RNG"] = (
-            f"Its noise was made by the {'graphics card' if rng == 'GPU' else rng} generator and here it is made by the "
-            "CPU's: the same seed gives another image."
+            f"Its noise was generated {'on a GPU' if rng == 'GPU' else f'by {rng}'} and here it is on the CPU: the "
+            "same seed gives another image."
         )
     if found.get("ENSD", "0") not in ("0", "") and reading.values.get("sampler", "").endswith(("_a", "sde")):
         reading.notes["ENSD"] = (

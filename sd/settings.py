@@ -132,20 +132,33 @@ class Settings:
 
     @classmethod
     def from_infotext(cls, text: str) -> "Settings":
-        """The settings in an image's text, for the same image again. What is not honored is a Python warning each.
+        """The settings in an image's text. Everything that is not honored is a Python warning.
 
-        Raises UserError where there are none, and where they would give another image than the one they are from.
+        Raises UserError where there are none, or where one of them cannot be used, such as an unknown sampler.
         """
         reading = read_settings(text)
+        from_image = reading.problems.pop("image", None)
         if reading.problems:
             raise UserError(f"the settings cannot be used as they are: {' '.join(reading.problems.values())}")
-        for note in reading.notes.values():
-            warnings.warn(note, stacklevel=2)
+        for note in (*reading.notes.values(), *([from_image] if from_image else [])):
+            warnings.warn(f"{note[:1].upper()}{note[1:]}", stacklevel=2)
         return cls(**reading.values)
 
     def but(self, **changes: object) -> "Settings":
         """A copy with the changes that are not None."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+def list_prompts(prompt: str | list[str], negative_prompt: str | list[str] | None) -> tuple[list[str], list[str]]:
+    """Both as lists of equal length. Raises UserError where they are no texts, or of different lengths."""
+    if not isinstance(prompt, (str, list, tuple)):
+        raise UserError(f"the prompt is {prompt!r}: give a text, or a list of texts.")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    negative = negative_prompt or ""
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if len(prompts) != len(negatives):
+        raise UserError(f"there are {len(prompts)} prompts and {len(negatives)} negative ones: give as many of both.")
+    return prompts, negatives
 
 
 def read_settings(text: str) -> Reading:
@@ -165,9 +178,7 @@ def read_settings(text: str) -> Reading:
             del reading.values[name]
     try:
         Settings(**reading.values)
-    except (
-        UserError
-    ) as problem:  # two that do not go together: the second pass too large, guidance ends before it starts
+    except UserError as problem:  # two that do not go together, such as a size and a second pass
         reading.problems["hires_scale"] = str(problem)
         for name in ("hires_scale", "guidance_start", "guidance_end"):
             reading.values.pop(name, None)
