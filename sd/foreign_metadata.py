@@ -38,8 +38,8 @@ SILENT = set(
     "request_type signed_hash full_prompt full_negative_prompt lora_combined_hash metadata_scheme swarm_version "
     "generation_time original_prompt images n_samples num_outputs iterations model_id source software title profile "
     "seed_mode v2 v4_prompt v4_negative_prompt legacy_v3_extend session_id workflow invokeai_graph used_embeddings "
-    "output_format output_quality metadata_output_format stream_progress_updates stream_image_progress variations "
-    "block_nsfw vram_usage_level show_only_filtered_image stealth extra_noise_seed upscale_amount seamless_axes".split()
+    "noise mask_blur output_format output_quality metadata_output_format stream_progress_updates variations "
+    "stream_image_progress block_nsfw vram_usage_level show_only_filtered_image stealth extra_noise_seed upscale_amount seamless_axes".split()
 )
 OFF = ("", "none", "false", "0", "0.0", "[]", "{}", "null")  # a feature with such a value was not in use
 DREAM = {"s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "I": "init_img"}
@@ -127,7 +127,7 @@ def read_flat(texts: Mapping[str, str]) -> Foreign | None:
     if isinstance(comment, dict) and ("uc" in comment or "scale" in comment):
         found = from_keys("NovelAI", {"prompt": lower.get("description", "")} | comment)
         found.prompt, found.negative_prompt = (novelai_weights(t) for t in (found.prompt, found.negative_prompt))
-        found.settings |= {"Model": texts.get("Source") or None}
+        found.settings = {"Clip skip": 2} | found.settings | {"Model": texts.get("Source") or None}
         return found
     if "seed" in lower and ("guidance_scale" in lower or "guidance scale" in lower):
         return from_keys("Easy Diffusion", {key: lower[key] for key in lower if key not in ("usercomment", "software")})
@@ -184,6 +184,8 @@ def tidy(tool: str, settings: dict[str, object], keys: Mapping[str, object]) -> 
     if settings.pop("tiling", None) == "xy" or (settings.get("seamless x") and settings.get("seamless y")):
         settings["Tiling"] = True
         settings = {label: value for label, value in settings.items() if not label.startswith("seamless")}
+    if tool == "InvokeAI" and str(settings.get("Sampler", "")).endswith("_k"):
+        settings |= {"Sampler": settings["Sampler"].removesuffix("_k"), "Schedule type": "karras"}
     if not {"Init image", "Mask"} & settings.keys() and "Denoising strength" in settings:
         del settings["Denoising strength"]  # written for images from text as well, where it means nothing
     settings["RNG"] = "CPU" if str(keys.get("rand_device", "")).lower() == "cpu" else "unknown"

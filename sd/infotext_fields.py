@@ -48,9 +48,6 @@ FEATURES = {
     "Dynamic thresholding": "dynamic thresholding",
     "AddNet": "the additional-networks extension",
     "Ultimate SD": "Ultimate SD upscale",
-    "ComfyUI samplers": "several KSampler nodes, of which the first is read",
-    "InvokeAI weights": "weights in InvokeAI's syntax, which are read as plain text",
-    "ComfyUI weights": "ComfyUI's way of weighting words, which differs a little from the webui's used here",
     "Hires sampler": "another sampler in the second pass",
     "Hires schedule": "another schedule in the second pass",
     "Hires prompt": "another prompt in the second pass",
@@ -58,9 +55,15 @@ FEATURES = {
     "Hires checkpoint": "another checkpoint in the second pass",
     "Hires CFG": "another CFG scale in the second pass",
 }
+REMARKS = {
+    "ComfyUI samplers": "The ComfyUI workflow has several KSampler nodes: only the first one's settings are read.",
+    "InvokeAI weights": "The prompt has weights in InvokeAI's syntax, which are plain text here: write (word:1.2).",
+    "ComfyUI weights": "ComfyUI weights words in another way than the webui and this program.",
+}
 # Only images that were generated from another image have one of these.
 FROM_IMAGE = ("Mask blur", "Inpaint area", "Masked area padding", "Masked content", "Init image hash", "Init image")
 FROM_IMAGE += ("Mask mode", "Soft inpainting enabled", "Image CFG scale", "Mask", "Outpaint")
+ON_GPU = ("GPU", "NV", "cuda", "gpu")  # NV is the GPU's, computed on the CPU
 # Values with which a feature does nothing.
 OFF = ("", "0", "0.0", "none", "false", "off", "original", "0x0", "-1", "-1x-1", "automatic", "use same choices")
 OFF += ("use same sampler", "use same scheduler", "use same checkpoint", "unknown")
@@ -177,7 +180,7 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
         reading.values["schedule"] = AUTOMATIC.get(sampler, reading.values["schedule"])
     if reading.values["schedule"] == "ldm" and sampler not in LDM_SPACED and not ours:
         reading.notes["Schedule type"] = (
-            f"Other programs space the steps of {SAMPLERS[sampler].label} a little otherwise than they are spaced here."
+            f"The steps of {SAMPLERS[sampler].label} are spaced a little differently here than in other programs."
         )
 
 
@@ -242,8 +245,10 @@ def set_scale(target: list[int], reading: Reading) -> None:
     size = [reading.values["width"], reading.values["height"]]
     scale = max(side / own for side, own in zip(target, size))
     if scale > 1:
-        reading.values["hires_scale"] = scale * (1 + 1e-12)  # so that cutting to whole pixels loses none
-        made = [int(side * scale * (1 + 1e-12)) // 8 * 8 for side in size]
+        if any(int(side * scale) < wanted for wanted, side in zip(target, size)):
+            scale *= 1 + 1e-12  # so that cutting to whole pixels loses none
+        reading.values["hires_scale"] = scale
+        made = [int(side * scale) // 8 * 8 for side in size]
         if any(wanted and wanted // 8 * 8 != side for wanted, side in zip(target, made)):
             reading.notes["Hires resize"] = (
                 f"The second pass to {target[0]}x{target[1]} is not of the first pass's shape: here it gives "
@@ -281,8 +286,8 @@ def read_noise(found: Mapping[str, str], reading: Reading) -> None:
         )
     elif rng.lower() not in ("cpu", "std_default"):
         reading.notes["RNG"] = (
-            f"Its noise was generated {'on a GPU' if rng == 'GPU' else f'by {rng}'} and here it is on the CPU: the "
-            "same seed gives another image."
+            f"Its noise was generated {'on a GPU' if rng in ON_GPU else 'by ' + rng} and here it is on the CPU: "
+            "the same seed gives another image."
         )
     if found.get("ENSD", "0") not in ("0", "") and reading.values.get("sampler", "").endswith(("_a", "sde")):
         reading.notes["ENSD"] = (
@@ -302,7 +307,9 @@ def read_rest(found: Mapping[str, str], reading: Reading) -> None:
         if label in HONORED or label.startswith(("Lora ", "TI ")) or value.strip().lower() in OFF or again:
             continue
         feature = next((name for start, name in FEATURES.items() if label.startswith(start)), None)
-        if feature is not None:
+        if label in REMARKS:
+            reading.notes[label] = REMARKS[label]
+        elif feature is not None:
             features[feature] = True
         else:
             unknown[re.sub("-[12]$", "", label)] = True
