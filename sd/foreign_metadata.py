@@ -39,7 +39,8 @@ SILENT = set(
     "generation_time original_prompt images n_samples num_outputs iterations model_id source software title profile "
     "seed_mode v2 v4_prompt v4_negative_prompt legacy_v3_extend session_id workflow invokeai_graph used_embeddings "
     "noise mask_blur output_format output_quality metadata_output_format stream_progress_updates variations "
-    "stream_image_progress block_nsfw vram_usage_level show_only_filtered_image stealth extra_noise_seed upscale_amount seamless_axes".split()
+    "stream_image_progress block_nsfw vram_usage_level show_only_filtered_image stealth extra_noise_seed "
+    "upscale_amount seamless_axes".split()
 )
 OFF = ("", "none", "false", "0", "0.0", "[]", "{}", "null")  # a feature with such a value was not in use
 DREAM = {"s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "I": "init_img"}

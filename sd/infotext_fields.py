@@ -193,22 +193,26 @@ def nearest(name: str) -> str:
 
 def read_size(found: Mapping[str, str], reading: Reading) -> None:
     """The first pass's size, cut to multiples of 8 as the webui's latents cut it."""
-    try:
-        size = [whole(found[f"Size-{i}"]) for i in (1, 2)]
-    except (KeyError, ValueError):
+    size = pair(found, "Size")
+    if size is None:
         reading.notes["Size"] = "The file does not say its size: the model's own is used."
         return
-    if "First pass size-1" in found:
-        size = first_pass(found, size)
+    if (first := pair(found, "First pass size")) is not None:
+        size = first_pass(first, size)
     cut = [max(8, side // 8 * 8) for side in size]
     if cut != size:
         reading.notes["Size"] = f"The size {size[0]}x{size[1]} is not a multiple of 8: {cut[0]}x{cut[1]} is used."
     reading.values["width"], reading.values["height"] = cut
 
 
-def first_pass(found: Mapping[str, str], size: list[int]) -> list[int]:
+def pair(found: Mapping[str, str], label: str) -> list[int] | None:
+    """A width and a height, in pixels; None where there are none, or none that an image could have."""
+    sides = [found.get(f"{label}-{i}", "") for i in (1, 2)]
+    return [int(side) for side in sides] if all(side.isdecimal() and len(side) < 7 for side in sides) else None
+
+
+def first_pass(first: list[int], size: list[int]) -> list[int]:
     """The first webui wrote the last size and the first one; 0x0 stood for 512 * 512 pixels of the last one's shape."""
-    first = [int(found[f"First pass size-{i}"]) for i in (1, 2)]
     if 0 not in first:
         return first
     scale = math.sqrt(512 * 512 / max(1, size[0] * size[1]))
@@ -218,10 +222,9 @@ def first_pass(found: Mapping[str, str], size: list[int]) -> list[int]:
 def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
     """Its scale, also where it is written as a size; its upscaler and steps."""
     values, notes = reading.values, reading.notes
-    old = "First pass size-1" in found
-    target = [found.get(f"{'Size' if old else 'Hires resize'}-{i}", "0") for i in (1, 2)]
-    if "hires_scale" not in values and "width" in values and any(side.isdigit() and int(side) for side in target):
-        set_scale([int(side) for side in target], reading)
+    target = pair(found, "Size" if pair(found, "First pass size") else "Hires resize")
+    if "hires_scale" not in values and "width" in values and target and any(target):
+        set_scale(target, reading)
     if values.get("hires_scale", 1) <= 1:
         values.pop("hires_scale", None)
         return
