@@ -6,9 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli import add_hires, draw_and_save, drawing_parser, load_pipeline, png_settings, settings_of, spelled_out
+from sd.cli import add_hires, draw_and_save, drawing_parser, given_flags, load_pipeline, settings_of, spelled_out
 from sd.drawings import Drawing, read_prompts
 from sd.errors import UserError, plain_errors
+from sd.from_png import settings_again
 from sd.image import check_outdir
 from sd.many import agreed, one_of_many, plan, share
 
@@ -18,9 +19,10 @@ def main():
     parser = drawing_parser("Draws pictures from text.")
     parser.add_argument("--from-file", metavar="FILE", help="draw each line of a text file")
     parser.add_argument("--resume", action="store_true", help="leave out pictures that --outdir has already (--seed!)")
-    parser.add_argument("--from-png", metavar="FILE", help="draw a saved picture again, from the settings inside it")
+    parser.add_argument("--from-png", metavar="FILE", help="generate a saved image again, by the settings inside it")
     add_hires(parser)
     args = parser.parse_args()
+    args.given = given_flags(parser)
     if args.resume and args.seed is None and not args.from_png:
         raise UserError("--resume needs the --seed that was drawn with: it is printed, and written into each picture.")
     with one_of_many():
@@ -29,19 +31,20 @@ def main():
 
 def draw_all(args: argparse.Namespace) -> None:
     folder = check_outdir(args.outdir)
+    as_saved = False
     if args.from_png:
-        todo = [png_settings(args.from_png, args)]
+        todo, as_saved = settings_again(args.from_png, args)
     elif args.from_file:
         todo = [settings_of(args, prompt=prompt) for prompt in read_prompts(args.from_file)]
     else:
         todo = [settings_of(args)]
     first, count = todo[0].seed, todo[0].num_images
-    again = [one for one in todo for _ in range(1 if args.from_png else args.n_iter)]
+    again = [one for one in todo for _ in range(args.n_iter)]
     again = [one.but(seed=first + i * count) for i, one in enumerate(again)]
     pipe = load_pipeline(args)
 
     def decide() -> list[Drawing]:
-        drawings = [Drawing(one) for one in again] if args.from_png else spelled_out(pipe, again, args)
+        drawings = [Drawing(one) for one in again] if as_saved else spelled_out(pipe, again, args)
         return plan(pipe, drawings, folder, args.resume)
 
     draw_and_save(pipe, share(agreed(decide)), args)

@@ -26,7 +26,12 @@ download          the v1-5 file from its mirror
 clip_files        CLIP's own files, both towers, for scoring
 
 prompt            (weights:1.3), BREAK and long prompts to one context
+embedded_text     the texts that programs keep inside image files
 image             pictures in and out
+mask              which part of an image is regenerated
+image_inputs      images as Python code holds them: paths, arrays, tensors
+comfyui           the settings in a ComfyUI graph
+foreign_metadata  settings as other programs write them, brought to the webui's labels
 infotext          the settings kept inside a picture, as the webui writes them
 
 packing           convolutions' weights in the order that the processor reads
@@ -56,6 +61,7 @@ token_merging     places that look alike share one attention: quicker, likewise
 tiled_vae         pictures too big for the VAE's memory
 latents           pictures to scaled latents and back
 start             where a drawing starts when there is a picture
+infotext_fields   from the webui's labels to our settings, and what cannot be honored
 settings          what a person asks for, checked
 walk              from noise to a latent, down a list of noise levels
 model_hash        the name of a checkpoint in a picture's settings
@@ -68,6 +74,7 @@ drawings          every picture's own words
 many              a share of the drawings for each process
 
 cli               what the drawing scripts share
+from_png          the settings inside an image, for generating it again
 
 contact_sheet     a table of pictures, named at its sides
 copies            did the model repeat a picture that it was taught

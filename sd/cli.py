@@ -1,6 +1,7 @@
 """What the drawing scripts share: their flags, the choice of a checkpoint, the progress bar, the saving."""
 
 import argparse
+import copy
 import time
 from contextlib import closing
 from pathlib import Path
@@ -14,9 +15,7 @@ from sd.checkpoint import DTYPES
 from sd.drawings import Drawing, spell_out
 from sd.errors import UserError
 from sd.image import check_outdir, grid, save_png, write_png
-from sd.infotext import parse_infotext, read_infotext
 from sd.many import processes
-from sd.model_hash import model_hash
 from sd.optimize import NO_OPTIMIZATIONS, list_optimizations
 from sd.pipeline import BUNDLED, WEIGHTS, StableDiffusion, default_device, default_dtype
 from sd.prompt_writer import PromptWriter, in_style
@@ -72,6 +71,14 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def given_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """The names of the arguments that the command line holds, also of those that repeat a default."""
+    bare = copy.deepcopy(parser)
+    for action in bare._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(bare.parse_args()))
+
+
 class ListOptimizations(argparse.Action):
     """Leaves as --help does; for the device and precision that stand before it."""
 
@@ -123,23 +130,6 @@ def with_picture_size(settings: Settings, image: Image.Image, model_size: int) -
     width, height = (max(8, round(side * scale) // 8 * 8) for side in image.size)
     print(f"the picture is {image.width}x{image.height}: drawing at {width}x{height}; --W and --H choose another size.")
     return settings.but(width=width, height=height)
-
-
-def png_settings(path: str, args: argparse.Namespace) -> Settings:
-    """The settings inside a PNG, for the same pixels again; the PNG's precision becomes the flags'."""
-    text = read_infotext(path)
-    settings = Settings.from_infotext(text)
-    found = parse_infotext(text)
-    if "Denoising strength" in found and settings.hires_scale == 1:
-        raise UserError(f"{path} was drawn from another picture, which is not in it: use img2img.py with that picture.")
-    if found.get("Model hash", "") not in ("", ours := model_hash(choose_checkpoint(args.ckpt, WEIGHTS))):
-        print(f"note: {path} was drawn by {found.get('Model')} ({found['Model hash']}), this is {ours or 'another'}.")
-    if "Adapters" in found and not (args.lora or args.embedding):
-        print(f"note: {path} was drawn with {found['Adapters']}: give them as well for the same pixels.")
-    names = {"bfloat16": "bf16", "float16": "fp16"}
-    if args.precision == "auto":
-        args.precision = names.get(found.get("Precision"), "fp32")
-    return settings
 
 
 def load_pipeline(args: argparse.Namespace) -> StableDiffusion:

@@ -1,5 +1,6 @@
 """What a person asked for, spelled out: every picture's own words."""
 
+import codecs
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -42,9 +43,11 @@ class Drawing:
 def read_prompts(path: str | Path) -> list[str]:
     """One prompt a line; empty lines do not count. Raises UserError where there is none."""
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        data = Path(path).read_bytes()
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' Notepad may save it
+        lines = [line.strip() for line in data.decode("utf-16" if utf16 else "utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {path}: give a text file with one prompt a line.") from error
+        raise UserError(f"cannot read prompts from {path}: give a UTF-8 text file with one prompt a line.") from error
     if not any(lines):
         raise UserError(f"{path} holds no prompts: write one a line.")
     return [line for line in lines if line]

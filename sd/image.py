@@ -1,29 +1,31 @@
-"""Pictures in and out: files, tensors in [-1, 1], masks, contact sheets.
+"""Pictures in and out: files, tensors in [-1, 1], contact sheets.
 
-A picture is a PIL image at the edges of the program and a tensor (B, 3, H, W) in [-1, 1] inside it. A mask is white
-where the picture is to be painted anew and black where it stays.
+A picture is a PIL image at the edges of the program and a tensor (B, 3, H, W) in [-1, 1] inside it.
 """
 
+import io
 import math
 import os
 import re
 import tempfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngInfo
 from torch import Tensor
 
+from sd.embedded_text import ambiguous_in_latin
 from sd.errors import UserError
 from sd.weight_files import replacing
 
 MAX_SIDE = 4096
 MAX_PIXELS = 80_000_000  # of a picture to open: more is a decompression bomb or a mistake
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts another program, as EPS does
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 INFOTEXT_KEY = "parameters"  # the PNG text chunk where the webui keeps the settings
 
 
@@ -47,15 +49,71 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     if isinstance(source, (str, Path)) and not Path(source).is_file():
         raise UserError(f"there is no picture {name}.")
     try:
-        with Image.open(source, formats=FORMATS) as image:  # reads the header only
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            image.load()
-            return upright(image)
+        try:
+            with open_header(source) as image:
+                return load(image)
+        except ValueError:  # a text that is too large stands behind the pixels
+            with Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS) as image:
+                return load(image)
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} has over {MAX_PIXELS // 10**6} million pixels: make it smaller first.") from error
     except Exception as error:  # Pillow raises nearly anything on a broken file
         raise UserError(f"{name} is not a picture, or broken, or of a rare kind: save it as PNG or JPEG.") from error
+
+
+def open_header(source: str | Path | BinaryIO) -> Image.Image:
+    """An image of which the header is read only; raises nearly anything, as Pillow does.
+
+    A PNG's text or color profile of over 1 MB once unpacked, which Pillow refuses, is left out.
+    """
+    try:
+        return Image.open(source, formats=FORMATS)
+    except ValueError:
+        return Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS)
+
+
+def load(image: Image.Image) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    image.load()
+    return upright(image)
+
+
+def whole_file(source: str | Path | BinaryIO) -> bytes:
+    if isinstance(source, (str, Path)):
+        return Path(source).read_bytes()
+    source.seek(0)
+    return source.read()
+
+
+def without_large_texts(png: bytes) -> bytes:
+    """A PNG's bytes without the compressed chunks that Pillow would refuse. Nothing is unpacked beyond that.
+
+    Raises ValueError for what is no PNG.
+    """
+    if not png.startswith(PNG_SIGNATURE):
+        raise ValueError
+    kept, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while place + 12 <= len(png):
+        length = int.from_bytes(png[place : place + 4], "big")
+        kind, end = png[place + 4 : place + 8], place + 12 + length
+        if kind not in (b"zTXt", b"iTXt", b"iCCP") or not unpacks_too_large(png[place + 8 : end - 4]):
+            kept.append(png[place:end])
+        place = end
+    return b"".join(kept)
+
+
+def unpacks_too_large(chunk: bytes) -> bool:
+    """The compressed part of such a chunk begins after its names, with the marks of zlib."""
+    begin = chunk.find(b"\x78", chunk.find(b"\0"))
+    while begin != -1:
+        try:
+            if len(zlib.decompressobj().decompress(chunk[begin:], MAX_TEXT_CHUNK + 1)) > MAX_TEXT_CHUNK:
+                return True
+        except zlib.error:
+            pass
+        begin = chunk.find(b"\x78", begin + 1, 200)
+    return False
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -68,13 +126,32 @@ def upright(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """Any PIL image as upright RGB; where it is transparent the background shows."""
-    image = upright(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    image = in_8_bits(upright(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """An image of more bits a pixel scaled to 8, where Pillow would cut it at 255; any other as it is."""
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(to_8_bits(np.asarray(image)))
+    return image
+
+
+def to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Numbers of any type to uint8, by the range that they are meant in: 1, 255, 65535 or 2^31 - 1.
+
+    16-bit numbers are always 0 to 65535. Others tell by their largest; whole numbers are never 0 to 1.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    values = np.nan_to_num(pixels.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    ranges = [1.0] if pixels.dtype.kind == "f" else []
+    ranges += [65535.0] if pixels.dtype == np.uint16 else [255.0, 65535.0, 2.0**31 - 1]
+    highest = next((value for value in ranges if values.max() <= value), values.max())
+    return (values / highest * 255).clip(0, 255).round().astype(np.uint8)
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -92,25 +169,6 @@ def from_tensor(image: Tensor) -> list[Image.Image]:
     """(B, 3, H, W) in [-1, 1], cut to it, to B PIL images. `from_tensor(to_tensor(x))` is x again."""
     pixels = ((image.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def mask_to_tensor(mask: Image.Image, width: int, height: int, blur: float = 0) -> Tensor:
-    """A mask to (1, 1, H, W), fp32 in [0, 1]: 1 where it is white. Fitted to the size as `fit` fits the picture.
-
-    blur: the radius in pixels of a Gaussian that softens its edge, for laying the new picture over the old.
-    """
-    gray = ImageOps.fit(to_rgb(mask, background="black").convert("L"), (width, height), Image.Resampling.BILINEAR)
-    if blur:
-        gray = gray.filter(ImageFilter.GaussianBlur(blur))
-    return torch.from_numpy(np.array(gray))[None, None].float() / 255
-
-
-def latent_mask(mask: Tensor, factor: int = 8) -> Tensor:
-    """(1, 1, H, W) in [0, 1] to (1, 1, H / factor, W / factor) of 0 and 1.
-
-    A cell is 1 if any of its pixels is at least half white, so that no painted stroke is too thin to count.
-    """
-    return F.max_pool2d((mask >= 0.5).float(), factor)
 
 
 def grid(images: list[Image.Image], columns: int | None = None, labels: list[str] | None = None) -> Image.Image:
@@ -169,7 +227,8 @@ def save_png(
     """
     info = PngInfo()
     if infotext:
-        info.add_text(INFOTEXT_KEY, infotext)
+        add = info.add_itxt if ambiguous_in_latin(infotext) else info.add_text
+        add(INFOTEXT_KEY, infotext)
     folder = check_outdir(outdir)
     try:
         target, part = claim(folder, prefix, next_number(folder, prefix) if number is None else number)

@@ -4,8 +4,9 @@
     Negative prompt: blurry
     Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 42, Size: 512x512, Model: v1-5-pruned-emaonly, Version: ...
 
-The prompts may hold several lines, the settings are the last one. A PNG carries the text in its `parameters` chunk, a
-JPEG or WEBP in the EXIF field UserComment.
+The prompts may hold several lines, the settings are the last one; dynamic-prompts adds its templates below it. A PNG
+carries the text in its `parameters` chunk, a JPEG or WEBP in the EXIF field UserComment. What other programs write is
+brought to this form.
 """
 
 import json
@@ -14,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import ExifTags, Image
-
+from sd.comfyui import Unreadable
+from sd.embedded_text import embedded_texts
 from sd.errors import UserError
+from sd.foreign_metadata import Foreign, read_foreign
 from sd.image import INFOTEXT_KEY, open_image
 
 NEGATIVE = "Negative prompt:"
@@ -34,6 +36,10 @@ DEFAULTS = {"Clip skip": "1", "RNG": "GPU"}  # not written; read where they are 
 # text takes linear time.
 FIELD = re.compile(r'(\w[\w \-/]{1,80}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 FEWEST_FIELDS = 3  # a last line with fewer is a part of the prompt
+JSON_LABELS = ("Hashes", "Civitai resources", "Civitai metadata")
+JSON_FIELD = re.compile(rf"(?:^|, ?)(?:{'|'.join(JSON_LABELS)}): (?=[\[{{])")
+TEMPLATES = ("Template", "Negative Template")
+PLACES = (INFOTEXT_KEY, "usercomment")  # in any case; elsewhere is looked last
 SIZE = re.compile(r"(\d+)x(\d+)")
 
 
@@ -59,35 +65,93 @@ def parse_infotext(text: str) -> dict[str, str]:
     A value such as 512x768 is split: "Size: 512x768" gives "Size-1" and "Size-2". Never raises: a text without
     settings is all prompt. The negative prompt begins at the first line that begins with its label.
     """
-    *lines, last = text.strip().split("\n")
-    fields = FIELD.findall(last)
-    if len(fields) < FEWEST_FIELDS:
-        lines, fields = [*lines, last], []
+    lines = text.replace("\r\n", "\n").strip().split("\n")
+    place = settings_line(lines)
+    fields, below = ([], []) if place is None else (split_fields(lines[place]), lines[place + 1 :])
+    lines = lines[:place]
     prompt_lines = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
     settings = {
         "Prompt": "\n".join(lines[:prompt_lines]).strip(),
         "Negative prompt": "\n".join(lines[prompt_lines:]).removeprefix(NEGATIVE).strip(),
     }
     for label, quoted in fields:
-        value = unquote(quoted)
+        value = unquote(quoted.strip())
         if size := SIZE.fullmatch(value):
             settings[f"{label}-1"], settings[f"{label}-2"] = size.groups()
         else:
             settings[label] = value
-    return DEFAULTS | settings
+    return DEFAULTS | settings | templates(below)
+
+
+def settings_line(lines: list[str]) -> int | None:
+    """Where it stands: the last line that has "Steps" among its fields, or, with any labels, the very last one."""
+    for i in reversed(range(len(lines))):
+        fields = split_fields(lines[i])
+        if len(fields) >= FEWEST_FIELDS and (i == len(lines) - 1 or "Steps" in dict(fields)):
+            return i
+    return None
+
+
+def split_fields(line: str) -> list[tuple[str, str]]:
+    """Labels and values as they stand. Lists and objects that some extensions write without quotes are left out."""
+    for _ in JSON_LABELS:
+        if match := JSON_FIELD.search(line):
+            try:
+                _, end = json.JSONDecoder().raw_decode(line, match.end())
+            except (ValueError, RecursionError):
+                end = match.end()
+            line = line[: match.start()] + line[end:]
+    return FIELD.findall(line)
+
+
+def templates(lines: list[str]) -> dict[str, str]:
+    """What dynamic-prompts writes below the settings. Other lines there belong to the one above them."""
+    found, label = {}, None
+    for line in lines:
+        begun = next((name for name in TEMPLATES if line.startswith(f"{name}:")), None)
+        if begun is not None:
+            label, found[begun] = begun, line.removeprefix(f"{begun}:").strip()
+        elif label is not None:
+            found[label] += f"\n{line}"
+    return found
 
 
 def read_infotext(source: str | Path | BinaryIO) -> str:
-    """The text in a picture's file. Raises UserError if it is no picture or holds no settings."""
+    """The text in an image's file, of whichever program. Raises UserError if it is no image or holds no settings."""
     image = open_image(source)
-    text = image.info.get(INFOTEXT_KEY)
-    if text is None:
-        text = decode_comment(user_comment(image))
-    if not text:
-        raise UserError(
-            f"{source} holds no settings: they are kept in pictures as this program or the webui saved them."
-        )
-    return text
+    name = source if isinstance(source, (str, Path)) else "the image"
+    texts = embedded_texts(image)
+    usual = [text for place in PLACES for key, text in texts.items() if key.lower() == place]
+    if text := next(filter(holds_settings, usual), None):
+        return text
+    problem = None
+    try:
+        if foreign := read_foreign(texts, image.size):
+            return foreign_infotext(foreign)
+    except Unreadable as found:
+        problem = found
+    if text := next(filter(holds_settings, texts.values()), None):
+        return text
+    if problem is not None:
+        raise UserError(f"{name} holds {problem}: open it in ComfyUI and give its settings as flags.") from problem
+    if usual:
+        return usual[0]
+    raise UserError(
+        f"{name} holds no settings: programs keep them in the images that they save, and messengers and editors "
+        "often remove them."
+    )
+
+
+def holds_settings(text: str) -> bool:
+    return not text.startswith("{") and settings_line(text.replace("\r\n", "\n").strip().split("\n")) is not None
+
+
+def foreign_infotext(found: Foreign) -> str:
+    """In the webui's form; the settings line always has its three fields."""
+    blanks = {"Steps": "unknown", "Sampler": "unknown"}
+    given = {label: value for label, value in found.settings.items() if value is not None}
+    version = {"Version": found.tool} if found.tool else {}
+    return write_infotext(found.prompt, found.negative_prompt, blanks | given | version)
 
 
 def show(value: object) -> str:
@@ -106,21 +170,3 @@ def unquote(value: str) -> str:
         except ValueError:
             pass  # somebody's file name in quotes, not ours
     return value
-
-
-def user_comment(image: Image.Image) -> bytes:
-    try:
-        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    except Exception:  # Pillow raises nearly anything on a broken EXIF block
-        return b""
-    return comment if isinstance(comment, bytes) else str(comment).encode()
-
-
-def decode_comment(comment: bytes) -> str:
-    """EXIF 2.3, section 4.6.5, UserComment: eight bytes that name the encoding, then the text."""
-    encoding, text = comment[:8], comment[8:]
-    if encoding == b"UNICODE\0":
-        # UTF-16 of either byte order. Most of our letters are ASCII, whose high byte is 0.
-        high_first = text[::2].count(0) >= text[1::2].count(0)
-        return text.decode("utf-16-be" if high_first else "utf-16-le", errors="replace").strip("\0\ufeff")
-    return text.decode("utf-8", errors="replace").strip("\0")

@@ -10,9 +10,10 @@ the denoiser, and the rest stays as it is.
 
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -23,6 +24,7 @@ from sd.checkpoint import load_models, save
 from sd.clip import CLIPTextModel
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor, upright
+from sd.image_inputs import as_image
 from sd.latents import decode_latent, encode_image
 from sd.lora_files import LoraReport
 from sd.lora_tags import split_tags
@@ -31,7 +33,7 @@ from sd.optimize import approximate_ones, optimize
 from sd.prompt import encode_prompts
 from sd.seamless import seamless
 from sd.seeds import Noise
-from sd.settings import Settings
+from sd.settings import MAX_SEED, Settings, list_prompts
 from sd.sizes import complete
 from sd.start import Start, start_from
 from sd.taesd import TAESD
@@ -47,14 +49,21 @@ LORAS = WEIGHTS / "loras"
 EMBEDDINGS = WEIGHTS / "embeddings"
 
 
+ImageLike = Image.Image | str | Path | np.ndarray | Tensor
+
+
 @dataclass
 class Pictures:
-    """What a call made: as many PIL images as seeds and infotexts, and their final latents (B, 4, h, w), scaled."""
+    """What a call made: as many PIL images as seeds and infotexts, and their final latents (B, 4, h, w), scaled.
+
+    notes: sentences on what was not honored or deserves a warning.
+    """
 
     images: list[Image.Image]
     seeds: list[int]
     infotexts: list[str]
     latents: Tensor
+    notes: list[str] = field(default_factory=list)
 
 
 class StableDiffusion:
@@ -130,9 +139,9 @@ class StableDiffusion:
     def __call__(
         self,
         prompt: str | list[str],
-        negative_prompt: str = "",
-        image: Image.Image | None = None,
-        mask: Image.Image | None = None,
+        negative_prompt: str | list[str] | None = "",
+        image: ImageLike | None = None,
+        mask: ImageLike | None = None,
         strength: float = 0.8,
         steps: int = 50,
         guidance_scale: float = 7.5,
@@ -147,7 +156,9 @@ class StableDiffusion:
     ) -> Pictures:
         """Draws `num_images` pictures of a prompt, or of each prompt of a list, with seeds that count up from `seed`.
 
-        image: what to start from. mask: with it, white where to draw anew, black where to keep.
+        negative_prompt: one for all, or a list with one for each prompt; None is none.
+        image: what to start from: a PIL image, a path, a numpy array or a torch tensor, see `image_inputs.as_image`.
+        mask: likewise, white where to draw anew, black where to keep, see `mask.py`.
         width, height: pixels, multiples of 8; if None, the image's, or the model's own without one.
         on_step: called as on_step(steps done, steps in all, x0), x0 the scaled latents (B, 4, h, w) as the model now
         thinks they will be; what it raises stops the drawing.
@@ -156,32 +167,38 @@ class StableDiffusion:
         Raises UserError, one sentence, for whatever cannot be drawn.
         """
         batch_size = more.pop("batch_size", None)
-        asked = dict(negative_prompt=negative_prompt, strength=strength, steps=steps, guidance_scale=guidance_scale)
+        asked = dict(strength=strength, steps=steps, guidance_scale=guidance_scale)
         asked |= dict(sampler=sampler, seed=seed, width=width, height=height, num_images=num_images)
         asked |= dict(clip_skip=clip_skip) | more
         if unknown := asked.keys() - Settings.__dataclass_fields__.keys():
             raise UserError(f"there is no setting called {min(unknown)!r}.")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        first = Settings(prompt=prompts[0] if prompts else "", **asked)
-        many = [first.but(prompt=one, seed=first.seed + i * num_images) for i, one in enumerate(prompts)]
+        prompts, negatives = list_prompts(prompt, negative_prompt)
+        first = Settings(**asked)
+        image, mask = (None if one is None else as_image(one, name) for one, name in ((image, "image"), (mask, "mask")))
+        many = [
+            replace(first, prompt=one, negative_prompt=negative, seed=(first.seed + i * num_images) % (MAX_SEED + 1))
+            for i, (one, negative) in enumerate(zip(prompts, negatives))
+        ]
         made = [self.draw(settings, image, mask, on_step, batch_size) for settings in many]
         return Pictures(
             images=[picture for part in made for picture in part.images],
             seeds=[seed for part in made for seed in part.seeds],
             infotexts=[text for part in made for text in part.infotexts],
             latents=torch.cat([part.latents for part in made]) if made else torch.zeros(0),
+            notes=list(dict.fromkeys(note for part in made for note in part.notes)),
         )
 
     @torch.no_grad()
     def draw(
         self,
         settings: Settings,
-        image: Image.Image | None = None,
-        mask: Image.Image | None = None,
+        image: ImageLike | None = None,
+        mask: ImageLike | None = None,
         on_step: OnStep | None = None,
         batch_size: int | None = None,
     ) -> Pictures:
         """As a call, with one `Settings`."""
+        image, mask = (None if one is None else as_image(one, name) for one, name in ((image, "image"), (mask, "mask")))
         settings = self.with_size(settings, image)
         if mask is not None and image is None:
             raise UserError("a mask was given without a picture: give the picture that it belongs to as well.")
@@ -202,7 +219,8 @@ class StableDiffusion:
             for row in rows:
                 latents.append(self.draw_latents(settings, row, contexts, start, walks, on_each))
                 images += from_tensor(start.paste(self.decode(latents[-1])))
-        return Pictures(images, settings.seeds(), self.infotexts(settings, image is not None), torch.cat(latents))
+        texts = self.infotexts(settings, image is not None)
+        return Pictures(images, settings.seeds(), texts, torch.cat(latents), start.notes)
 
     def draw_latents(
         self,

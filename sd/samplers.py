@@ -247,8 +247,10 @@ OTHER_NAMES = {
     "eulerancestral": "euler_a",
     "dpmsolver": "dpmpp_2m",
     "dpmsolversde": "dpmpp_sde",
+    "dpmppsdegpu": "dpmpp_sde",
+    "dpmpp2msdegpu": "dpmpp_2m_sde",
 }
-OTHER_SCHEDULES = {"uniform": "ldm", "automatic": ""}
+OTHER_SCHEDULES = {"uniform": "ldm", "normal": "ldm", "discrete": "ldm", "automatic": "", "default": "", "native": ""}
 
 
 def squash(name):

@@ -1,11 +1,13 @@
 """What a person asks for: one picture's settings, checked, and written into and read back from the picture itself."""
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 
 from sd.errors import UserError
 from sd.image import check_size
 from sd.infotext import parse_infotext, write_infotext
+from sd.infotext_fields import HIRES_UPSCALERS, SCHEDULE_LABELS, Reading, read_fields
 from sd.samplers import SAMPLERS, find_sampler
 from sd.schedule import TIMES
 from sd.seeds import random_seed
@@ -14,15 +16,7 @@ from sd.token_merging import MAX_RATIO
 
 MAX_IMAGES = 1000
 MAX_GUIDANCE = 100.0
-MAX_SEED = 2**63 - 1
-HIRES_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
-SCHEDULE_LABELS = {
-    "ldm": "Uniform",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "sgm_uniform": "SGM Uniform",
-    "lcm": "LCM",
-}
+MAX_SEED = 2**64 - 1
 VERSION = "sd-by-hand 0.1"
 
 
@@ -64,6 +58,9 @@ class Settings:
     token_merging: float = 0.0
 
     def __post_init__(self):
+        for name in ("prompt", "negative_prompt", "sampler", "schedule", "hires_upscaler"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"the {name.replace('_', ' ')} is {getattr(self, name)!r}: give a text.")
         sampler, schedule = find_sampler(self.sampler, self.schedule)
         chosen = {"sampler": sampler, "schedule": schedule}
         for name in ("seed", "variation_seed"):
@@ -97,10 +94,10 @@ class Settings:
     def seeds(self) -> list[int]:
         """One for each picture: seed, seed + 1, ...; the same one where it is the variation that counts up."""
         step = 0 if self.variation_strength > 0 else 1
-        return [self.seed + i * step for i in range(self.num_images)]
+        return [(self.seed + i * step) % (MAX_SEED + 1) for i in range(self.num_images)]
 
     def variation_seeds(self) -> list[int]:
-        return [self.variation_seed + i for i in range(self.num_images)]
+        return [(self.variation_seed + i) % (MAX_SEED + 1) for i in range(self.num_images)]
 
     def infotext(self, index: int, model: str, model_hash: str, from_image: bool, **more: object) -> str:
         """The webui's text for picture `index` of these. more: further labels with underscores for spaces."""
@@ -135,47 +132,67 @@ class Settings:
 
     @classmethod
     def from_infotext(cls, text: str) -> "Settings":
-        """The settings in a picture's text. Raises UserError where there are none, or where they cannot be drawn."""
-        found = parse_infotext(text)
-        if "Steps" not in found:
-            raise UserError("the picture's text holds no settings: give a PNG as this program or the webui saved it.")
-        upscalers = {label: name for name, label in HIRES_UPSCALERS.items()}
-        hires = "Hires upscale" in found
-        readers = {
-            "prompt": ("Prompt", str),
-            "negative_prompt": ("Negative prompt", str),
-            "steps": ("Steps", int),
-            "sampler": ("Sampler", str),
-            "schedule": ("Schedule type", str),
-            "guidance_scale": ("CFG scale", float),
-            "seed": ("Seed", int),
-            "width": ("Size-1", int),
-            "height": ("Size-2", int),
-            "clip_skip": ("Clip skip", int),
-            "variation_seed": ("Variation seed", int),
-            "variation_strength": ("Variation seed strength", float),
-            "hires_scale": ("Hires upscale", float),
-            "hires_strength" if hires else "strength": ("Denoising strength", float),
-            "hires_upscaler": ("Hires upscaler", lambda label: upscalers.get(label, "latent")),
-            "guidance_rescale": ("CFG Rescale phi", float),
-            "tiling": ("Tiling", lambda word: word == "True"),
-            "guidance_start": ("Guidance start", float),
-            "guidance_end": ("Guidance end", float),
-            "step_cache": ("Step cache", int),
-            "token_merging": ("Token merging ratio", float),
-        }
-        values = {}
-        for name, (label, read) in readers.items():
-            if label in found:
-                try:
-                    values[name] = read(found[label])
-                except ValueError as error:
-                    raise UserError(f"the picture's text gives {label!r} as {found[label]!r}: not a number.") from error
-        return cls(**values)
+        """The settings in an image's text. Everything that is not honored is a Python warning.
+
+        Raises UserError where there are none, or where one of them cannot be used, such as an unknown sampler.
+        """
+        reading = read_settings(text)
+        from_image = reading.problems.pop("image", None)
+        if reading.problems:
+            raise UserError(f"the settings cannot be used as they are: {' '.join(reading.problems.values())}")
+        for note in (*reading.notes.values(), *([from_image] if from_image else [])):
+            warnings.warn(f"{note[:1].upper()}{note[1:]}", stacklevel=2)
+        return cls(**reading.values)
 
     def but(self, **changes: object) -> "Settings":
         """A copy with the changes that are not None."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+def list_prompts(prompt: str | list[str], negative_prompt: str | list[str] | None) -> tuple[list[str], list[str]]:
+    """Both as lists of equal length. Raises UserError where they are no texts, or of different lengths."""
+    if not isinstance(prompt, (str, list, tuple)):
+        raise UserError(f"the prompt is {prompt!r}: give a text, or a list of texts.")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    negative = negative_prompt or ""
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if len(prompts) != len(negatives):
+        raise UserError(f"there are {len(prompts)} prompts and {len(negatives)} negative ones: give as many of both.")
+    return prompts, negatives
+
+
+def read_settings(text: str) -> Reading:
+    """What an image's text says, checked field by field: whatever cannot be generated is one of its problems.
+
+    Raises UserError where the text holds no settings at all.
+    """
+    found = parse_infotext(text)
+    if not found.keys() & {"Steps", "Sampler", "Seed", "CFG scale"}:
+        raise UserError("the text holds no settings: give that of an image as this program or the webui saved it.")
+    reading = read_fields(found)
+    for name in list(reading.values):
+        try:
+            Settings(**{name: reading.values[name]})
+        except UserError as problem:
+            reading.problems[name] = str(problem)
+            del reading.values[name]
+    try:
+        Settings(**reading.values)
+    except UserError as problem:  # two that do not go together, such as a size and a second pass
+        reading.problems["hires_scale"] = str(problem)
+        for name in ("hires_scale", "guidance_start", "guidance_end"):
+            reading.values.pop(name, None)
+    return reading
+
+
+def settings_from_infotext(text: str) -> tuple[dict[str, object], list[str]]:
+    """For a form to fill: the fields of `Settings` that a text gives, and a sentence on everything that is not in them.
+
+    Raises UserError where the text holds no settings at all, and for nothing else.
+    """
+    reading = read_settings(text)
+    problems = [f"{problem[:1].upper()}{problem[1:]}" for problem in reading.problems.values()]
+    return reading.values, problems + list(reading.notes.values())
 
 
 def check_whole(name: str, value: object, lowest: int, highest: int) -> None:

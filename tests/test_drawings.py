@@ -18,7 +18,7 @@ def test_prompts_from_a_file(tmp_path):
         file.write_bytes(content)
         with pytest.raises(UserError, match="holds no prompts"):
             read_prompts(file)
-    file.write_bytes(b"\xff\xfe")
+    file.write_bytes(b"\x81\xff")
     for path in (file, tmp_path, tmp_path / "nothing.txt"):
         with pytest.raises(UserError, match="cannot read prompts"):
             read_prompts(path)

@@ -17,14 +17,13 @@ from sd.image import (
     fit,
     from_tensor,
     grid,
-    latent_mask,
-    mask_to_tensor,
     open_image,
     save_png,
     to_rgb,
     to_tensor,
     write_png,
 )
+from sd.mask import latent_mask, mask_to_tensor
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 

@@ -122,7 +122,7 @@ def test_from_png_says_what_else_was_there(run, draw):
     assert out.startswith("<bent>: 1 vector")
     code, out, _ = run("txt2img.py", "--from-png", "outputs/00000.png", "--ckpt", BUNDLED, "--outdir", "again")
     assert code == 0
-    assert "was drawn with <bent>" in out
+    assert "was generated with <bent>" in out
     assert not np.array_equal(pixels("again/00000.png"), pixels("outputs/00000.png"))
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from sd.cli import device_of, dtype_of, optimizations_of
 from sd.drawings import Drawing
 from sd.image import grid, open_image, save_png, to_rgb, write_png
+from sd.mask import stretch
 from sd.pipeline import StableDiffusion
 from sd.settings import Settings
 from sd.web.job import Cancelled, Job, Skipped
@@ -151,11 +152,11 @@ def prepare(folder: Path, request: dict, settings: Settings, image_size: int) ->
     if not (folder / "mask").exists():
         return Prepared(resize(image, request["resize_mode"], width, height))
     options = MaskOptions(**request["mask_options"])
-    mask = prepare_mask(open_image(folder / "mask").resize(image.size), options)
+    mask = prepare_mask(stretch(open_image(folder / "mask"), *image.size), options)
     drawn_from = fill_masked(image, mask) if options.fill else image
     if not options.only_masked:
-        sized = [resize(one, request["resize_mode"], width, height) for one in (drawn_from, mask)]
-        return Prepared(*sized)
+        sized = stretch(mask, width, height) if request["resize_mode"] == "stretch" else mask
+        return Prepared(resize(drawn_from, request["resize_mode"], width, height), sized)
     region = region_of(mask, options.padding, width, height)
     return Prepared(drawn_from.crop(region), mask.crop(region), image, mask, region)
 

@@ -7,7 +7,7 @@ import io
 from PIL import Image
 
 from sd.errors import UserError
-from sd.image import FORMATS, open_image
+from sd.image import open_header, open_image
 from sd.settings import Settings
 
 MAX_BODY = 48 << 20  # bytes of a request
@@ -59,7 +59,7 @@ def check_picture(data: bytes) -> Image.Image:
     if len(data) > MAX_FILE:
         raise TooLarge(f"a picture has over {MAX_FILE >> 20} MB: make it smaller first.")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        with open_header(io.BytesIO(data)) as header:
             pixels = header.width * header.height
     except Image.DecompressionBombError:
         pixels = MAX_PIXELS + 1

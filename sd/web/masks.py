@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from sd.errors import UserError
-from sd.image import to_rgb, upright
+from sd.mask import check_painted, read_mask, soften
 
 FILL_RADII = (256, 64, 16, 4, 2, 1)  # pixels; each finer one is laid over the coarser
 
@@ -24,18 +23,12 @@ class MaskOptions:
 
 
 def prepare_mask(mask: Image.Image, options: MaskOptions) -> Image.Image:
-    """L, white where to draw. A mask that is transparent somewhere is drawn where it is not."""
-    mask = upright(mask)
-    seen = mask.getchannel("A") if mask.mode == "RGBA" else None
-    if seen is not None and seen.getextrema() != (255, 255):
-        mask = seen
-    else:
-        mask = to_rgb(mask, background="black").convert("L")
+    """L, white where to draw, by the rule of `sd.mask`. Raises UserError where nothing is."""
+    mask = read_mask(mask)
     if options.invert:
         mask = ImageOps.invert(mask)
-    if mask.getextrema()[1] < 128:
-        raise UserError("the mask is empty: paint white where the picture is to be drawn anew.")
-    return mask.filter(ImageFilter.GaussianBlur(options.blur)) if options.blur else mask
+    check_painted(mask)
+    return soften(mask, options.blur) if options.blur else mask
 
 
 def fill_masked(image: Image.Image, mask: Image.Image) -> Image.Image:

@@ -1,0 +1,127 @@
+"""The texts that programs keep inside image files: PNG chunks, EXIF fields, XMP packets and comments."""
+
+import re
+from xml.etree import ElementTree
+
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import iTXt
+
+MAX_XMP = 4 << 20  # bytes of an XMP packet to parse
+# In the order in which settings are looked for. Make and Model hold ComfyUI's graphs in WEBP files.
+EXIF_FIELDS = ("ImageDescription", "XPComment", "XPSubject", "Make", "Model")
+
+
+def embedded_texts(image: Image.Image) -> dict[str, str]:
+    """Every non-empty text in an opened image by its key: the PNG chunks' own, EXIF's and XMP's field names."""
+    texts = {key: decode_chunk(value) for key, value in image.info.items() if isinstance(value, str)}
+    texts.pop("XML:com.adobe.xmp", None)
+    texts["UserComment"] = decode_comment(user_comment(image))
+    texts |= exif_texts(image)
+    if isinstance(comment := image.info.get("comment"), bytes):  # of a JPEG or GIF
+        texts["comment"] = decode_bytes(comment)
+    found = {key: text for key, text in texts.items() if text.strip("\0 \n")}
+    return xmp_texts(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")) | found
+
+
+def decode_chunk(text: str) -> str:
+    """A PNG's text. `tEXt` is Latin-1 by its definition, but many programs write UTF-8 there, which is told apart."""
+    if isinstance(text, iTXt) or text.isascii():
+        return str(text)
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return str(text)
+
+
+def ambiguous_in_latin(text: str) -> bool:
+    """True where `decode_chunk` would take a text of Latin-1 characters for something else."""
+    try:
+        text.encode("latin-1")
+    except UnicodeError:
+        return False
+    return decode_chunk(text) != text
+
+
+def user_comment(image: Image.Image) -> bytes:
+    try:
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    except Exception:  # Pillow raises nearly anything on a broken EXIF block
+        return b""
+    return comment if isinstance(comment, bytes) else str(comment).encode("latin-1", errors="replace")
+
+
+def exif_texts(image: Image.Image) -> dict[str, str]:
+    texts = {}
+    for name in EXIF_FIELDS:
+        try:
+            value = image.getexif().get(ExifTags.Base[name], "")
+        except Exception:  # as above
+            continue
+        if name.startswith("XP"):  # Windows keeps UTF-16 there
+            value = bytes(value).decode("utf-16-le", errors="replace") if value else ""
+        elif isinstance(value, bytes):
+            value = decode_bytes(value)
+        texts[name] = decode_chunk(value).strip("\0") if isinstance(value, str) else ""
+    return texts
+
+
+def decode_comment(comment: bytes) -> str:
+    """EXIF 2.3, section 4.6.5, UserComment: eight bytes that name the encoding, then the text.
+
+    Some programs write no name, others another encoding than they name.
+    """
+    mark, text = comment[:8], comment[8:]
+    if mark == b"UNICODE\0":
+        return decode_utf16(text)
+    if mark == b"JIS\0\0\0\0\0":
+        return decode_bytes(text, "iso2022_jp" if b"\x1b" in text else "shift_jis")
+    if mark in (b"ASCII\0\0\0", b"\0" * 8):
+        return decode_bytes(text)
+    return decode_bytes(comment)
+
+
+def decode_utf16(text: bytes) -> str:
+    """UTF-16 of either byte order, with or without its mark; UTF-8 where there is no sign of two bytes a letter."""
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return text.decode("utf-16", errors="replace").strip("\0")
+    if text.startswith(b"\xef\xbb\xbf") or b"\0" not in text.strip(b"\0"):
+        try:
+            return text.decode("utf-8-sig").strip("\0")
+        except UnicodeDecodeError:
+            pass
+    # Most letters are ASCII, whose high byte is 0.
+    high_first = text[::2].count(0) >= text[1::2].count(0)
+    return text.decode("utf-16-be" if high_first else "utf-16-le", errors="replace").strip("\0\ufeff")
+
+
+def decode_bytes(text: bytes, *encodings: str) -> str:
+    """By the first of `encodings` that fits, UTF-8 after them; UTF-16 where every other byte is 0."""
+    marked = text.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if marked or max(text[::2].count(0), text[1::2].count(0)) > len(text) // 8 > 0:
+        return decode_utf16(text)
+    for encoding in (*encodings, "utf-8-sig"):
+        try:
+            return text.decode(encoding).strip("\0")
+        except UnicodeDecodeError:
+            continue
+    return text.decode("latin-1").strip("\0")
+
+
+def xmp_texts(packet: bytes | str | None) -> dict[str, str]:
+    """The fields of an XMP packet by their local names, attributes too. Nothing from a packet that is broken."""
+    if not packet or len(packet) > MAX_XMP:
+        return {}
+    text = packet if isinstance(packet, str) else packet.decode("utf-8", errors="replace")
+    if re.search("<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):  # no XMP packet has one; a bomb would
+        return {}
+    try:
+        root = ElementTree.fromstring(text.strip("\0 \n\ufeff"))
+    except (ElementTree.ParseError, ValueError):
+        return {}
+    found = {}
+    for element in root.iter():
+        for name, value in (*element.attrib.items(), (element.tag, "".join(element.itertext()).strip())):
+            local = name.rpartition("}")[2]
+            if value.strip() and local not in ("RDF", "Description", "xmpmeta", "Alt", "li", "Bag", "Seq"):
+                found.setdefault(local, value)
+    return found
