@@ -517,7 +517,10 @@ def test_webuiapi_asks_for_what_is_not_to_be_had(client, photo):
     ):
         with pytest.raises(RuntimeError, match="404"):
             ask()
-    for unit in ({"controlnet_units": [webuiapi.ControlNetUnit(photo)]}, {"adetailer": [webuiapi.ADetailer(ad_model="face_yolov8n.pt")]}):
+    for unit in (
+        {"controlnet_units": [webuiapi.ControlNetUnit(photo)]},
+        {"adetailer": [webuiapi.ADetailer(ad_model="face_yolov8n.pt")]},
+    ):
         with pytest.raises(RuntimeError, match=r"422.*the script \w+ is not supported here"):
             client.txt2img(prompt="a red apple", width=64, height=64, alwayson_scripts={}, **unit)
     for ask in (client.get_artists, client.get_artist_categories):
