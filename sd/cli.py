@@ -105,6 +105,7 @@ def add_hires(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--hires-scale", type=float, default=1.0, help="over 1: draw a second time, so many times as large (1)")
     add("--hires-strength", type=float, default=0.7, help="how much the second time may change, 0 to 1 (0.7)")
+    add("--hires-steps", type=int, default=0, help="steps of the second time (0: as many as the first)")
     add("--hires-upscaler", default="latent", help=f"one of {', '.join(HIRES_UPSCALERS)} (latent)")
 
 

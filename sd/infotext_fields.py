@@ -237,10 +237,11 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
     if upscaler not in HIRES_UPSCALERS.values():
         used = HIRES_UPSCALERS[values["hires_upscaler"]]
         notes["Hires upscaler"] = f"The upscaler {upscaler!r} of the second pass does not exist here: {used} is used."
-    if found.get("Hires steps", "0") not in ("0", found.get("Steps")):
-        notes["Hires steps"] = (
-            f"The second pass had {found['Hires steps']} steps of its own: here it takes the first pass's number."
-        )
+    if found.get("Hires steps", "0") != "0":
+        try:
+            values["hires_steps"] = whole(found["Hires steps"])
+        except ValueError:
+            notes["Hires steps"] = "The steps of the second pass are not a number: it takes the first pass's number."
 
 
 def set_scale(target: list[int], reading: Reading) -> None:

@@ -27,7 +27,8 @@ class Settings:
     strength: 0 to 1, how far a given picture is taken back to noise. schedule: "" is the sampler's own.
     clip_skip: 1 is CLIP's last layer, as in the webui. variation_strength: 0 to 1, how far the starting noise is turned
     to variation_seed's. hires_scale: over 1 draws a second time at that many times the size, from the first picture,
-    with hires_strength. tiling: the picture's edges continue at the opposite ones.
+    with hires_strength and hires_steps, 0 for as many as the first time. tiling: the picture's edges continue at the
+    opposite ones.
     Three ways to draw sooner and less exactly, off unless asked for: guidance_start, guidance_end: shares of the way
     from noise to picture, with guidance between them only, see `denoiser.sigmas_between`. step_cache: over 1, how often
     the deep part of the U-Net is computed, see `step_caching`. token_merging: 0 to 0.75, see `token_merging`.
@@ -51,6 +52,7 @@ class Settings:
     hires_scale: float = 1.0
     hires_strength: float = 0.7
     hires_upscaler: str = "latent"
+    hires_steps: int = 0
     tiling: bool = False
     guidance_start: float = 0.0
     guidance_end: float = 1.0
@@ -79,6 +81,7 @@ class Settings:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
         check_whole("step cache", self.step_cache, 1, MAX_EVERY)
         check_number("token merging", self.token_merging, 0, MAX_RATIO)
+        check_whole("number of hires steps", self.hires_steps, 0, TIMES)
         check_number("hires scale", self.hires_scale, 1, 8)
         if self.hires_upscaler not in HIRES_UPSCALERS:
             raise UserError(f"there is no hires upscaler {self.hires_upscaler!r}: use latent or lanczos.")
@@ -118,6 +121,7 @@ class Settings:
             "RNG": "CPU",
             "Tiling": True if self.tiling else None,
             "Hires upscale": self.hires_scale if hires else None,
+            "Hires steps": self.hires_steps or None if hires else None,
             "Hires upscaler": HIRES_UPSCALERS[self.hires_upscaler] if hires else None,
             "CFG Rescale phi": self.guidance_rescale or None,
             "Guidance start": self.guidance_start or None,

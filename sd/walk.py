@@ -60,9 +60,13 @@ def walk(
 
 def sigma_lists(settings: Settings, from_image: bool) -> list[list[float]]:
     """The noise levels of each walk: from pure noise or from a picture, then, with `hires_scale`, the second."""
-    sigmas = sigma_list(settings.steps, settings.schedule, SAMPLERS[settings.sampler].to_zero)
+    to_zero = SAMPLERS[settings.sampler].to_zero
+    sigmas = sigma_list(settings.steps, settings.schedule, to_zero)
     walks = [last_part(sigmas, settings.strength) if from_image else sigmas]
-    return walks + [last_part(sigmas, settings.hires_strength)] if settings.hires_scale > 1 else walks
+    if settings.hires_scale > 1:
+        again = sigma_list(settings.hires_steps or settings.steps, settings.schedule, to_zero)
+        walks.append(last_part(again, settings.hires_strength))
+    return walks
 
 
 def last_part(sigmas: list[float], strength: float) -> list[float]:

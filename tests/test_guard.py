@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -12,8 +13,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from sd.errors import UserError
 from sd.web import guard
-from sd.web.app import check_openness, is_loopback, listen, server_parser
-from sd.web.guard import Guard, parse_auth
+from sd.web.app import add_cors, check_openness, hosts_of, is_loopback, listen, server_parser
+from sd.web.guard import Guard, parse_auth, parse_origins
 
 
 async def size(request: Request):
@@ -130,5 +131,92 @@ def test_loopback():
 
 
 def test_a_port_that_is_taken():
-    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="--port"):
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"is in use already: .* --port"):
         listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2:7860", "127.9.9.9", "[::1]"])
+def test_every_loopback_address_is_its_own(host):
+    assert client().get("/", headers={"Host": host}).status_code == 200
+
+
+def test_a_name_that_was_allowed():
+    named = client(hosts=("localhost", "sd.example.com"))
+    assert named.get("/", headers={"Host": "sd.example.com"}).status_code == 200
+    assert named.get("/", headers={"Host": "sd.example.com", "Origin": "https://sd.example.com"}).status_code == 200
+    assert "--allow-host" in named.get("/", headers={"Host": "other.example"}).json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "hosts"),
+    [
+        ("--listen 127.0.0.2", ("127.0.0.2",)),
+        ("--listen ::1 --allow-host SD.example --allow-host b.example", ("::1", "sd.example", "b.example")),
+    ],
+)
+def test_its_own_names(flags, hosts):
+    assert set(hosts) <= set(hosts_of(server_parser().parse_args(flags.split())))
+
+
+def test_no_names_are_asked_for_where_other_machines_may_come_in():
+    assert hosts_of(server_parser().parse_args("--listen 0.0.0.0 --no-auth".split())) is None
+
+
+def test_a_page_that_is_rebound_to_this_machine_cannot_forge_its_host():
+    forged = {"Host": "evil.example", "Origin": "http://evil.example", "X-Forwarded-Host": "127.0.0.1:7860"}
+    assert client().post("/", headers=forged).status_code == 403
+
+
+def test_a_page_behind_a_proxy_is_its_own():
+    headers = {"Origin": "https://sd.example.com", "X-Forwarded-Host": "sd.example.com"}
+    assert client().post("/", headers=headers).status_code == 200
+    assert client().post("/", headers=headers | {"Origin": "https://evil.example"}).status_code == 403
+    assert client().post("/", headers={"Origin": "null", "X-Forwarded-Host": ""}).status_code == 403
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+
+
+def site(*origins, auth=None):
+    app = FastAPI()
+    app.add_api_route("/", lambda: "hello", methods=["GET", "POST"])
+    app.add_middleware(Guard, auth=auth, origins=parse_origins(list(origins)))
+    if origins:
+        add_cors(app, parse_origins(list(origins)))
+    return TestClient(app, base_url="http://127.0.0.1:7860")
+
+
+@pytest.mark.parametrize("allowed", ["http://localhost:5173", "https://a.example, http://localhost:5173/", "*"])
+def test_a_page_of_a_site_that_was_let_in(allowed):
+    """Also with a password, which a preflight request never carries."""
+    origin = {"Origin": "http://localhost:5173"}
+    open_site = site(allowed, auth=("me", "secret"))
+    preflight = open_site.options("/", headers=origin | PREFLIGHT)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] in (origin["Origin"], "*")
+    assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+    answer = open_site.post("/", headers=origin | basic("me", "secret"))
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] in (origin["Origin"], "*")
+    assert open_site.post("/", headers=origin).status_code == 401
+    assert ("access-control-allow-credentials" in answer.headers) == (allowed != "*")
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:51730", "null", "https://localhost:5173"])
+def test_a_page_of_another_site_stays_out(origin):
+    answer = site("http://localhost:5173").post("/", headers={"Origin": origin})
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
+    assert site("http://localhost:5173").options("/", headers={"Origin": origin} | PREFLIGHT).status_code == 400
+
+
+def test_it_is_closed_unless_it_is_opened():
+    preflight = site().options("/", headers={"Origin": "http://localhost:5173"} | PREFLIGHT)
+    assert preflight.status_code == 403
+    assert not [name for name in preflight.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("text", ["localhost:5173", "example.com", "http://a.example/path", "http://"])
+def test_what_is_no_origin(text):
+    with pytest.raises(UserError, match="--cors-allow-origins"):
+        parse_origins([text])

@@ -159,7 +159,7 @@ def test_samplers_by_other_programs_names(written, sampler, schedule):
         ("Hires resize: 768x1024, Hires upscaler: Latent", 2.0, ["Hires resize"]),
         ("Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+", 2.0, ["Hires upscaler"]),
         ("Hires upscale: 2, Hires upscaler: Latent, Hires steps: 20", 2.0, []),
-        ("Hires upscale: 2, Hires upscaler: Latent, Hires steps: 5", 2.0, ["Hires steps"]),
+        ("Hires upscale: 2, Hires upscaler: Latent, Hires steps: few", 2.0, ["Hires steps"]),
         ("Hires upscale: 2, Hires upscaler: Latent, Hires Module 1: Use same choices", 2.0, []),
         ("Hires upscale: 2, Hires upscaler: Latent, Hires sampler: Euler", 2.0, ["features"]),
     ],
@@ -169,6 +169,11 @@ def test_the_second_pass(more, scale, notes):
     assert reading.problems == {}
     assert list(reading.notes) == notes
     assert (reading.values["hires_scale"], reading.values["hires_strength"]) == (scale, 0.5)
+
+
+def test_the_second_pass_keeps_its_own_number_of_steps():
+    more = "Hires upscale: 2, Hires upscaler: Latent, Hires steps: 5"
+    assert read_settings(f"x\n{LINE}, {more}").values["hires_steps"] == 5
 
 
 def test_every_size_of_a_second_pass_is_reached():
@@ -227,7 +232,8 @@ def test_whatever_stands_there_nothing_is_raised():
 
 
 def test_templates_below_the_settings_do_not_hide_them():
-    text = f"a red cat\nNegative prompt: x\n{LINE}\nTemplate: a {{red|blue}} cat, x: y, z: w, q: r\nNegative Template: x, y"
+    templates = "Template: a {red|blue} cat, x: y, z: w, q: r\nNegative Template: x, y"
+    text = f"a red cat\nNegative prompt: x\n{LINE}\n{templates}"
     found = parse_infotext(text)
     assert (found["Prompt"], found["Negative prompt"], found["Steps"]) == ("a red cat", "x", "20")
     assert found["Template"] == "a {red|blue} cat, x: y, z: w, q: r"

@@ -73,7 +73,7 @@ def test_a_seed_is_chosen_and_kept(web):
 
 
 def test_every_setting_of_the_pipeline_is_to_be_had():
-    fields = set(Draw.model_fields) - {"checkpoint", "image", "mask"}
+    fields = set(Draw.model_fields) - {"checkpoint", "vae", "image", "mask"}
     assert Draw(prompt="x").asked().settings.__dataclass_fields__.keys() == fields
 
 

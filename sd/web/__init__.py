@@ -10,10 +10,16 @@ drawing       a job of pictures, in the worker
 teaching      a job that learns from pictures, likewise
 work          all that a worker can do
 asking        a job of pictures, asked for and checked
+problems      errors as HTTP answers and on the console
+webui_options the webui's options, by what they do to an image
 options       what is chosen for all requests
-webui         AUTOMATIC1111's words for a picture to ours
+webui_fields  fields and scripts of webui requests that this server does not have
+webui         the bodies of AUTOMATIC1111's txt2img and img2img
+webui_extras  images enlarged without a model, as its "extras" do
+webui_lists   what its clients ask before they send anything
 api           jobs over HTTP
 sdapi         AUTOMATIC1111's HTTP API over the same jobs
+proxies       what a reverse proxy says about the client
 guard         who may come in
 
 page_parts    what the page has that Gradio has not; its scripts and its look are in browser/

@@ -1,6 +1,6 @@
 """Jobs over HTTP: POST /jobs, GET /jobs/ID, GET /jobs/ID/events, DELETE /jobs/ID, GET /jobs/ID/files/NAME.
 
-Whatever goes wrong is answered with {"detail": "one sentence."}.
+Whatever goes wrong is answered as `problems` says.
 """
 
 import asyncio
@@ -8,31 +8,19 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import fields
 
-from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, create_model
+from fastapi import APIRouter
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import ConfigDict, create_model
 
-from sd.errors import UserError
 from sd.settings import Settings
 from sd.web.asking import Asked, ask
-from sd.web.job import Busy, Job, Missing
+from sd.web.job import Job
 from sd.web.jobs import Jobs
-from sd.web.limits import MAX_BODY, TooLarge, decode_picture
+from sd.web.limits import MAX_BODY, decode_picture
 from sd.web.models import Models
+from sd.web.problems import PROBLEMS
 
-STATUSES = {Busy: 503, Missing: 404, TooLarge: 413}  # of a UserError; 422 otherwise
-NO_OBJECT = ("missing", "model_attributes_type", "dict_type")  # pydantic's words for it, said of a whole body
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-
-
-class Problem(BaseModel):
-    """One sentence: what is wrong and what to do."""
-
-    detail: str
-
-
-PROBLEMS = {status: {"model": Problem} for status in (400, 401, 403, 404, 413, 422, 503)}
 
 
 SETTINGS = {one.name: (one.type, one.default) for one in fields(Settings)}
@@ -42,13 +30,14 @@ Chosen = create_model("Chosen", **SETTINGS | {"prompt": (str, ...)})  # all but 
 class Draw(Chosen):
     """What to draw: the fields of `sd.settings.Settings`, and what stands beside them.
 
-    checkpoint: its name; the one to take unless told if "". image: base64 or a data: URL, a picture to start from.
-    mask: likewise, white where to draw anew.
+    checkpoint: its name; the one to take unless told if "". vae: the name of a separate VAE, "" for none. image: base64
+    or a data: URL, a picture to start from. mask: likewise, white where to draw anew.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=MAX_BODY)
 
     checkpoint: str = ""
+    vae: str = ""
     image: str | None = None
     mask: str | None = None
 
@@ -56,7 +45,7 @@ class Draw(Chosen):
         """Raises UserError. Pictures are decoded, which takes time."""
         image, mask = (None if text is None else decode_picture(text) for text in (self.image, self.mask))
         settings = Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
-        return Asked(settings, self.checkpoint, image, mask)
+        return Asked(settings, self.checkpoint, image, mask, vae=self.vae)
 
 
 def jobs_router(jobs: Jobs, models: Models) -> APIRouter:
@@ -106,30 +95,3 @@ def describe(jobs: Jobs, job: Job) -> dict:
 async def event_lines(jobs: Jobs, id: str) -> AsyncIterator[str]:
     async for event in jobs.changes(id):
         yield f"data: {json.dumps(event)}\n\n"
-
-
-def status_of(error: UserError) -> int:
-    return next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 422)
-
-
-def problem(status: int, sentence: str) -> JSONResponse:
-    """The sentence may quote what was sent, and that may hold what is no text."""
-    headers = {"Retry-After": "5"} if status == 503 else {}
-    return JSONResponse({"detail": sentence.encode("utf-8", "replace").decode()}, status, headers)
-
-
-async def answer_user_error(_: Request, error: UserError) -> JSONResponse:
-    return problem(status_of(error), str(error))
-
-
-async def answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    """FastAPI's list of all that is wrong, as a sentence about the first."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:])
-    if first["type"] == "json_invalid" or (not place and first["type"] in NO_OBJECT):
-        return problem(422, "the request holds no JSON object: send one, and say Content-Type: application/json.")
-    return problem(422, f"{place}: {first['msg']}.".removeprefix(": "))
-
-
-async def answer_mistake(_: Request, error: Exception) -> JSONResponse:
-    return problem(500, f"a mistake in this program: {type(error).__name__}.")

@@ -13,10 +13,11 @@ from PIL import Image
 from sd.cli import device_of, dtype_of, optimizations_of
 from sd.drawings import Drawing
 from sd.image import grid, open_image, save_png, to_rgb, write_png
+from sd.infotext import with_setting
 from sd.mask import stretch
-from sd.pipeline import StableDiffusion
+from sd.pipeline import Pictures, StableDiffusion
 from sd.settings import Settings
-from sd.web.job import Cancelled, Job, Skipped
+from sd.web.job import Cancelled, Interrupted, Job, Skipped
 from sd.web.jobs import Tell
 from sd.web.masks import MaskOptions, fill_masked, prepare_mask, put_back, region_of
 from sd.web.models import Models
@@ -78,17 +79,23 @@ class Drawer:
         prefix = Drawing(settings, job.request["title"]).prefix
         parts = list(portions(settings, 1 if pipe.device.type == "cpu" else job.request["batch_size"]))
         for index, part in enumerate(parts):
-            teller.before, teller.parts = index, len(parts)
+            teller.before, teller.parts, teller.x0 = index, len(parts), None
             try:
                 pictures = pipe.draw(part, start.image, start.mask, on_step=teller)
             except Skipped:
                 continue
-            for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
-                name = save_png(start.finish(picture), job.folder, text, prefix).name
-                made["files"].append(name)
-                made["images"].append(name)
-                made["seeds"].append(seed)
-                made["infotexts"].append(text)
+            except Interrupted:
+                self.save(unfinished(pipe, part, start, teller), start, job, prefix, made)
+                raise
+            self.save(pictures, start, job, prefix, made)
+
+    def save(self, pictures: Pictures, start: Prepared, job: Job, prefix: str, made: dict) -> None:
+        for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
+            name = save_png(start.finish(picture), job.folder, text, prefix).name
+            made["files"].append(name)
+            made["images"].append(name)
+            made["seeds"].append(seed)
+            made["infotexts"].append(text)
 
     def load(self, name: str) -> StableDiffusion:
         """The pipeline of that checkpoint; the one before is let go first, so that two never fill the memory."""
@@ -122,9 +129,11 @@ class Teller:
     def __init__(self, tell: Tell, pipe: StableDiffusion, folder: Path):
         self.tell, self.pipe, self.folder = tell, pipe, folder
         self.before, self.parts = 0, 1
+        self.x0, self.reached = None, ""  # the images of this part as the last step has them; which step that was
         self.next_preview = time.monotonic() + PREVIEW_AFTER
 
     def __call__(self, done: int, total: int, x0: torch.Tensor) -> None:
+        self.x0, self.reached = x0, f"{done} of {total}"
         event = {"step": self.before * total + done, "steps": self.parts * total}
         began = time.monotonic()
         if began >= self.next_preview and done < total:
@@ -133,6 +142,15 @@ class Teller:
             took = time.monotonic() - began
             self.next_preview = began + max(took / PREVIEW_SHARE, PREVIEW_AFTER)
         self.tell(event)
+
+
+def unfinished(pipe: StableDiffusion, part: Settings, start: Prepared, teller: Teller) -> Pictures:
+    """The images of a part that was stopped, as its last step has them; none where there was no step."""
+    if teller.x0 is None:
+        return Pictures([], [], [], torch.zeros(0))
+    texts = pipe.infotexts(part, start.image is not None)
+    texts = [with_setting(text, "Interrupted at step", teller.reached) for text in texts]
+    return Pictures(pipe.preview(teller.x0), part.seeds(), texts, teller.x0)
 
 
 def portions(settings: Settings, batch_size: int) -> Iterator[Settings]:

@@ -1,6 +1,11 @@
 """Who may come in: the right Host on loopback, no other site's page, who knows the password, no endless body.
 
 A plain ASGI layer, so that it stands before everything: the API, the page, its files and its events alike.
+
+Why a page of another site can do nothing, whatever the Content-Type of its request: browsers send its Origin with every
+POST and every WebSocket, and only this server's own and those of `--cors-allow-origins` may pass. A page that makes its
+own name mean 127.0.0.1 (DNS rebinding) has the right Origin, but its name in the Host header; X-Forwarded-Host never
+stands in for that one, because a rebinding page could send it.
 """
 
 import base64
@@ -14,6 +19,8 @@ from starlette.exceptions import HTTPException
 
 from sd.errors import UserError
 from sd.web.limits import MAX_BODY
+from sd.web.problems import problem_content, report
+from sd.web.proxies import is_loopback_address
 
 TOO_LONG = f"the request has over {MAX_BODY >> 20} MB: send less."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -21,12 +28,19 @@ Asgi = Callable[[dict, Callable, Callable], Awaitable[None]]
 
 
 class Guard:
-    """auth: (user, password), or None to let everybody in. hosts: what the Host header may say, or None for anything;
-    on loopback it keeps out pages that make their own name mean 127.0.0.1 (DNS rebinding).
+    """auth: (user, password), or None to let everybody in. hosts: the names that the Host header may say beside this
+    machine's loopback addresses, or None for anything. origins: those of other sites whose pages may come in, such as
+    "https://sd.example"; "*" for all.
     """
 
-    def __init__(self, app: Asgi, auth: tuple[str, str] | None = None, hosts: tuple[str, ...] | None = LOOPBACK):
-        self.app, self.auth, self.hosts = app, auth, hosts
+    def __init__(
+        self,
+        app: Asgi,
+        auth: tuple[str, str] | None = None,
+        hosts: tuple[str, ...] | None = LOOPBACK,
+        origins: tuple[str, ...] = (),
+    ):
+        self.app, self.auth, self.hosts, self.origins = app, auth, hosts, origins
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -38,18 +52,31 @@ class Guard:
 
     def refuse(self, headers: dict[str, str]) -> tuple[int, str] | None:
         """(HTTP status, one sentence), or None where the request may pass."""
-        host = headers.get("host", "")
-        if self.hosts is not None and hostname(host) not in self.hosts:
-            return 403, "this server answers on this machine only: open it as http://127.0.0.1 or localhost."
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            return 403, "pages of other sites may not use this server."
+        if not self.is_own_name(hostname(headers.get("host", ""))):
+            return 403, (
+                "this server answers on this machine only: open it as http://127.0.0.1 or localhost, or start it with "
+                "--allow-host NAME."
+            )
+        if "origin" in headers and not self.is_welcome(headers["origin"], headers):
+            return (
+                403,
+                "pages of other sites may not use this server; --cors-allow-origins lets one in.",
+            )
         if self.auth is not None and not self.knows(headers.get("authorization", "")):
             return 401, "this server wants a user and a password."
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY:
             return 413, TOO_LONG
         return None
+
+    def is_own_name(self, name: str) -> bool:
+        return self.hosts is None or name in self.hosts or is_loopback_address(name)
+
+    def is_welcome(self, origin: str, headers: dict[str, str]) -> bool:
+        """Whether it is the page's own, straight or through a proxy, or one that was let in by name."""
+        own = {headers.get("host", "").lower(), headers.get("x-forwarded-host", "").partition(",")[0].strip().lower()}
+        site = origin.partition("://")[2].lower()
+        return (bool(site) and site in own) or origin in self.origins or "*" in self.origins
 
     def knows(self, header: str) -> bool:
         """RFC 7617. Compared in constant time, so that the time to answer tells nothing of the password."""
@@ -78,6 +105,7 @@ def bounded(receive: Callable) -> Callable:
 
 
 async def answer(scope: dict, receive: Callable, send: Callable, status: int, sentence: str) -> None:
+    report(scope, f"refused ({status}): {sentence}")
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1008, "reason": sentence})
@@ -86,7 +114,7 @@ async def answer(scope: dict, receive: Callable, send: Callable, status: int, se
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="sd", charset="UTF-8"'))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"detail": sentence}).encode()})
+    await send({"type": "http.response.body", "body": json.dumps(problem_content("Refused", sentence)).encode()})
 
 
 def hostname(host: str) -> str:
@@ -95,6 +123,18 @@ def hostname(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def parse_origins(texts: list[str]) -> tuple[str, ...]:
+    """The values of `--cors-allow-origins`, each one origin, several with commas, or "*"."""
+    origins = [one.strip().rstrip("/") for text in texts for one in text.split(",") if one.strip()]
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (not parts.scheme or not parts.netloc or parts.path or parts.query):
+            raise UserError(
+                f"--cors-allow-origins {origin!r} is no origin: give one such as http://localhost:5173, or '*' for all."
+            )
+    return tuple(origin.lower() for origin in origins)
 
 
 def parse_auth(text: str) -> tuple[str, str]:

@@ -36,6 +36,10 @@ class Cancelled(KeyboardInterrupt):
     """Raised inside a job that somebody wants to stop. Not an Exception, so that only who means it catches it."""
 
 
+class Interrupted(Cancelled):
+    """Raised inside a job: stop, and keep the image that is being made as far as it has come."""
+
+
 class Skipped(Cancelled):
     """Raised inside a job: leave this picture and go on with the next."""
 

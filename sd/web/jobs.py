@@ -39,8 +39,8 @@ class Jobs:
         self.closing = False
         self.folder.mkdir(parents=True, exist_ok=True)
         self.mark_interrupted()
-        runs = run if isinstance(run, list) else [run]
-        self.threads = [threading.Thread(target=self.work, args=[one], daemon=True) for one in runs]
+        self.runs = run if isinstance(run, list) else [run]
+        self.threads = [threading.Thread(target=self.work, args=[one], daemon=True) for one in self.runs]
         for thread in self.threads:
             thread.start()
 
@@ -208,8 +208,17 @@ class Jobs:
                 print(f"cannot write the end of job {job.id}: {full.strerror}", file=sys.stderr)
         self.notify(job)
 
+    def free(self) -> None:
+        """Lets every worker that has nothing to do give its memory back until its next job."""
+        for run in self.runs:
+            if hasattr(run, "free"):
+                run.free()
+
     def close(self, timeout: float = 10.0) -> None:
-        """Stops the running jobs at the end of their step and takes no more. timeout: seconds to wait for them."""
+        """Stops the running jobs at the end of their step and takes no more.
+
+        timeout: seconds to wait for all of them; those whose step takes longer end as interrupted nevertheless.
+        """
         with self.changed:
             self.closing = True
             waiting, self.waiting = self.waiting, []
@@ -217,8 +226,12 @@ class Jobs:
                 self.end(job, "interrupted", STOPPED)
             self.asked = dict.fromkeys(self.live, Cancelled)
             self.changed.notify_all()
+        until = time.monotonic() + timeout
         for thread in self.threads:
-            thread.join(timeout)
+            thread.join(max(until - time.monotonic(), 0))
+        for job in list(self.live.values()):
+            if not job.has_ended:
+                self.end(job, "interrupted", STOPPED)
 
 
 class Telling:
@@ -242,5 +255,5 @@ class Telling:
         with self.jobs.changed:
             how = self.jobs.asked.pop(job.id, None)
         if how is not None:
-            self.stopped = self.stopped or how is Cancelled
+            self.stopped = self.stopped or how is not Skipped
             raise how

@@ -4,45 +4,40 @@ import asyncio
 import base64
 import io
 import json
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Request
 from pydantic import BaseModel
 
 from sd.errors import UserError
 from sd.infotext import parse_infotext, read_infotext
-from sd.samplers import SAMPLERS
-from sd.settings import HIRES_UPSCALERS, SCHEDULE_LABELS
-from sd.styles import read_styles
-from sd.web.api import PROBLEMS
 from sd.web.asking import ask
-from sd.web.job import Job, Missing
+from sd.web.job import Interrupted, Job
 from sd.web.jobs import Jobs
 from sd.web.limits import decode_picture
 from sd.web.models import Models
 from sd.web.options import Options
+from sd.web.problems import PROBLEMS, report
 from sd.web.webui import ImageToImage, TextToImage, asked_of, info_of
+from sd.web.webui_extras import extras_router
+from sd.web.webui_lists import connect_router, lists_router
 
-# What clients look up and is not to be had here.
-EMPTY: dict[str, Any] = {
-    "upscalers": [],
-    "latent-upscale-modes": [{"name": label} for label in HIRES_UPSCALERS.values()],
-    "sd-vae": [],
-    "sd-modules": [],
-    "hypernetworks": [],
-    "face-restorers": [],
-    "realesrgan-models": [],
-    "scripts": {"txt2img": [], "img2img": []},
-    "script-info": [],
-    "extensions": [],
-    "cmd-flags": {"api": True},
-}
+MOST_TASKS = 1000  # of `force_task_id`, that are remembered
 
 
 class Picture(BaseModel):
     image: str
+
+
+class Task(BaseModel):
+    """id_task: what the request for images had as force_task_id. live_preview: whether to send one."""
+
+    id_task: str = ""
+    id_live_preview: int = -1
+    live_preview: bool = True
 
 
 class Server:
@@ -50,10 +45,12 @@ class Server:
 
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models, self.options = jobs, models, Options(models)
+        self.tasks: OrderedDict[str, str] = OrderedDict()  # force_task_id -> the job's id
+        self.previews = ThreadPoolExecutor(1)  # of its own: in the common one they would wait behind fifty new jobs
 
-    async def draw(self, body: TextToImage) -> dict:
+    async def draw(self, body: TextToImage, request: Request) -> dict:
         """Asks for the pictures and waits for them, as the webui does; the job is one like all others."""
-        job = await asyncio.to_thread(self.ask, body)
+        job, ignored, notes = await asyncio.to_thread(self.ask, body)
         async for _ in self.jobs.changes(job.id):
             pass
         job = self.jobs.get(job.id)
@@ -61,14 +58,25 @@ class Server:
             raise HTTPException(422 if job.mendable else 500, job.error)
         if job.state == "interrupted":
             raise HTTPException(503, job.error)
-        return await asyncio.to_thread(answer_of, job, body)
+        notes = [*notes, *job.result.get("notes", [])]
+        if ignored:
+            report(request.scope, f"ignored, for the webui has no such fields: {', '.join(ignored)}")
+        for note in notes:
+            report(request.scope, f"note: {note}")
+        return await asyncio.to_thread(answer_of, job, body, ignored, notes)
 
-    def ask(self, body: TextToImage) -> Job:
-        options = self.options.with_changes(body.override_settings)
-        job = ask(self.jobs, self.models, asked_of(body, options))
+    def ask(self, body: TextToImage) -> tuple[Job, list[str], list[str]]:
+        """The job, the names of the fields that are ignored, and notes."""
+        options, notes = self.options.with_changes(body.override_settings)
+        asked, ignored = asked_of(body, options)
+        job = ask(self.jobs, self.models, asked)
         if not body.override_settings_restore_afterwards:
             self.options.set(body.override_settings)
-        return job
+        if body.force_task_id:
+            self.tasks[body.force_task_id[:200]] = job.id
+            while len(self.tasks) > MOST_TASKS:
+                self.tasks.popitem(last=False)
+        return job, ignored, notes
 
     def progress(self, job: Job | None) -> dict:
         """As the webui tells it. current_image is filled in by who has time to read it."""
@@ -89,18 +97,40 @@ class Server:
             },
             "current_image": None,
             "textinfo": None,
-            "current_task": job.id if job else None,
         }
 
+    async def task(self, asked: Task) -> dict:
+        """As the webui's own page asks for one task."""
+        id = self.tasks.get(asked.id_task, "")
+        job = self.jobs.get(id) if id else None
+        preview = await self.preview(job) if job and asked.live_preview and not job.has_ended else None
+        return {
+            "active": bool(job) and job.state == "running",
+            "queued": bool(job) and job.state == "queued",
+            "completed": bool(job) and job.has_ended,
+            "progress": job.progress if job else None,
+            "eta": job.eta if job else None,
+            "live_preview": preview and f"data:image/png;base64,{preview}",
+            "id_live_preview": job.event.get("step", -1) if job and preview else asked.id_live_preview,
+            "textinfo": "Waiting..." if not job or job.state == "queued" else None,
+        }
 
-def answer_of(job: Job, body: TextToImage) -> dict:
+    async def preview(self, job: Job | None) -> str | None:
+        """In base64, where there is one."""
+        if job is None or "preview" not in job.event:
+            return None
+        path = job.folder / job.event["preview"]
+        return await asyncio.get_running_loop().run_in_executor(self.previews, encode, path)
+
+
+def answer_of(job: Job, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:
     """Of a cancelled job what was finished before."""
     result = job.result or {"images": [], "seeds": [], "infotexts": [], "settings": job.request["settings"]}
     images = [encode(job.folder / name) for name in result["images"]] if body.send_images else []
     parameters = body.model_dump(include=set(type(body).model_fields))
     if not getattr(body, "include_init_images", False):
         parameters |= {"init_images": None, "mask": None}
-    return {"images": images, "parameters": parameters, "info": json.dumps(info_of(result, body))}
+    return {"images": images, "parameters": parameters, "info": json.dumps(info_of(result, body, ignored, notes))}
 
 
 def encode(path: Path) -> str:
@@ -119,30 +149,46 @@ def read_settings(text: str) -> dict:
 
 def sdapi_router(jobs: Jobs, models: Models) -> APIRouter:
     server = Server(jobs, models)
-    previews = ThreadPoolExecutor(1)  # of its own: in the common one they would wait behind fifty new jobs
     router = APIRouter(prefix="/sdapi/v1", tags=["webui"], responses=PROBLEMS)
+    add_images(router, server)
+    add_running(router, server)
+    add_options(router, server)
+    whole = APIRouter()
+    for one in (router, extras_router(), task_router(server), connect_router(jobs), lists_router(jobs, models)):
+        whole.include_router(one)
+    return whole
 
+
+def add_images(router: APIRouter, server: Server) -> None:
     @router.post("/txt2img")
-    async def txt2img(body: TextToImage) -> dict:
-        return await server.draw(body)
+    async def txt2img(body: TextToImage, request: Request) -> dict:
+        return await server.draw(body, request)
 
     @router.post("/img2img")
-    async def img2img(body: ImageToImage) -> dict:
-        return await server.draw(body)
+    async def img2img(body: ImageToImage, request: Request) -> dict:
+        return await server.draw(body, request)
+
+    @router.post("/png-info")
+    async def png_info(body: Picture) -> dict:
+        return await asyncio.to_thread(read_settings, body.image)
+
+
+def add_running(router: APIRouter, server: Server) -> None:
+    jobs = server.jobs
 
     @router.get("/progress")
     async def progress(skip_current_image: bool = False) -> dict:
         job = jobs.current()
         answer = server.progress(job)
-        if job and not skip_current_image and "preview" in job.event:
-            path = job.folder / job.event["preview"]
-            answer["current_image"] = await asyncio.get_running_loop().run_in_executor(previews, encode, path)
+        if not skip_current_image:
+            answer["current_image"] = await server.preview(job)
         return answer
 
     @router.post("/interrupt")
     async def interrupt() -> dict:
+        """Stops the job that is running; its answer has what is finished and what has become of the next image."""
         if job := jobs.current():
-            jobs.cancel(job.id)
+            jobs.cancel(job.id, Interrupted)
         return {}
 
     @router.post("/skip")
@@ -150,14 +196,6 @@ def sdapi_router(jobs: Jobs, models: Models) -> APIRouter:
         if job := jobs.current():
             jobs.skip(job.id)
         return {}
-
-    @router.post("/png-info")
-    async def png_info(body: Picture) -> dict:
-        return await asyncio.to_thread(read_settings, body.image)
-
-    add_options(router, server)
-    add_lists(router, models)
-    return router
 
 
 def add_options(router: APIRouter, server: Server) -> None:
@@ -170,49 +208,11 @@ def add_options(router: APIRouter, server: Server) -> None:
         server.options.set(changes)
 
 
-def add_lists(router: APIRouter, models: Models) -> None:
-    @router.get("/sd-models")
-    async def sd_models() -> list[dict]:
-        more = {"hash": None, "sha256": None, "config": None}
-        found = models.names("checkpoint").items()
-        return [{"title": path.name, "model_name": name, "filename": path.name} | more for name, path in found]
+def task_router(server: Server) -> APIRouter:
+    router = APIRouter(prefix="/internal", tags=["webui"], responses=PROBLEMS)
 
-    @router.get("/samplers")
-    async def samplers() -> list[dict]:
-        return [{"name": one.label, "aliases": [name], "options": {}} for name, one in SAMPLERS.items()]
+    @router.post("/progress")
+    async def task_progress(body: Task) -> dict:
+        return await server.task(body)
 
-    @router.get("/schedulers")
-    async def schedulers() -> list[dict]:
-        more = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
-        labels = ["Automatic", *SCHEDULE_LABELS.values()]
-        return [{"name": label.lower().replace(" ", "_"), "label": label} | more for label in labels]
-
-    @router.get("/prompt-styles")
-    async def prompt_styles() -> list[dict]:
-        return [style._asdict() for style in (await asyncio.to_thread(read_styles)).values()]
-
-    @router.get("/loras")
-    async def loras() -> list[dict]:
-        found = models.names("LoRA").items()
-        return [{"name": name, "alias": name, "path": path.name, "metadata": {}} for name, path in found]
-
-    @router.get("/embeddings")
-    async def embeddings() -> dict:
-        return await asyncio.to_thread(models.describe_embeddings)
-
-    @router.post("/refresh-checkpoints")
-    @router.post("/refresh-loras")
-    @router.post("/refresh-embeddings")
-    @router.post("/refresh-vae")
-    async def refresh() -> None:
-        models.refresh()
-
-    @router.get("/{what}")
-    async def others(what: str) -> Any:
-        if what not in EMPTY:
-            raise Missing(f"GET /sdapi/v1/{what[:50]} is not supported here.")
-        return EMPTY[what]
-
-    @router.post("/{what}")
-    async def other_work(what: str) -> None:
-        raise Missing(f"POST /sdapi/v1/{what[:50]} is not supported here.")
+    return router

@@ -1,5 +1,6 @@
-"""AUTOMATIC1111's words for a picture to ours. Whatever would change the picture and is not known here is refused; what
-clients always send, at values that mean nothing, passes.
+"""The bodies of AUTOMATIC1111's txt2img and img2img, translated to this program's settings and back.
+
+What the webui has and this program has not is refused, see `webui_fields`.
 """
 
 import re
@@ -11,32 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sd.errors import UserError
 from sd.infotext import parse_infotext
 from sd.samplers import SAMPLERS, find_sampler
-from sd.settings import HIRES_UPSCALERS, VERSION, Settings
+from sd.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION, Settings
 from sd.styles import find_style
 from sd.web.asking import Asked
 from sd.web.limits import MAX_BODY, MAX_PICTURES, decode_picture
 from sd.web.masks import MaskOptions
+from sd.web.options import vae_of
+from sd.web.webui_fields import check_fields, check_scripts
 
-# Fields that say nothing about the picture, or nothing without another that is refused. SillyTavern sends the server's
-# own address and password along.
-HARMLESS = {
-    *("do_not_save_samples", "do_not_save_grid", "force_task_id", "comments", "s_tmin", "s_tmax", "url", "auth"),
-    *("refiner_switch_at", "image_cfg_scale", "hr_additional_modules"),
-}
-# Beside None, False, 0 and what is empty: values that mean "not used".
-NEUTRAL = {
-    "s_noise": (1,),
-    "initial_noise_multiplier": (1,),
-    "seed_resize_from_h": (-1,),
-    "seed_resize_from_w": (-1,),
-    "hr_sampler_name": ("Use same sampler",),
-    "hr_scheduler": ("Use same scheduler", "Automatic", "automatic"),
-    "hr_checkpoint_name": ("Use same checkpoint",),
-    "refiner_checkpoint": ("None",),
-    "script_name": ("None",),
-    "seed_enable_extras": (True,),
-    "mask_round": (True,),
-}
 # The schedules that the webui takes for these samplers when it is left to it; for the others the model's own.
 AUTOMATIC = {"dpm2": "karras", "dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpmpp_2m_sde": "exponential"}
 # What these schedules are among ours: "Normal" has the numbers of "Uniform".
@@ -47,15 +30,10 @@ RESIZE_MODES = {0: "stretch", 1: "crop"}
 MAX_BLUR = 64  # pixels
 
 
-class Script(BaseModel):
-    """One of the webui's extensions. The first of its arguments says, by False, that it is to do nothing."""
-
-    args: list[Any] = []
-
-
 class TextToImage(BaseModel):
     """The body of /sdapi/v1/txt2img. width, height: the checkpoint's own where they are left out. clip_skip: SD.Next's
-    word for the option CLIP_stop_at_last_layers, before which it goes; 0 where it is left out.
+    word for the option CLIP_stop_at_last_layers, before which it goes; 0 where it is left out. An unknown field is
+    taken, as by the webui; `webui_fields.check_fields` says which.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, str_max_length=MAX_BODY)
@@ -82,10 +60,13 @@ class TextToImage(BaseModel):
     enable_hr: bool = False
     hr_scale: float = 2.0
     hr_upscaler: str = "Latent"
-    hr_second_pass_steps: int = 0
+    hr_second_pass_steps: int = Field(0, ge=0)
+    hr_resize_x: int = Field(0, ge=0)
+    hr_resize_y: int = Field(0, ge=0)
     override_settings: dict[str, Any] = {}
     override_settings_restore_afterwards: bool = True
-    alwayson_scripts: dict[str, Script] = {}
+    alwayson_scripts: dict[str, Any] = {}
+    force_task_id: str = ""
     send_images: bool = True
     save_images: bool = False
 
@@ -113,21 +94,8 @@ class ImageToImage(TextToImage):
     inpainting_mask_invert: bool = False
 
 
-def check_unknown(body: TextToImage) -> None:
-    """Raises UserError for a field that asks for what is not to be had."""
-    for name, value in body.model_extra.items():
-        if name in HARMLESS or not value or value in NEUTRAL.get(name, ()):
-            continue
-        if name.startswith("hr_") and (not body.enable_hr or value == getattr(body, name.removeprefix("hr_"), None)):
-            continue
-        raise UserError(f"{name} is not supported here: leave it out.")
-    for name, script in body.alwayson_scripts.items():
-        if script.args and script.args[0] is not False:
-            raise UserError(f"the script {name[:100]} is not supported here: leave it out of alwayson_scripts.")
-
-
-def settings_of(body: TextToImage, clip_skip: int) -> Settings:
-    """Raises UserError for what cannot be drawn. clip_skip: from the options."""
+def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> Settings:
+    """Raises UserError for what cannot be generated. clip_skip: from the options."""
     sampler, schedule = sampler_of(body)
     prompt, negative_prompt = body.prompt, body.negative_prompt
     for style in body.styles:
@@ -151,7 +119,7 @@ def settings_of(body: TextToImage, clip_skip: int) -> Settings:
         variation_seed=body.subseed,
         variation_strength=body.subseed_strength,
         tiling=body.tiling,
-        **hires_of(body),
+        **({} if has_image else hires_of(body)),
     )
 
 
@@ -159,7 +127,7 @@ def sampler_of(body: TextToImage) -> tuple[str, str]:
     """(sampler, schedule) in our spelling. An eta of 0 means the sampler's own, as it did in older webuis."""
     name = body.sampler_name or body.sampler_index
     chosen = OTHER_SCHEDULES.get(body.scheduler.lower(), body.scheduler)
-    sampler, schedule = find_sampler(name, chosen)
+    sampler, schedule = find_by_label(name, chosen)
     if not chosen and schedule == "ldm" and not name.lower().endswith("uniform"):
         schedule = AUTOMATIC.get(sampler, schedule)
     if body.eta not in (0, 1):
@@ -167,38 +135,85 @@ def sampler_of(body: TextToImage) -> tuple[str, str]:
     return ("ddpm" if sampler == "ddim" and body.eta == 1 else sampler), schedule  # DDIM with eta 1 is DDPM
 
 
+def find_by_label(name: str, schedule: str) -> tuple[str, str]:
+    """As `find_sampler`, whose UserError then lists what /samplers and /schedulers list."""
+    try:
+        find_sampler(name)
+    except UserError:
+        labels = ", ".join(one.label for one in SAMPLERS.values())
+        raise UserError(f"there is no sampler {name[:100]!r} here: use one of {labels}.") from None
+    try:
+        return find_sampler(name, schedule)
+    except UserError:
+        labels = ", ".join(["Automatic", *SCHEDULE_LABELS.values()])
+        raise UserError(f"there is no scheduler {schedule[:100]!r} here: use one of {labels}.") from None
+
+
 def hires_of(body: TextToImage) -> dict:
     if not body.enable_hr:
         return {}
-    names = {label: name for name, label in HIRES_UPSCALERS.items()}
-    if body.hr_upscaler not in names:
-        raise UserError(f"there is no hr_upscaler {body.hr_upscaler!r} here: use {' or '.join(names)}.")
-    if body.hr_second_pass_steps not in (0, body.steps):
-        raise UserError("hr_second_pass_steps is not supported here: use 0, as many as the first time.")
+    names = {label.lower(): name for name, label in HIRES_UPSCALERS.items()} | {"none": "lanczos"}
+    if body.hr_upscaler.lower() not in names:
+        labels = " or ".join(HIRES_UPSCALERS.values())
+        raise UserError(f"there is no hr_upscaler {body.hr_upscaler[:100]!r} here: use {labels}.")
+    scale = hires_scale_of(body)
+    if scale == 1:
+        raise UserError("a second pass at the first one's size is not supported here: use an hr_scale over 1.")
     return {
-        "hires_scale": body.hr_scale,
-        "hires_upscaler": names[body.hr_upscaler],
+        "hires_scale": scale,
+        "hires_upscaler": names[body.hr_upscaler.lower()],
         "hires_strength": body.denoising_strength,
+        "hires_steps": body.hr_second_pass_steps,
     }
 
 
-def asked_of(body: TextToImage, options: dict) -> Asked:
-    """options: the webui's, those of the request included. Raises UserError. Pictures are decoded, which takes time."""
-    check_unknown(body)
-    settings = settings_of(body, options["CLIP_stop_at_last_layers"])
-    asked = Asked(settings, options["sd_model_checkpoint"], batch_size=body.batch_size)
-    if not isinstance(body, ImageToImage):
-        return asked
+def hires_scale_of(body: TextToImage) -> float:
+    """hr_scale, or what hr_resize_x and hr_resize_y make of it; one of these two may be 0."""
+    if not (body.hr_resize_x or body.hr_resize_y):
+        return body.hr_scale
+    if not (body.width and body.height):
+        raise UserError("hr_resize_x and hr_resize_y need width and height in the request as well: give them.")
+    scales = [side / own for side, own in zip(hires_sides(body), (body.width, body.height)) if side]
+    scale = max(scales)
+    sizes = [int(own * scale + 1e-6) // 8 * 8 for own in (body.width, body.height)]
+    for side, found in zip(hires_sides(body), sizes):
+        if side and side // 8 * 8 != found:
+            raise UserError(
+                f"hr_resize_x and hr_resize_y of another shape than {body.width}x{body.height} are not supported here: "
+                f"use {sizes[0]} and {sizes[1]}, or let one of them be 0."
+            )
+    exact = [int(own * scale) // 8 * 8 for own in (body.width, body.height)] == sizes
+    return scale if exact else scale + 1e-9  # rounding would make it 8 pixels smaller
+
+
+def hires_sides(body: TextToImage) -> tuple[int, int]:
+    return body.hr_resize_x, body.hr_resize_y
+
+
+def asked_of(body: TextToImage, options: dict) -> tuple[Asked, list[str]]:
+    """What to generate, and the names of the fields that are ignored.
+
+    options: the webui's, those of the request included. Raises UserError. Images are decoded, which takes time.
+    """
+    has_image = isinstance(body, ImageToImage)
+    ignored = check_fields(body, has_image)
+    check_scripts(body)
+    settings = settings_of(body, options["CLIP_stop_at_last_layers"], has_image)
+    asked = Asked(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
+    if has_image:
+        add_image(asked, body)
+    return asked, ignored
+
+
+def add_image(asked: Asked, body: ImageToImage) -> None:
     if len(body.init_images) != 1:
-        raise UserError(f"init_images holds {len(body.init_images)} pictures: give one.")
-    if body.enable_hr:
-        raise UserError("enable_hr is for pictures from text: leave it out.")
+        raise UserError(f"init_images holds {len(body.init_images)} images: give one.")
     if body.resize_mode not in RESIZE_MODES:
         raise UserError(f"resize_mode {body.resize_mode} is not supported here: use 0 (stretch) or 1 (crop).")
     asked.resize_mode = RESIZE_MODES[body.resize_mode]
     asked.image = decode_picture(body.init_images[0])
     if not body.mask:
-        return asked
+        return
     if body.inpainting_fill not in (0, 1):
         raise UserError(f"inpainting_fill {body.inpainting_fill} is not supported here: use 0 (fill) or 1 (original).")
     asked.mask = decode_picture(body.mask)
@@ -212,11 +227,14 @@ def asked_of(body: TextToImage, options: dict) -> Asked:
         only_masked=body.inpaint_full_res,
         padding=body.inpaint_full_res_padding,
     )
-    return asked
 
 
-def info_of(result: dict, body: TextToImage) -> dict:
-    """What the webui says beside the pictures that came of a request. result: its job's."""
+def info_of(result: dict, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:
+    """What the webui says beside the images that came of a request. result: its job's.
+
+    Beside the webui's keys, where there is something to say: "ignored", the fields that changed nothing, and "notes",
+    sentences on what was not done as asked.
+    """
     settings = Settings(**result["settings"])
     written = parse_infotext(next(iter(result["infotexts"]), ""))
     count = len(result["images"])
@@ -242,8 +260,8 @@ def info_of(result: dict, body: TextToImage) -> dict:
         "face_restoration_model": None,
         "sd_model_name": written.get("Model", ""),
         "sd_model_hash": written.get("Model hash", ""),
-        "sd_vae_name": None,
-        "sd_vae_hash": None,
+        "sd_vae_name": written.get("VAE"),
+        "sd_vae_hash": written.get("VAE hash"),
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": settings.strength,
@@ -255,4 +273,4 @@ def info_of(result: dict, body: TextToImage) -> dict:
         "clip_skip": settings.clip_skip,
         "is_using_inpainting_conditioning": False,
         "version": VERSION,
-    }
+    } | {key: value for key, value in (("ignored", ignored), ("notes", notes)) if value}

@@ -5,6 +5,7 @@ one job and not the server, and the server's thread never waits for the drawing'
 import multiprocessing
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ class Isolated:
 
     def __init__(self, make: Callable[..., Run], *args: object):
         self.make, self.args = make, args
+        self.busy = threading.Lock()
         self.start()
 
     def start(self) -> None:
@@ -32,7 +34,21 @@ class Isolated:
         self.process.start()
         theirs.close()  # so that its death is the pipe's end
 
+    def free(self) -> None:
+        """Ends the process unless it is at a job, which gives back all of its memory, the GPU's too."""
+        if self.busy.acquire(blocking=False):
+            try:
+                self.process.terminate()
+                self.process.join()
+                self.pipe.close()
+            finally:
+                self.busy.release()
+
     def __call__(self, job: Job, tell: Tell) -> dict:
+        with self.busy:
+            return self.do(job, tell)
+
+    def do(self, job: Job, tell: Tell) -> dict:
         if not self.process.is_alive():
             self.start()
         try:

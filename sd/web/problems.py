@@ -1,0 +1,92 @@
+"""Errors as HTTP answers: one sentence in the four keys of the webui's errors, and a line on the console.
+
+    {"error": "UserError", "detail": "one sentence.", "body": "", "errors": "one sentence."}
+
+Most clients hide the sentence, so the console shows it as well.
+"""
+
+import sys
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from sd.errors import UserError
+from sd.web.job import Busy, Missing
+from sd.web.limits import TooLarge
+
+STATUSES = {Busy: 503, Missing: 404, TooLarge: 413}  # of a UserError; 422 otherwise
+NO_OBJECT = ("missing", "model_attributes_type", "dict_type")  # pydantic's words for it, said of a whole body
+LONGEST = 300  # letters of a path or a sentence on the console
+
+
+class Problem(BaseModel):
+    """detail: one sentence, what is wrong and what to do. error: the kind of error."""
+
+    error: str
+    detail: str
+    body: str = ""
+    errors: str = ""
+
+
+PROBLEMS = {status: {"model": Problem} for status in (400, 401, 403, 404, 413, 422, 503)}
+
+
+def problem_content(kind: str, sentence: str) -> dict[str, str]:
+    """The answer's JSON. The sentence may quote what was sent, and that may hold what is no text."""
+    text = sentence.encode("utf-8", "replace").decode()
+    return {"error": kind, "detail": text, "body": "", "errors": text}
+
+
+def report(scope: dict, text: str) -> None:
+    """One line on the console about a request: who sent it, to which address, and what is to be said."""
+    client = (scope.get("client") or ("unknown",))[0]
+    words = [client, scope.get("method", "WebSocket"), scope.get("path", ""), text]
+    print(*(printable(word) for word in words), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Without what would move the cursor of a terminal or begin another line."""
+    text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def problem(request: Request, status: int, kind: str, sentence: str, headers: dict | None = None) -> JSONResponse:
+    report(request.scope, f"refused ({status}): {sentence}")
+    headers = ({"Retry-After": "5"} if status == 503 else {}) | dict(headers or {})
+    return JSONResponse(problem_content(kind, sentence), status, headers)
+
+
+def status_of(error: UserError) -> int:
+    return next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 422)
+
+
+async def answer_user_error(request: Request, error: UserError) -> JSONResponse:
+    return problem(request, status_of(error), type(error).__name__, str(error))
+
+
+async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    return problem(request, error.status_code, "HTTPException", str(error.detail), error.headers)
+
+
+async def answer_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    """FastAPI's list of all that is wrong, as a sentence about the first."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:])
+    sentence = f"{place}: {first['msg']}.".removeprefix(": ")
+    if first["type"] == "json_invalid" or (not place and first["type"] in NO_OBJECT):
+        sentence = "the request holds no JSON object: send one, and say Content-Type: application/json."
+    return problem(request, 422, "RequestValidationError", sentence)
+
+
+async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 500, type(error).__name__, f"a mistake in this program: {type(error).__name__}.")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(UserError, answer_user_error)
+    app.add_exception_handler(HTTPException, answer_http_error)
+    app.add_exception_handler(RequestValidationError, answer_invalid)
+    app.add_exception_handler(Exception, answer_mistake)
