@@ -109,6 +109,7 @@ def png_with(texts: dict[str, object], size: tuple[int, int] = (128, 64)) -> io.
 def with_user_comment(comment: bytes, kind: str = "JPEG") -> io.BytesIO:
     """An image with these bytes as its EXIF UserComment."""
     exif = Image.Exif()
+    exif[0x0112] = 1  # without one field of its own a PNG's block is not written
     exif.get_ifd(0x8769)[0x9286] = comment
     return saved(Image.new("RGB", (128, 64)), kind, exif=exif)
 

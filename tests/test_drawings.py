@@ -81,3 +81,12 @@ def test_the_template_in_a_pictures_settings(template):
     found = parse_infotext(longer)
     assert found.pop("Template") == template
     assert found == parse_infotext(text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_prompt_file_as_windows_saves_it(tmp_path, encoding, end):
+    file = tmp_path / "prompts.txt"
+    mark = b"\xff\xfe" if encoding == "utf-16-le" else b""
+    file.write_bytes(mark + f"a cat{end}a dög{end}".encode(encoding))
+    assert read_prompts(file) == ["a cat", "a dög"]

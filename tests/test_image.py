@@ -336,3 +336,57 @@ def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="cannot write into"):
         check_outdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ([0, 0.5, 1], np.float32, [0, 128, 255]),
+        ([0, 100, 255], np.float32, [0, 100, 255]),
+        ([0, 257, 65535], np.float32, [0, 1, 255]),
+        ([-3, 0.5, np.nan], np.float32, [0, 128, 0]),
+        ([0, 100, 255], np.int32, [0, 100, 255]),
+        ([0, 257, 65535], np.int32, [0, 1, 255]),
+        ([0, 1, 257], np.uint16, [0, 0, 1]),  # a dark image of 16 bits stays dark
+    ],
+)
+def test_images_of_more_bits_are_scaled_by_their_range(tmp_path, values, dtype, expected):
+    Image.fromarray(np.array([values], dtype)).save(tmp_path / "deep.tiff")
+    assert [pixel[0] for pixel in pixels(to_rgb(open_image(tmp_path / "deep.tiff")))[0]] == expected
+
+
+def png_with_chunk(kind, data, at_the_end=False):
+    file = io.BytesIO()
+    noise(16, 16).save(file, "PNG")
+    png = file.getvalue()
+    place = png.index(b"IEND" if at_the_end else b"IDAT") - 4
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return png[:place] + chunk + png[place:]
+
+
+LARGE = zlib.compress(b"x" * (3 << 20))
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"zTXt", b"workflow\0\0" + LARGE),
+        (b"iTXt", b"workflow\0\1\0en\0\0" + LARGE),
+        (b"iCCP", b"a large profile\0\0" + LARGE),
+        (b"zTXt", b"xx x\0\0" + zlib.compress(b"x" * (300 << 20), 9)),  # a bomb is not unpacked
+    ],
+)
+def test_a_png_with_a_large_text_or_profile_opens(tmp_path, kind, data, at_the_end):
+    png = png_with_chunk(kind, data, at_the_end)
+    (tmp_path / "large.png").write_bytes(png)
+    for source in (tmp_path / "large.png", io.BytesIO(png)):
+        assert pixels(open_image(source)) == pixels(noise(16, 16))
+
+
+def test_a_large_text_takes_no_other_text_with_it():
+    png = png_with_chunk(b"zTXt", b"workflow\0\0" + LARGE)
+    small = b"parameters\0a cat\nSteps: 1"
+    place = png.index(b"IDAT") - 4
+    chunk = struct.pack(">I", len(small)) + b"tEXt" + small + struct.pack(">I", zlib.crc32(b"tEXt" + small))
+    assert open_image(io.BytesIO(png[:place] + chunk + png[place:])).info["parameters"] == "a cat\nSteps: 1"

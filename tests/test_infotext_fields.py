@@ -120,7 +120,7 @@ def test_one_odd_value_does_not_refuse_the_others():
     line = "Steps: many, Sampler: DPM fast, CFG scale: 700, Seed: x, Size: 99999x64, Clip skip: 2, RNG: CPU"
     values, notes = read(line)
     assert values == {"prompt": "a cat", "negative_prompt": "", "clip_skip": 2, "height": 64}
-    assert len(notes) == 5
+    assert len(notes) == 6
     with pytest.raises(UserError, match="DPM fast"):
         Settings.from_infotext(f"a cat\n{line}")
 
@@ -232,8 +232,8 @@ def test_whatever_stands_there_nothing_is_raised():
 
 
 def test_templates_below_the_settings_do_not_hide_them():
-    templates = "Template: a {red|blue} cat, x: y, z: w, q: r\nNegative Template: x, y"
-    text = f"a red cat\nNegative prompt: x\n{LINE}\n{templates}"
+    below = "Template: a {red|blue} cat, x: y, z: w, q: r\nNegative Template: x, y"
+    text = f"a red cat\nNegative prompt: x\n{LINE}\n{below}"
     found = parse_infotext(text)
     assert (found["Prompt"], found["Negative prompt"], found["Steps"]) == ("a red cat", "x", "20")
     assert found["Template"] == "a {red|blue} cat, x: y, z: w, q: r"

@@ -1,11 +1,13 @@
 """What a request may ask for at most."""
 
 import base64
+import io
 import struct
 import zlib
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from web import png
 
 from sd.errors import UserError
@@ -80,3 +82,11 @@ def test_what_is_too_much(changes, sentence):
 def test_what_is_allowed():
     check_settings(Settings(prompt="a" * 8000, num_images=64, width=2048, height=2048))
     check_settings(Settings(hires_scale=4.0))
+
+
+def test_a_png_with_a_large_text_is_taken():
+    file = io.BytesIO()
+    info = PngInfo()
+    info.add_text("workflow", "x" * (3 << 20), zip=True)
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    assert check_picture(file.getvalue()).size == (8, 8)

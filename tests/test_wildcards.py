@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from sd.errors import UserError
@@ -106,3 +108,71 @@ def test_our_own_names_for_the_bundled_model_are_names_that_it_has_learnt():
     known = set(emoji_names())
     for name in ("animal", "face", "food", "plant", "sky", "thing", "vehicle"):
         assert set(read_lines(name)) <= known, WILDCARDS / name
+
+
+@pytest.fixture
+def library():
+    return pytest.importorskip("dynamicprompts")
+
+
+def every(prompt, folder, seeds=60):
+    made = [expand_wildcards(prompt, seed, folder) for seed in range(seeds)]
+    assert made == [expand_wildcards(prompt, seed, folder) for seed in range(seeds)]
+    return set(made)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "possible"),
+    [
+        ("{2$$a|b}", {"a,b", "b,a"}),
+        ("{2$$ and $$a|b}", {"a and b", "b and a"}),
+        ("{1-2$$ and $$a|b}", {"a", "b", "a and b", "b and a"}),
+        ("{0::a|1::b} {c}", {"b c"}),
+        ("a __mine/*__ and __p*t__", {"a a tree and cat", "a a tree and dog"}),
+        ("${x=!{a|b}}${x} ${x}", {"a a", "b b"}),
+        ("{@a|b}", {"a", "b"}),
+        ("{!a|b}", {"a", "b"}),
+        ("{2$$a|{b|c}}", {"a,b", "a,c", "b,a", "c,a"}),
+        ("{2$$ and $$__pet__}", {"cat and dog", "dog and cat"}),
+        ("(a:1.2) <lora:x:0.8> [b::0.5] {1$$c}", {"(a:1.2) <lora:x:0.8> [b::0.5] c"}),
+    ],
+)
+def test_the_rest_of_dynamic_prompts_grammar(library, folder, prompt, possible):
+    assert every(prompt, folder) == possible
+
+
+def test_weights_are_honored(library, folder):
+    made = [expand_wildcards("{3::a|1::b}", seed, folder) for seed in range(1000)]
+    assert 680 < made.count("a") < 820  # 750 with a standard deviation of 14, and five of those to spare
+
+
+def test_grammar_in_a_file_is_read_too(library, folder):
+    (folder / "two.txt").write_text("{2$$a|b}\n")
+    assert every("x __two__", folder) == {"x a,b", "x b,a"}
+
+
+@pytest.mark.parametrize("prompt", ["{2$$a|b", "${nobody}", "{1$$a} __nobody__", "__no*body__", "{2$$__circle__}"])
+def test_grammar_that_cannot_be_read_never_reaches_the_model(library, folder, prompt):
+    with pytest.raises(UserError):
+        expand_wildcards(prompt, 1, folder)
+
+
+def test_without_the_library_a_sentence_says_how_to_get_it(monkeypatch, folder):
+    monkeypatch.setitem(sys.modules, "dynamicprompts.generators", None)
+    with pytest.raises(UserError, match="pip install -r requirements-prompts"):
+        expand_wildcards("{2$$a|b}", 1, folder)
+    assert expand_wildcards("{a|a}", 1, folder) == "a"
+
+
+def test_comments_are_no_part_of_a_prompt(folder):
+    assert expand_wildcards("a cat\n# a note {a|b}\n  # another\non a mat", 1, folder) == "a cat\non a mat"
+    for prompt in ("#1 dad", "# one line", "a\n#1 dad"):
+        assert expand_wildcards(prompt, 1, folder) == prompt
+
+
+@pytest.mark.parametrize(
+    "prompt", ["cost: $5 {a|a}", "50%{a|a}", "{a:1.2|a:1.2}", "(a::2)", "__a b*c__ {x|x}", "C++ {::a|::a}"]
+)
+def test_what_only_resembles_the_grammar_needs_no_library(monkeypatch, folder, prompt):
+    monkeypatch.setitem(sys.modules, "dynamicprompts.generators", None)
+    assert "{" not in expand_wildcards(prompt, 1, folder)
