@@ -17,6 +17,7 @@ samplers          the walks from noise to picture
 names             what diffusers calls our modules
 mapped            files whose tensors stay in the file until they are used
 pickles           a careful reader of .ckpt, which builds nothing that is not on its list
+families          which kind and family of model a file holds
 weight_files      any file of weights, told by its contents
 sizes             how large a model is
 diffusers_folder  a checkpoint as diffusers keeps it
@@ -46,6 +47,9 @@ lora_save         an adapter to a file that other programs read
 lora_tags         <lora:name:0.8> in a prompt
 embedding_files   textual inversion files of every dialect
 textual_inversion new words for the text encoder
+model_hash        the name of a checkpoint in an image's settings
+model_files       what one file or folder of a model holds
+discovery         checkpoints, VAEs, LoRAs and embeddings by name
 adapters          all adapters of one pipeline
 
 seeds             noise by seed
@@ -57,7 +61,6 @@ latents           pictures to scaled latents and back
 start             where a drawing starts when there is a picture
 settings          what a person asks for, checked
 walk              from noise to a latent, down a list of noise levels
-model_hash        the name of a checkpoint in a picture's settings
 pipeline          all of it together: prompt in, pictures out
 wildcards         __animal__ and {red|blue} in a prompt
 styles            looks by name

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from sd.chat import find_endpoint
 from sd.checkpoint import DTYPES
+from sd.discovery import BUNDLED, WEIGHTS, Models, locate
 from sd.drawings import Drawing, spell_out
 from sd.errors import UserError
 from sd.image import check_outdir, grid, save_png, write_png
@@ -18,14 +19,13 @@ from sd.infotext import parse_infotext, read_infotext
 from sd.many import processes
 from sd.model_hash import model_hash
 from sd.optimize import NO_OPTIMIZATIONS, list_optimizations
-from sd.pipeline import BUNDLED, WEIGHTS, StableDiffusion, default_device, default_dtype
+from sd.pipeline import StableDiffusion, default_device, default_dtype
 from sd.prompt_writer import PromptWriter, in_style
 from sd.samplers import SAMPLERS
 from sd.schedule import SCHEDULES
 from sd.settings import HIRES_UPSCALERS, MAX_IMAGES, Settings, check_whole
 from sd.taesd import load_taesd
 
-PREFERRED = "v1-5-pruned-emaonly"
 PREVIEW_EVERY = 5  # steps
 
 
@@ -208,28 +208,8 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 
 def choose_checkpoint(name: str | None, folder: Path) -> Path:
     """A path as it is, or a name in `folder`; without one, the person's own checkpoint there, or the bundled one."""
-    own = own_checkpoints(folder)
-    if name is not None:
-        given = Path(name).expanduser()
-        return given if given.exists() or name not in own else own[name]
-    if not own:
-        return BUNDLED
-    chosen = own.get(PREFERRED) or next(iter(own.values()))
-    if len(own) > 1:
-        print(f"{len(own)} checkpoints in {folder.name}/: taking {chosen.name}; --ckpt NAME takes another.")
-    return chosen
-
-
-def own_checkpoints(folder: Path) -> dict[str, Path]:
-    """A person's own, by name: files without their ending, and diffusers folders."""
-    own = filter(is_own_checkpoint, sorted(folder.glob("*")))
-    return {path.stem if path.is_file() else path.name: path for path in own}
-
-
-def is_own_checkpoint(path: Path) -> bool:
-    if path.is_dir():
-        return (path / "model_index.json").is_file()
-    return path.suffix in (".ckpt", ".safetensors") and not path.name.startswith(("emoji", "taesd", "."))
+    models = Models(folder)
+    return locate("checkpoint", name, models) if name else models.checkpoint()
 
 
 def spelled_out(pipe: StableDiffusion, settings: list[Settings], args: argparse.Namespace) -> list[Drawing]:

@@ -21,6 +21,9 @@ from torch import Tensor
 from sd.adapters import Adapters
 from sd.checkpoint import load_models, save
 from sd.clip import CLIPTextModel
+from sd.discovery import BUNDLED, LORAS, locate
+from sd.discovery import EMBEDDINGS as EMBEDDINGS
+from sd.discovery import WEIGHTS as WEIGHTS
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor, upright
 from sd.latents import decode_latent, encode_image
@@ -40,11 +43,6 @@ from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 from sd.walk import OnStep, Progress, sigma_lists, walk
-
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-BUNDLED = WEIGHTS / "emoji.safetensors"
-LORAS = WEIGHTS / "loras"
-EMBEDDINGS = WEIGHTS / "embeddings"
 
 
 @dataclass
@@ -97,7 +95,7 @@ class StableDiffusion:
         device = default_device() if device is None else torch.device(device)
         if dtype is None:
             dtype = default_dtype(device)
-        path = BUNDLED if path is None else Path(path).expanduser()
+        path = BUNDLED if path is None else locate("checkpoint", path)
         clip, vae, unet, checkpoint = load_models(path, dtype=dtype, device=device)
         return cls(Tokenizer(), clip, vae, unet, checkpoint.sizes, path)
 

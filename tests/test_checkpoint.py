@@ -349,7 +349,7 @@ WRONG = {
     "a U-Net alone ": {"down_blocks.0.resnets.0.conv1.weight": LOW_RANK},
     "a text encoder alone": {"text_model.final_layer_norm.weight": LOW_RANK},
     "a ControlNet": {"control_model.input_blocks.0.0.weight": LOW_RANK},
-    "without the U-Net and the text encoder": {V + "encoder.conv_in.weight": LOW_RANK},
+    "a VAE alone ": {V + "encoder.conv_in.weight": LOW_RANK},
     "without the VAE": {U + "out.2.weight": LOW_RANK, C + "final_layer_norm.weight": LOW_RANK},
     "without the U-Net and the VAE and the text encoder": {"0.weight": LOW_RANK, "1.weight": LOW_RANK},
     "a LoRA    ": [torch.zeros(320, 4), torch.zeros(4, 320)],
@@ -373,7 +373,7 @@ def test_real_files_of_others_are_no_checkpoints(pattern):
     if not found:
         pytest.skip("the collected files are not here")
     for path in found:
-        expected = {"ti_": "embedding", "tae": "without the U-Net"}.get(path.name[:3], "a LoRA")
+        expected = {"ti_": "embedding", "tae": "TAESD"}.get(path.name[:3], "a LoRA")
         with pytest.raises(UserError, match=expected):
             load_models(path)
 
