@@ -21,6 +21,8 @@ families          which kind and family of model a file holds
 weight_files      any file of weights, told by its contents
 sizes             how large a model is
 diffusers_folder  a checkpoint as diffusers keeps it
+vae_files         a VAE by itself, in every layout
+predictions       what a model's U-Net was trained to predict
 checkpoint        weights in and out of every file people own
 download          the v1-5 file from its mirror
 clip_files        CLIP's own files, both towers, for scoring

@@ -41,6 +41,7 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("--llm-url", metavar="URL", help="its OpenAI-compatible address, ending in /v1 (OPENAI_BASE_URL)")
     add("--llm-model", metavar="NAME", help="its name (OPENAI_MODEL); a key is read from OPENAI_API_KEY")
     add("--ckpt", "--model", metavar="FILE", help="a checkpoint, or its name in weights/ (default: yours, or ours)")
+    add_vae(parser)
     add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="a LoRA; may be given several times")
     add("--embedding", action="append", default=[], metavar="FILE[:WORD]", help="a textual inversion, likewise")
     add("--outdir", default="outputs", help="folder for the pictures (outputs)")
@@ -70,6 +71,13 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("--preview", action="store_true", help=f"write preview.png every {PREVIEW_EVERY} steps")
     add("--skip-grid", "--skip_grid", action="store_true", help="no contact sheet of several pictures")
     return parser
+
+
+def add_vae(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "a separate VAE, or its name in weights/; none: the checkpoint's own (NAME.vae.safetensors beside it, or own)"
+    )
+    parser.add_argument("--vae", metavar="FILE", help=text)
 
 
 class ListOptimizations(argparse.Action):
@@ -145,9 +153,11 @@ def png_settings(path: str, args: argparse.Namespace) -> Settings:
 def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
     """The checkpoint that the flags name, or the one to take when they name none."""
     path = choose_checkpoint(args.ckpt, WEIGHTS)
+    if path.resolve() != BUNDLED:
+        print(f"checkpoint: {path}{'' if args.ckpt else '; --ckpt emoji takes the bundled model'}")
     device = device_of(args.device)
     check_device(device)
-    pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device))
+    pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device), args.vae)
     pipe.optimizations = optimizations_of(args.optimize)
     pipe.optimize()
     for text in args.lora:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from sd.diffusers_folder import MODEL_INDEX
 from sd.errors import UserError
-from sd.model_files import FILE_ENDINGS, MODEL_INDEX, PICTURE_ENDINGS, Content, content_of, models_below
+from sd.model_files import FILE_ENDINGS, PICTURE_ENDINGS, Content, content_of, models_below
 from sd.model_hash import full_hash, known_hash, old_hash
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
@@ -101,16 +102,13 @@ class Models:
         fit.sort(key=lambda name: (name.lower() != PREFERRED, own[name].what != "a checkpoint"))
         return fit[0] if fit else BUNDLED.stem
 
-    def vae(self, name: str | Path | None, checkpoint: Path) -> Path | None:
+    def vae(self, name: str | None, checkpoint: Path) -> Path | None:
         """The separate VAE to use with a checkpoint: by its name, the one beside it, or None for the checkpoint's own.
 
         name: "" or "Automatic" takes NAME.vae.safetensors (or .vae.pt, .vae.ckpt) beside NAME.safetensors; "None" does
         not.
         """
-        text = str(name or "").lower()
-        if text in AUTOMATIC:
-            return vae_beside(checkpoint)
-        return None if text in OWN_VAE else self.find("VAE", str(name))
+        return separate_vae(name, checkpoint, lambda text: self.find("VAE", text))
 
     def remember(self, what: str, make: Callable[[], object]):
         made, found = self.listings.get(what, (-FRESH, None))
@@ -238,6 +236,14 @@ def vae_beside(checkpoint: Path) -> Path | None:
     return next((path for path in beside if path.is_file()), None)
 
 
+def separate_vae(name: str | Path | None, checkpoint: Path, find: Callable[[str], Path]) -> Path | None:
+    """As `Models.vae`, with another way to find what is named."""
+    text = str(name or "").lower()
+    if text in AUTOMATIC:
+        return vae_beside(checkpoint)
+    return None if text in OWN_VAE else find(str(name))
+
+
 def locate(kind: str, text: str | Path, models: Models | None = None) -> Path:
     """What somebody at the keyboard means: a path if there is one, otherwise a name, as in `Models.find`.
 
@@ -250,9 +256,11 @@ def locate(kind: str, text: str | Path, models: Models | None = None) -> Path:
         return path
     try:
         return (models or Models()).find(kind, str(text))
-    except UserError:
+    except UserError as error:
         if path.exists():
             return path  # whatever reads it says what it is
-        if path.suffix.lower() in FILE_ENDINGS and (path.is_absolute() or len(path.parts) > 1):
+        if path.suffix.lower() not in FILE_ENDINGS or not str(error).startswith(("there is no", "that is not")):
+            raise
+        if len(path.parts) > 1:
             raise UserError(f"there is no file {path}: check the path, or give a name in weights/.") from None
-        raise
+        raise UserError(f"there is no file {path}, and {error}") from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from sd.diffusers_folder import MODEL_INDEX
 from sd.embedding_files import EMBEDDING_NAMES
 from sd.errors import UserError
 from sd.families import kind_of, what_checkpoint
@@ -17,7 +18,6 @@ FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 PICTURE_ENDINGS = (".png", ".webp")  # an embedding may be hidden in one
 TRAINED_FROM = "sd_trained_from"  # metadata: the base that somebody trained this one from
 TRAINING_SIGNS = {TRAINED_FROM, "ss_training_comment", "ss_max_train_steps"}
-MODEL_INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
