@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.checkpoint import DTYPES
-from sd.cli import choose_checkpoint, load_pipeline
+from sd.cli import add_vae, choose_checkpoint, load_pipeline
 from sd.compare import Column, column_of, compare
 from sd.errors import UserError, plain_errors
 from sd.evaluate import Opened, load_clip
@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     what = "lora=FILE[:STRENGTH], embedding=FILE[:WORD] or ckpt=FILE, or several joined by ' + '"
     add("--with", dest="columns", action="append", default=[], metavar="WHAT", help=f"a column beside the base: {what}")
     add("--ckpt", "--model", metavar="FILE", help="the base, or its name in weights/ (default: yours, or ours)")
+    add_vae(parser)
     add("--word", help="the new word in the prompts, which the base does not know")
     add("--class-word", default="", help="what the base draws, and CLIP reads, in its place (nothing)")
     add("--references", metavar="DIR", help="the pictures that were learnt from, for CLIP-I")

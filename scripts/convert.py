@@ -1,6 +1,7 @@
 """Turn a checkpoint into another kind: .ckpt, .safetensors, or a diffusers folder (any other name).
 
 python scripts/convert.py weights/v1-5-pruned-emaonly.ckpt v1-5.safetensors --dtype fp16
+python scripts/convert.py dreamy with-its-vae.safetensors --vae vae-ft-mse-840000-ema-pruned
 """
 
 import argparse
@@ -11,22 +12,30 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.checkpoint import DTYPES, load_models, save
+from sd.discovery import locate
 from sd.errors import plain_errors
 
 
 @plain_errors
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", type=Path, help="a .ckpt, a .safetensors or a diffusers folder, told by its contents")
+    parser.add_argument("source", help="a .ckpt, a .safetensors or a diffusers folder, or its name in weights/")
     parser.add_argument("target", type=Path, help="X.ckpt, X.safetensors, or the name of a folder")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: the source's)")
+    parser.add_argument("--vae", metavar="FILE", help="a VAE, or its name in weights/, to put in the place of its own")
     options = parser.parse_args()
 
     start = time.perf_counter()
-    clip, vae, unet, found = load_models(options.source, DTYPES.get(options.dtype))
+    separate = locate("VAE", options.vae) if options.vae else None
+    dtype = DTYPES.get(options.dtype)
+    clip, vae, unet, found = load_models(locate("checkpoint", options.source), dtype, vae=separate)
     kind = save(options.target, clip, vae, unet, found.sizes, found.metadata)
 
     print(f"read     {found.path}: {found.kind}{''.join(f', {note}' for note in found.notes)}")
+    for warning in found.warnings:
+        print(f"note     {warning}")
+    if separate is not None:
+        print(f"VAE      {separate}")
     for name, network in (("unet", unet), ("vae", vae), ("clip", clip)):
         tensors = network.state_dict().values()
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})

@@ -18,9 +18,12 @@ names             what diffusers calls our modules
 mapped            files whose tensors stay in the file until they are used
 pickle_objects    what stands for the objects that a pickle names
 pickles           a careful reader of .ckpt, which builds nothing that is not on its list
+families          which kind and family of model a file holds
 weight_files      any file of weights, told by its contents
 sizes             how large a model is
 diffusers_folder  a checkpoint as diffusers keeps it
+vae_files         a VAE by itself, in every layout
+predictions       what a model's U-Net was trained to predict
 checkpoint        weights in and out of every file people own
 download          the v1-5 file from its mirror
 clip_files        CLIP's own files, both towers, for scoring
@@ -52,6 +55,9 @@ lora_save         an adapter to a file that other programs read
 lora_tags         <lora:name:0.8> in a prompt
 embedding_files   textual inversion files of every dialect
 textual_inversion new words for the text encoder
+model_hash        the name of a checkpoint in an image's settings
+model_files       what one file or folder of a model holds
+discovery         checkpoints, VAEs, LoRAs and embeddings by name
 adapters          all adapters of one pipeline
 
 seeds             noise by seed
@@ -64,7 +70,6 @@ start             where a drawing starts when there is a picture
 infotext_fields   from the webui's labels to our settings, and what cannot be honored
 settings          what a person asks for, checked
 walk              from noise to a latent, down a list of noise levels
-model_hash        the name of a checkpoint in a picture's settings
 pipeline          all of it together: prompt in, pictures out
 wildcards         __animal__ and {red|blue} in a prompt
 styles            looks by name

@@ -12,19 +12,19 @@ from tqdm import tqdm
 
 from sd.chat import find_endpoint
 from sd.checkpoint import DTYPES
+from sd.discovery import BUNDLED, WEIGHTS, Models, locate
 from sd.drawings import Drawing, spell_out
 from sd.errors import UserError
 from sd.image import check_outdir, grid, save_png, write_png
 from sd.many import processes
 from sd.optimize import NO_OPTIMIZATIONS, list_optimizations
-from sd.pipeline import BUNDLED, WEIGHTS, StableDiffusion, default_device, default_dtype
+from sd.pipeline import StableDiffusion, default_device, default_dtype
 from sd.prompt_writer import PromptWriter, in_style
 from sd.samplers import SAMPLERS
 from sd.schedule import SCHEDULES
 from sd.settings import HIRES_UPSCALERS, MAX_IMAGES, Settings, check_whole
 from sd.taesd import load_taesd
 
-PREFERRED = "v1-5-pruned-emaonly"
 PREVIEW_EVERY = 5  # steps
 
 
@@ -40,6 +40,7 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("--llm-url", metavar="URL", help="its OpenAI-compatible address, ending in /v1 (OPENAI_BASE_URL)")
     add("--llm-model", metavar="NAME", help="its name (OPENAI_MODEL); a key is read from OPENAI_API_KEY")
     add("--ckpt", "--model", metavar="FILE", help="a checkpoint, or its name in weights/ (default: yours, or ours)")
+    add_vae(parser)
     add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="a LoRA; may be given several times")
     add("--embedding", action="append", default=[], metavar="FILE[:WORD]", help="a textual inversion, likewise")
     add("--outdir", default="outputs", help="folder for the pictures (outputs)")
@@ -77,6 +78,13 @@ def given_flags(parser: argparse.ArgumentParser) -> set[str]:
     for action in bare._actions:
         action.default = argparse.SUPPRESS
     return set(vars(bare.parse_args()))
+
+
+def add_vae(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "a separate VAE, or its name in weights/; none: the checkpoint's own (NAME.vae.safetensors beside it, or own)"
+    )
+    parser.add_argument("--vae", metavar="FILE", help=text)
 
 
 class ListOptimizations(argparse.Action):
@@ -136,9 +144,11 @@ def with_picture_size(settings: Settings, image: Image.Image, model_size: int) -
 def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
     """The checkpoint that the flags name, or the one to take when they name none."""
     path = choose_checkpoint(args.ckpt, WEIGHTS)
+    if path.resolve() != BUNDLED:
+        print(f"checkpoint: {path}{'' if args.ckpt else '; --ckpt emoji takes the bundled model'}")
     device = device_of(args.device)
     check_device(device)
-    pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device))
+    pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device), args.vae)
     pipe.optimizations = optimizations_of(args.optimize)
     pipe.optimize()
     for text in args.lora:
@@ -199,28 +209,8 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 
 def choose_checkpoint(name: str | None, folder: Path) -> Path:
     """A path as it is, or a name in `folder`; without one, the person's own checkpoint there, or the bundled one."""
-    own = own_checkpoints(folder)
-    if name is not None:
-        given = Path(name).expanduser()
-        return given if given.exists() or name not in own else own[name]
-    if not own:
-        return BUNDLED
-    chosen = own.get(PREFERRED) or next(iter(own.values()))
-    if len(own) > 1:
-        print(f"{len(own)} checkpoints in {folder.name}/: taking {chosen.name}; --ckpt NAME takes another.")
-    return chosen
-
-
-def own_checkpoints(folder: Path) -> dict[str, Path]:
-    """A person's own, by name: files without their ending, and diffusers folders."""
-    own = filter(is_own_checkpoint, sorted(folder.glob("*")))
-    return {path.stem if path.is_file() else path.name: path for path in own}
-
-
-def is_own_checkpoint(path: Path) -> bool:
-    if path.is_dir():
-        return (path / "model_index.json").is_file()
-    return path.suffix in (".ckpt", ".safetensors") and not path.name.startswith(("emoji", "taesd", "."))
+    models = Models(folder)
+    return locate("checkpoint", name, models) if name else models.checkpoint()
 
 
 def spelled_out(pipe: StableDiffusion, settings: list[Settings], args: argparse.Namespace) -> list[Drawing]:

@@ -15,12 +15,22 @@ from sd.vae import LATENT_SCALE
 from sd.weight_files import read_weights, replacing
 
 FOLDERS = {"unet": "unet", "vae": "vae", "clip": "text_encoder"}
+MODEL_INDEX = "model_index.json"
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+VARIANTS = ("", "fp32", "fp16", "bf16", "ema")  # any other comes after these
+WEIGHT_NAME = re.compile(
+    rf"(?P<stem>{'|'.join(STEMS)})(\.(?P<variant>\w+))?\.(?P<ending>safetensors|bin)"
+    r"(?P<index>\.index(\.(?P<of_index>\w+))?\.json)?"
+)
+AGAIN = "download it again"
+SCHEDULE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+CLIP_DEFAULTS = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408}
 OTHER_FOLDERS = {"tokenizer", "scheduler", "safety_checker", "feature_extractor"}
 
 
 def read_json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: this is not a whole diffusers folder.") from error
     except (OSError, ValueError) as error:
@@ -30,40 +40,32 @@ def read_json(path: Path) -> dict:
     return found
 
 
-def read_sizes(folder: Path) -> dict:
-    """The sizes of a Stable Diffusion 1.x folder, from its configs. Raises UserError for any other kind of model."""
-    if not (folder / "model_index.json").exists():
-        raise UserError(f"{folder} has no model_index.json: give a diffusers folder, or a checkpoint file.")
-    pipeline = str(read_json(folder / "model_index.json").get("_class_name"))
-    if not re.match("StableDiffusion(?!XL|3)", pipeline):
-        raise UserError(f"{folder} is for {pipeline}, not Stable Diffusion 1.x: give a model of the 1.x family.")
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    prediction = read_json(scheduler).get("prediction_type", "epsilon") if scheduler.exists() else "epsilon"
-    if prediction != "epsilon":
-        raise UserError(f"{folder} predicts {prediction}, not the noise: give a model that predicts epsilon.")
-    unet, vae, clip = (read_json(folder / name / "config.json") for name in FOLDERS.values())
-    if unet.get("use_linear_projection") or unet.get("cross_attention_dim") == 1024:
+def read_sizes(folder: Path, vae_sizes: dict | None = None) -> dict:
+    """The sizes of a Stable Diffusion 1.x folder, from its configs. Raises UserError for any other kind of model.
+
+    vae_sizes: of a separate VAE, where the folder has none.
+    """
+    unet, clip = read_config(folder, "unet"), read_config(folder, "clip")
+    vae = None if vae_sizes is not None else read_config(folder, "vae")
+    if unet.get("use_linear_projection") or one_of(unet.get("cross_attention_dim")) == 1024:
         raise UserError(f"{folder} is Stable Diffusion 2, which works otherwise: give a model of the 1.x family.")
+    if (activation := clip.get("hidden_act", "quick_gelu")) != "quick_gelu":
+        raise UserError(f"{folder} has a text encoder with {activation}, as Stable Diffusion 2: give a 1.x model.")
     try:
-        width, vae_width = unet["block_out_channels"][0], vae["block_out_channels"][0]
-        vae_mult = [channels // vae_width for channels in vae["block_out_channels"]]
+        width = unet["block_out_channels"][0]
+        vae_sizes = vae_sizes or sizes_of_vae(vae)
         return {
             "unet": {
                 "in_channels": unet["in_channels"],
                 "out_channels": unet["out_channels"],
                 "model_channels": width,
                 "channel_mult": [channels // width for channels in unet["block_out_channels"]],
-                "num_res_blocks": unet["layers_per_block"],
+                "num_res_blocks": one_of(unet["layers_per_block"]),
                 "attention_levels": [i for i, kind in enumerate(unet["down_block_types"]) if "CrossAttn" in kind],
-                "num_heads": unet.get("attention_head_dim", 8),  # it says the number of heads in 1.x configs
-                "context_dim": unet["cross_attention_dim"],
+                "num_heads": one_of(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)),
+                "context_dim": one_of(unet["cross_attention_dim"]),
             },
-            "vae": {
-                "channels": vae_width,
-                "channel_mult": vae_mult,
-                "num_res_blocks": vae["layers_per_block"],
-                "z_channels": vae["latent_channels"],
-            },
+            "vae": vae_sizes,
             "clip": {
                 "width": clip["hidden_size"],
                 "layers": clip["num_hidden_layers"],
@@ -71,26 +73,81 @@ def read_sizes(folder: Path) -> dict:
                 "vocab_size": clip["vocab_size"],
                 "max_length": clip.get("max_position_embeddings", MAX_LENGTH),
             },
-            "image_size": unet.get("sample_size", 64) * 2 ** (len(vae_mult) - 1),
+            "image_size": one_of(unet.get("sample_size") or 64) * 2 ** (len(vae_sizes["channel_mult"]) - 1),
         }
-    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"the configs in {folder} do not say all sizes of the model ({error!r}).") from error
 
 
+def read_config(folder: Path, part: str) -> dict:
+    """A network's config.json. That of a whole CLIP has the text encoder's in it, without what is as usual."""
+    config = read_json(folder / FOLDERS[part] / "config.json")
+    if part == "clip" and isinstance(config.get("text_config"), dict) and "hidden_size" not in config:
+        return CLIP_DEFAULTS | config["text_config"]
+    return config
+
+
+def one_of(value: object) -> object:
+    """diffusers takes a list of one value for each level as well. Raises ValueError where they differ."""
+    if not isinstance(value, list):
+        return value
+    if len(set(value)) != 1:
+        raise ValueError(f"other numbers at other levels: {value}")
+    return value[0]
+
+
+def sizes_of_vae(config: dict) -> dict:
+    width = config["block_out_channels"][0]
+    return {
+        "channels": width,
+        "channel_mult": [channels // width for channels in config["block_out_channels"]],
+        "num_res_blocks": config["layers_per_block"],
+        "z_channels": config["latent_channels"],
+    }
+
+
+def check_scheduler(folder: Path) -> list[str]:
+    """Warnings, in sentences. Raises UserError where the folder's model is no Stable Diffusion 1.x, or predicts v."""
+    if not (folder / MODEL_INDEX).exists():
+        raise UserError(f"{folder} has no {MODEL_INDEX}: give a diffusers folder, or a checkpoint file.")
+    pipeline = str(read_json(folder / MODEL_INDEX).get("_class_name"))
+    if not re.match("StableDiffusion(?!XL|3)", pipeline):
+        raise UserError(f"{folder} is for {pipeline}, not Stable Diffusion 1.x: give a model of the 1.x family.")
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path) if path.exists() else {}
+    prediction = config.get("prediction_type") or "epsilon"
+    if prediction != "epsilon":
+        raise UserError(f"{folder} predicts {prediction}, not the noise: give a model that predicts epsilon.")
+    if config.get("rescale_betas_zero_snr"):
+        raise UserError(f"{folder} has zero terminal SNR, which is not supported yet: give a model without it.")
+    schedule = {key: config[key] for key in SCHEDULE if config.get(key) is not None}
+    other = [f"{key} {value}" for key, value in schedule.items() if value != SCHEDULER[key]]
+    if other:
+        return [f"{folder.name} gives another noise schedule ({', '.join(other)}) than v1's, which is used instead."]
+    return []
+
+
 def read_part(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile], str]:
-    """A network's tensors by diffusers' names, the files they lie in, and the kind of those: the first of the usual
-    names that is there, whole precision before fp16, safetensors before pickles, a file before its shards."""
-    for variant in ("", ".fp16"):
-        for suffix in ("safetensors", "bin"):
-            for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
-                path = folder / f"{stem}{variant}.{suffix}"
-                index = folder / f"{stem}.{suffix}.index{variant}.json"
-                if path.exists():
-                    return read_shards([path])
-                if index.exists():
-                    shards = read_json(index).get("weight_map", {}).values()
-                    return read_shards([folder / Path(shard).name for shard in sorted(set(shards))])
-    raise UserError(f"{folder} holds no weights (diffusion_pytorch_model.safetensors or the like): fetch it again.")
+    """A network's tensors by diffusers' names, the files they lie in, and the kind of those.
+
+    Of several the first: whole precision before its variants, safetensors before pickles, a file before its shards.
+    """
+    found = []
+    for path in sorted(folder.glob("*")):
+        if name := WEIGHT_NAME.fullmatch(path.name):
+            variant = name["variant"] or name["of_index"] or ""
+            place = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+            is_index = name["index"] is not None
+            found.append((place, variant, name["ending"] != "safetensors", is_index, STEMS.index(name["stem"]), path))
+    if not found:
+        there = ", ".join(path.name for path in sorted(folder.glob("*"))[:4]) if folder.is_dir() else ""
+        there = f" but {there}" if there else ""
+        raise UserError(f"{folder} holds no weights (diffusion_pytorch_model.safetensors or the like){there}: {AGAIN}.")
+    *_, is_index, _, path = min(found)
+    if not is_index:
+        return read_shards([path])
+    shards = read_json(path).get("weight_map", {}).values()
+    return read_shards([folder / Path(shard).name for shard in sorted(set(shards))])
 
 
 def read_shards(paths: list[Path]) -> tuple[dict[str, Tensor], list[MappedFile], str]:

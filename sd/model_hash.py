@@ -1,4 +1,4 @@
-"""A checkpoint's short hash, by which pictures name the model that drew them."""
+"""A checkpoint's hashes, by which pictures and other programs name the model that drew them."""
 
 import hashlib
 import json
@@ -9,15 +9,18 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-b
 
 
 def model_hash(path: Path) -> str:
-    """The first ten digits of the file's SHA-256, as in the webui; "" for a folder, which has no hash there.
+    """The first ten digits of the file's SHA-256, as in the webui; "" for a folder, which has no hash there."""
+    return full_hash(path)[:10]
+
+
+def full_hash(path: Path) -> str:
+    """The file's SHA-256; "" for a folder.
 
     4 GB take seconds to hash, so what was hashed once is remembered by its path, size and time of change.
     """
     if not path.is_file():
         return ""
-    stat = path.stat()
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    known = read_cache()
+    known, key = read_cache(), cache_key(path)
     if key not in known:
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -25,7 +28,26 @@ def model_hash(path: Path) -> str:
                 digest.update(block)
         known[key] = digest.hexdigest()
         write_cache(known)
-    return known[key][:10]
+    return known[key]
+
+
+def known_hash(path: Path) -> str:
+    """The file's SHA-256 where it is remembered, otherwise ""."""
+    return read_cache().get(cache_key(path), "") if path.is_file() else ""
+
+
+def old_hash(path: Path) -> str:
+    """The eight digits by which the webui named a checkpoint until 2023: the hash of 64 kB at 1 MB."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
+def cache_key(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def read_cache() -> dict[str, str]:

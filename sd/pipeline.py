@@ -8,6 +8,7 @@ A picture to start from, a mask, a second pass at a higher resolution: each is a
 the denoiser, and the rest stays as it is.
 """
 
+import sys
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from sd.adapters import Adapters
-from sd.checkpoint import load_models, save
+from sd.checkpoint import load_models, refuse_latents, save
 from sd.clip import CLIPTextModel
+from sd.discovery import BUNDLED, LORAS, locate, separate_vae
+from sd.discovery import EMBEDDINGS as EMBEDDINGS
+from sd.discovery import WEIGHTS as WEIGHTS
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor, upright
 from sd.image_inputs import as_image
@@ -43,12 +47,6 @@ from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 from sd.walk import OnStep, Progress, sigma_lists, walk
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-BUNDLED = WEIGHTS / "emoji.safetensors"
-LORAS = WEIGHTS / "loras"
-EMBEDDINGS = WEIGHTS / "embeddings"
-
-
 ImageLike = Image.Image | str | Path | np.ndarray | Tensor
 
 
@@ -69,6 +67,8 @@ class Pictures:
 class StableDiffusion:
     """The networks of one checkpoint, and what they are asked to draw. Make one with `from_pretrained`.
 
+    path, vae_path: the files of the checkpoint, and of the VAE where that is a separate one.
+    notes: what loading them had to say, in sentences.
     taesd: when set (see `taesd.load_taesd`), it makes the previews; with `decode_with_taesd`, the pictures too.
     optimizations: names of `optimize.OPTIMIZATIONS` to draw with; None: the usual ones that this machine has.
     """
@@ -81,11 +81,13 @@ class StableDiffusion:
         unet: UNetModel,
         sizes: dict | None = None,
         path: Path | None = None,
+        vae_path: Path | None = None,
     ):
         self.tokenizer, self.clip, self.vae, self.unet = tokenizer, clip, vae, unet
         self.sizes = complete({} if sizes is None else sizes, "the pipeline")
         self.image_size = self.sizes["image_size"]  # pixels: what the model was trained at
-        self.path = path
+        self.path, self.vae_path = path, vae_path
+        self.notes: list[str] = []
         self.adapters = Adapters(tokenizer, clip, unet, LORAS)
         self.taesd: TAESD | None = None
         self.decode_with_taesd = False
@@ -97,18 +99,29 @@ class StableDiffusion:
         path: str | Path | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        vae: str | Path | None = None,
     ) -> "StableDiffusion":
-        """path: a .ckpt, a .safetensors or a diffusers folder; the bundled model if None.
+        """path: a .ckpt, a .safetensors or a diffusers folder, or its name in weights/; the bundled model if None.
 
         device: a GPU where there is one. dtype: fp16 on a GPU and fp32 on a CPU, which computes fp16 slowly and badly.
+        vae: a separate VAE's file, folder, or name; if None, NAME.vae.safetensors or NAME.vae.pt beside the checkpoint
+        NAME, where there is one; "none": the checkpoint's own in any case.
         Raises UserError for a file that is no checkpoint of Stable Diffusion 1.x, in one sentence that says what it is.
         """
         device = default_device() if device is None else torch.device(device)
         if dtype is None:
             dtype = default_dtype(device)
-        path = BUNDLED if path is None else Path(path).expanduser()
-        clip, vae, unet, checkpoint = load_models(path, dtype=dtype, device=device)
-        return cls(Tokenizer(), clip, vae, unet, checkpoint.sizes, path)
+        path = BUNDLED if path is None else locate("checkpoint", path)
+        separate = separate_vae(vae, path, lambda text: locate("VAE", text))
+        clip, autoencoder, unet, checkpoint = load_models(path, dtype=dtype, device=device, vae=separate)
+        refuse_latents(checkpoint)
+        pipe = cls(Tokenizer(), clip, autoencoder, unet, checkpoint.sizes, path, separate)
+        pipe.notes = list(checkpoint.warnings)
+        if separate is not None and str(separate) != str(vae):
+            pipe.notes.append(f"the VAE is {separate}{'' if vae else ', which lies beside the checkpoint'}.")
+        for note in pipe.notes:
+            print(f"note: {note}", file=sys.stderr)
+        return pipe
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a .ckpt, a .safetensors, or, under any other name, a diffusers folder; UserError if it cannot."""
@@ -289,6 +302,8 @@ class StableDiffusion:
     def infotexts(self, settings: Settings, from_image: bool) -> list[str]:
         name, hashed = (self.path.stem, model_hash(self.path)) if self.path else ("", "")
         more = {} if self.dtype == torch.float32 else {"Precision": str(self.dtype).removeprefix("torch.")}
+        if self.vae_path is not None:
+            more |= {"VAE hash": model_hash(self.vae_path) or None, "VAE": self.vae_path.name}
         more |= {"Adapters": ", ".join(self.adapters.names())} if self.adapters.names() else {}
         more |= {"Approximations": ", ".join(inexact)} if (inexact := approximate_ones(self.optimizations)) else {}
         return [settings.infotext(i, name, hashed, from_image, **more) for i in range(settings.num_images)]

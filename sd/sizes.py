@@ -80,6 +80,18 @@ def vae_sizes(state: dict[str, Tensor]) -> dict:
     }
 
 
+def diffusers_vae_sizes(state: dict[str, Tensor]) -> dict:
+    """As `vae_sizes`, of a VAE under diffusers' names."""
+    width = state["encoder.conv_in.weight"].shape[0]
+    levels = range(max(numbers(r"encoder\.down_blocks\.(\d+)\.", state)) + 1)
+    return {
+        "channels": width,
+        "channel_mult": [state[f"encoder.down_blocks.{i}.resnets.0.conv2.weight"].shape[0] // width for i in levels],
+        "num_res_blocks": max(numbers(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", state)) + 1,
+        "z_channels": state["post_quant_conv.weight"].shape[0],
+    }
+
+
 def clip_sizes(state: dict[str, Tensor]) -> dict:
     vocab_size, width = state["embeddings.token_embedding.weight"].shape
     return {
@@ -106,8 +118,13 @@ class Unfilled(TorchFunctionMode):
 
 def build(sizes: dict, source: object) -> dict[str, nn.Module]:
     """The three networks on the meta device: shapes without memory. Raises UserError where the sizes make none."""
+    return {part: build_part(part, sizes[part], source) for part in NETWORKS}
+
+
+def build_part(part: str, sizes: dict, source: object) -> nn.Module:
+    """As `build`, one network. part: "unet", "vae" or "clip"."""
     try:
         with torch.device("meta"), Unfilled():
-            return {part: network(**sizes[part]) for part, network in NETWORKS.items()}
+            return NETWORKS[part](**sizes)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise UserError(f"{source}: no network has such sizes ({error}).") from error

@@ -16,23 +16,10 @@ import torch
 from torch import Tensor
 
 from sd.errors import UserError
+from sd.families import what_is as what_is
 from sd.mapped import MappedFile, read_safetensors, write_safetensors
-from sd.pickle_objects import ScriptObject, StandIn
+from sd.pickle_objects import StandIn
 from sd.pickles import read_legacy, read_zip
-
-OTHER_MODELS = [  # what a key's beginning says of a file
-    (r"conditioner\.embedders\.", "Stable Diffusion XL"),
-    (r"cond_stage_model\.model\.", "Stable Diffusion 2"),
-    (r"(model\.diffusion_model\.)?joint_blocks\.", "Stable Diffusion 3"),
-    (r"(model\.diffusion_model\.)?(double_blocks|single_transformer_blocks)\.", "Flux"),
-    (r"lora_(unet|te\d?)_|(unet|text_encoder):\d+:|.*[._](lora[._]\w|hada_w|lokr_w)", "a LoRA"),
-    (r"string_to_(token|param)$|emb_params$|clip_[lg]$", "a textual inversion embedding"),
-    (r"control_model\.|controlnet_", "a ControlNet"),
-    (r"input_blocks\.|down_blocks\.", "a U-Net alone"),
-    (r"(encoder|decoder)\.(conv_in|conv_out)\.", "a VAE alone"),
-    (r"text_model\.|embeddings\.token_embedding\.", "a text encoder alone"),
-]
-EMBEDDING_WIDTHS = {768, 1024, 1280}  # of Stable Diffusion 1, 2 and XL
 
 
 @dataclass
@@ -78,24 +65,6 @@ def torch_file(content: Any, file: MappedFile) -> WeightFile:
         raise UserError(f"{file.path} holds an object of {kind} instead of weights by name: save its state_dict().")
     entries = content.items() if isinstance(content, dict) else ()
     return WeightFile("ckpt", content, {k: v for k, v in entries if isinstance(k, str) and isinstance(v, str)}, file)
-
-
-def what_is(content: Any) -> str | None:
-    """What these weights are, if no Stable Diffusion 1.x checkpoint, in a few words; None where it does not show."""
-    if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
-        return "a LoRA"  # cloneofsimo's .pt: up, down, up, down
-    if isinstance(content, ScriptObject):
-        return "a TorchScript program, such as OpenAI's CLIP"
-    if not isinstance(content, dict):
-        return "a file without weights"
-    for beginning, what in OTHER_MODELS:
-        if any(re.match(beginning, str(key)) for key in content):
-            return what
-    tensors = [value for value in content.values() if isinstance(value, Tensor)]
-    if not tensors:
-        return "a file without weights"
-    rows = all(0 < tensor.dim() <= 2 and tensor.shape[-1] in EMBEDDING_WIDTHS for tensor in tensors)
-    return "a textual inversion embedding" if rows and len(tensors) < 10 else None
 
 
 def write_weights(path: str | Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -10,7 +10,9 @@ import safetensors.torch
 import torch
 from make_full_checkpoint import PREFIXES, SCHEDULE, SMALL, lightning_checkpoint, random_weights
 
-from sd.checkpoint import load_models, read, save
+from sd import names
+from sd.checkpoint import few, load_models, read, read_file, save
+from sd.diffusers_folder import write_configs
 from sd.errors import UserError
 from sd.sizes import complete
 
@@ -113,7 +115,7 @@ DIALECTS = {
     "no text_model., with position_ids": lambda state: without_text_model(state | {IDS: torch.arange(77)[None]}),
     "position_ids in fp16 and wrong": lambda state: {"state_dict": state | {IDS: torch.full((1, 77), 3.5).half()}},
     "EMA copies": lambda state: state | {"model_ema.diffusion_modelinput_blocks00weight": torch.zeros(3)},
-    "named leftovers": lambda state: state | dict.fromkeys(["logvar", "denoiser.sigmas", "ztsnr"], torch.zeros(3)),
+    "named leftovers": lambda state: state | dict.fromkeys(["logvar", "denoiser.sigmas"], torch.zeros(3)),
     "a whole CLIP": lambda state: state | {"cond_stage_model.transformer.text_projection.weight": torch.zeros(3)},
 }
 
@@ -280,8 +282,11 @@ MISFITS = {
     "the U-Net lacks out.2.bias": {U_OUT: None},
     "lacks final_layer_norm.bias": {C_NORM: None},
     "has input_blocks.9.0.extra": {U + "input_blocks.9.0.extra": torch.zeros(2)},
-    "the VAE has loss": {V + "loss": torch.zeros(2)},
-    "no Stable Diffusion 1.x has: mystery.weight": {"mystery.weight": torch.zeros(2)},
+    "the U-Net has label_emb.0.0.weight": {U + "label_emb.0.0.weight": torch.zeros(2)},
+    "the VAE has decoder.extra": {V + "decoder.extra": torch.zeros(2)},
+    "the text encoder has encoder.layers.0.mlp.fc1.lora_A.weight": {
+        C + "encoder.layers.0.mlp.fc1.lora_A.weight": torch.zeros(2)
+    },
     "quant_conv.bias [5] instead of [8]": {V_QUANT: torch.zeros(5)},
     "out.2.bias [4, 1] instead of [4]": {U_OUT: torch.zeros(4, 1)},
     "whole numbers in out.2.bias": {U_OUT: torch.zeros(4, dtype=torch.int8)},
@@ -325,6 +330,92 @@ def test_sizes_that_cannot_be(tmp_path, weights, sizes):
         load_models(tmp_path / "model.safetensors")
 
 
+# What is left out, and what never is
+
+EXTRA = {
+    "scale_factor": ["scale_factor"],
+    "first_stage_model.loss.logvar": ["first_stage_model.loss.logvar"],
+    "a loss network": [V + "loss.discriminator.main.0.weight", V + "loss.perceptual_loss.lin0.model.1.weight"],
+    "a safety checker": ["safety_checker.concept_embeds", "safety_checker.vision_model.post_layernorm.bias"],
+    "leftovers of a merge": ["lora_unet_mid_block_attentions_0_proj_in.alpha", "mystery.weight", "epoch_of_merge"],
+    "parts of CLIP": ["cond_stage_model.extra", C + "extra", C + "embeddings.extra"],
+    "a vision tower": ["cond_stage_model.transformer.vision_model.post_layernorm.bias"],
+}
+
+
+@pytest.mark.parametrize("what", EXTRA)
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+def test_an_extra_tensor_is_left_out_and_named_once(tmp_path, weights, what, kind):
+    state, path = weights | dict.fromkeys(EXTRA[what], torch.tensor(1.0)), tmp_path / f"model.{kind}"
+    if kind == "ckpt":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file({key: tensor.clone() for key, tensor in state.items()}, path)
+    checkpoint = assert_loads(path, weights)
+    assert checkpoint.warnings == [
+        f"model.{kind} has entries that no Stable Diffusion 1.x uses, which are left out: {few(sorted(EXTRA[what]))}."
+    ]
+    assert set(checkpoint.ignored) == set(EXTRA[what])
+    assert assert_loads(path, weights).ignored == checkpoint.ignored
+
+
+def test_a_plain_checkpoint_has_nothing_to_say(file):
+    assert read(file).warnings == []
+
+
+OTHER_PREDICTIONS = [
+    {"v_pred": torch.zeros(0)},
+    {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)},
+    {"ztsnr": torch.zeros(1)},
+    {"edm_mean": torch.zeros(4), "edm_std": torch.zeros(4)},
+    {"edm_vpred.sigma_max": torch.zeros(1)},
+    {"sigma_max": torch.zeros(1)},
+    {"alphas_cumprod": torch.linspace(0.9991, 0, 1000)},
+]
+
+
+@pytest.mark.parametrize("extra", OTHER_PREDICTIONS, ids=lambda extra: " ".join(extra))
+def test_a_model_that_predicts_otherwise_is_refused(tmp_path, weights, extra):
+    safetensors.torch.save_file(weights | extra, tmp_path / "model.safetensors")
+    torch.save({"state_dict": weights} | extra, tmp_path / "model.ckpt")
+    for name in ("model.safetensors", "model.ckpt"):
+        if name == "model.ckpt" and "alphas_cumprod" in extra:
+            continue  # beside the weights it is no part of the model
+        with pytest.raises(UserError, match=rf"v-prediction or zero terminal SNR, as its {next(iter(extra))}"):
+            load_models(tmp_path / name)
+
+
+@pytest.mark.parametrize("key", ["modelspec.prediction_type", "ss_v_parameterization"])
+def test_metadata_says_how_a_model_predicts(tmp_path, weights, key):
+    for value, is_v in (("v", True), ("True", True), ("epsilon", False), ("False", False)):
+        safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {key: value})
+        if is_v and (value == "v") == key.startswith("modelspec"):
+            with pytest.raises(UserError, match=key):
+                load_models(tmp_path / "model.safetensors")
+        elif not is_v:
+            assert_loads(tmp_path / "model.safetensors", weights)
+
+
+@pytest.mark.parametrize(("channels", "said"), [(8, "an instruct-pix2pix model"), (5, "takes 5 channels"), (7, "7")])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_unet_of_other_channels_is_refused_by_name(tmp_path, channels, said, is_folder):
+    sizes = SMALL | {"unet": SMALL["unet"] | {"in_channels": channels}}
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(random_weights(sizes), path)
+    if is_folder:
+        path = tmp_path / "folder"
+        write_configs(path, complete(sizes, "here"))
+        from_file = read_file(tmp_path / "model.safetensors")
+        tensors = {"unet": names.unet_to_diffusers(from_file.unet), "vae": names.vae_to_diffusers(from_file.vae)}
+        for part, folder in (("unet", "unet"), ("vae", "vae")):
+            safetensors.torch.save_file(tensors[part], path / folder / "diffusion_pytorch_model.safetensors")
+        safetensors.torch.save_file(from_file.clip, path / "text_encoder" / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        load_models(path)
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("give a whole Stable Diffusion 1.x checkpoint.")
+
+
 # Wrong files
 
 LOW_RANK = torch.zeros(4, 320)
@@ -349,10 +440,37 @@ WRONG = {
     "a U-Net alone ": {"down_blocks.0.resnets.0.conv1.weight": LOW_RANK},
     "a text encoder alone": {"text_model.final_layer_norm.weight": LOW_RANK},
     "a ControlNet": {"control_model.input_blocks.0.0.weight": LOW_RANK},
-    "without the U-Net and the text encoder": {V + "encoder.conv_in.weight": LOW_RANK},
-    "without the VAE": {U + "out.2.weight": LOW_RANK, C + "final_layer_norm.weight": LOW_RANK},
+    "a VAE alone ": {V + "encoder.conv_in.weight": LOW_RANK},
+    "without the text encoder": {U + "out.2.weight": LOW_RANK, V + "encoder.conv_in.weight": LOW_RANK},
     "without the U-Net and the VAE and the text encoder": {"0.weight": LOW_RANK, "1.weight": LOW_RANK},
     "a LoRA    ": [torch.zeros(320, 4), torch.zeros(4, 320)],
+    "a LoRA for Stable Diffusion 2": [torch.zeros(320, 4), torch.zeros(4, 1024)],
+    "a LoRA for Stable Diffusion XL": [torch.zeros(640, 4), torch.zeros(4, 2048)],
+    "a LoRA     ": {"unet.mid_block.attentions.0.proj_in.lora_A.dog.weight": LOW_RANK},
+    "Stable Diffusion 2, for inpainting": {
+        U + "input_blocks.0.0.weight": torch.zeros(1, 9, 3, 3),
+        "cond_stage_model.model.ln_final.bias": LOW_RANK,
+    },
+    "Stable Diffusion 2, with a depth map": {
+        U + "input_blocks.0.0.weight": torch.zeros(1, 5, 3, 3),
+        "cond_stage_model.model.ln_final.bias": LOW_RANK,
+    },
+    "a Stable Diffusion XL refiner": {U + "a": LOW_RANK, "conditioner.embedders.0.model.ln_final.bias": LOW_RANK},
+    "Flux ": {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": LOW_RANK},
+    "Flux  ": {"single_transformer_blocks.0.proj_out.weight": LOW_RANK},
+    "PixArt": {"y_embedder.y_embedding": LOW_RANK},
+    "Stable Cascade": {"clip_txt_mapper.weight": LOW_RANK},
+    "a hypernetwork": {768: ({"linear.0.weight": LOW_RANK},), 320: ({"linear.0.weight": LOW_RANK},), "step": 3},
+    "an IP-Adapter": {"image_proj": {"proj.weight": LOW_RANK}, "ip_adapter": {"1.to_k_ip.weight": LOW_RANK}},
+    "a T2I-Adapter": {"body.0.block1.weight": LOW_RANK, "conv_in.weight": LOW_RANK},
+    "a ControlNet ": {"controlnet_cond_embedding.conv_in.weight": LOW_RANK, "down_blocks.0.a": LOW_RANK},
+    "a ControlNet  ": {U + "a": LOW_RANK, V + "a": LOW_RANK, C + "a": LOW_RANK, "control_model.a": LOW_RANK},
+    "an upscaler": {"params_ema": {"conv_first.weight": LOW_RANK}},
+    "an upscaler ": {"model.1.sub.0.RDB1.conv1.0.weight": LOW_RANK},
+    "TAESD": {"1.weight": LOW_RANK, "3.conv.0.weight": LOW_RANK},
+    "a CLIP with its image encoder": {"vision_model.post_layernorm.bias": LOW_RANK, "text_model.a": LOW_RANK},
+    "a motion module": {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": LOW_RANK},
+    "a T5 text encoder": {"encoder.block.0.layer.0.SelfAttention.q.weight": LOW_RANK},
     "a file without weights": {"epoch": 3},
     "a file without weights ": "a string",
 }
@@ -373,7 +491,7 @@ def test_real_files_of_others_are_no_checkpoints(pattern):
     if not found:
         pytest.skip("the collected files are not here")
     for path in found:
-        expected = {"ti_": "embedding", "tae": "without the U-Net"}.get(path.name[:3], "a LoRA")
+        expected = {"ti_": "embedding", "tae": "TAESD"}.get(path.name[:3], "a LoRA")
         with pytest.raises(UserError, match=expected):
             load_models(path)
 

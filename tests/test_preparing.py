@@ -20,5 +20,5 @@ from sd.training.preparing import load_to_teach
 )
 def test_frozen_networks_may_be_in_half_precision(monkeypatch, method, precision, dtype):
     monkeypatch.setattr(preparing, "best_precision", lambda device: "fp16")
-    monkeypatch.setattr(StableDiffusion, "from_pretrained", lambda path, device, dtype: dtype)
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", lambda path, device, dtype, vae: dtype)
     assert load_to_teach(method, device="cpu", precision=precision) == dtype

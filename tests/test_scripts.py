@@ -12,7 +12,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from sd.cli import choose_checkpoint
 from sd.infotext import parse_infotext, read_infotext
 from sd.pipeline import BUNDLED
 
@@ -156,23 +155,6 @@ def test_mistakes_are_one_sentence_and_exit_code_2(run, flags, said):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert said in err
-
-
-def test_a_persons_own_checkpoint_is_taken_and_can_be_named(tmp_path, capsys):
-    assert choose_checkpoint(None, tmp_path) == BUNDLED
-    for name in ("emoji.safetensors", "emoji-clip.safetensors", "taesd_decoder.safetensors", "README.md"):
-        (tmp_path / name).touch()
-    assert choose_checkpoint(None, tmp_path) == BUNDLED
-    (tmp_path / "dreamy.safetensors").touch()
-    assert choose_checkpoint(None, tmp_path) == tmp_path / "dreamy.safetensors"
-    assert capsys.readouterr().out == ""
-    (tmp_path / "v1-5-pruned-emaonly.ckpt").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "model_index.json").touch()
-    assert choose_checkpoint(None, tmp_path) == tmp_path / "v1-5-pruned-emaonly.ckpt"
-    assert "3 checkpoints" in capsys.readouterr().out
-    assert choose_checkpoint("dreamy", tmp_path) == tmp_path / "dreamy.safetensors"
-    assert choose_checkpoint("folder", tmp_path) == tmp_path / "folder"
 
 
 def save_with(text, path="foreign.png"):

@@ -67,7 +67,7 @@ def test_another_checkpoint_takes_the_place_of_the_first(drawer, tmp_path, monke
     drawer.models.refresh()
     loaded, pipe = [], drawer.pipe
     monkeypatch.setattr(
-        StableDiffusion, "from_pretrained", lambda path, device, dtype: loaded.append((path.name, drawer.pipe)) or pipe
+        StableDiffusion, "from_pretrained", lambda path, *_: loaded.append((path.name, drawer.pipe)) or pipe
     )
     assert drawer.load("emoji") is pipe
     assert loaded == []

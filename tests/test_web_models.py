@@ -22,20 +22,17 @@ BAD_NAMES = [
     "a\0b",
     "../../outside",
     "outside.safetensors",
-    "link",
 ]
 
 
 @pytest.fixture
 def models(tmp_path):
-    """Each folder with `mine`, and with `link` to a file outside of it."""
+    """Each folder with `mine`, and a file outside of them."""
     folders = [tmp_path / "weights", tmp_path / "weights" / "loras", tmp_path / "weights" / "embeddings"]
-    outside = tmp_path / "outside.safetensors"
-    save_file({"x": torch.zeros(1)}, outside)
+    save_file({"x": torch.zeros(1)}, tmp_path / "outside.safetensors")
     for folder in folders:
         folder.mkdir()
         save_file({"x": torch.zeros(1)}, folder / "mine.safetensors")
-        os.symlink(outside, folder / "link.safetensors")
     return Models(*folders)
 
 
@@ -53,12 +50,15 @@ def test_nothing_else_is_found(models, kind, name):
         models.find(kind, name)
 
 
-def test_a_linked_folder_leads_nowhere(models, tmp_path):
+def test_what_the_owner_links_into_the_folder_is_found(models, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     save_file({"x": torch.zeros(1)}, tmp_path / "elsewhere" / "theirs.safetensors")
     os.symlink(tmp_path / "elsewhere", models.folders["LoRA"] / "more")
-    with pytest.raises(UserError, match="no LoRA named theirs"):
-        models.find("LoRA", "theirs")
+    os.symlink(tmp_path / "outside.safetensors", models.folders["LoRA"] / "link.safetensors")
+    os.symlink(models.folders["LoRA"], models.folders["LoRA"] / "round and round")
+    assert models.find("LoRA", "theirs") == models.folders["LoRA"] / "more" / "theirs.safetensors"
+    assert models.find("LoRA", "link") == models.folders["LoRA"] / "link.safetensors"
+    assert list(models.names("LoRA")) == ["link", "mine", "theirs"]
 
 
 def test_a_folder_that_is_itself_a_link_is_fine(models, tmp_path):
@@ -78,7 +78,7 @@ def test_checkpoints_as_the_webui_writes_them(models, spelling):
 
 
 def test_the_checkpoint_unless_told(models, tmp_path):
-    assert models.checkpoint().name == "mine.safetensors"
+    assert models.checkpoint() == BUNDLED, "what `mine` holds does not show"
     assert Models(tmp_path / "nothing").checkpoint() == BUNDLED
 
 
@@ -91,7 +91,7 @@ def test_refreshing_finds_what_is_new(models):
 
 def test_loras_of_a_prompt(models):
     models.check_tags("an apple <lora:mine:0.5>")
-    for prompt in ("<lora:theirs:1>", "<lora:../../outside:1>", "<lora:link:1>", "<lora:mine:much>"):
+    for prompt in ("<lora:theirs:1>", "<lora:../../outside:1>", "<lora:mine:much>"):
         with pytest.raises(UserError):
             models.check_tags(prompt)
 

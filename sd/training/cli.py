@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from sd.checkpoint import DTYPES
-from sd.cli import choose_checkpoint
+from sd.cli import add_vae, choose_checkpoint
 from sd.pipeline import WEIGHTS
 from sd.training.personalize import Result, teach
 from sd.training.preparing import load_to_teach
@@ -20,6 +20,7 @@ def teaching_parser(description: str, examples: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--images", required=True, metavar="DIR", help="a folder of pictures: 5 to 15 will do")
     add("--ckpt", "--model", metavar="FILE", help="a checkpoint, or its name in weights/ (yours, or ours)")
+    add_vae(parser)
     add("--class-word", help="what kind of thing it is, such as dog")
     add("--kind", choices=KINDS, help="what the pictures have in common (object)")
     add("--steps", type=int, help="how many")
@@ -69,7 +70,7 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
 
 def teach_from(args: argparse.Namespace, method: str, name: str) -> Result:
     """Teaches what the flags say."""
-    pipe = load_to_teach(method, choose_checkpoint(args.ckpt, WEIGHTS), args.device, args.precision)
+    pipe = load_to_teach(method, choose_checkpoint(args.ckpt, WEIGHTS), args.device, args.precision, args.vae)
     given = {field.name: getattr(args, field.name, None) for field in fields(Recipe)}
     for listed in ("targets", "prompts"):
         given[listed] = tuple(given[listed]) if given[listed] else None

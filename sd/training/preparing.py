@@ -97,13 +97,17 @@ def best_precision(device: torch.device | str) -> str:
 
 
 def load_to_teach(
-    method: str, path: str | Path | None = None, device: str | None = None, precision: str | None = None
+    method: str,
+    path: str | Path | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    vae: str | None = None,
 ) -> StableDiffusion:
     """A checkpoint as `teach` wants it: in half precision where the networks stay frozen, in fp32 where they do not."""
     join_processes(str(default_device() if device is None else device))
     device = default_device() if device is None else torch.device(device)
     kept_in = "fp32" if method == "dreambooth" else precision or best_precision(device)
-    return StableDiffusion.from_pretrained(path, device, DTYPES[kept_in])
+    return StableDiffusion.from_pretrained(path, device, DTYPES[kept_in], vae)
 
 
 def summary(recipe: Recipe, learner, loop: Settings, source: Source, held_out: Source, ranks: int) -> str:

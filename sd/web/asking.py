@@ -15,7 +15,8 @@ from sd.web.models import Models
 class Asked:
     """settings: as for a pipeline; LoRAs are named in its prompt, <lora:name:0.8>, embeddings stand in it as words.
 
-    checkpoint: its name, "" for the one to take unless told. image, mask: files, as bytes, that `limits` has checked.
+    checkpoint: its name, "" for the one to take unless told. vae: a separate VAE's name, "" for the one that belongs to
+    the checkpoint, "None" for the checkpoint's own. image, mask: files, as bytes, that `limits` has checked.
     batch_size: pictures at once on a GPU. resize_mode: "crop" fits a picture of another shape by cutting, "stretch" by
     distorting. title: names the files, "" for a number alone. vae: the name of a separate VAE, "" for none.
     """
@@ -36,7 +37,7 @@ def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
     settings = asked.settings if asked.image is None else with_picture_size(asked.settings, asked.image)
     check_settings(settings)
     models.check_tags(settings.prompt)
-    models.checkpoint(asked.checkpoint)
+    models.vae(asked.vae, models.checkpoint(asked.checkpoint))
     if asked.mask is not None and asked.image is None:
         raise UserError("a mask was given without a picture: give the picture that it belongs to as well.")
     if asked.image is not None and settings.hires_scale > 1:
@@ -44,11 +45,11 @@ def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
     request = {
         "settings": asdict(settings),
         "checkpoint": asked.checkpoint,
+        "vae": asked.vae,
         "batch_size": asked.batch_size,
         "resize_mode": asked.resize_mode,
         "mask_options": asdict(asked.mask_options),
         "title": asked.title,
-        "vae": asked.vae,
     }
     files = {"image": asked.image, "mask": asked.mask}
     return jobs.submit("draw", request, {name: data for name, data in files.items() if data is not None})

@@ -57,7 +57,7 @@ class Drawer:
         """Its result: "files", "images" (of them, the pictures), "seeds", "infotexts", "settings" as drawn."""
         request = job.request
         settings = Settings(**request["settings"])
-        pipe = self.load(request["checkpoint"])
+        pipe = self.load(request["checkpoint"], request.get("vae", ""))
         start = prepare(job.folder, request, settings, pipe.image_size)
         settings = pipe.with_size(settings, start.image)
         made = {"files": [], "images": [], "seeds": [], "infotexts": [], "settings": vars(settings)}
@@ -97,14 +97,17 @@ class Drawer:
             made["seeds"].append(seed)
             made["infotexts"].append(text)
 
-    def load(self, name: str) -> StableDiffusion:
-        """The pipeline of that checkpoint; the one before is let go first, so that two never fill the memory."""
+    def load(self, name: str, vae: str = "") -> StableDiffusion:
+        """The pipeline of that checkpoint and VAE, each by its name; the one before is let go first, so that two never
+        fill the memory."""
         path = self.models.checkpoint(name)
-        if self.pipe is None or self.pipe.path != path:
+        separate = self.models.vae(vae, path)
+        if self.pipe is None or (self.pipe.path, self.pipe.vae_path) != (path, separate):
             self.pipe = None
             gc.collect()
             device = device_of(self.device)
-            self.pipe = StableDiffusion.from_pretrained(path, device, dtype_of(self.precision, device))
+            dtype = dtype_of(self.precision, device)
+            self.pipe = StableDiffusion.from_pretrained(path, device, dtype, separate or "none")
             self.pipe.optimizations = optimizations_of(self.optimizations)
             self.pipe.adapters.folder = self.models.folders["LoRA"]
         return self.pipe
