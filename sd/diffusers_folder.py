@@ -140,8 +140,8 @@ def read_part(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile], str]:
             is_index = name["index"] is not None
             found.append((place, variant, name["ending"] != "safetensors", is_index, STEMS.index(name["stem"]), path))
     if not found:
-        there = ", ".join(path.name for path in sorted(folder.glob("*"))[:4]) if folder.is_dir() else ""
-        there = f" but {there}" if there else ""
+        there = ", ".join(path.name for path in sorted(folder.glob("*"))[:4] if path.suffix != ".json")
+        there = f", but {there}" if there else ""
         raise UserError(f"{folder} holds no weights (diffusion_pytorch_model.safetensors or the like){there}: {AGAIN}.")
     *_, is_index, _, path = min(found)
     if not is_index:

@@ -217,3 +217,106 @@ def test_parts_that_do_not_fit_their_sizes_are_not_written(tmp_path, ours, missi
     with pytest.raises(UserError, match=r"lacks|instead of"):
         save(tmp_path / "folder", clip, vae, unet, wrong)
     assert not (tmp_path / "folder").exists()
+
+
+# As other programs write them
+
+
+def copied(ours, tmp_path, change):
+    folder = tmp_path / "folder"
+    shutil.copytree(ours[0], folder)
+    change(folder)
+    return folder
+
+
+def rename(variant):
+    def change(folder):
+        for file in list(folder.glob("*/*.safetensors")):
+            file.rename(file.with_suffix(f".{variant}.safetensors"))
+
+    return change
+
+
+def nest_the_text_config(folder):
+    path = folder / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    usual = transformers.CLIPTextConfig()
+    config = {key: value for key, value in config.items() if getattr(usual, key, None) != value}
+    path.write_text(json.dumps({"model_type": "clip", "text_config": config, "vision_config": {}}))
+
+
+def add_boms(folder):
+    for path in [folder / "model_index.json", *folder.glob("*/*config.json")]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+def add_a_safety_checker(folder):
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "model.safetensors").write_bytes(b"not read")
+
+
+def add_to_the_text_encoder(folder):
+    file = folder / "text_encoder" / "model.safetensors"
+    more = {"text_projection.weight": torch.zeros(2), "vision_model.post_layernorm.bias": torch.zeros(2)}
+    safetensors.torch.save_file(safetensors.torch.load_file(file) | more, file)
+
+
+UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
+FOLDERS_OF_OTHERS = {
+    "bf16 alone": rename("bf16"),
+    "fp16 alone": rename("fp16"),
+    "non_ema alone": rename("non_ema"),
+    "heads as a list": lambda at: changed_json(at / UNET, attention_head_dim=[8, 8]),
+    "numbers as lists": lambda at: changed_json(at / UNET, layers_per_block=[1, 1], cross_attention_dim=[64, 64]),
+    "sample_size as a list": lambda at: changed_json(at / UNET, sample_size=[32, 32]),
+    "a nested text_config": nest_the_text_config,
+    "byte order marks": add_boms,
+    "a safety checker": add_a_safety_checker,
+    "no scheduler": lambda at: shutil.rmtree(at / "scheduler"),
+    "more than a text encoder": add_to_the_text_encoder,
+}
+
+
+@pytest.mark.parametrize("what", FOLDERS_OF_OTHERS)
+def test_folders_as_other_programs_write_them(tmp_path, ours, what):
+    folder = copied(ours, tmp_path, FOLDERS_OF_OTHERS[what])
+    for path in (folder, folder / "model_index.json"):
+        checkpoint = same_weights(path, ours[1])
+        assert checkpoint.path == folder
+        assert checkpoint.sizes["unet"] == complete(SIZES, "here")["unet"]
+        assert checkpoint.sizes["clip"] == complete(SIZES, "here")["clip"]
+    if what == "more than a text encoder":
+        assert checkpoint.ignored == ["text_projection.weight", "text_encoder/vision_model.post_layernorm.bias"]
+        assert len(checkpoint.warnings) == 1
+
+
+def test_the_trained_weights_go_before_their_non_ema_variant(tmp_path, ours):
+    def change(folder):
+        for file in list(folder.glob("*/*.safetensors")):
+            zeros = {key: torch.zeros_like(value) for key, value in safetensors.torch.load_file(file).items()}
+            safetensors.torch.save_file(zeros, file.with_suffix(".non_ema.safetensors"))
+
+    same_weights(copied(ours, tmp_path, change), ours[1])
+
+
+REFUSED_FOLDERS = {
+    "predicts v_prediction": lambda at: changed_json(at / SCHEDULER, prediction_type="v_prediction"),
+    "zero terminal SNR": lambda at: changed_json(at / SCHEDULER, rescale_betas_zero_snr=True),
+    "other numbers at other levels": lambda at: changed_json(at / UNET, attention_head_dim=[5, 10]),
+    "a text encoder with gelu": lambda at: changed_json(at / "text_encoder/config.json", hidden_act="gelu"),
+    "but model.onnx": lambda at: (at / "vae/diffusion_pytorch_model.safetensors").rename(at / "vae/model.onnx"),
+}
+
+
+@pytest.mark.parametrize("said", REFUSED_FOLDERS)
+def test_folders_whose_images_would_be_wrong(tmp_path, ours, said):
+    with pytest.raises(UserError) as caught:
+        load_models(copied(ours, tmp_path, REFUSED_FOLDERS[said]))
+    assert said in str(caught.value)
+
+
+def test_another_noise_schedule_is_said(tmp_path, ours):
+    folder = copied(ours, tmp_path, lambda at: changed_json(at / SCHEDULER, beta_schedule="linear"))
+    assert same_weights(folder, ours[1]).warnings == [
+        "folder gives another noise schedule (beta_schedule linear) than v1's, which is used instead."
+    ]

@@ -1,5 +1,6 @@
 """Every drawing script as a person runs it, with the bundled model."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -242,3 +243,21 @@ def test_inpaint_with_an_empty_mask_is_refused(draw, photo, kind):
     code, _, err = draw("inpaint.py", "a cat", "--image", "photo.png", "--mask", "mask.png")
     assert code == 2
     assert "the mask is empty" in err
+
+
+def test_which_checkpoint_is_used_is_said_unless_it_is_the_bundled_one(run, tmp_path, monkeypatch):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    monkeypatch.setattr("sd.cli.WEIGHTS", weights)
+    flags = ["a red apple", "--steps", 1]
+    code, out, _ = run("txt2img.py", *flags)
+    assert (code, "checkpoint" in out) == (0, False)
+    own = weights / "Dreamy.safetensors"
+    shutil.copy(BUNDLED, own)
+    shutil.copy(BUNDLED, weights / "my-dog.safetensors")
+    code, out, _ = run("txt2img.py", *flags)
+    assert (code, out.splitlines()[0]) == (0, f"checkpoint: {own}; --ckpt emoji takes the bundled model")
+    code, out, _ = run("txt2img.py", *flags, "--ckpt", "dreamy.SAFETENSORS")
+    assert (code, out.splitlines()[0]) == (0, f"checkpoint: {own}")
+    code, out, _ = run("txt2img.py", *flags, "--ckpt", "emoji")
+    assert (code, "checkpoint" in out) == (0, False)

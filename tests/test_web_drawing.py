@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from web import Web
 
 from sd.pipeline import StableDiffusion
@@ -103,3 +104,21 @@ def test_running_out_of_memory_costs_one_job(tmp_path, pipe, monkeypatch):
     done = web.ended(ask(web.jobs, web.models, Asked(Settings(steps=1))).public())
     assert done["state"] == "done"
     web.jobs.close()
+
+
+def test_another_vae_is_another_pipeline(drawer, tmp_path, monkeypatch):
+    (tmp_path / "weights" / "vae").mkdir(parents=True)
+    tensors = {f"{part}.conv_in.weight": torch.zeros(1) for part in ("encoder", "decoder")}
+    save_file(tensors, tmp_path / "weights" / "vae" / "soft.safetensors")
+    drawer.models.refresh()
+    loaded, pipe = [], drawer.pipe
+
+    def load(path, device, dtype, vae):
+        loaded.append(getattr(vae, "name", vae))
+        pipe.vae_path = None if vae == "none" else vae
+        return pipe
+
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", load)
+    for vae in ("", "None", "Automatic", "soft", "Soft.safetensors", "None"):
+        drawer.load("emoji", vae)
+    assert loaded == ["soft.safetensors", "none"]

@@ -18,7 +18,7 @@ class Asked:
     checkpoint: its name, "" for the one to take unless told. vae: a separate VAE's name, "" for the one that belongs to
     the checkpoint, "None" for the checkpoint's own. image, mask: files, as bytes, that `limits` has checked.
     batch_size: pictures at once on a GPU. resize_mode: "crop" fits a picture of another shape by cutting, "stretch" by
-    distorting. title: names the files, "" for a number alone. vae: the name of a separate VAE, "" for none.
+    distorting. title: names the files, "" for a number alone.
     """
 
     settings: Settings
