@@ -16,7 +16,7 @@ from sd.errors import UserError
 from sd.image import in_8_bits, to_rgb, upright
 
 OUTSIDE = "all that the mask paints is cut off, as the image has another shape: choose a width and height of its shape."
-EMPTY = "the mask is empty: paint white where the image is to be regenerated."
+EMPTY = "the mask is empty, as nothing in it is at least half white: paint white where the image is to be regenerated."
 HALF = 128  # of 255: what is at least so white counts as painted
 
 
