@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num-images", type=int, default=1, help="pictures of each prompt (1)")
     add("--width", type=int, help="in pixels, a multiple of 8 (each model's own)")
     add("--height", type=int, help="in pixels, a multiple of 8 (each model's own)")
-    add("--precision", choices=["auto", *DTYPES], default="auto", help="fp32 on CPU, fp16 on GPU")
+    add("--precision", choices=["auto", *DTYPES], default="auto", help="auto: fp32 on CPU, fp16 on GPU (auto)")
     add("--device", help="cpu, cuda, mps (a GPU where there is one)")
     parser.set_defaults(lora=[], embedding=[], taesd=None, optimize=None)
     return parser

@@ -101,7 +101,12 @@ class ListOptimizations(argparse.Action):
 
 def add_ways_to_compute(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--precision", choices=["auto", "full", "autocast", *DTYPES], default="auto", help="fp32 on CPU, fp16 on GPU")
+    add(
+        "--precision",
+        choices=["auto", "full", "autocast", *DTYPES],
+        default="auto",
+        help="auto: fp32 on CPU, fp16 on GPU (auto)",
+    )
     add(
         "--optimize",
         metavar="NAMES",
