@@ -104,7 +104,8 @@ def test_what_clients_ask_at_first_is_answered(web, path):
 
 
 @pytest.mark.parametrize(
-    "path", "/internal/ping /internal/sysinfo /app_id /queue/status /user /token /docs /openapi.json".split()
+    "path",
+    "/internal/ping /internal/sysinfo /app_id /queue/status /login_check /user /token /docs /openapi.json".split(),
 )
 def test_what_clients_ask_to_see_whether_a_webui_answers(web, path):
     assert web.client.get(path).status_code == 200

@@ -87,6 +87,7 @@ class Form:
             with gr.Row():
                 add(hires_scale=gr.Slider(1, 4, 1, step=0.25, label="Second pass: scale"))
                 add(hires_strength=gr.Slider(0, 1, 0.7, step=0.05, label="Second pass: strength"))
+                add(hires_steps=gr.Slider(0, 150, 0, step=1, label="Second pass: steps (0: as many as the first)"))
                 choices = [(label, name) for name, label in HIRES_UPSCALERS.items()]
                 add(hires_upscaler=gr.Dropdown(choices, value="latent", label="Second pass: upscaler"))
             add(tiling=gr.Checkbox(label="Edges that continue at the opposite ones"))

@@ -181,6 +181,8 @@ def connect_router(jobs: Jobs) -> APIRouter:
         waiting = len(jobs.waiting)
         return {"msg": "estimation", "rank": waiting, "queue_size": waiting, "avg_event_process_time": None}
 
+    @router.get("/login_check")
+    @router.get("/login_check/")
     @router.get("/user")
     @router.get("/user/")
     async def user() -> None:
