@@ -56,12 +56,12 @@ def draw(page, web, **fields):
     """The job, once the page says that it is done."""
     before = {job.id for job in web.jobs.list()}
     page.write(**fields)
-    page.press("Draw")
+    page.press("Generate")
     page.until(lambda: {job.id for job in web.jobs.list()} - before, "new job")
     page.until(lambda: newest(web).has_ended, "end of the job")
     page.state("done")
     job = newest(web)
-    page.until(lambda: first_of_gallery(page).startswith(job.id), "picture in the gallery")
+    page.until(lambda: first_of_gallery(page).startswith(job.id), "image in the gallery")
     return job
 
 
@@ -73,9 +73,9 @@ def first_of_gallery(page):
 
 def test_a_picture_is_drawn_and_the_page_finds_it_again(page, web):
     page.write(Prompt="a red apple", Steps=300, Seed=7)
-    page.press("Draw")
+    page.press("Generate")
     assert page.until(lambda: page.find("//progress[@aria-label='Progress']"), "progress")
-    assert page.until(lambda: page.state("running", "done"), "state").startswith(("Getting", "Step", "Finish", "Done"))
+    assert page.state("running", "done").startswith(("Getting", "Step", "Finish", "Done"))
     page.open()  # the browser goes away and comes back
     page.state("done")
     job = newest(web)
@@ -88,15 +88,15 @@ def test_a_picture_is_drawn_and_the_page_finds_it_again(page, web):
 def test_settings_come_back_from_the_gallery_and_from_a_file(page, web, tmp_path):
     job = draw(page, web, Prompt="a green tree", Negative_prompt="blue", Steps=2, Guidance=5.5, Seed=123456789012345678)
     page.write(Prompt="something else", Negative_prompt="", Steps=30, Guidance=7.5, Seed="")
-    page.pictures("gallery")[0].click()
-    page.until(lambda: "Steps: 2" in page.value("Settings of this picture"), "settings of the picture")
+    page.enlarge(0)
+    page.until(lambda: "Steps: 2" in page.text(), "settings of the image")
     page.press("Use these settings")
     page.until(lambda: page.value("Prompt") == "a green tree", "prompt of the picture")
     found = [page.value(name) for name in ("Negative prompt", "Steps", "Guidance", "Seed")]
     assert found == ["blue", "2", "5.5", "123456789012345678"]
 
     page.open()
-    page.give("Settings from a picture", job.file(job.result["images"][0]))
+    page.give("Settings from an image", job.file(job.result["images"][0]))
     page.until(lambda: page.value("Seed") == "123456789012345678", "settings of the file")
     assert page.value("Prompt") == "a green tree"
 
@@ -110,7 +110,7 @@ def test_cancel_acts_within_a_step(page, web, monkeypatch):
 
     monkeypatch.setattr(web.jobs, "cancel", cancel)
     page.write(Steps=400)
-    page.press("Draw")
+    page.press("Generate")
     page.until(lambda: page.state("running").startswith("Step"), "first step")
     page.press("Cancel")
     page.state("cancelled")
@@ -119,10 +119,10 @@ def test_cancel_acts_within_a_step(page, web, monkeypatch):
 
 
 def test_a_mask_is_painted_and_only_there_it_is_drawn_anew(page, web, photo_file):
-    page.until(lambda: page.find("//button[contains(., 'Start from a picture')]"), "accordion")[0].click()
-    page.give("Picture to start from", photo_file)
+    page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+    page.give("Image to start from", photo_file)
     page.paint((0.1, 0.2), (0.5, 0.2), (0.9, 0.2))
-    job = draw(page, web, Prompt="a red apple", Steps=4, Soften_the_mask=0, Seed=3)
+    job = draw(page, web, Prompt="a red apple", Steps=4, Mask_blur=0, Seed=3)
     mask = Image.open(job.folder / "mask").getchannel("A")
     assert mask.size == (128, 128)
     assert mask.getpixel((64, 26)) == 255
@@ -137,26 +137,27 @@ def test_a_mask_is_painted_and_only_there_it_is_drawn_anew(page, web, photo_file
     assert change((16, 16, 112, 36)) > 4 * change((0, 80, 128, 128))
 
 
-def test_a_word_is_taught_and_stands_in_the_list(page, web, tmp_path, monkeypatch):
+def test_a_word_is_trained_and_stands_in_the_list(page, web, tmp_path, monkeypatch):
     quick = dict(preview_steps=2, prompts=("{}",), saves=1, batch=2)
     real = teaching.recipe_for
     monkeypatch.setattr(teaching, "recipe_for", lambda *names, **given: real(*names, **given | quick))
     files = [tmp_path / f"{i}.jpg" for i in range(5)]
     for i, file in enumerate(files):
         Image.radial_gradient("L").rotate(20 * i).convert("RGB").save(file)
-    page.tab("Teach")
-    page.give("Pictures to learn from, 5 to 15", *files)
-    page.until(lambda: len(page.find("//ul[@aria-label='Pictures given']/li")) == 5, "five pictures")
-    page.write(Name="my-moon", What_it_is="moon", Teaching_steps=3)
+    page.tab("Train")
+    page.give("Images to train on, 5 to 15", *files)
+    page.until(lambda: len(page.find("//ul[@aria-label='Images given']/li")) == 5, "five images")
+    page.write(Name="my-moon", What_it_is="moon", Training_steps=3)
     page.choose("Embedding")
-    page.press("Teach")
+    page.press("Train")
     page.until(lambda: page.find("//*[name()='svg' and starts-with(@aria-label, 'Loss')]"), "curve")
-    assert "my-moon" in page.state("done")
-    assert page.find("//button[normalize-space()='Stop teaching' and @disabled]")
+    page.state("done")
+    assert page.until(lambda: "Trained: use “my-moon” in a prompt." in page.text(), "what to say")
+    assert "The weights after step 3 of 3 were taken" in page.text()
     assert page.until(lambda: page.find("//img[@alt='Contact sheet, step by step']"), "contact sheet")
     assert (web.folder / "weights" / "embeddings" / "my-moon.safetensors").is_file()
 
-    page.tab("Draw")
+    page.tab("Generate")
     page.field("LoRA or embedding").click()
     page.until(lambda: page.find("//*[@role='option' and contains(., 'my-moon')]"), "the word in the list")[0].click()
     page.press("Add")
@@ -165,22 +166,22 @@ def test_a_word_is_taught_and_stands_in_the_list(page, web, tmp_path, monkeypatc
 
 def test_a_mistake_is_one_sentence(page):
     page.write(Seed="seven")
-    page.press("Draw")
-    page.until(lambda: "the seed is 'seven'" in page.text(), "sentence")
+    page.press("Generate")
+    page.until(lambda: "The seed is 'seven'" in page.text(), "sentence")
 
 
 def test_a_prompt_is_written_without_a_chat_model_and_its_title_names_the_file(page, web, monkeypatch):
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL"):
         monkeypatch.delenv(name, raising=False)
     page.write(Prompt="a fox", Seed=5)
-    page.press("Write my prompt")
+    page.press("Improve the prompt")
     page.until(lambda: page.value("Prompt") != "a fox" and "a fox" in page.value("Prompt"), "longer prompt")
     job = draw(page, web, Steps=1)
     assert job.result["files"] == ["a-fox-00000.png"], "the title names the file"
     assert draw(page, web, Prompt="a red apple").result["files"] == ["00000.png"], "another's title does not"
 
 
-@pytest.mark.parametrize(("path", "shown"), [("", "Draw"), ("docs", "/sdapi/v1/txt2img")])
+@pytest.mark.parametrize(("path", "shown"), [("", "Generate"), ("docs", "/sdapi/v1/txt2img")])
 def test_nothing_is_fetched_from_elsewhere(page, web, path, shown):
     page.driver.get(web.url + path)
     page.until(lambda: shown in page.text(), shown)

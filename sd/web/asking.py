@@ -17,7 +17,8 @@ class Asked:
 
     checkpoint: its name, "" for the one to take unless told. image, mask: files, as bytes, that `limits` has checked.
     batch_size: pictures at once on a GPU. resize_mode: "crop" fits a picture of another shape by cutting, "stretch" by
-    distorting. title: names the files, "" for a number alone.
+    distorting. title: names the files, "" for a number alone. vae: the name of a separate VAE, "" for the checkpoint's
+    own. page: the open page that asks, which shows its own jobs; "" for the API.
     """
 
     settings: Settings
@@ -28,6 +29,8 @@ class Asked:
     resize_mode: str = "crop"
     mask_options: MaskOptions = field(default_factory=MaskOptions)
     title: str = ""
+    vae: str = ""
+    page: str = ""
 
 
 def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
@@ -47,6 +50,8 @@ def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
         "resize_mode": asked.resize_mode,
         "mask_options": asdict(asked.mask_options),
         "title": asked.title,
+        "vae": asked.vae,
+        "page": asked.page,
     }
     files = {"image": asked.image, "mask": asked.mask}
     return jobs.submit("draw", request, {name: data for name, data in files.items() if data is not None})
