@@ -1,5 +1,6 @@
 """The page: in a headless Chromium, as a person uses it, and what it lets through of Gradio's own."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,12 @@ from sd.web.drawing import Drawer
 from sd.web.jobs import Jobs
 from sd.web.models import Models
 from sd.web.work import Work
+
+
+class Keys:
+    """As WebDriver writes them (W3C WebDriver, keyboard actions)."""
+
+    CONTROL, ENTER, ESCAPE, ARROW_LEFT, ARROW_RIGHT = "\ue009", "\ue007", "\ue00c", "\ue012", "\ue014"
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +169,101 @@ def test_a_word_is_trained_and_stands_in_the_list(page, web, tmp_path, monkeypat
     page.until(lambda: page.find("//*[@role='option' and contains(., 'my-moon')]"), "the word in the list")[0].click()
     page.press("Add")
     page.until(lambda: "(my-moon:1)" in page.value("Prompt"), "the word in the prompt")
+
+
+@pytest.mark.parametrize("pause", [0.15, 2])
+def test_generate_pressed_twice_makes_two_jobs_and_cancel_stops_the_one_shown(page, web, pause):
+    before = {job.id for job in web.jobs.list()}
+    page.write(Steps=150)
+    page.press("Generate")
+    time.sleep(pause)
+    page.press("Generate")
+    page.until(lambda: page.find("//ol[@aria-label='Waiting']/li"), "the job that waits")
+    assert "In the queue: 1 job is before it" in page.text()
+    second, first = (job for job in web.jobs.list(2) if job.id not in before)
+    page.open()  # in the middle: both are found again
+    page.until(lambda: page.find("//ol[@aria-label='Waiting']/li"), "the job that waits")
+    page.find("//div[@data-part='stop']//button[normalize-space()='Cancel']")[0].click()
+    page.until(lambda: web.jobs.get(first.id).state == "cancelled", "end of the first")
+    page.until(lambda: page.find(f"//div[@data-part='stop']//button[@data-cancel='{second.id}']"), "the second")
+    page.find("//div[@data-part='stop']//button[normalize-space()='Cancel']")[0].click()
+    page.until(lambda: web.jobs.get(second.id).state == "cancelled", "end of the second")
+
+
+def test_train_with_every_default_pressed_twice_makes_one_job(page, web, tmp_path, monkeypatch):
+    quick = dict(steps=2, preview_steps=1, prompts=("{}",), saves=1, batch=1)
+    real = teaching.recipe_for
+    monkeypatch.setattr(teaching, "recipe_for", lambda *names, **given: real(*names, **given | quick))
+    files = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, file in enumerate(files):
+        Image.radial_gradient("L").rotate(20 * i).resize((64, 64)).convert("RGB").save(file)
+    page.driver.execute_script("sessionStorage.clear(); localStorage.clear()")
+    page.open()
+    page.tab("Train")
+    page.give("Images to train on, 5 to 15", *files)
+    page.until(lambda: len(page.find("//ul[@aria-label='Images given']/li")) == 5, "five images")
+    page.write(Name="my-sun")
+    page.press("Train")
+    page.press("Train")
+    page.until(lambda: "My-sun is being trained already" in page.text(), "sentence about the second")
+    page.state("done")
+    assert [job.request["steps"] for job in web.jobs.list() if job.request.get("name") == "my-sun"] == [None]
+    page.press("Try it")
+    page.until(lambda: page.find("//textarea") and page.value("Prompt") == "my-sun <lora:my-sun:1>", "prompt")
+
+
+def test_the_form_is_kept_over_a_reload_and_ctrl_enter_generates(page, web):
+    before = {job.id for job in web.jobs.list()}
+    page.write(Prompt="a blue car", Steps=2, Seed=11)
+    page.open()
+    page.until(lambda: page.value("Prompt") == "a blue car", "prompt after the reload")
+    assert (page.value("Steps"), page.value("Seed")) == ("2", "11")
+    page.field("Prompt").send_keys(Keys.CONTROL, Keys.ENTER)
+    page.until(lambda: {job.id for job in web.jobs.list()} - before, "job")
+    page.until(lambda: newest(web).has_ended, "its end")
+    assert newest(web).request["settings"]["prompt"] == "a blue car"
+
+
+def test_an_image_is_enlarged_looked_through_and_deleted(page, web):
+    draw(page, web, Prompt="a red apple", Steps=1, Batch_count=2)
+    page.enlarge(0)
+    shown = page.driver.find_element("css selector", "dialog img")
+    first = shown.get_attribute("src")
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    page.until(lambda: shown.get_attribute("src") != first, "next image")
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    page.until(lambda: shown.get_attribute("src") == first, "previous image")
+    page.press("Delete")
+    page.driver.switch_to.alert.accept()
+    page.until(lambda: len(newest(web).result["images"]) == 1, "one image fewer")
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.until(lambda: not page.find("//dialog[@open]"), "closed")
+
+
+def test_on_a_telephone_nothing_is_cut_off_and_generate_shows_its_progress(page):
+    size = page.driver.get_window_size()
+    page.driver.set_window_size(390, 844)
+    try:
+        page.open()
+        page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+        page.until(lambda: page.find("//input[@aria-label='number input for Denoising strength']"), "slider")
+        assert page.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        slider = page.field("Denoising strength").rect
+        assert slider["x"] + slider["width"] <= 390
+        page.write(Steps=1)
+        page.press("Generate")
+        on_screen = (
+            "const box = document.querySelector('.stage').getBoundingClientRect(); return box.top < innerHeight / 2"
+        )
+        page.until(lambda: page.driver.execute_script(on_screen), "the image's place on the screen")
+        page.state("done")
+    finally:
+        page.driver.set_window_size(size["width"], size["height"])
+
+
+def test_a_file_without_settings_is_called_by_its_name(page, photo_file):
+    page.give("Settings from an image", photo_file)
+    page.until(lambda: "Photo.png holds no settings" in page.text(), "sentence")
 
 
 def test_a_mistake_is_one_sentence(page):

@@ -108,6 +108,17 @@ def test_a_size_like_a_pictures(picture, size):
     assert size_like(512, *picture) == size
 
 
+def test_one_unknown_sampler_is_named_and_the_rest_is_filled_in(form):
+    text = "a fox\nSteps: 12, Sampler: Quantum 3000, CFG scale: 4, Seed: 9, Size: 64x96, Model: nowhere"
+    filled, notes = form.fill(text)
+    values = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
+    assert (values["prompt"], values["steps"], values["seed"], values["height"]) == ("a fox", 12, "9", 96)
+    assert "sampler" not in values
+    assert len(notes) == 2
+    assert "Quantum 3000" in notes[0]
+    assert "nowhere" in notes[1]
+
+
 def test_words_for_a_lora():
     assert with_addon("a cat", "<lora:x:STRENGTH>", 1, "my-dog dog") == "a cat, my-dog dog, <lora:x:1>"
     assert with_addon("My-Dog dog runs", "<lora:x:STRENGTH>", 1, "my-dog dog") == "My-Dog dog runs, <lora:x:1>"

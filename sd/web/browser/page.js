@@ -49,8 +49,7 @@ window.sd = (() => {
   const scrollTo = (element) => {
     const box = element.getBoundingClientRect();
     if (box.top >= 0 && box.top < innerHeight * 0.6) return;
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    element.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
+    element.scrollIntoView({ block: "start" }); // at once: what changes on the page would end a smooth way there
   };
 
   addEventListener("keydown", (event) => {
