@@ -22,7 +22,7 @@ from sd.web.work import Work
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("a cat face, noto emoji", "a red apple, fluent 3d emoji", "a tree, fluent flat emoji", "a star, noto emoji")
-HEIGHT = 1120
+HEIGHT = 1180
 
 
 def main():
