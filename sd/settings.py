@@ -1,6 +1,7 @@
 """What a person asks for: one picture's settings, checked, and written into and read back from the picture itself."""
 
 import math
+import re
 import warnings
 from dataclasses import dataclass, replace
 
@@ -195,7 +196,9 @@ def settings_from_infotext(text: str) -> tuple[dict[str, object], list[str]]:
     Raises UserError where the text holds no settings at all, and for nothing else.
     """
     reading = read_settings(text)
-    problems = [f"{problem[:1].upper()}{problem[1:]}" for problem in reading.problems.values()]
+    # A form has no flags, so what a script would advise is left out.
+    plain = (re.sub(r": (give|choose|use) [^:]*$", ".", problem) for problem in reading.problems.values())
+    problems = [f"{problem[:1].upper()}{problem[1:]}" for problem in plain]
     return reading.values, problems + list(reading.notes.values())
 
 

@@ -102,6 +102,13 @@ class Browser:
         """Buttons with pictures: place is "made" or "gallery"."""
         return self.find(f"//div[contains(concat(' ', @class, ' '), ' {place} ')]//button[@data-picture]")
 
+    def enlarge(self, index: int) -> None:
+        """One of the gallery's images."""
+        button = self.until(lambda: self.pictures("gallery")[index:], "image in the gallery")[0]
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        button.click()
+        self.until(lambda: self.find("//dialog[@open]"), "enlarged image")
+
     def paint(self, *points: tuple[float, float]) -> None:
         """Over the picture, from point to point; (0, 0) is its upper left corner and (1, 1) its lower right one."""
         from selenium.webdriver.common.action_chains import ActionChains

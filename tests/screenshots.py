@@ -22,7 +22,7 @@ from sd.web.work import Work
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("a cat face, noto emoji", "a red apple, fluent 3d emoji", "a tree, fluent flat emoji", "a star, noto emoji")
-HEIGHT = 1120
+HEIGHT = 1180
 
 
 def main():
@@ -51,9 +51,9 @@ def show_drawing(page: Browser, args: argparse.Namespace) -> None:
     """A gallery, and a picture on its way."""
     steps = 4 if args.quick else 30
     for prompt in PROMPTS:
-        draw(page, Prompt=prompt, Steps=steps, Seed=7, Pictures=4)
-    page.write(Prompt="a red heart, noto emoji", Steps=steps, Pictures=1)
-    page.press("Draw")
+        draw(page, Prompt=prompt, Steps=steps, Seed=7, Batch_count=4)
+    page.write(Prompt="a red heart, noto emoji", Steps=steps, Batch_count=1)
+    page.press("Generate")
     page.until(lambda: page.find("//img[@alt='Preview']"), "preview")
     page.until(lambda: int(page.state("running", "done").split()[1]) > steps * 0.6, "later step")
     save(page, args.folder / "page-draw.png")
@@ -64,27 +64,26 @@ def draw(page: Browser, **fields: object) -> None:
     """Waits until it is in the gallery."""
     before = len(page.pictures("gallery"))
     page.write(**fields)
-    page.press("Draw")
+    page.press("Generate")
     page.until(lambda: len(page.pictures("gallery")) > before, "new pictures in the gallery")
 
 
 def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
     """The newest picture's middle, painted over and drawn anew."""
-    page.pictures("gallery")[0].click()
-    page.press("Start from this picture")
-    page.press("Close")
+    page.enlarge(0)
+    page.press("Start from this image")
     page.paint((0.3, 0.4), (0.7, 0.4), (0.7, 0.48), (0.3, 0.48), (0.3, 0.56), (0.7, 0.56))
-    draw(page, Prompt="a yellow heart, noto emoji", How_much_to_change=1)
+    draw(page, Prompt="a yellow heart, noto emoji", Denoising_strength=1)
     page.driver.execute_script("scrollTo(0, 0)")
     save(page, args.folder / "page-inpaint.png")
 
 
 def show_teaching(page: Browser, args: argparse.Namespace, folder: Path) -> None:
-    page.tab("Teach")
-    page.give("Pictures to learn from, 5 to 15", *[creature(i, folder) for i in range(8)])
-    page.until(lambda: len(page.find("//ul[@aria-label='Pictures given']/li")) == 8, "pictures")
-    page.write(Name="blob", What_it_is="face", Teaching_steps=4 if args.quick else 120)
-    page.press("Teach")
+    page.tab("Train")
+    page.give("Images to train on, 5 to 15", *[creature(i, folder) for i in range(8)])
+    page.until(lambda: len(page.find("//ul[@aria-label='Images given']/li")) == 8, "pictures")
+    page.write(Name="blob", What_it_is="face", Training_steps=4 if args.quick else 120)
+    page.press("Train")
     page.state("done")
     page.until(lambda: page.find("//img[@alt='Contact sheet, step by step']"), "contact sheet")
     save(page, args.folder / "page-teach.png")

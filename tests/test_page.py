@@ -1,5 +1,6 @@
 """The page: in a headless Chromium, as a person uses it, and what it lets through of Gradio's own."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,12 @@ from sd.web.drawing import Drawer
 from sd.web.jobs import Jobs
 from sd.web.models import Models
 from sd.web.work import Work
+
+
+class Keys:
+    """As WebDriver writes them (W3C WebDriver, keyboard actions)."""
+
+    CONTROL, ENTER, ESCAPE, ARROW_LEFT, ARROW_RIGHT = "\ue009", "\ue007", "\ue00c", "\ue012", "\ue014"
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +63,12 @@ def draw(page, web, **fields):
     """The job, once the page says that it is done."""
     before = {job.id for job in web.jobs.list()}
     page.write(**fields)
-    page.press("Draw")
+    page.press("Generate")
     page.until(lambda: {job.id for job in web.jobs.list()} - before, "new job")
     page.until(lambda: newest(web).has_ended, "end of the job")
     page.state("done")
     job = newest(web)
-    page.until(lambda: first_of_gallery(page).startswith(job.id), "picture in the gallery")
+    page.until(lambda: first_of_gallery(page).startswith(job.id), "image in the gallery")
     return job
 
 
@@ -73,9 +80,9 @@ def first_of_gallery(page):
 
 def test_a_picture_is_drawn_and_the_page_finds_it_again(page, web):
     page.write(Prompt="a red apple", Steps=300, Seed=7)
-    page.press("Draw")
+    page.press("Generate")
     assert page.until(lambda: page.find("//progress[@aria-label='Progress']"), "progress")
-    assert page.until(lambda: page.state("running", "done"), "state").startswith(("Getting", "Step", "Finish", "Done"))
+    assert page.state("running", "done").startswith(("Getting", "Step", "Finish", "Done"))
     page.open()  # the browser goes away and comes back
     page.state("done")
     job = newest(web)
@@ -88,15 +95,15 @@ def test_a_picture_is_drawn_and_the_page_finds_it_again(page, web):
 def test_settings_come_back_from_the_gallery_and_from_a_file(page, web, tmp_path):
     job = draw(page, web, Prompt="a green tree", Negative_prompt="blue", Steps=2, Guidance=5.5, Seed=123456789012345678)
     page.write(Prompt="something else", Negative_prompt="", Steps=30, Guidance=7.5, Seed="")
-    page.pictures("gallery")[0].click()
-    page.until(lambda: "Steps: 2" in page.value("Settings of this picture"), "settings of the picture")
+    page.enlarge(0)
+    page.until(lambda: "Steps: 2" in page.text(), "settings of the image")
     page.press("Use these settings")
     page.until(lambda: page.value("Prompt") == "a green tree", "prompt of the picture")
     found = [page.value(name) for name in ("Negative prompt", "Steps", "Guidance", "Seed")]
     assert found == ["blue", "2", "5.5", "123456789012345678"]
 
     page.open()
-    page.give("Settings from a picture", job.file(job.result["images"][0]))
+    page.give("Settings from an image", job.file(job.result["images"][0]))
     page.until(lambda: page.value("Seed") == "123456789012345678", "settings of the file")
     assert page.value("Prompt") == "a green tree"
 
@@ -110,7 +117,7 @@ def test_cancel_acts_within_a_step(page, web, monkeypatch):
 
     monkeypatch.setattr(web.jobs, "cancel", cancel)
     page.write(Steps=400)
-    page.press("Draw")
+    page.press("Generate")
     page.until(lambda: page.state("running").startswith("Step"), "first step")
     page.press("Cancel")
     page.state("cancelled")
@@ -119,10 +126,10 @@ def test_cancel_acts_within_a_step(page, web, monkeypatch):
 
 
 def test_a_mask_is_painted_and_only_there_it_is_drawn_anew(page, web, photo_file):
-    page.until(lambda: page.find("//button[contains(., 'Start from a picture')]"), "accordion")[0].click()
-    page.give("Picture to start from", photo_file)
+    page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+    page.give("Image to start from", photo_file)
     page.paint((0.1, 0.2), (0.5, 0.2), (0.9, 0.2))
-    job = draw(page, web, Prompt="a red apple", Steps=4, Soften_the_mask=0, Seed=3)
+    job = draw(page, web, Prompt="a red apple", Steps=4, Mask_blur=0, Seed=3)
     mask = Image.open(job.folder / "mask").getchannel("A")
     assert mask.size == (128, 128)
     assert mask.getpixel((64, 26)) == 255
@@ -137,50 +144,146 @@ def test_a_mask_is_painted_and_only_there_it_is_drawn_anew(page, web, photo_file
     assert change((16, 16, 112, 36)) > 4 * change((0, 80, 128, 128))
 
 
-def test_a_word_is_taught_and_stands_in_the_list(page, web, tmp_path, monkeypatch):
+def test_a_word_is_trained_and_stands_in_the_list(page, web, tmp_path, monkeypatch):
     quick = dict(preview_steps=2, prompts=("{}",), saves=1, batch=2)
     real = teaching.recipe_for
     monkeypatch.setattr(teaching, "recipe_for", lambda *names, **given: real(*names, **given | quick))
     files = [tmp_path / f"{i}.jpg" for i in range(5)]
     for i, file in enumerate(files):
         Image.radial_gradient("L").rotate(20 * i).convert("RGB").save(file)
-    page.tab("Teach")
-    page.give("Pictures to learn from, 5 to 15", *files)
-    page.until(lambda: len(page.find("//ul[@aria-label='Pictures given']/li")) == 5, "five pictures")
-    page.write(Name="my-moon", What_it_is="moon", Teaching_steps=3)
+    page.tab("Train")
+    page.give("Images to train on, 5 to 15", *files)
+    page.until(lambda: len(page.find("//ul[@aria-label='Images given']/li")) == 5, "five images")
+    page.write(Name="my-moon", What_it_is="moon", Training_steps=3)
     page.choose("Embedding")
-    page.press("Teach")
+    page.press("Train")
     page.until(lambda: page.find("//*[name()='svg' and starts-with(@aria-label, 'Loss')]"), "curve")
-    assert "my-moon" in page.state("done")
-    assert page.find("//button[normalize-space()='Stop teaching' and @disabled]")
+    page.state("done")
+    assert page.until(lambda: "Trained: use “my-moon” in a prompt." in page.text(), "what to say")
+    assert "The weights after step 3 of 3 were taken" in page.text()
     assert page.until(lambda: page.find("//img[@alt='Contact sheet, step by step']"), "contact sheet")
     assert (web.folder / "weights" / "embeddings" / "my-moon.safetensors").is_file()
 
-    page.tab("Draw")
+    page.tab("Generate")
     page.field("LoRA or embedding").click()
     page.until(lambda: page.find("//*[@role='option' and contains(., 'my-moon')]"), "the word in the list")[0].click()
     page.press("Add")
     page.until(lambda: "(my-moon:1)" in page.value("Prompt"), "the word in the prompt")
 
 
+@pytest.mark.parametrize("pause", [0.15, 2])
+def test_generate_pressed_twice_makes_two_jobs_and_cancel_stops_the_one_shown(page, web, pause):
+    before = {job.id for job in web.jobs.list()}
+    page.write(Steps=150)
+    page.press("Generate")
+    time.sleep(pause)
+    page.press("Generate")
+    page.until(lambda: page.find("//ol[@aria-label='Waiting']/li"), "the job that waits")
+    assert "In the queue: 1 job is before it" in page.text()
+    second, first = (job for job in web.jobs.list(2) if job.id not in before)
+    page.open()  # in the middle: both are found again
+    page.until(lambda: page.find("//ol[@aria-label='Waiting']/li"), "the job that waits")
+    page.find("//div[@data-part='stop']//button[normalize-space()='Cancel']")[0].click()
+    page.until(lambda: web.jobs.get(first.id).state == "cancelled", "end of the first")
+    page.until(lambda: page.find(f"//div[@data-part='stop']//button[@data-cancel='{second.id}']"), "the second")
+    page.find("//div[@data-part='stop']//button[normalize-space()='Cancel']")[0].click()
+    page.until(lambda: web.jobs.get(second.id).state == "cancelled", "end of the second")
+
+
+def test_train_with_every_default_pressed_twice_makes_one_job(page, web, tmp_path, monkeypatch):
+    quick = dict(steps=2, preview_steps=1, prompts=("{}",), saves=1, batch=1)
+    real = teaching.recipe_for
+    monkeypatch.setattr(teaching, "recipe_for", lambda *names, **given: real(*names, **given | quick))
+    files = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, file in enumerate(files):
+        Image.radial_gradient("L").rotate(20 * i).resize((64, 64)).convert("RGB").save(file)
+    page.driver.execute_script("sessionStorage.clear(); localStorage.clear()")
+    page.open()
+    page.tab("Train")
+    page.give("Images to train on, 5 to 15", *files)
+    page.until(lambda: len(page.find("//ul[@aria-label='Images given']/li")) == 5, "five images")
+    page.write(Name="my-sun")
+    page.press("Train")
+    page.press("Train")
+    page.until(lambda: "My-sun is being trained already" in page.text(), "sentence about the second")
+    page.state("done")
+    assert [job.request["steps"] for job in web.jobs.list() if job.request.get("name") == "my-sun"] == [None]
+    page.press("Try it")
+    page.until(lambda: page.find("//textarea") and page.value("Prompt") == "my-sun <lora:my-sun:1>", "prompt")
+
+
+def test_the_form_is_kept_over_a_reload_and_ctrl_enter_generates(page, web):
+    before = {job.id for job in web.jobs.list()}
+    page.write(Prompt="a blue car", Steps=2, Seed=11)
+    page.open()
+    page.until(lambda: page.value("Prompt") == "a blue car", "prompt after the reload")
+    assert (page.value("Steps"), page.value("Seed")) == ("2", "11")
+    page.field("Prompt").send_keys(Keys.CONTROL, Keys.ENTER)
+    page.until(lambda: {job.id for job in web.jobs.list()} - before, "job")
+    page.until(lambda: newest(web).has_ended, "its end")
+    assert newest(web).request["settings"]["prompt"] == "a blue car"
+
+
+def test_an_image_is_enlarged_looked_through_and_deleted(page, web):
+    draw(page, web, Prompt="a red apple", Steps=1, Batch_count=2)
+    page.enlarge(0)
+    shown = page.driver.find_element("css selector", "dialog img")
+    first = shown.get_attribute("src")
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    page.until(lambda: shown.get_attribute("src") != first, "next image")
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    page.until(lambda: shown.get_attribute("src") == first, "previous image")
+    page.press("Delete")
+    page.driver.switch_to.alert.accept()
+    page.until(lambda: len(newest(web).result["images"]) == 1, "one image fewer")
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.until(lambda: not page.find("//dialog[@open]"), "closed")
+
+
+def test_on_a_telephone_nothing_is_cut_off_and_generate_shows_its_progress(page):
+    size = page.driver.get_window_size()
+    page.driver.set_window_size(390, 844)
+    try:
+        page.open()
+        page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+        page.until(lambda: page.find("//input[@aria-label='number input for Denoising strength']"), "slider")
+        assert page.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        slider = page.field("Denoising strength").rect
+        assert slider["x"] + slider["width"] <= 390
+        page.write(Steps=1)
+        page.press("Generate")
+        on_screen = (
+            "const box = document.querySelector('.stage').getBoundingClientRect(); return box.top < innerHeight / 2"
+        )
+        page.until(lambda: page.driver.execute_script(on_screen), "the image's place on the screen")
+        page.state("done")
+    finally:
+        page.driver.set_window_size(size["width"], size["height"])
+
+
+def test_a_file_without_settings_is_called_by_its_name(page, photo_file):
+    page.give("Settings from an image", photo_file)
+    page.until(lambda: "Photo.png holds no settings" in page.text(), "sentence")
+
+
 def test_a_mistake_is_one_sentence(page):
     page.write(Seed="seven")
-    page.press("Draw")
-    page.until(lambda: "the seed is 'seven'" in page.text(), "sentence")
+    page.press("Generate")
+    page.until(lambda: "The seed is 'seven'" in page.text(), "sentence")
 
 
 def test_a_prompt_is_written_without_a_chat_model_and_its_title_names_the_file(page, web, monkeypatch):
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL"):
         monkeypatch.delenv(name, raising=False)
     page.write(Prompt="a fox", Seed=5)
-    page.press("Write my prompt")
+    page.press("Improve the prompt")
     page.until(lambda: page.value("Prompt") != "a fox" and "a fox" in page.value("Prompt"), "longer prompt")
     job = draw(page, web, Steps=1)
     assert job.result["files"] == ["a-fox-00000.png"], "the title names the file"
     assert draw(page, web, Prompt="a red apple").result["files"] == ["00000.png"], "another's title does not"
 
 
-@pytest.mark.parametrize(("path", "shown"), [("", "Draw"), ("docs", "/sdapi/v1/txt2img")])
+@pytest.mark.parametrize(("path", "shown"), [("", "Generate"), ("docs", "/sdapi/v1/txt2img")])
 def test_nothing_is_fetched_from_elsewhere(page, web, path, shown):
     page.driver.get(web.url + path)
     page.until(lambda: shown in page.text(), shown)

@@ -11,8 +11,9 @@ from sd.prompt_writer import Written
 from sd.settings import Settings
 from sd.web.job import Job
 from sd.web.models import Models
+from sd.web.page_addons import with_addon
 from sd.web.page_draw import title_of
-from sd.web.page_form import SETTINGS, Form, seed_of, size_like, usual_size, with_addon
+from sd.web.page_form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
 from sd.web.page_stage import stage
 from sd.web.page_teach import curves, lesson_stage
 
@@ -36,7 +37,7 @@ def values_of(form, **changes):
 
 def test_untouched_it_asks_for_a_picture_of_the_models_size(form):
     asked = form.asked(*values_of(form, seed="5"))
-    expected = Settings("a red apple", seed=5, steps=30, width=128, height=128)
+    expected = Settings("a red apple", seed=5, steps=STEPS, sampler=SAMPLER, width=128, height=128)
     assert asked.settings.but(variation_seed=0) == expected.but(variation_seed=0)
     assert (asked.checkpoint, asked.image, asked.mask) == (BUNDLED.stem, None, None)
 
@@ -64,7 +65,8 @@ def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
         token_merging=0.5,
     )
     text = settings.infotext(0, BUNDLED.stem, "0123456789", from_image=True)
-    filled = form.fill(text)
+    filled, notes = form.fill(text)
+    assert notes == ["It was generated from another image, which is not in it."]
     changes = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
     asked = form.asked(*values_of(form, **changes))
     assert asked.settings == settings
@@ -106,19 +108,43 @@ def test_a_size_like_a_pictures(picture, size):
     assert size_like(512, *picture) == size
 
 
+def test_one_unknown_sampler_is_named_and_the_rest_is_filled_in(form):
+    text = "a fox\nSteps: 12, Sampler: Quantum 3000, CFG scale: 4, Seed: 9, Size: 64x96, Model: nowhere"
+    filled, notes = form.fill(text)
+    values = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
+    assert (values["prompt"], values["steps"], values["seed"], values["height"]) == ("a fox", 12, "9", 96)
+    assert "sampler" not in values
+    assert notes[0] == "The sampler 'Quantum 3000' does not exist here."
+    assert "noise" in notes[1]  # the webui's default, where a text names no other, is the GPU's
+    assert "nowhere" in notes[2]
+    assert len(notes) == 3
+
+
+def test_words_for_a_lora():
+    assert with_addon("a cat", "<lora:x:STRENGTH>", 1, "my-dog dog") == "a cat, my-dog dog, <lora:x:1>"
+    assert with_addon("My-Dog dog runs", "<lora:x:STRENGTH>", 1, "my-dog dog") == "My-Dog dog runs, <lora:x:1>"
+
+
 def test_a_title_stays_with_its_prompt():
     written = Written("a fox, oil painting", "blurry", "A Fox")
     assert title_of("a fox, oil painting", written) == title_of("a fox, oil painting, <lora:x:1>", written) == "A Fox"
     assert title_of("a red apple", written) == title_of("a fox", None) == ""
 
 
+def shown(job, show=stage):
+    return "".join(show([job], lambda job: 0).values())
+
+
 def test_what_others_wrote_is_no_html():
     bad = '<img src=x onerror=alert(1)>"'
     job = Job("id", "draw", {}, Path(), "failed", error=bad)
-    assert "<img" not in stage(job) + lesson_stage(job)
+    assert "<img" not in shown(job) + shown(job, lesson_stage)
     job = Job("id", "draw", {}, Path(), "done", started=0.0, ended=1.0)
-    job.result = {"images": ["00000.png"], "infotexts": [bad]}
-    assert "onerror=alert(1)&gt;&quot;" in stage(job)
+    job.result = {"images": ["00000.png"], "infotexts": [bad], "notes": [bad]}
+    assert "onerror=alert(1)&gt;&quot;" in shown(job)
+    assert shown(job).count("<img") == 1, "the image itself"
+    waiting = Job("id", "draw", {"settings": {"prompt": bad}}, Path())
+    assert "<img" not in "".join(stage([waiting, waiting], lambda job: 1).values())
 
 
 def test_curves_stay_in_their_frame():

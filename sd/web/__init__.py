@@ -23,12 +23,14 @@ proxies       what a reverse proxy says about the client
 guard         who may come in
 
 page_parts    what the page has that Gradio has not; its scripts and its look are in browser/
-page_form     what to draw, as widgets, and back
-page_stage    how a job looks
-page_follow   what all tabs do alike
-page_gallery  what was drawn, and its settings back into the form
-page_draw     the tab that draws
-page_teach    the tab that teaches
+page_addons   LoRAs and embeddings in a prompt, with a LoRA's trigger words
+page_form     what to generate, as widgets, and back
+page_stage    how jobs look
+page_follow   what all tabs do alike: errors, and which jobs are whose
+page_keep     the form over a reload
+page_gallery  what was generated, and its settings back into the form
+page_draw     the tab that generates
+page_teach    the tab that trains
 page          both tabs, in the app
 
 app           all of it together, closed unless it is opened

@@ -18,7 +18,8 @@ class Asked:
     checkpoint: its name, "" for the one to take unless told. vae: a separate VAE's name, "" for the one that belongs to
     the checkpoint, "None" for the checkpoint's own. image, mask: files, as bytes, that `limits` has checked.
     batch_size: pictures at once on a GPU. resize_mode: "crop" fits a picture of another shape by cutting, "stretch" by
-    distorting. title: names the files, "" for a number alone.
+    distorting. title: names the files, "" for a number alone. page: the open page that asks, which shows its own
+    jobs; "" for the API.
     """
 
     settings: Settings
@@ -30,6 +31,7 @@ class Asked:
     mask_options: MaskOptions = field(default_factory=MaskOptions)
     title: str = ""
     vae: str = ""
+    page: str = ""
 
 
 def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
@@ -50,6 +52,7 @@ def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
         "resize_mode": asked.resize_mode,
         "mask_options": asdict(asked.mask_options),
         "title": asked.title,
+        "page": asked.page,
     }
     files = {"image": asked.image, "mask": asked.mask}
     return jobs.submit("draw", request, {name: data for name, data in files.items() if data is not None})

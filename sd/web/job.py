@@ -90,6 +90,19 @@ class Job:
             raise Missing(f"job {self.id} has no file of that name.")
         return path
 
+    def forget(self, name: str) -> None:
+        """Takes one of its images out of its result, for good. Raises Missing for whatever else."""
+        images = self.result.get("images", [])
+        if name not in images:
+            raise Missing(f"job {self.id} has no image of that name.")
+        place = images.index(name)
+        for key in ("images", "seeds", "infotexts"):
+            if key in self.result:
+                self.result[key] = [one for i, one in enumerate(self.result[key]) if i != place]
+        self.result["files"] = [one for one in self.result["files"] if one != name]
+        self.save()
+        (self.folder / name).unlink(missing_ok=True)
+
 
 def new_id() -> str:
     """Day, time, microseconds and something random: such ids sort by time."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sd.errors import UserError
 from sd.web.job import JOB_ID, Busy, Cancelled, Job, JobFailed, Missing, Skipped, explain, load_job, new_id
 
 WAITING = 64  # jobs that may wait before the next is told "busy"
@@ -114,6 +115,21 @@ class Jobs:
         with self.changed:
             job = self.get(id)
             return job if job in self.waiting else self.cancel(id, Skipped)
+
+    def forget(self, id: str, name: str) -> None:
+        """Deletes one image of a job that has ended. Raises Missing, and UserError while the job goes on."""
+        with self.changed:
+            job = self.get(id)
+            if not job.has_ended:
+                raise UserError("this job is not finished: cancel it first, then delete its images.")
+            job.forget(name)
+
+    def before(self, job: Job) -> int:
+        """How many have to end or to make progress before it has its turn: its place in the queue."""
+        with self.changed:
+            if job not in self.waiting:
+                return 0
+            return self.waiting.index(job) + sum(one.state == "running" for one in self.live.values())
 
     @contextmanager
     def watch(self, id: str, notify: Callable[[], None]) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The page, at /: a tab to draw and a tab to teach. It keeps nothing itself: jobs do, in their folders."""
+"""The page, at /: a tab to generate and a tab to train. It keeps nothing itself: jobs do, in their folders."""
 
 import gradio as gr
 from fastapi import FastAPI
@@ -6,9 +6,16 @@ from fastapi import FastAPI
 from sd.web.jobs import Jobs
 from sd.web.models import Models
 from sd.web.page_draw import DrawTab
-from sd.web.page_parts import CSS
+from sd.web.page_follow import page_router
+from sd.web.page_parts import CSS, head
 from sd.web.page_teach import TeachTab
 
+TITLE = "Stable Diffusion by hand"
+HEADING = f"""
+<h1>{TITLE}</h1>
+<p>Generate images from text, start from an image of yours, or train a model on a few images.
+<a href="docs" target="_blank" rel="noopener">HTTP API</a></p>
+"""
 THEME = gr.themes.Base(
     primary_hue="orange",
     neutral_hue="stone",
@@ -18,25 +25,25 @@ THEME = gr.themes.Base(
 )
 
 
-def build_page(jobs: Jobs, models: Models) -> gr.Blocks:
-    with gr.Blocks(title="Stable Diffusion by hand", analytics_enabled=False, fill_width=True) as page:
-        with gr.Tab("Draw"):
-            draw = DrawTab(jobs, models)
-        with gr.Tab("Teach"):
-            teach = TeachTab(jobs, models, draw.form)
-        draw.connect(page)
-        teach.connect(page)
-    return page
-
-
 def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
     """The app with the page in it, behind whatever stands before the app."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(HEADING, elem_classes="heading")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Generate", id="generate"):
+                draw = DrawTab(jobs, models)
+            with gr.Tab("Train", id="train"):
+                teach = TeachTab(jobs, models, draw.form)
+        draw.connect(page)
+        teach.connect(page, tabs)
+    app.include_router(page_router(jobs, [draw.followed, teach.followed], draw.gallery.html))
     return gr.mount_gradio_app(
         app,
-        build_page(jobs, models),
+        page,
         "/",
         theme=THEME,
         css_paths=[CSS],
+        head=head(),
         footer_links=[],
         run_history=False,
         ssr_mode=False,

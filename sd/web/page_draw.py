@@ -1,7 +1,5 @@
-"""The tab that draws: the form, what is being drawn, and what was drawn."""
+"""The tab that generates: the form, what is on its way, and the gallery."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from html import escape
 
@@ -10,17 +8,24 @@ import gradio as gr
 from sd.chat import find_endpoint
 from sd.drawings import spell_out
 from sd.errors import UserError
-from sd.pipeline import BUNDLED
+from sd.lora_tags import TAG
+from sd.prompt import CHUNK, split_chunks
 from sd.prompt_writer import Written, write_prompts
 from sd.seeds import random_seed
 from sd.web.asking import ask
+from sd.web.job import Missing
 from sd.web.jobs import Jobs
 from sd.web.models import Models
-from sd.web.page_follow import EVENT, cancel, follow, plainly
-from sd.web.page_form import Form, seed_of, size_like, usual_size, with_addon
+from sd.web.page_addons import with_addon, words_for
+from sd.web.page_follow import EVENT, PRESS, Followed, plainly, sentence
+from sd.web.page_form import CUSTOM, Form, about_model, is_bundled, seed_of, size_like, usual_size
 from sd.web.page_gallery import Gallery
-from sd.web.page_parts import shown
+from sd.web.page_keep import keep_form, with_page
+from sd.web.page_parts import followed
 from sd.web.page_stage import stage
+from sd.web.teaching import tokenizer
+
+NOTES = "notes"  # of a job's result: sentences for whoever asked
 
 
 class DrawTab:
@@ -28,24 +33,28 @@ class DrawTab:
 
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models = jobs, models
-        self.mine = gr.BrowserState([], storage_key="sd-drawing", secret="sd")  # ids of the jobs asked for last
+        self.followed = Followed(jobs, "draw", stage)
+        self.page = gr.Textbox(visible=False)  # its name, told by the browser with each press
         self.written = gr.State(None)  # what was written last
         with gr.Row(elem_classes="columns"):
-            with gr.Column(scale=5, min_width=420):
+            with gr.Column(scale=5, min_width=320):
                 self.form = Form(models)
-            with gr.Column(scale=6, min_width=420):
-                self.stage = shown("now")
+            with gr.Column(scale=6, min_width=320):
+                self.stage = followed("draw")
                 self.gallery = Gallery(jobs, self.form)
-        self.gallery.pick_from(self.stage)
         self.connect_form()
+        self.connect_sizes()
+        self.connect_seed()
 
     def connect_form(self) -> None:
         form, widgets = self.form, self.form.widgets
         prompt, checkpoint = widgets["prompt"], widgets["checkpoint"]
-        size = [widgets["width"], widgets["height"]]
-        form.add_addon.click(plainly(with_addon), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
-        checkpoint.input(plainly(self.usual), checkpoint, size, **EVENT)
-        widgets["painted"].upload(plainly(self.fit), checkpoint, size, **EVENT)
+        form.add_addon.click(plainly(self.add), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
+        form.about.select(self.example, None, prompt, **EVENT)
+        prompt.change(self.count, prompt, form.tokens, **EVENT | {"trigger_mode": "always_last"})
+        checkpoint.change(lambda name: about_model(self.models, name), checkpoint, form.about, **EVENT)
+        widgets["hires"].change(lambda on: gr.Row(visible=on), widgets["hires"], form.hires_row, **EVENT)
+        form.reset.click(lambda: form.defaults, None, form.inputs(), **EVENT)
         words = [prompt, widgets["negative_prompt"]]
         form.write.click(
             plainly(self.write),
@@ -54,54 +63,97 @@ class DrawTab:
             **EVENT | {"concurrency_limit": 4},
         )
 
+    def connect_sizes(self) -> None:
+        form, widgets = self.form, self.form.widgets
+        checkpoint, shape = widgets["checkpoint"], widgets["shape"]
+        size = [widgets["width"], widgets["height"]]
+        checkpoint.input(plainly(self.usual), checkpoint, [*size, shape], **EVENT)
+        widgets["painted"].upload(plainly(self.fit), checkpoint, [*size, shape], **EVENT)
+        shape.input(plainly(self.shaped), [checkpoint, shape, *size], size, **EVENT)
+        form.swap.click(None, size, [*size, shape], js=f"(width, height) => [height, width, '{CUSTOM}']")
+        for side in size:
+            side.input(None, None, shape, js=f"() => '{CUSTOM}'")
+
+    def connect_seed(self) -> None:
+        seed = self.form.widgets["seed"]
+        self.form.dice.click(None, None, seed, js="() => ''")
+        self.form.same_seed.click(plainly(self.last_seed), self.page, seed, js="() => sd.page('draw')", **EVENT)
+
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
-        shows = [self.stage, form.cancel, self.gallery.thumbs]
-        asked = form.draw.click(plainly(self.submit), [self.written, *form.inputs()], self.mine, **EVENT)
-        followed = [
-            asked.then(self.follow, self.mine, shows, **EVENT),
-            page.load(self.follow, self.mine, shows, **EVENT),
-        ]
-        form.draw.click(None, cancels=followed, queue=False)
-        form.cancel.click(self.cancel, self.mine, **EVENT)
-        page.load(form.lists, outputs=[form.widgets["checkpoint"], form.addon], **EVENT)
+        given = [self.page, self.written, *form.inputs()]
+        form.draw.click(plainly(self.submit), given, None, js=with_page("draw"), **PRESS)
+        self.stage.input(self.tell_notes, None, None, **EVENT)
+        chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
+        lists = [*chosen, form.addon, form.about]
+        loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name != "painted"})
+        loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)
 
-    def submit(self, written: Written | None, *values: object) -> list[str]:
-        """The ids of the jobs: one, or several where wildcards make the prompts differ."""
+    def submit(self, page: str, written: Written | None, *values: object) -> None:
+        """One job, or several where wildcards make the prompts differ."""
         asked = self.form.asked(*values)
-        asked.title = title_of(asked.settings.prompt, written)
-        return [
-            ask(self.jobs, self.models, replace(asked, settings=one.settings)).id for one in spell_out(asked.settings)
-        ]
+        asked.title, asked.page = title_of(asked.settings.prompt, written), page
+        for one in spell_out(asked.settings):
+            self.followed.add(ask(self.jobs, self.models, replace(asked, settings=one.settings)))
 
-    async def follow(self, ids: list[str]) -> AsyncIterator[tuple]:
-        yield gr.skip(), gr.skip(), await asyncio.to_thread(self.gallery.html)
-        async for job in follow(self.jobs, ids):
-            gallery = await asyncio.to_thread(self.gallery.html) if job.has_ended else gr.skip()
-            yield stage(job), gr.update(interactive=not job.has_ended), gallery
+    def tell_notes(self, event: gr.EventData) -> None:
+        """What the jobs that have just ended have to say, once each."""
+        notes: dict[str, None] = {}
+        for id in event.jobs:
+            try:
+                notes |= dict.fromkeys(self.jobs.get(str(id)).result.get(NOTES) or ())
+            except Missing:
+                continue
+        for note in notes:
+            gr.Info(escape(sentence(note)))
 
-    def cancel(self, ids: list[str]) -> None:
-        cancel(self.jobs, ids)
+    def example(self, event: gr.EventData) -> str:
+        return str(event.prompt)
 
-    def usual(self, checkpoint: str) -> tuple[int, int]:
+    def add(self, prompt: str, addon: str | None, strength: float) -> str:
+        return with_addon(prompt, addon, strength, words_for(self.models, addon))
+
+    def count(self, prompt: str) -> str:
+        """How many of CLIP's tokens the prompt has, of those that it has room for."""
+        try:
+            chunks = split_chunks(tokenizer(), TAG.sub("", prompt))
+        except UserError as error:
+            return escape(sentence(str(error)))
+        return f"{sum(map(len, chunks))}/{CHUNK * len(chunks)} tokens"
+
+    def usual(self, checkpoint: str) -> tuple[int, int, str]:
         size = usual_size(self.models.checkpoint(checkpoint))
-        return size, size
+        return size, size, "1:1"
 
-    def fit(self, checkpoint: str, event: gr.EventData) -> tuple[int, int]:
-        return size_like(self.usual(checkpoint)[0], event.width, event.height)
+    def fit(self, checkpoint: str, event: gr.EventData) -> tuple[int, int, str]:
+        """The image's shape; square again where the image was removed."""
+        size = size_like(self.usual(checkpoint)[0], event.width, event.height)
+        return *size, CUSTOM if event.width else "1:1"
+
+    def shaped(self, checkpoint: str, shape: str, width: int, height: int) -> tuple[int, int]:
+        if shape == CUSTOM:
+            return width, height
+        return size_like(self.usual(checkpoint)[0], *map(int, shape.split(":")))
+
+    def last_seed(self, page: str) -> str:
+        """Of the first of the images that the page shows."""
+        seeds = [job.result["seeds"][0] for job in self.followed.run(page) if job.result.get("seeds")]
+        if not seeds:
+            raise UserError("there is no seed to use again yet: generate an image first.")
+        return str(seeds[-1])
 
     def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, Written]:
         """By a chat model where one is set, else in a style that the seed chooses."""
         if not prompt.strip():
             raise UserError("there is no idea yet: write a word or two as the prompt.")
         chosen = random_seed() if (given := seed_of(seed)) is None else given
-        emoji = self.models.checkpoint(checkpoint) == BUNDLED
+        emoji = is_bundled(self.models, checkpoint)
         written = write_prompts(prompt, find_endpoint(), chosen, emoji=emoji)
         if written.note:
-            gr.Info(escape(written.note))
+            gr.Info(escape(sentence(written.note)))
         return written.prompt, ", ".join(filter(None, [negative_prompt, written.negative_prompt])), written
 
 
 def title_of(prompt: str, written: Written | None) -> str:
-    """What was written with a prompt, as long as the prompt is still drawn: more may have been added to it."""
+    """What was written with a prompt, as long as the prompt is still used: more may have been added to it."""
     return written.title if written is not None and written.prompt in prompt else ""

@@ -1,4 +1,4 @@
-"""The parts of the page that Gradio has not: each a gr.HTML with a script of ours. Pictures go to the server as data:
+"""The parts of the page that Gradio has not: each a gr.HTML with a script of ours. Images go to the server as data:
 URLs inside an event, where `limits.decode_picture` judges them; nothing is uploaded Gradio's way.
 """
 
@@ -17,16 +17,49 @@ DROP = """
 BOARD = """
 <div class="board" hidden>
   <div class="layers">
-    <img alt="The picture to start from">
-    <canvas aria-label="Paint over what is to be drawn anew"></canvas>
+    <img alt="The image to start from">
+    <canvas aria-label="Paint over what is to be generated anew" role="img"></canvas>
   </div>
-  <div class="tools">
-    <label>Brush <input type="range" min="1" max="40" value="10" aria-label="Brush"></label>
+  <div class="tools" role="toolbar" aria-label="Mask">
+    <label>Brush size <input type="range" min="1" max="40" value="10" aria-label="Brush size"></label>
+    <label><input type="checkbox" class="eraser" aria-label="Eraser"> Eraser</label>
+    <button type="button" class="undo">Undo</button>
     <button type="button" class="clear">Clear the mask</button>
-    <button type="button" class="remove">Remove the picture</button>
+    <button type="button" class="remove">Remove the image</button>
   </div>
-  <p class="hint">Paint over what is to be drawn anew, or draw over all of it.</p>
+  <p class="hint">Paint over what is to change. Without a mask the whole image changes.</p>
 </div>
+"""
+STAGE = """
+<div class="stage">
+  <p class="lost" role="alert" hidden>The server does not answer. The page tries again until it does.</p>
+  <div class="now"><div data-part="head"></div><div data-part="stop"></div></div>
+  <div data-part="body"></div>
+  <div data-part="queue"></div>
+  <div data-part="made"></div>
+</div>
+"""
+GALLERY = """
+<div class="gallery" role="group" aria-label="Gallery"></div>
+<dialog class="viewer" aria-label="Image">
+  <div class="whole"><img alt=""></div>
+  <div class="about">
+    <p class="count" aria-live="polite"></p>
+    <div class="tools">
+      <button type="button" class="previous">← Previous</button>
+      <button type="button" class="next">Next →</button>
+      <button type="button" class="enlarge" aria-pressed="false">Enlarge</button>
+      <a class="save" download>Save</a>
+      <button type="button" class="delete">Delete</button>
+    </div>
+    <pre class="settings" tabindex="0" aria-label="Settings of this image"></pre>
+    <div class="tools">
+      <button type="button" class="use">Use these settings</button>
+      <button type="button" class="start">Start from this image</button>
+      <button type="button" class="close">Close</button>
+    </div>
+  </div>
+</dialog>
 """
 
 
@@ -34,15 +67,20 @@ def script(name: str) -> str:
     return (BROWSER / f"{name}.js").read_text(encoding="utf-8")
 
 
+def head() -> str:
+    """What stands in the page's own head."""
+    return f"<script>{script('page')}</script>"
+
+
 def drop(label: str, many: bool = False) -> str:
     return DROP.replace("LABEL", label).replace("MANY", "multiple" if many else "")
 
 
 def painter() -> gr.HTML:
-    """Value: {"picture", "mask"}, data: URLs or "". `upload` tells the picture's width and height."""
+    """Value: {"picture", "mask"}, data: URLs or "". `upload` tells the image's width and height, 0 for none."""
     return gr.HTML(
         NOTHING_PAINTED,
-        html_template=drop("Picture to start from") + BOARD,
+        html_template=drop("Image to start from") + BOARD,
         js_on_load=script("read_picture") + script("painter"),
         elem_classes="painter",
     )
@@ -52,22 +90,34 @@ def pictures(label: str) -> gr.HTML:
     """Value: a list of data: URLs."""
     return gr.HTML(
         [],
-        html_template=drop(label, many=True) + '<ul class="thumbs" aria-label="Pictures given"></ul>',
+        html_template=drop(label, many=True) + '<ul class="thumbs" aria-label="Images given"></ul>',
         js_on_load=script("read_picture") + script("pictures"),
         elem_classes="pictures",
     )
 
 
 def settings_file() -> gr.HTML:
-    """Value: a data: URL, told by `upload`."""
+    """Value: a data: URL; `upload` tells the file's name."""
     return gr.HTML(
         "",
-        html_template=drop("Settings from a picture"),
+        html_template=drop("Settings from an image"),
         js_on_load=script("read_picture") + script("settings_file"),
         elem_classes="settings-file",
     )
 
 
-def shown(name: str) -> gr.HTML:
-    """Value: HTML. `select` tells the `picture`, "job/file", of a button in it that was pressed."""
-    return gr.HTML(js_on_load=script("pick"), elem_classes=name)
+def followed(kind: str) -> gr.HTML:
+    """The page's jobs of a kind, as `page_follow` tells them. `input` tells which `jobs` have just ended, `select` the
+    `job` whose result is to be tried.
+    """
+    return gr.HTML(html_template=STAGE, js_on_load=script("stage"), elem_classes="followed", kind=kind)
+
+
+def gallery() -> gr.HTML:
+    """`select` tells a `picture`, "job/file", whose settings are wanted, `edit` one to start from."""
+    return gr.HTML(html_template=GALLERY, js_on_load=script("gallery"), elem_classes="images")
+
+
+def examples(html: str) -> gr.HTML:
+    """A text with buttons in it; `select` tells the `prompt` on the one that was pressed."""
+    return gr.HTML(html, js_on_load=script("examples"), elem_classes="examples")

@@ -1,15 +1,17 @@
-"""A job of the kind "teach": from a few pictures to an embedding or a LoRA that prompts can name."""
+"""A job of the kind "teach": training an embedding or a LoRA that prompts can name on a few images."""
 
 import math
 import re
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 from sd.errors import UserError
 from sd.settings import check_whole
+from sd.tokenizer import Tokenizer
 from sd.training.personalize import teach
-from sd.training.recipes import KINDS, recipe_for
+from sd.training.recipes import KINDS, LARGE, SMALL, TINY, recipe_for
 from sd.web.drawing import Drawer
 from sd.web.job import Cancelled, Job, Skipped
 from sd.web.jobs import Jobs, Tell
@@ -26,7 +28,8 @@ POINTS = 80  # of a curve
 class Lesson:
     """name: of what is learnt, the word that prompts say too. class_word: what kind of thing it is, or "".
 
-    steps: None for the method's own. pictures: files, as bytes, that `limits` has checked.
+    steps: None for the method's own. pictures: files, as bytes, that `limits` has checked. page: the open page that
+    asks, which shows its own jobs; "" for the API.
     """
 
     name: str
@@ -36,25 +39,62 @@ class Lesson:
     class_word: str = ""
     steps: int | None = None
     checkpoint: str = ""
+    page: str = ""
 
 
 def ask_to_teach(jobs: Jobs, models: Models, lesson: Lesson) -> Job:
-    """A new job of the kind "teach". Raises UserError for what cannot be taught, Busy where the queue is full."""
+    """A new job of the kind "teach". Raises UserError for what cannot be trained, Busy where the queue is full."""
+    check_lesson(models, lesson)
+    request = {key: value for key, value in asdict(lesson).items() if key != "pictures"}
+    with jobs.changed:  # so that of two requests at the same moment the second sees the first
+        check_no_other_trains(jobs, lesson)
+        return jobs.submit("teach", request, {f"photo-{i:02}": data for i, data in enumerate(lesson.pictures)})
+
+
+def check_lesson(models: Models, lesson: Lesson) -> None:
     if lesson.method not in METHODS or lesson.kind not in KINDS:
         raise UserError("choose a LoRA or an embedding, of an object or a style.")
     if not NAME.fullmatch(lesson.name):
         raise UserError("give it a name of 2 to 40 letters, digits, - and _, such as my-dog.")
+    if lesson.method == "ti" and is_known_word(lesson.name):
+        raise UserError(f"the model knows the word {lesson.name} already: choose another, such as my-{lesson.name}.")
     if lesson.name in models.names(METHODS[lesson.method]):
         raise UserError(f"there is a {METHODS[lesson.method]} named {lesson.name} already: choose another name.")
     if not FEWEST <= len(lesson.pictures) <= MOST:
-        raise UserError(f"{len(lesson.pictures)} pictures were given: 5 to 15 are best, {FEWEST} to {MOST} will do.")
+        raise UserError(f"{images_given(len(lesson.pictures))}: 5 to 15 are best, {FEWEST} to {MOST} will do.")
     if lesson.steps is not None:
-        check_whole("number of steps", lesson.steps, 1, MOST_STEPS)
+        check_whole("number of training steps", lesson.steps, 1, MOST_STEPS)
     if not re.fullmatch(r"[\w -]{0,40}", lesson.class_word):
         raise UserError("say in a word or two what kind of thing it is, such as dog.")
     models.checkpoint(lesson.checkpoint)
-    request = {key: value for key, value in asdict(lesson).items() if key != "pictures"}
-    return jobs.submit("teach", request, {f"photo-{i:02}": data for i, data in enumerate(lesson.pictures)})
+
+
+def check_no_other_trains(jobs: Jobs, lesson: Lesson) -> None:
+    """Raises UserError where a job that waits or runs is going to write the file that this one would write."""
+    for job in jobs.live.values():
+        same = job.kind == "teach" and (job.request["name"], job.request["method"]) == (lesson.name, lesson.method)
+        if same and not job.has_ended:
+            raise UserError(f"{lesson.name} is being trained already: wait for it, cancel it, or choose another name.")
+
+
+def images_given(count: int) -> str:
+    return "no image was given" if count == 0 else "1 image was given" if count == 1 else f"{count} images were given"
+
+
+def usual_steps(method: str, image_size: int) -> int:
+    """How many steps a method trains for on a model made for that size when nobody says otherwise."""
+    return (TINY if image_size <= SMALL else LARGE)[method]["steps"]
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Tokenizer:
+    """One for the whole server: it takes a moment to make."""
+    return Tokenizer()
+
+
+def is_known_word(name: str) -> bool:
+    """Whether the vocabulary has a token for exactly this word, so that it cannot stand for something new."""
+    return len(tokenizer().encode(name)) == 1
 
 
 class Teacher:
@@ -64,7 +104,9 @@ class Teacher:
         self.drawer = drawer
 
     def __call__(self, job: Job, tell: Tell) -> dict:
-        """Its result: "files", "sheet" (of them), "say" (what a prompt says to use it), "step" (the one taken)."""
+        """Its result: "files", "sheet" (of them), "say" (what a prompt says to use it), "prompt" (one to try it with),
+        "step" (the one whose weights were taken), "steps" (of all).
+        """
         asked = job.request
         method, name, kind = asked["method"], asked["name"], METHODS[asked["method"]]
         photos = job.folder / "photos"
@@ -81,8 +123,15 @@ class Teacher:
             raise Cancelled from stop
         self.drawer.models.refresh()
         shutil.copyfile(result.sheet, job.folder / "sheet.png")
-        say = recipe.said if method == "ti" else f"{recipe.said} <lora:{name}:1>"
-        return {"files": ["sheet.png"], "sheet": "sheet.png", "say": say, "step": result.advised_step}
+        tag = "" if method == "ti" else f" <lora:{name}:1>"
+        return {
+            "files": ["sheet.png"],
+            "sheet": "sheet.png",
+            "say": recipe.said + tag,
+            "prompt": recipe.prompts[0].replace("{}", recipe.said) + tag,
+            "step": result.advised_step,
+            "steps": recipe.steps,
+        }
 
 
 class Reporter:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from sd import model_hash
+from sd.model_hash import known_hash
 from sd.samplers import SAMPLERS
 from sd.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION
 from sd.styles import read_styles
@@ -87,12 +87,6 @@ def describe_checkpoints(models: Models) -> list[dict]:
             }
         )
     return described
-
-
-def known_hash(path: Any) -> str:
-    """A file's SHA-256 where `model_hash` remembers it."""
-    look_up = getattr(model_hash, "known_hash", None)
-    return look_up(path) if look_up else ""
 
 
 def add_ways(router: APIRouter) -> None:

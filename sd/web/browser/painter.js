@@ -1,25 +1,37 @@
-// A picture to start from, and a brush for what is to be drawn anew. props.value: {picture, mask}, data: URLs or "".
-// The mask's file is transparent where the picture stays.
+// An image to start from, and a brush for what is to be generated anew. props.value: {picture, mask}, data: URLs or "".
+// The mask's file is transparent where the image stays.
 
 const MOST = 2048; // pixels
+const REMEMBERED = 30; // strokes that can be undone
 const canvas = find("canvas");
 const painting = canvas.getContext("2d");
 const brush = find("input[type=range]");
-const picture = find("img");
+const picture = find(".layers img");
 let stroke = null; // where the brush is, while it is down
+let before = []; // the masks before each stroke
 
 const show = async () => {
   const value = props.value || {};
   find(".drop").hidden = Boolean(value.picture);
   find(".board").hidden = !value.picture;
+  find(".undo").disabled = !before.length;
   if (!value.picture) return;
   const image = await urlToImage(value.picture);
   picture.src = value.picture;
-  canvas.width = image.naturalWidth;
+  canvas.width = image.naturalWidth; // clears it
   canvas.height = image.naturalHeight;
   if (value.mask) painting.drawImage(await urlToImage(value.mask), 0, 0, canvas.width, canvas.height);
 };
 
+const set = (picture, mask) => {
+  props.value = { picture, mask };
+  sd.store("start", props.value);
+};
+const change = (mask) => {
+  before = [...before, props.value.mask].slice(-REMEMBERED);
+  find(".undo").disabled = false;
+  set(props.value.picture, mask);
+};
 const tellSize = () => trigger("upload", { width: canvas.width, height: canvas.height });
 
 const place = (event) => {
@@ -29,6 +41,7 @@ const place = (event) => {
 };
 
 const paintTo = (to) => {
+  painting.globalCompositeOperation = find(".eraser").checked ? "destination-out" : "source-over";
   painting.lineCap = "round";
   painting.lineWidth = (brush.value / 100) * Math.max(canvas.width, canvas.height);
   painting.strokeStyle = "#2563eb";
@@ -36,7 +49,13 @@ const paintTo = (to) => {
   painting.moveTo(stroke.x, stroke.y);
   painting.lineTo(to.x, to.y);
   painting.stroke();
+  painting.globalCompositeOperation = "source-over";
   stroke = to;
+};
+
+const isEmpty = () => {
+  const { data } = painting.getImageData(0, 0, canvas.width, canvas.height);
+  return !data.some((value, i) => i % 4 === 3 && value);
 };
 
 canvas.addEventListener("pointerdown", (event) => {
@@ -49,22 +68,29 @@ for (const name of ["pointerup", "pointercancel"])
   canvas.addEventListener(name, () => {
     if (!stroke) return;
     stroke = null;
-    props.value = { picture: props.value.picture, mask: canvas.toDataURL("image/png") };
+    change(isEmpty() ? "" : canvas.toDataURL("image/png"));
   });
 
+find(".undo").addEventListener("click", () => {
+  set(props.value.picture, before.pop() || "");
+  show();
+});
 find(".clear").addEventListener("click", () => {
   painting.clearRect(0, 0, canvas.width, canvas.height);
-  props.value = { picture: props.value.picture, mask: "" };
+  change("");
 });
 find(".remove").addEventListener("click", () => {
-  props.value = { picture: "", mask: "" };
+  before = [];
+  set("", "");
   show();
+  trigger("upload", { width: 0, height: 0 });
 });
 
 onFiles(async ([file]) => {
   if (!file) return;
   try {
-    props.value = { picture: await readPicture(file, MOST), mask: "" };
+    before = [];
+    set(await readPicture(file, MOST), "");
     refuse("");
     await show();
     tellSize();
@@ -72,5 +98,9 @@ onFiles(async ([file]) => {
     refuse(`${file.name}: ${error.message}.`);
   }
 });
-watch("value", show);
+watch("value", () => {
+  sd.store("start", props.value);
+  show();
+});
+if (sd.stored("start")?.picture) props.value = sd.stored("start");
 show();

@@ -1,4 +1,4 @@
-// Pictures to learn from. props.value: data: URLs.
+// Images to train on. props.value: data: URLs.
 
 const MOST = 1024; // pixels; a model learns from fewer
 const list = find("ul");
@@ -9,14 +9,13 @@ const show = () => {
       const item = document.createElement("li");
       const image = document.createElement("img");
       image.src = url;
-      image.alt = `Picture ${index + 1}`;
+      image.alt = `Image ${index + 1}`;
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = "×";
-      button.ariaLabel = `Remove picture ${index + 1}`;
+      button.ariaLabel = `Remove image ${index + 1}`;
       button.addEventListener("click", () => {
-        props.value = props.value.filter((_, other) => other !== index);
-        show();
+        set(props.value.filter((_, other) => other !== index));
       });
       item.append(image, button);
       return item;
@@ -24,16 +23,22 @@ const show = () => {
   );
 };
 
+const set = (urls) => {
+  props.value = urls;
+  sd.store("photos", urls);
+  show();
+};
+
 onFiles(async (files) => {
   const refused = [];
   for (const file of files)
     try {
-      props.value = [...props.value, await readPicture(file, MOST)];
-      show();
+      set([...props.value, await readPicture(file, MOST)]);
     } catch {
       refused.push(file.name);
     }
-  refuse(refused.length ? `Not pictures that this browser knows: ${refused.join(", ")}.` : "");
+  refuse(refused.length ? `Not images that this browser knows: ${refused.join(", ")}.` : "");
 });
 watch("value", show);
+if (sd.stored("photos")?.length) props.value = sd.stored("photos");
 show();

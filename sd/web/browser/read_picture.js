@@ -1,4 +1,4 @@
-// What the parts of the page that take pictures share. Each of them is a gr.HTML: `element`, `props`, `trigger` and
+// What the parts of the page that take images share. Each of them is a gr.HTML: `element`, `props`, `trigger` and
 // `watch` are Gradio's, and props.value goes to the server with every event that has it among its inputs.
 
 const find = (selector) => element.querySelector(selector);
@@ -15,7 +15,7 @@ const urlToImage = (url) =>
   new Promise((resolve, reject) => {
     const image = new Image();
     image.onload = () => resolve(image);
-    image.onerror = () => reject(new Error("not a picture that this browser knows"));
+    image.onerror = () => reject(new Error("not an image that this browser knows"));
     image.src = url;
   });
 
