@@ -80,7 +80,7 @@ def test_kohyas_layout_is_read(tmp_path):
 def test_images_one_folder_down_are_read_and_further_down_are_named(tmp_path):
     image(tmp_path / "project" / "photos" / "0.png")
     assert len(Photos(tmp_path / "project", say=quiet)) == 1
-    with pytest.raises(ValueError, match="further down there are: .*photos .1."):
+    with pytest.raises(ValueError, match=r"further down there are: .*photos .1."):
         Photos(tmp_path, say=quiet)
 
 
