@@ -69,12 +69,7 @@ def teach(
     rank, ranks = join_processes(str(pipe.device))
     say = printing(say) if rank == 0 else lambda sentence: None
     check_name(name)
-    place = {"ti": EMBEDDINGS, "lora": LORAS, "dreambooth": WEIGHTS}[method]
-    output = output_for(method, name, recipe, place, output)
-    run = Path(run or RUNS / f"{method}-{output.stem}")
-    if rank == 0:
-        clear_orphans(run, output)
-    check_output(output, pipe, run, "give another --output" if method == "ti" else "give another --name or --output")
+    output, run = places(method, name, pipe, recipe, run, output, leader=rank == 0)
     say(told_of_base(pipe))
     photos = Photos(images, say=say)
     captions = tuple(photo.caption or "" for photo in photos.photos[:PREVIEWS])
@@ -108,6 +103,19 @@ def teach(
         if learner is not None:
             learner.close()
         pipe.optimizations = wanted
+
+
+def places(
+    method: str, name: str, pipe: StableDiffusion, recipe: Recipe, run: Path | None, output: Path | None, leader: bool
+) -> tuple[Path, Path]:
+    """(where the result goes, the run's folder), checked and cleared of what killed processes left."""
+    place = {"ti": EMBEDDINGS, "lora": LORAS, "dreambooth": WEIGHTS}[method]
+    output = output_for(method, name, recipe, place, output)
+    run = Path(run or RUNS / f"{method}-{output.stem}")
+    if leader:
+        clear_orphans(run, output)
+    check_output(output, pipe, run, "give another --output" if method == "ti" else "give another --name or --output")
+    return output, run
 
 
 def printing(say: Callable[[str], None]) -> Callable[[str], None]:
