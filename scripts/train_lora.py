@@ -19,12 +19,12 @@ Given again, a command goes on where it was stopped. Several GPUs: torchrun --np
 
 @plain_errors
 def main() -> None:
-    parser = teaching_parser(__doc__, EXAMPLES)
-    parser.add_argument("--name", required=True, help="of the file; prompts say <lora:NAME:1>")
-    parser.add_argument("--word", help='what captions and prompts call it (the name); "" leaves captions alone')
-    add_targets(parser)
-    args = parser.parse_args()
-    teach_from(args, "lora", args.name)
+    options = teaching_parser("lora", __doc__, EXAMPLES)
+    add_targets(options)
+    options.add("--name", required=True, default="", help="name of the file; prompts say <lora:NAME:1>")
+    word = 'what captions and prompts call it; "" leaves captions as they are'
+    options.add("--word", default="the name", help=word)
+    teach_from(options, "lora", "name")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ Given again, a command goes on where it was stopped. Several GPUs: torchrun --np
 
 @plain_errors
 def main() -> None:
-    parser = teaching_parser(__doc__, EXAMPLES)
-    parser.add_argument("--word", required=True, help="the new word, which must not be one yet: my-dog, <my-dog>")
-    parser.add_argument("--init", help="words to start from (the class word)")
-    parser.add_argument("--vectors", type=int, help="how many vectors the word stands for (--init's tokens)")
-    args = parser.parse_args()
-    teach_from(args, "ti", args.word)
+    options = teaching_parser("ti", __doc__, EXAMPLES)
+    options.begin("textual inversion")
+    add = options.add
+    add("--word", required=True, default="", help="the new word, which must not be one yet: my-dog, <my-dog>")
+    add("--init", metavar="WORDS", default="--class-word, else emoji, object or painting", help="words to start from")
+    add("--vectors", type=int, metavar="N", default="as many as --init has tokens", help="vectors of the new word")
+    teach_from(options, "ti", "word")
 
 
 if __name__ == "__main__":

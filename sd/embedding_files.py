@@ -154,11 +154,17 @@ def read_margins(image: Image.Image) -> bytes:
 
 
 def save_embedding(
-    path: str | Path, token: str, vectors: Tensor, step: int | None = None, model_name: str | None = None
+    path: str | Path,
+    token: str,
+    vectors: Tensor,
+    step: int | None = None,
+    model_name: str | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """vectors: (n, D). A .safetensors has one key, the token, and is read by every program; a .pt is the webui's.
 
-    Raises UserError for any other ending, or where the place is not writable.
+    metadata: more of it, as text, which a .pt has no place for. Raises UserError for any other ending, or
+    where the place is not writable.
     """
     path = Path(path).expanduser()
     vectors = vectors.detach().cpu().float().reshape(-1, vectors.shape[-1]).clone()
@@ -166,7 +172,7 @@ def save_embedding(
         raise UserError(f"{path} cannot be written: an embedding is a .safetensors, or a .pt for the webui.")
     with replacing(path) as part:
         if path.suffix == ".safetensors":
-            write_safetensors(part, {token: vectors}, {"format": "pt"})
+            write_safetensors(part, {token: vectors}, {"format": "pt"} | (metadata or {}))
         else:
             content = {
                 "string_to_token": {"*": 265},

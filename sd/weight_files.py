@@ -6,6 +6,7 @@ Checkpoints, LoRAs and embeddings all arrive as either a torch.save file or a .s
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from sd.families import what_is as what_is
 from sd.mapped import MappedFile, read_safetensors, write_safetensors
 from sd.pickle_objects import StandIn
 from sd.pickles import read_legacy, read_zip
+
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>part|earlier)", re.DOTALL)  # as `replacing` names them
+STARTED = time.time()
 
 
 @dataclass
@@ -113,3 +117,39 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         with suppress(OSError):
             part.unlink()
+
+
+def remove_orphans(folder: Path) -> list[Path]:
+    """Removes what `replacing` left in `folder` when its process was killed; returns what was removed.
+
+    A folder that was moved aside and not yet replaced gets its name back. Files of processes that run are left alone,
+    and whatever cannot be removed.
+    """
+    removed = []
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        match = UNFINISHED.fullmatch(path.name)
+        if match is None or is_in_use(path, int(match["pid"])):
+            continue
+        with suppress(OSError):
+            if match["kind"] == "earlier" and not path.with_name(match["name"]).exists():
+                path.rename(path.with_name(match["name"]))
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            removed.append(path)
+    return removed
+
+
+def is_in_use(path: Path, pid: int) -> bool:
+    """Whether process `pid` may still write to `path`. One older than this process, of its own number, is another's."""
+    try:
+        changed = path.lstat().st_mtime
+        if pid == os.getpid():
+            return changed >= STARTED
+        if os.name == "nt":  # where signal 0 would end the process
+            return time.time() - changed < 3600
+        os.kill(pid, 0)
+    except (ProcessLookupError, FileNotFoundError, OverflowError):
+        return False
+    except OSError:  # it runs, as somebody else's
+        return True
+    return True

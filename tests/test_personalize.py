@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 
@@ -18,10 +19,9 @@ from sd.embedding_files import read_embeddings
 from sd.errors import UserError
 from sd.evaluate import Scorer
 from sd.training import personalize
+from sd.training.advice import Scores, advised, table
 from sd.training.methods import METHODS
-from sd.training.personalize import teach
 from sd.training.recipes import recipe_for
-from sd.training.watch import Scores, advised, table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +42,14 @@ def own_folders(monkeypatch, tmp_path, scorer):
     for name in ("RUNS", "WEIGHTS", "LORAS", "EMBEDDINGS"):
         monkeypatch.setattr(personalize, name, tmp_path / name.lower())
     monkeypatch.setattr(personalize, "load_clip", lambda: scorer)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # or the metadata of two runs differs in their time
+
+
+def teach(*args, **given):
+    """Each run in a test stands for somebody's first: what another one has delivered is out of the way."""
+    for folder in (personalize.WEIGHTS, personalize.LORAS, personalize.EMBEDDINGS):
+        shutil.rmtree(folder, ignore_errors=True)
+    return personalize.teach(*args, **given)
 
 
 @pytest.fixture

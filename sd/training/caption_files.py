@@ -1,4 +1,7 @@
-"""What people write down about their pictures: a .txt beside each, `metadata.jsonl`, or Flickr30k's `results.csv`."""
+"""What people write down about their pictures: a .txt or .caption beside each, or a list.
+
+Lists are `metadata.jsonl`, as diffusers has it, and Flickr30k's `results.csv`.
+"""
 
 import json
 from collections.abc import Iterator
@@ -6,16 +9,19 @@ from pathlib import Path
 
 from sd.errors import UserError
 
+CAPTION_SUFFIXES = (".txt", ".caption")  # of the file beside an image; kohya's scripts look for the latter
 CAPTION_KEYS = ("text", "prompt", "caption")  # of metadata.jsonl, as different programs name it
 FLICKR_HEADER = ["image_name", "comment_number", "comment"]
 FLICKR_PICTURES = "flickr30k_images"  # the folder that stands beside results.csv where its archive was unpacked
 
 
 def caption_beside(picture: Path) -> list[str]:
-    """The text of `picture`'s .txt as one line, if there is such a file with anything in it."""
-    path = picture.with_suffix(".txt")
-    text = " ".join(read_text(path).split()) if path.is_file() else ""
-    return [text] if text else []
+    """The text of `picture`'s .txt, or else of its .caption, as one line, if there is anything in it."""
+    for path in map(picture.with_suffix, CAPTION_SUFFIXES):
+        text = " ".join(read_text(path).split()) if path.is_file() else ""
+        if text:
+            return [text]
+    return []
 
 
 def listed_captions(folder: Path, complain=print) -> dict[Path, list[str]]:
@@ -26,8 +32,8 @@ def listed_captions(folder: Path, complain=print) -> dict[Path, list[str]]:
     """
     captions: dict[Path, list[str]] = {}
     if (folder / "metadata.jsonl").is_file():
-        for picture, caption in read_metadata(folder / "metadata.jsonl"):
-            captions.setdefault(picture, []).extend([caption] if caption else [])
+        for picture, several in read_metadata(folder / "metadata.jsonl"):
+            captions.setdefault(picture, []).extend(several)
     places = [folder, folder.parent] if folder.name == FLICKR_PICTURES else [folder]
     for path in [place / "results.csv" for place in places if (place / "results.csv").is_file()][:1]:
         for picture, caption in read_flickr(path, complain):
@@ -35,15 +41,20 @@ def listed_captions(folder: Path, complain=print) -> dict[Path, list[str]]:
     return captions
 
 
-def read_metadata(path: Path) -> Iterator[tuple[Path, str]]:
-    """Picture and caption of each line, such as {"file_name": "1.png", "text": "a dog"}; "" for no caption."""
+def read_metadata(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Picture and captions of each line, such as {"file_name": "1.png", "text": "a dog"}.
+
+    The text may be a list, of which each step takes one, or null for none.
+    """
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            caption = next((entry[key] for key in CAPTION_KEYS if key in entry), "")
-            yield path.parent / entry["file_name"], " ".join(caption.split())
+            found = next((entry[key] for key in CAPTION_KEYS if entry.get(key) is not None), [])
+            texts = [text for text in (found if isinstance(found, list) else [found]) if text is not None]
+            captions = [" ".join(text.split()) for text in texts]
+            yield path.parent / entry["file_name"], [caption for caption in captions if caption]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             wanted = '{"file_name": "1.png", "text": "a dog"}'
             raise UserError(f"{path}, line {number}: write it as {wanted}.") from error

@@ -1,6 +1,7 @@
 """What is said of each picture while a word for them is learnt: its own caption with the word in it, or a template."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +96,10 @@ class Captions:
     class_word: what the thing is, said after the word: "a photo of sks dog". Where a caption says it, the word comes
         before it there: "a dog in the snow" becomes "a sks dog in the snow".
     empty: the share of captions left empty, 0 to 1, which keeps the unconditional picture in training.
+    fits: whether a text can be read whole; a caption that cannot is cut at its end, and the word stays in it.
 
-    wordings: a list for each picture. Raises UserError where there is neither a word nor a caption.
+    shortened: the photos whose captions were cut. wordings: a list for each picture.
+    Raises UserError where there is neither a word nor a caption.
     """
 
     def __init__(
@@ -106,14 +109,17 @@ class Captions:
         kind: str = "object",
         class_word: str | None = None,
         empty: float = 0.0,
+        fits: Callable[[str], bool] | None = None,
     ):
-        if word is None and not all(photo.captions for photo in photos.photos):
-            without = sum(not photo.captions for photo in photos.photos)
+        without = sum(not (photo.captions or photo.folder_caption) for photo in photos.photos)
+        if word is None and without:
             raise UserError(
                 f"{without} of {len(photos)} pictures have no caption: write them, or name a word to learn."
             )
         kind = "dreambooth" if kind == "object" and class_word else kind
-        self.wordings = [wordings(photo, word, kind, class_word) for photo in photos.photos]
+        self.wordings = [wordings(photo, word, kind, class_word, fits) for photo in photos.photos]
+        whole = self.wordings if fits is None else [wordings(one, word, kind, class_word) for one in photos.photos]
+        self.shortened = [one for one, said, all_of_it in zip(photos.photos, self.wordings, whole) if said != all_of_it]
         self.empty = empty
 
     def draw(self, indices: Tensor | list[int], generator: torch.Generator) -> list[str]:
@@ -126,17 +132,43 @@ class Captions:
         return drawn
 
 
-def wordings(photo: Photo, word: str | None, kind: str, class_word: str | None = None) -> list[str]:
+def wordings(
+    photo: Photo,
+    word: str | None,
+    kind: str,
+    class_word: str | None = None,
+    fits: Callable[[str], bool] | None = None,
+) -> list[str]:
     """All that may be said of one picture."""
-    if word is None:
-        return photo.captions
-    name = f"{word} {class_word}" if class_word else word
+    fits = fits or (lambda text: True)
     captions = photo.captions
+    if not captions and photo.folder_caption and (word is None or whole_word(word).search(photo.folder_caption)):
+        captions = [photo.folder_caption]
+    if word is None:
+        return [longest_that_fits(caption, fits) for caption in captions]
+    name = f"{word} {class_word}" if class_word else word
     if kind == "plain style" and not captions and (shown := what_it_shows(photo.path)):
         captions = [with_article(shown)]
+
+    def said(caption: str) -> str:
+        return with_word(caption, word, name, class_word, KINDS[kind].beside)
+
     if captions:
-        return [with_word(caption, word, name, class_word, KINDS[kind].beside) for caption in captions]
+        return [said(longest_that_fits(caption, lambda cut: fits(said(cut)))) for caption in captions]
     return [template.format(name) for template in KINDS[kind].templates]
+
+
+def longest_that_fits(caption: str, fits: Callable[[str], bool]) -> str:
+    """The caption, or as much of its beginning as fits, up to the end of a word where one is near."""
+    if fits(caption):
+        return caption
+    short, long = 0, len(caption)  # characters: the first fits, the other does not
+    while long - short > 1:
+        middle = (short + long) // 2
+        short, long = (middle, long) if fits(caption[:middle]) else (short, middle)
+    cut, space, last = caption[:short].rpartition(" ")
+    at_a_word = space and len(last) < 20 and not caption[short : short + 1].isspace()
+    return (cut if at_a_word and fits(cut) else caption[:short]).rstrip(" ,")
 
 
 def with_word(caption: str, word: str, name: str, class_word: str | None, beside: str) -> str:

@@ -1,6 +1,9 @@
 """Pictures as latents, encoded once before training: the autoencoder is not run in the loop."""
 
 import json
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,11 +14,12 @@ from sd.errors import UserError
 from sd.image import check_size, to_tensor
 from sd.latents import in_enough_precision
 from sd.training.buckets import bucket_sizes, cover_scale, cut, nearest
-from sd.training.photos import Photo, Photos
+from sd.training.photos import Photos
 from sd.vae import LATENT_SCALE, AutoencoderKL
-from sd.weight_files import replacing, write_torch
+from sd.weight_files import remove_orphans, replacing, write_torch
 
 PIXELS_AT_ONCE = 512 * 512  # through the VAE
+PART_IMAGES, PART_SECONDS = 64, 10.0  # so often what is encoded is kept
 
 
 class LatentCache:
@@ -59,20 +63,25 @@ class LatentCache:
             say(f"{enlarged} of {len(photos)} pictures are too small for {size} x {size} and are enlarged")
 
         generator = torch.Generator().manual_seed(seed)
+        places = [
+            crop_places(photo.size, fit, crops, generator) if random_crop else [0.5]
+            for photo, fit in zip(photos.photos, fits)
+        ]
 
-        def encode(photo: Photo, fit: tuple[int, int]) -> Tensor:
-            places = crop_places(photo.size, fit, crops, generator) if random_crop else [0.5]
-            image = photo.open()
-            views = torch.cat([to_tensor(cut(image, fit, place)) for place in places])  # (V, 3, H, W)
+        def encode(i: int) -> Tensor:
+            image = photos.photos[i].open()
+            views = torch.cat([to_tensor(cut(image, fits[i], place)) for place in places[i]])  # (V, 3, H, W)
             return gaussians(vae, torch.cat([views, views.flip(-1)]) if flip else views).to(dtype)
 
         origin = json.dumps([flip, random_crop, crops, seed, str(dtype), fits, fingerprint(photos, vae)])
         self.gaussians = None if file is None else kept(file, origin)  # (V, 2, 4, h, w) for each picture
         if self.gaussians is None:
-            pairs = tqdm(list(zip(photos.photos, fits)), desc="encoding", unit="picture", leave=False)
-            self.gaussians = [encode(photo, fit) for photo, fit in pairs]
-            if file is not None and not keep(file, origin, self.gaussians):
+            parts = None if file is None else EncodedParts(file.with_suffix(".parts"), origin)
+            self.gaussians = encode_all(encode, len(photos), parts, say)
+            if parts is not None and not keep(file, origin, self.gaussians):
                 say(f"{file} cannot be written: the pictures will be encoded anew the next time")
+            elif parts is not None:
+                parts.remove()
 
     def __len__(self) -> int:
         return len(self.gaussians)
@@ -121,6 +130,63 @@ def fingerprint(photos: Photos, vae: AutoencoderKL) -> list:
     return [files, str(vae.quant_conv.weight.dtype), vae.quant_conv.weight.flatten().tolist()]
 
 
+class EncodedParts:
+    """What is encoded so far, in numbered files of a folder: the first holds the first images, the next the following.
+
+    Each is whole or not there, so that a kill at any moment costs the images of the last few seconds.
+    """
+
+    def __init__(self, folder: Path, origin: str):
+        self.folder, self.origin = folder, origin
+        self.count, self.kept, self.when = 0, 0, time.monotonic()  # files; images in them; of the last one
+        self.works = True
+
+    def read(self) -> list[Tensor]:
+        """Those of an earlier run of the same origin, in order."""
+        remove_orphans(self.folder)
+        done: list[Tensor] = []
+        while (found := kept(self.file(), self.origin)) is not None:
+            done += found
+            self.count += 1
+        self.kept = len(done)
+        return done
+
+    def file(self) -> Path:
+        return self.folder / f"{self.count:06}.pt"
+
+    def keep_now_and_then(self, done: list[Tensor]) -> None:
+        if len(done) - self.kept >= PART_IMAGES or time.monotonic() - self.when > PART_SECONDS:
+            self.keep(done)
+
+    def keep(self, done: list[Tensor]) -> None:
+        """Writes those that are not in a file yet; a disk that is full ends that, and nothing else."""
+        if self.works and len(done) > self.kept:
+            self.works = keep(self.file(), self.origin, done[self.kept :])
+            self.count, self.kept, self.when = self.count + 1, len(done), time.monotonic()
+
+    def remove(self) -> None:
+        """Once all is in one file."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def encode_all(encode: Callable[[int], Tensor], count: int, parts: EncodedParts | None, say: Callable) -> list[Tensor]:
+    """`encode` of 0 … count - 1, going on behind what an interrupted run had encoded, and kept on the way."""
+    done = [] if parts is None else parts.read()
+    if done:
+        say(f"{len(done)} of {count} images are encoded already, in an earlier run that was stopped")
+    with tqdm(total=count, initial=len(done), desc="encoding", unit="picture", leave=False) as bar:
+        try:
+            for i in range(len(done), count):
+                done.append(encode(i))
+                bar.update()
+                if parts is not None:
+                    parts.keep_now_and_then(done)
+        finally:
+            if parts is not None and len(done) < count:
+                parts.keep(done)
+    return done
+
+
 def keep(file: Path, origin: str, gaussians: list[Tensor]) -> bool:
     """Whether it could be written: the file is there whole or, as on a full disk, as it was before."""
     try:
@@ -133,5 +199,8 @@ def keep(file: Path, origin: str, gaussians: list[Tensor]) -> bool:
 
 def kept(file: Path, origin: str) -> list[Tensor] | None:
     """What `keep` wrote, left in the file until it is drawn from; None where there is none of this origin."""
-    saved = torch.load(file, mmap=True, weights_only=True) if file.exists() else {"origin": None}
-    return saved["gaussians"] if saved["origin"] == origin else None
+    try:
+        saved = torch.load(file, mmap=True, weights_only=True)
+        return saved["gaussians"] if saved["origin"] == origin else None
+    except Exception:  # there is none, or a damaged one, on which torch raises nearly anything
+        return None

@@ -68,11 +68,13 @@ def last_line(run: Path) -> dict:
 
 
 def lines_of(path: Path) -> list[dict]:
-    """A log's lines, but for one that a kill cut off."""
+    """A log's lines, but for those that a kill or a failing disk has spoilt."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         with suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append({"seconds": 0.0} | line)
     return lines
 
 

@@ -89,7 +89,8 @@ def train(
     on_step: called in the first process with the averaged model, the step and its loss; what it returns is logged. A
         KeyboardInterrupt from it is a Ctrl-C.
 
-    Writes `run/state.pt` (whole or not at all) and `run/log.jsonl`. Ctrl-C and SIGTERM save and stop.
+    Writes `run/state.pt` (whole or not at all) and `run/log.jsonl`. Ctrl-C and SIGTERM save and stop; a second one
+    stops without.
     Returns the averaged model, which is `model` itself without an average.
 
     Raises:
@@ -101,7 +102,7 @@ def train(
     state = TrainingState(Path(run), learner.parts(), settings)
     state.resume()
     log = Log(Path(run), state.step, settings.steps, leader=rank == 0)
-    stopping = StopSignal()
+    stopping = StopSignal(ranks, rank == 0, state.kept)
     taken = settings.batch * settings.accumulate
     try:
         stop = False
@@ -115,12 +116,7 @@ def train(
                     "give the same command with a lower --lr."
                 )
             state.step += 1
-            numbers = None
-            if rank == 0 and on_step is not None:
-                try:
-                    numbers = on_step(learner.average, state.step, value)
-                except KeyboardInterrupt:
-                    stopping.ask()
+            numbers = after_step(on_step, learner.average, state.step, value, stopping) if rank == 0 else None
             stop = any_process(stopping.asked, ranks)
             log.add(state.step, value, settings.lr_at(state.step - 1), taken * ranks, numbers)
             if rank == 0 and (state.step == settings.steps or stop or state.age() > 60 * settings.save_minutes):
@@ -136,6 +132,23 @@ def train(
     if stop and state.step < settings.steps:
         raise KeyboardInterrupt
     return learner.average
+
+
+def after_step(on_step: OnStep | None, average: nn.Module, step: int, loss: float, stopping: StopSignal) -> dict | None:
+    """What `on_step` measures. It says what a Ctrl-C has to wait for where it has `waits_for`."""
+    if on_step is None:
+        return None
+    name = getattr(on_step, "waits_for", None)
+    stopping.waits_for = name(step) if name else "this step"
+    try:
+        return on_step(average, step, loss)
+    except KeyboardInterrupt:
+        if stopping.hurried:
+            raise
+        stopping.ask()
+        return None
+    finally:
+        stopping.waits_for = "this step"
 
 
 class Learner:
@@ -212,7 +225,7 @@ def random_of(settings: Settings, step: int, place: int) -> Random:
 
 def step_seed(seed: int, step: int, place: int = 0) -> int:
     """A seed of its own for each (seed, step, place)."""
-    return (seed * 1_000_003 + step) * 1_009 + place
+    return ((seed * 1_000_003 + step) * 1_009 + place) % 2**64  # what a generator can take
 
 
 def examples_of(step: int, batch: int, examples: int, seed: int, rank: int = 0, ranks: int = 1) -> Tensor:

@@ -11,14 +11,12 @@ they were.
 
 import math
 import re
-from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sd import lora, textual_inversion
 from sd.checkpoint import save
@@ -29,6 +27,7 @@ from sd.lora_kinds import LoRA
 from sd.lora_save import save_lora
 from sd.pipeline import StableDiffusion
 from sd.tokenizer import Tokenizer
+from sd.training.long_captions import encode, text_contexts
 from sd.training.recipes import Recipe
 
 TARGETS = {  # layers of the U-Net, and of the text encoder
@@ -38,21 +37,20 @@ TARGETS = {  # layers of the U-Net, and of the text encoder
     "text": r".*self_attn\.(q|k|v|out)_proj",
 }
 NOT_MOVED = "hardly anything was learnt: {}; use a higher --lr or more --steps."
-KEPT_CONTEXTS = 2000  # of frozen text encoders; 77 vectors each, 120 kB for v1-5 in bf16
 
 
 class TextualInversion:
     """Gal et al. 2022, "An Image is Worth One Word". Vectors of `recipe.word`, which start as `recipe.init`."""
 
     def __init__(self, pipe: StableDiffusion, name: str, recipe: Recipe):
-        self.pipe, self.word = pipe, recipe.word
+        self.pipe, self.word, self.tokens = pipe, recipe.word, recipe.max_token_length
         freeze(pipe)
         self.start = initial_vectors(pipe.tokenizer, pipe.clip, recipe.init, recipe.vectors)
         self.rows = textual_inversion.inject(pipe.tokenizer, pipe.clip, self.word, self.start)
         self.module = nn.ParameterList([self.rows])
 
     def contexts(self, texts: list[str]) -> Tensor:
-        return encode(self.pipe, texts)
+        return encode(self.pipe, texts, self.tokens)
 
     def measures(self) -> dict:
         """Of each vector: its length, its cosine to what it started as, and the nearest words of the vocabulary."""
@@ -72,7 +70,7 @@ class TextualInversion:
 
     def save(self, path: Path, step: int, facts: dict[str, str]) -> None:
         model_name = self.pipe.path.stem if self.pipe.path else None
-        save_embedding(path, self.word, self.rows, step, model_name)
+        save_embedding(path, self.word, self.rows, step, model_name, facts | {"ss_steps": str(step)})
 
     def close(self) -> None:
         textual_inversion.eject(self.pipe.tokenizer, self.pipe.clip, self.word)
@@ -97,7 +95,7 @@ class LoraTraining:
                 module[part] = nn.ModuleList(patches.values())
         self.module = nn.ModuleDict(module)
         self.weights_norm = math.hypot(*(weight.detach().float().norm().item() for weight in weights))
-        self.contexts = text_contexts(pipe, is_trained="text" in recipe.targets)
+        self.contexts = text_contexts(pipe, "text" in recipe.targets, recipe.max_token_length)
 
     def measures(self) -> dict:
         """change: |ΔW| / |W| over all patched layers together."""
@@ -122,15 +120,19 @@ class LoraTraining:
 
 
 class DreamBooth:
-    """Ruiz et al. 2022, "DreamBooth": every weight of the U-Net, in fp32, and with "text" those of the text encoder."""
+    """Ruiz et al. 2022, "DreamBooth": every weight of the U-Net, in fp32, and with "text" those of the text encoder.
+
+    With the word "" and captions this is plain fine-tuning.
+    """
 
     def __init__(self, pipe: StableDiffusion, name: str, recipe: Recipe):
         self.pipe = pipe
         freeze(pipe)
-        self.module = nn.ModuleDict({"unet": pipe.unet} | ({"clip": pipe.clip} if "text" in recipe.targets else {}))
+        parts = {"unet": pipe.unet} if recipe.trains_unet else {}
+        self.module = nn.ModuleDict(parts | ({"clip": pipe.clip} if "text" in recipe.targets else {}))
         pipe.clip.float()  # a pipeline draws in one precision, the text encoder's
         self.module.float().requires_grad_(True)
-        self.contexts = text_contexts(pipe, is_trained="clip" in self.module)
+        self.contexts = text_contexts(pipe, "clip" in self.module, recipe.max_token_length)
 
     def measures(self) -> dict:
         return {}
@@ -176,21 +178,3 @@ def initial_vectors(tokenizer: Tokenizer, clip: CLIPTextModel, words: str, count
     starts = [i * len(ids) // count for i in range(count)]
     ends = [max(start + 1, (i + 1) * len(ids) // count) for i, start in enumerate(starts)]
     return torch.stack([vectors[start:end].mean(dim=0) for start, end in zip(starts, ends)])
-
-
-def encode(pipe: StableDiffusion, texts: list[str]) -> Tensor:
-    """(B, 77, D). As they stand: brackets in a caption are brackets, and what is past 77 tokens is cut."""
-    return pipe.clip(pipe.tokenizer(texts).to(pipe.device))
-
-
-def text_contexts(pipe: StableDiffusion, is_trained: bool):
-    """As `encode`; a frozen text encoder reads each text once, and to the same bits whoever asks for it first."""
-    if is_trained:
-        return lambda texts: encode(pipe, texts)
-
-    @lru_cache(KEPT_CONTEXTS)
-    def read(text: str) -> Tensor:
-        with torch.no_grad(), torch.autocast(pipe.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-            return encode(pipe, [text])
-
-    return lambda texts: torch.cat([read(text) for text in texts])

@@ -1,32 +1,33 @@
 """Teach a model a thing or a style from a folder of pictures: textual inversion, LoRA and DreamBooth."""
 
-import json
 import re
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from sd.embedding_files import read_embeddings, save_embedding
 from sd.errors import UserError
 from sd.evaluate import Opened, load_clip
 from sd.optimize import TRAINABLE
-from sd.pipeline import EMBEDDINGS, LORAS, WEIGHTS, StableDiffusion
+from sd.pipeline import BUNDLED, EMBEDDINGS, LORAS, WEIGHTS, StableDiffusion
+from sd.training.advice import table
 from sd.training.captions import KINDS
 from sd.training.checkpointing import forget_less, forget_more
 from sd.training.class_pictures import class_pictures
+from sd.training.disk import check_room, clean, need, spoken
 from sd.training.examples import Objective, fixed_examples
 from sd.training.loop import train
+from sd.training.metadata import begun_at, facts
 from sd.training.methods import METHODS
 from sd.training.objective import snr_weights
+from sd.training.outputs import check_output, deliver, output_for
 from sd.training.photos import Photos
-from sd.training.preparing import facts, kind_of, loop_settings, sources, summary
+from sd.training.preparing import kind_of, loop_settings, sources, summary
 from sd.training.processes import join_processes
 from sd.training.recipes import Recipe, recipe_for
-from sd.training.watch import OnEvent, Watch, advised, table
-from sd.weight_files import replacing
+from sd.training.runs import about, check_begun, check_steps, clear_orphans, content_hash, write_note
+from sd.training.watch import OnEvent, Watch
 
 RUNS = WEIGHTS.parent / "runs"
 MOST_REFERENCES = 64  # pictures to compare with
@@ -66,39 +67,68 @@ def teach(
     """
     recipe = settings or recipe_for(method, pipe, name)
     rank, ranks = join_processes(str(pipe.device))
-    say = say if rank == 0 else lambda sentence: None
+    say = printing(say) if rank == 0 else lambda sentence: None
     check_name(name)
-    output = Path(output or {"ti": EMBEDDINGS, "lora": LORAS, "dreambooth": WEIGHTS}[method] / file_name(name, recipe))
-    run = Path(run or RUNS / f"{method}-{output.stem}")
+    output, run = places(method, name, pipe, recipe, run, output, leader=rank == 0)
+    say(told_of_base(pipe))
     photos = Photos(images, say=say)
     captions = tuple(photo.caption or "" for photo in photos.photos[:PREVIEWS])
     recipe = replace(recipe, prompts=recipe.prompts or captions)
-    note, begun = run / "run.json", about(method, name, pipe, recipe, photos)
-    check_begun(note, begun)
+    note = check_begun(run, about(method, name, pipe, recipe, photos, Path(images)))
+    check_steps(run, note, recipe.steps, say)
+    note.setdefault("began", begun_at())
     wanted, pipe.optimizations = pipe.optimizations, TRAINABLE
     pipe.optimize()  # as every drawing does: each step then has the same bits, whether or not one was drawn before
-    prior = draw_class(method, pipe, recipe, rank, ranks)
-    learner = METHODS[method](pipe, name, recipe)
+    learner = None
     try:
+        prior = draw_class(method, pipe, recipe, rank, ranks)
+        learner = METHODS[method](pipe, name, recipe)
+        check_room(need(method, learner.module, pipe, recipe, len(photos)), run, output, say)
         learnt, held_out, kept_class = sources(pipe, recipe, run, photos, prior, say)
         weights = snr_weights(recipe.least_snr, recipe.min_snr) if recipe.min_snr else snr_weights()
         objective = Objective(pipe.unet, learner.contexts, weights, learnt, kept_class)
         loop = loop_settings(recipe, method, pipe, ranks)
         say(summary(recipe, learner, loop, learnt, held_out, ranks))
-        made = facts(recipe, pipe, photos, loop)
+        made = facts(method, output.stem, recipe, pipe, photos, loop, learnt, note["began"], ranks)
         watch = Watch(pipe, learner, recipe, run, objective, fixed_examples(held_out), made, on_event, say)
         if recipe.checkpointing:
             forget_more(pipe.unet)
         if rank == 0:
-            with replacing(note) as part:
-                part.write_text(json.dumps(begun, indent=2, ensure_ascii=False), encoding="utf-8")
+            write_note(run, note)
             watch.start()
         train(learner.module, objective, len(learnt.places), run, loop, on_step=watch)
-        return conclude(watch, photos, output, say) if rank == 0 else Result(output, run / "sheet.png", 0)
+        return conclude(watch, photos, output, note, say) if rank == 0 else Result(output, run / "sheet.png", 0)
     finally:
         forget_less(pipe.unet)
-        learner.close()
+        if learner is not None:
+            learner.close()
         pipe.optimizations = wanted
+
+
+def places(
+    method: str, name: str, pipe: StableDiffusion, recipe: Recipe, run: Path | None, output: Path | None, leader: bool
+) -> tuple[Path, Path]:
+    """(where the result goes, the run's folder), checked and cleared of what killed processes left."""
+    place = {"ti": EMBEDDINGS, "lora": LORAS, "dreambooth": WEIGHTS}[method]
+    output = output_for(method, name, recipe, place, output)
+    run = Path(run or RUNS / f"{method}-{output.stem}")
+    if leader:
+        clear_orphans(run, output)
+    check_output(output, pipe, run, "give another --output" if method == "ti" else "give another --name or --output")
+    return output, run
+
+
+def printing(say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say` for names that are not UTF-8 too."""
+    return lambda sentence: say(sentence.encode("utf-8", "backslashreplace").decode())
+
+
+def told_of_base(pipe: StableDiffusion) -> str:
+    """Which model is trained from, in words."""
+    if pipe.path is None:
+        return "base model: the one in memory"
+    bundled = " (the bundled model)" if Path(pipe.path).resolve() == BUNDLED.resolve() else ""
+    return f"base model: {pipe.path}{bundled}"
 
 
 def draw_class(method: str, pipe: StableDiffusion, recipe: Recipe, rank: int, ranks: int) -> Path | None:
@@ -107,7 +137,9 @@ def draw_class(method: str, pipe: StableDiffusion, recipe: Recipe, rank: int, ra
         return None
     prompt = KINDS[kind_of(pipe, recipe)].templates[0].format(recipe.class_word)
     asked = dict(steps=recipe.preview_steps, guidance_scale=recipe.guidance_scale, sampler="dpmpp_2m")
-    return class_pictures(pipe, prompt, recipe.class_images, RUNS / "class", recipe.size, rank, ranks, **asked)
+    return class_pictures(
+        pipe, prompt, recipe.class_images, RUNS / "class", recipe.size, rank, ranks, content_hash(pipe), **asked
+    )
 
 
 def check_name(name: str) -> None:
@@ -115,49 +147,18 @@ def check_name(name: str) -> None:
         raise UserError(f"the name {name!r} cannot be a file's: use letters, digits, - and _, such as my-dog.")
 
 
-def file_name(name: str, recipe: Recipe) -> str:
-    """A word such as <my-dog> without its brackets, which not every system lets a file have."""
-    return name.strip("<>") + ("" if recipe.dialect == "peft" else ".safetensors")
-
-
-def about(method: str, name: str, pipe: StableDiffusion, recipe: Recipe, photos: Photos) -> dict:
-    """What a run is about: it cannot go on with anything else. Rates, steps and the like may change on the way."""
-    facts = {"method": method, "name": name, "model": pipe.path.name if pipe.path else ""}
-    facts |= {"pictures": [photo.path.name for photo in photos.photos]}
-    lasting = ("word", "class_word", "init", "vectors", "rank", "alpha", "targets", "size", "seed", "prompts")
-    return json.loads(json.dumps(facts | {key: value for key, value in asdict(recipe).items() if key in lasting}))
-
-
-def check_begun(note: Path, facts: dict) -> None:
-    """Raises UserError where a run about something else has begun there, or where nothing can be written."""
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write into {note.parent} ({error.strerror}): give another --run-dir.") from error
-    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else facts
-    for key, value in facts.items():
-        if before.get(key) != value:
-            raise UserError(f"{note.parent} was begun with another {key}: give another --run-dir, or delete that one.")
-
-
-def conclude(watch: Watch, photos: Photos, output: Path, say: Callable[[str], None]) -> Result:
+def conclude(watch: Watch, photos: Photos, output: Path, note: dict, say: Callable[[str], None]) -> Result:
     """Scores every saved step, and copies the advised one to where it is used."""
     scorer = load_clip()
     references = Opened([photo.path for photo in photos.photos[:MOST_REFERENCES]])
-    sheet, scores = watch.finish(scorer, references)
-    step = advised(scores)
-    say(table(scores, scorer.name))
+    scores, advice = watch.finish(scorer, references)
+    say(table(scores, scorer.name, advice))
     if complaint := watch.learner.complaint():
         say(f"warning: {complaint}")
-    deliver(watch.file(step), output, step, watch)
-    say(f"{output}  step {step}; the pictures of all steps are in {sheet}")
-    return Result(output, sheet, step)
-
-
-def deliver(saved: Path, output: Path, step: int, watch: Watch) -> None:
-    if output.suffix == ".pt":
-        (vectors,) = read_embeddings(saved, watch.pipe.sizes["clip"]["width"]).vectors.values()
-        save_embedding(output, watch.recipe.word, vectors, step, watch.facts.get("ss_sd_model_name"))
-        return
-    with replacing(output) as part:
-        (shutil.copytree if saved.is_dir() else shutil.copyfile)(saved, part)
+    deliver(watch.file(advice.step), output, advice.step, watch.pipe, watch.recipe, watch.facts)
+    say(f"{output}  step {advice.step}; the pictures of all steps are in {watch.sheet}")
+    if watch.recipe.clean:
+        freed = clean(watch.run)
+        write_note(watch.run, note | {"cleaned": str(output)})
+        say(f"cleaned up: {spoken(freed)} deleted from {watch.run}; its sheet, scores and log are kept")
+    return Result(output, watch.sheet, advice.step)

@@ -9,9 +9,10 @@ from PIL import Image
 from sd.errors import UserError
 from sd.image import open_image, to_rgb
 from sd.training.caption_files import caption_beside, listed_captions
+from sd.training.image_folders import Part, images_in, is_picture, others_in, parts_of
 
-READABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-OTHER_PICTURES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd"}  # named as skipped, instead of not seen
+__all__ = ["Photo", "Photos", "is_picture"]
+
 READERS = 4  # at once: a picture of the largest size takes 240 MB while it is read
 NAMED = 5  # skipped things that are named; the rest is counted
 
@@ -23,6 +24,8 @@ class Photo:
     path: Path
     captions: list[str]
     size: tuple[int, int]  # width and height in pixels, upright
+    repeats: int = 1  # how often an epoch takes it
+    folder_caption: str | None = None  # what its folder's name says of it, which counts where it has no caption
 
     @property
     def caption(self) -> str | None:
@@ -37,14 +40,16 @@ class Photo:
 class Photos:
     """The pictures of a folder, in the order of their names, with the captions found there (see `caption_files.py`).
 
-    Pictures in folders below count where `metadata.jsonl` or `results.csv` names them. Every picture is read once, to
+    Pictures in folders below count where `metadata.jsonl` or `results.csv` names them, and as `image_folders.py` says.
+    Every picture is read once, to
     know that it can be. What is kept of it is its path, size and captions: 45 MB for 30,000 pictures with five each.
 
     folder: where they are.
     caption: one caption for all of them, whatever else is found. DreamBooth's class pictures have it.
     say: called with sentences for the user: what was found, what was skipped.
 
-    photos: those that can be learnt from. skipped: a sentence for everything that was passed over.
+    parts: the folders they are in. photos: those that can be learnt from. skipped: a sentence for everything that was
+    passed over.
     Raises UserError where there is no such folder or no picture in it can be read.
     """
 
@@ -54,17 +59,27 @@ class Photos:
             raise UserError(f"there is no folder {folder}: name one with pictures in it.")
         self.skipped: list[str] = []
         listed = listed_captions(folder, self.skipped.append)
-        paths = {path for path in folder.iterdir() if is_picture(path)} | listed.keys()
-        with ThreadPoolExecutor(READERS) as readers:
-            looks = list(readers.map(look, sorted(paths)))
-        self.photos = [photo for photo in looks if isinstance(photo, Photo)]
-        self.skipped += [problem for problem in looks if isinstance(problem, str)]
+        self.parts = parts_of(folder, set(listed), self.skipped)
+        self.photos: list[Photo] = []
+        for part in self.parts:
+            self.read(part, listed if part.folder == folder else listed_captions(part.folder, self.skipped.append))
         for photo in self.photos:
-            photo.captions = [caption] if caption else caption_beside(photo.path) or listed.get(photo.path, [])
+            photo.captions = [caption] if caption else photo.captions
         self.report(folder, say)
 
     def __len__(self) -> int:
         return len(self.photos)
+
+    def read(self, part: Part, listed: dict[Path, list[str]]) -> None:
+        """Adds the images of one folder, and those that a list there names."""
+        paths = {*images_in(part.folder), *listed}
+        with ThreadPoolExecutor(READERS) as readers:
+            looks = list(readers.map(look, sorted(paths)))
+        self.skipped += [problem for problem in looks if isinstance(problem, str)] + others_in(part.folder, paths)
+        for photo in (one for one in looks if isinstance(one, Photo)):
+            photo.captions = caption_beside(photo.path) or listed.get(photo.path, [])
+            photo.repeats, photo.folder_caption = part.repeats, part.caption
+            self.photos.append(photo)
 
     def report(self, folder: Path, say) -> None:
         """What was found, or UserError for nothing."""
@@ -76,15 +91,20 @@ class Photos:
             raise UserError(f"none of the pictures in {folder} can be read; the first: {self.skipped[0]}")
         captioned = sum(bool(photo.captions) for photo in self.photos)
         say(f"{folder}: {len(self)} picture{'s' * (len(self) > 1)}, {captioned} with captions")
+        for part in self.parts:
+            if part.folder != folder:
+                say(self.told(part))
         for sentence in self.skipped[:NAMED]:
             say(f"skipped: {sentence}")
         if len(self.skipped) > NAMED:
             say(f"skipped: {len(self.skipped) - NAMED} more, {len(self.skipped)} in all")
 
-
-def is_picture(path: Path) -> bool:
-    """By its name. Hidden files are not: some systems leave a `._name.jpg` beside each picture."""
-    return path.suffix.lower() in READABLE | OTHER_PICTURES and not path.name.startswith(".") and path.is_file()
+    def told(self, part: Part) -> str:
+        """What was read from a folder below, in words."""
+        count = sum(photo.path.parent == part.folder for photo in self.photos)
+        times = f", each {part.repeats} times an epoch" if part.repeats > 1 else ""
+        called = f", called {part.caption!r} where they have no caption" if part.caption else ""
+        return f"  {part.folder.name}: {count} of them{times}{called}"
 
 
 def look(path: Path) -> Photo | str:

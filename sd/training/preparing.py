@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,15 @@ from sd.pipeline import StableDiffusion, default_device
 from sd.training.captions import KINDS, Captions
 from sd.training.examples import Source
 from sd.training.latent_cache import LatentCache
+from sd.training.long_captions import fits
 from sd.training.loop import Settings
-from sd.training.photos import Photos
+from sd.training.photos import Photo, Photos
 from sd.training.processes import join_processes
 from sd.training.recipes import Recipe, is_small
 
 FEWEST_TO_HOLD_OUT = 5  # pictures: of fewer none can be spared
 MOST_HELD_OUT = 8
+NAMED = 5  # files whose captions are cut
 MANY = 200  # pictures: from here on one view of each, in half precision
 
 
@@ -46,21 +49,32 @@ def sources(
             file=run / file,
             say=say,
         )
-        captions = Captions(photos, word, kind, class_word)
+        fitting = partial(fits, pipe.tokenizer, tokens=recipe.max_token_length)
+        captions = Captions(photos, word, kind, class_word, fits=fitting)
         return Source(latents, captions, list(range(len(photos))), 1.0, recipe.noise_offset)
 
     kind = kind_of(pipe, recipe)
     every = source(photos, "latents.pt", kind, recipe.word or None, recipe.class_word)
+    if every.captions.shortened:
+        say(told_of_cuts(every.captions.shortened, recipe.max_token_length))
     count = min(MOST_HELD_OUT, max(len(photos) // 20, int(len(photos) >= FEWEST_TO_HOLD_OUT)))
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
     spared = order[:count]
-    learnt = replace(every, places=[i for i in range(len(photos)) if i not in spared])
-    held_out = replace(every, places=sorted(spared) or learnt.places, noise_offset=0.0)
+    taken = [i for i in range(len(photos)) if i not in spared]
+    learnt = replace(every, places=[i for i in taken for _ in range(photos.photos[i].repeats)])
+    held_out = replace(every, places=sorted(spared) or taken, noise_offset=0.0)
     if prior_folder is None:
         return learnt, held_out, None
     prompt = KINDS[kind].templates[0].format(recipe.class_word)
     prior = source(Photos(prior_folder, caption=prompt, say=lambda _: None), "class.pt", kind, None, None)
     return learnt, held_out, replace(prior, weight=recipe.prior_weight, places=prior.places[: recipe.class_images])
+
+
+def told_of_cuts(photos: list[Photo], tokens: int) -> str:
+    """Which captions are too long, in a sentence."""
+    names = ", ".join(photo.path.name for photo in photos[:NAMED])
+    more = f" and {len(photos) - NAMED} more" if len(photos) > NAMED else ""
+    return f"warning: captions of over {tokens} tokens are cut at their end (the word stays in them): {names}{more}"
 
 
 def loop_settings(recipe: Recipe, method: str, pipe: StableDiffusion, ranks: int) -> Settings:
@@ -71,8 +85,8 @@ def loop_settings(recipe: Recipe, method: str, pipe: StableDiffusion, ranks: int
         steps=recipe.steps,
         batch=recipe.batch,
         accumulate=recipe.accumulate,
-        lr=recipe.lr * scale,
-        shares={"clip": recipe.text_lr / recipe.lr if recipe.lr else 1.0},
+        lr=(recipe.lr if recipe.trains_unet else recipe.text_lr) * scale,
+        shares={"clip": recipe.text_lr / recipe.lr} if recipe.lr else {},
         schedule=recipe.schedule,
         warmup=recipe.warmup,
         final_lr=recipe.final_lr,
@@ -113,32 +127,14 @@ def load_to_teach(
 def summary(recipe: Recipe, learner, loop: Settings, source: Source, held_out: Source, ranks: int) -> str:
     count = sum(parameter.numel() for parameter in learner.module.parameters())
     pictures = recipe.batch * recipe.accumulate * ranks
-    scaled = f" = {recipe.lr:g} x {pictures} pictures a step" if recipe.scale_lr else ""
+    scaled = f" = {loop.lr / pictures:g} x {pictures} pictures a step" if recipe.scale_lr else ""
     apart = set(held_out.places) - set(source.places)
     held = f"{len(apart)} held out" if apart else "too few to hold one out"
+    images = len(set(source.places))
+    repeated = f" ({len(source.places)} with repeats)" if len(source.places) > images else ""
+    alone = "" if recipe.trains_unet else ", of the text encoder alone"
     return (
         f"{count:,} parameters to train, {recipe.steps} steps of {pictures} pictures\n"
-        f"effective learning rate {loop.lr:g}{scaled} ({recipe.schedule})\n"
-        f"{len(source.places)} pictures to learn from, {held}; captions such as {source.captions.wordings[0][0]!r}"
+        f"effective learning rate {loop.lr:g}{scaled} ({recipe.schedule}){alone}\n"
+        f"{images} pictures to learn from{repeated}, {held}; captions such as {source.captions.wordings[0][0]!r}"
     )
-
-
-def facts(recipe: Recipe, pipe: StableDiffusion, photos: Photos, loop: Settings) -> dict[str, str]:
-    """What a file says of its making, in kohya's words."""
-    said = {
-        "ss_sd_model_name": pipe.path.name if pipe.path else None,
-        "ss_num_train_images": len(photos),
-        "ss_max_train_steps": recipe.steps,
-        "ss_learning_rate": loop.lr,
-        "ss_unet_lr": loop.lr,
-        "ss_text_encoder_lr": recipe.text_lr if "text" in recipe.targets else None,
-        "ss_lr_scheduler": recipe.schedule,
-        "ss_batch_size_per_device": recipe.batch,
-        "ss_gradient_accumulation_steps": recipe.accumulate,
-        "ss_resolution": f"({recipe.size}, {recipe.size})",
-        "ss_min_snr_gamma": recipe.min_snr or None,
-        "ss_noise_offset": recipe.noise_offset or None,
-        "ss_seed": recipe.seed,
-        "ss_training_comment": f"say {recipe.said}",
-    }
-    return {key: str(value) for key, value in said.items() if value is not None}

@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -41,17 +43,39 @@ def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
 
 
 class StopSignal:
-    """Remembers that Ctrl-C or SIGTERM came, so that the loop can stop between two steps.
+    """Remembers that Ctrl-C or SIGTERM came, so that the loop can stop between two steps; a second one leaves at once.
 
+    The first says what is waited for. With several processes there is no second one: `torchrun` itself sends it on.
     Outside of the main thread, where Python hands out no signals, whoever started it sets `asked`.
+
+    waits_for: what is being done, in words. kept: what is lost by leaving at once, in words.
     """
 
-    def __init__(self):
-        self.asked, self.before = False, {}
+    def __init__(self, ranks: int = 1, speaks: bool = False, kept: Callable[[], str] = str):
+        self.asked, self.hurried, self.before = False, False, {}
+        self.ranks, self.speaks, self.kept, self.waits_for = ranks, speaks, kept, "this step"
         if threading.current_thread() is threading.main_thread():
-            self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {s: signal.signal(s, self.heard) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(self, *_) -> None:
+    def heard(self, *_) -> None:
+        """A signal. Written past Python's buffers, which it may have come in the middle of."""
+        if self.asked and self.ranks == 1:
+            self.hurried = True
+            self.write("leaving at once.")
+            raise KeyboardInterrupt
+        self.asked = True
+        self.write(
+            f"stopping: waiting for {self.waits_for}, then saving. The same command goes on from there. "
+            f"Ctrl-C again leaves at once ({self.kept()})."
+        )
+
+    def write(self, sentence: str) -> None:
+        if self.speaks:
+            with suppress(OSError):
+                os.write(2, f"\n{sentence}\n".encode(errors="backslashreplace"))
+
+    def ask(self) -> None:
+        """As a first Ctrl-C."""
         self.asked = True
 
     def restore(self) -> None:

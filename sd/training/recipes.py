@@ -3,8 +3,9 @@
 from dataclasses import dataclass, fields, replace
 
 from sd.errors import UserError
+from sd.image import MAX_SIDE
 from sd.pipeline import StableDiffusion
-from sd.settings import check_number, check_whole
+from sd.settings import MAX_SEED, check_number, check_whole
 from sd.textual_inversion import MOST_VECTORS
 
 SMALL = 256  # pixels: a model made for at most so many is a small one, such as the bundled one
@@ -12,6 +13,38 @@ KINDS = ("object", "style")
 SCHEDULES = ("constant", "cosine")
 TARGETS = ("cross", "attention", "ff", "text")
 DIALECTS = ("kohya", "diffusers", "peft")
+TOKEN_LENGTHS = (75, 150, 225)  # of captions: one to three of the text encoder's chunks
+MOST_STEPS = 10**7
+WHOLE = {  # settings that are whole numbers, each with its lowest and highest value
+    "steps": (1, MOST_STEPS),
+    "batch": (1, 1000),
+    "accumulate": (1, 1000),
+    "vectors": (1, MOST_VECTORS),
+    "rank": (1, 1024),
+    "warmup": (0, MOST_STEPS),
+    "class_images": (1, 100_000),
+    "seed": (0, MAX_SEED - 10_000),  # each preview takes the next one
+    "size": (8, MAX_SIDE),
+    "crops": (1, 64),
+    "saves": (1, 1000),
+    "keep_last": (1, 1000),
+    "preview_steps": (1, 1000),
+}
+NUMBERS = {  # and those that are not
+    "lr": (0, 10.0),
+    "text_lr": (0, 10.0),
+    "alpha": (1e-6, 1e6),
+    "weight_decay": (0, 1.0),
+    "min_snr": (0, 1e6),
+    "least_snr": (0, 1.0),
+    "noise_offset": (0, 1.0),
+    "prior_weight": (0, 100.0),
+    "ema": (0, 0.99999),
+    "final_lr": (0, 1.0),
+    "guidance_scale": (0, 100.0),
+    "save_minutes": (0, 10_080.0),
+}
+COUNTED = ("steps", "vectors", "class_images", "crops", "saves")  # "the number of steps is 0"
 
 
 @dataclass(frozen=True)
@@ -59,8 +92,11 @@ class Recipe:
     flip: bool = True
     crops: int = 4
     buckets: bool = True
+    max_token_length: int = 225  # of captions; what is longer is cut, but for the word
 
     saves: int = 5  # files to choose from, with pictures of each
+    keep_last: int | None = None  # of those files; None keeps all
+    clean: bool = False  # at the end, delete all that is not needed to see how it went
     prompts: tuple[str, ...] = ()  # of those pictures; {} is where the word goes
     preview_steps: int = 25
     guidance_scale: float = 7.5
@@ -71,23 +107,18 @@ class Recipe:
                 raise UserError(f"the {name} is {getattr(self, name)}: use {' or '.join(choices)}.")
         if unknown := set(self.targets) - set(TARGETS):
             raise UserError(f"there is no target {min(unknown)}: use {', '.join(TARGETS)}.")
-        for name, most in (("steps", 10**7), ("batch", 1000), ("accumulate", 1000), ("rank", 1024), ("saves", 1000)):
-            check_whole(f"number of {name}" if name == "steps" else name, getattr(self, name), 1, most)
-        if self.vectors is not None:
-            check_whole("number of vectors", self.vectors, 1, MOST_VECTORS)
-        check_whole("number of class images", self.class_images, 1, 100_000)
-        for name, most in (
-            ("lr", 10.0),
-            ("min_snr", 1e6),
-            ("least_snr", 1.0),
-            ("noise_offset", 1.0),
-            ("prior_weight", 100.0),
-            ("ema", 0.99999),
-        ):
-            check_number(name.replace("_", " "), getattr(self, name), 0, most)
-        for name in ("text_lr", "alpha"):
-            if getattr(self, name) is not None:
-                check_number(name.replace("_", " "), getattr(self, name), 0, 1e6)
+        if self.max_token_length not in TOKEN_LENGTHS:
+            raise UserError(f"the maximal token length is {self.max_token_length}: use 75, 150 or 225.")
+        for check, bounds in ((check_whole, WHOLE), (check_number, NUMBERS)):
+            for name, (lowest, highest) in bounds.items():
+                if getattr(self, name) is not None:
+                    spoken = "number of " * (name in COUNTED) + name.replace("_", " ")
+                    check(spoken, getattr(self, name), lowest, highest)
+
+    @property
+    def trains_unet(self) -> bool:
+        """Not at a rate of 0 where the text encoder has one of its own: then that one is trained alone."""
+        return self.lr > 0 or not (self.text_lr and "text" in self.targets)
 
     @property
     def said(self) -> str:
@@ -134,6 +165,12 @@ def is_small(pipe: StableDiffusion) -> bool:
     return pipe.image_size <= SMALL
 
 
+def defaults_of(method: str, small: bool) -> dict[str, object]:
+    """All settings as the method has them on such a model, where nothing is given."""
+    plain = {field.name: field.default for field in fields(Recipe)}
+    return plain | (TINY if small else LARGE)[method] | (SMALL_MODEL if small else {})
+
+
 def recipe_for(method: str, pipe: StableDiffusion, name: str, **given: object) -> Recipe:
     """The defaults of a method on this model, with what is given (and not None) in their place.
 
@@ -146,8 +183,8 @@ def recipe_for(method: str, pipe: StableDiffusion, name: str, **given: object) -
     if unknown := given.keys() - {field.name for field in fields(Recipe)}:
         raise UserError(f"there is no setting called {min(unknown)!r}.")
     small = is_small(pipe)
-    defaults = (TINY if small else LARGE)[method] | (SMALL_MODEL if small else {}) | {"word": name}
-    recipe = Recipe(**(defaults | given))
+    defaults = defaults_of(method, small) | {"word": name}
+    recipe = with_text_alone(method, Recipe(**(defaults | given)), given)
     prompts = (EMOJI_PROMPTS if small else PHOTO_PROMPTS)[recipe.kind]
     if not small and pipe.device.type == "cpu":  # where a picture takes minutes
         recipe, prompts = replace(recipe, preview_steps=given.get("preview_steps", 12)), prompts[:2]
@@ -164,3 +201,16 @@ def recipe_for(method: str, pipe: StableDiffusion, name: str, **given: object) -
         class_word=None if method == "ti" else recipe.class_word,  # its word is to mean the whole thing
         prompts=recipe.prompts or (prompts if recipe.word else ()),
     )
+
+
+def with_text_alone(method: str, recipe: Recipe, given: dict) -> Recipe:
+    """A rate for the text encoder trains it, unless `targets` say otherwise; a rate of 0 beside it trains it alone."""
+    if method == "ti" or not given.get("text_lr"):
+        return recipe
+    if "text" not in recipe.targets:
+        if "targets" in given:
+            raise UserError(
+                "there is a learning rate for the text encoder, which is not trained: add text to --targets."
+            )
+        recipe = replace(recipe, targets=(*recipe.targets, "text"))
+    return replace(recipe, targets=("text",)) if recipe.lr == 0 and method == "lora" else recipe

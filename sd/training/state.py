@@ -43,13 +43,41 @@ class TrainingState:
         """Everything as the file has it; as it is where there is no file."""
         if not self.path.exists():
             return
-        saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        saved = read_state(self.path)
         if missing := self.parts.keys() - saved.keys():
             raise UserError(f"{self.path} has no {min(missing)}: go on with the settings it was begun with.")
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.path} does not fit these settings: go on with those it was begun with, or delete the folder."
+            ) from error
         self.step = self.saved_step = saved["step"]
-        for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
 
     def kept(self) -> str:
         """Where to go on from, in words."""
         return "nothing was saved yet" if self.saved_step is None else f"{self.path} keeps step {self.saved_step}"
+
+
+def read_state(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """What `TrainingState.save` wrote; with `mmap` left in the file until it is used.
+
+    Raises UserError where it is damaged.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if not isinstance(saved["step"], int):
+            raise TypeError("no step")
+    except Exception as error:  # torch raises nearly anything on a damaged file
+        raise UserError(
+            f"{path} is damaged, so that this run cannot go on: delete that file to start again from step 0, "
+            "or give another --run-dir."
+        ) from error
+    return saved
+
+
+def steps_done(run: Path) -> int:
+    """How many steps the run in this folder has made. Raises UserError where that is damaged."""
+    path = run / "state.pt"
+    return read_state(path, mmap=True)["step"] if path.exists() else 0

@@ -1,9 +1,9 @@
 """Whether it learns: numbers and pictures on the way, and at the end which step to take."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
@@ -12,23 +12,14 @@ from torch import nn
 from sd.contact_sheet import contact_sheet
 from sd.evaluate import Scorer, evaluate
 from sd.image import grid, write_png
+from sd.means import mean_of
 from sd.pipeline import StableDiffusion
+from sd.training.advice import HELD_OUT, UNFAMILIAR, Advice, Scores, advise, unfamiliar
 from sd.training.examples import Example, Objective
 from sd.training.recipes import Recipe
 from sd.weight_files import replacing
 
 OnEvent = Callable[[dict], None]
-LOST = 0.1  # the share of its fit to prompts that a step may have lost
-
-
-@dataclass
-class Scores:
-    """Of the pictures of one step: likeness to those taught with, fit to their prompts, and which are copies."""
-
-    step: int
-    clip_i: float
-    clip_t: float
-    copies: int
 
 
 class Watch:
@@ -58,24 +49,43 @@ class Watch:
     def start(self) -> None:
         """How it is before the first step, to compare with."""
         if 0 not in self.steps():
-            self.measure(0)
+            self.say(HELD_OUT)
+            before = self.measure(0)["held_out"]
             self.draw(0)
+            if before > UNFAMILIAR:
+                self.say(f"warning: {unfamiliar(before)}")
 
     def __call__(self, average: nn.Module, step: int, loss: float) -> dict | None:
         event = {"step": step, "steps": self.recipe.steps, "loss": loss, "held_out": None, "preview": None}
         measures = None
-        if step % self.every == 0 or step == self.recipe.steps:
+        if self.is_due(step):
             with showing(self.learner.module, average):
                 measures = self.measure(step)
                 self.learner.save(self.file(step), step, self.facts)
+                self.remove_older(step)
                 event["preview"] = str(self.draw(step))
             event |= measures
         if self.on_event is not None:
             self.on_event(event)
         return measures
 
+    def is_due(self, step: int) -> bool:
+        return step % self.every == 0 or step == self.recipe.steps
+
+    def waits_for(self, step: int) -> str:
+        return f"the file and the preview images of step {step}" if self.is_due(step) else f"step {step}"
+
+    def remove_older(self, step: int) -> None:
+        """All but the last few files of steps, where only these are to be kept."""
+        files = [path for path in step_files(self.run) if step_of(path) <= step]
+        for path in files[: -self.recipe.keep_last] if self.recipe.keep_last else ():
+            remove(path)
+
     def measure(self, step: int) -> dict:
-        measures = {"held_out": round(self.objective.measure(self.held_out), 6)} | self.learner.measures()
+        held_out = round(self.objective.measure(self.held_out), 6)
+        with replacing(self.run / "held_out.json") as part:
+            part.write_text(json.dumps(self.held_out_losses() | {str(step): held_out}), encoding="utf-8")
+        measures = {"held_out": held_out} | self.learner.measures()
         words = ", ".join(f"{name} {said(value)}" for name, value in measures.items())
         self.say(f"step {step}: {words}")
         return measures
@@ -93,9 +103,19 @@ class Watch:
         return sheet
 
     def steps(self) -> list[int]:
-        """Those that there are pictures of, 0 among them."""
-        every = [*range(0, self.recipe.steps, self.every), self.recipe.steps]
-        return [step for step in every if all(self.picture(step, k).exists() for k in range(len(self.prompts)))]
+        """Those up to the last step that there are pictures of, 0 among them, whatever wrote them."""
+        found = {int(path.name.split("-")[0]) for path in (self.run / "previews").glob("[0-9]" * 6 + "*-0.png")}
+        return [step for step in sorted(found) if step <= self.recipe.steps and self.is_drawn(step)]
+
+    def is_drawn(self, step: int) -> bool:
+        """Whether every picture of it is there and whole."""
+        for k in range(len(self.prompts)):
+            try:
+                with Image.open(self.picture(step, k)) as image:
+                    image.load()
+            except OSError:
+                return False
+        return True
 
     def picture(self, step: int, k: int) -> Path:
         return self.run / "previews" / f"{step:06}-{k}.png"
@@ -104,55 +124,69 @@ class Watch:
         suffix = "" if self.recipe.dialect == "peft" else ".safetensors"
         return self.run / "steps" / f"{step:06}{suffix}"
 
-    def finish(self, scorer: Scorer, references: Sequence[Image.Image]) -> tuple[Path, list[Scores]]:
-        """(the contact sheet of steps by prompts, the scores of each step).
+    def finish(self, scorer: Scorer, references: Sequence[Image.Image]) -> tuple[list[Scores], Advice]:
+        """(the scores of each step, the one to take), which the contact sheet and `scores.json` show too.
 
         CLIP-T asks for the prompt with what kind of thing it is in the word's place, which CLIP does not know.
         """
         plain = self.recipe.class_word or self.recipe.init
         asked = [prompt.replace("{}", plain) for prompt in self.recipe.prompts]
-        rows, scores = [], []
-        for step in self.steps():
-            made = [Image.open(self.picture(step, k)).convert("RGB") for k in range(len(self.prompts))]
+        rows = [[Image.open(self.picture(step, k)).convert("RGB") for k in range(len(asked))] for step in self.steps()]
+        features = scorer.pictures(references)
+        likeness = [(scorer.pictures(made) @ features.T).mean(dim=1) for made in rows]
+        scores = []
+        for step, made, alike in zip(self.steps(), rows, likeness):
             found = evaluate(scorer, made, references, asked)
-            alike = sum(copy.copied for copy in found.copies)
-            scores.append(Scores(step, found.clip_i.value, found.clip_t.value, alike))
-            rows.append(made)
-        labels = [f"step {one.step}: CLIP-I {one.clip_i:.3f}, CLIP-T {one.clip_t:.3f}" for one in scores]
-        sheet = self.run / "sheet.png"
-        write_png(contact_sheet(rows, labels, self.prompts), sheet)
+            copied = sum(copy.copied for copy in found.copies)
+            gain = mean_of(alike - likeness[0])
+            held_out = self.held_out_losses().get(str(step))
+            scores.append(Scores(step, found.clip_i.value, found.clip_t.value, copied, gain.value, gain.half, held_out))
+        advice = advise(scores, {one.step for one in scores if self.file(one.step).exists()})
+        self.write_sheet(rows, scores, advice, references)
         with replacing(self.run / "scores.json") as part:
-            part.write_text(json.dumps({"clip": scorer.name, "steps": [vars(one) for one in scores]}, indent=2))
-        return sheet, scores
+            written = {"clip": scorer.name, "advised": advice.step, "steps": [as_json(one) for one in scores]}
+            part.write_text(json.dumps(written, indent=2))
+        return scores, advice
+
+    def write_sheet(self, rows: list, scores: list[Scores], advice: Advice, references: Sequence[Image.Image]) -> None:
+        """The images trained from above one row for each step, with a mark on the one that was taken."""
+        count = len(self.prompts)
+        shown = [references[k] for k in range(min(count, len(references)))]
+        labels = [f"step {one.step}: CLIP-I {one.clip_i:.3f}, CLIP-T {one.clip_t:.3f}" for one in scores]
+        labels = [f"TAKEN >> {text}" if one.step == advice.step else text for text, one in zip(labels, scores)]
+        rows = [shown + [None] * (count - len(shown)), *rows]
+        write_png(contact_sheet(rows, ["images trained from", *labels], self.prompts), self.sheet)
+
+    @property
+    def sheet(self) -> Path:
+        return self.run / "sheet.png"
+
+    def held_out_losses(self) -> dict[str, float]:
+        """By step; empty where an older program made the run, or the file is spoilt."""
+        with suppress(OSError, ValueError):
+            losses = json.loads((self.run / "held_out.json").read_text(encoding="utf-8"))
+            if isinstance(losses, dict):
+                return {key: value for key, value in losses.items() if isinstance(value, float)}
+        return {}
 
 
-def advised(scores: list[Scores]) -> int:
-    """The step to take, not 0: the likest one that still does what prompts say.
-
-    That is the best CLIP-I, among those with the fewest copies whose CLIP-T is within a tenth of what it was at first.
-    A sum of both would take the step that has learnt least: CLIP-T falls from the first step on.
-    """
-    floor = scores[0].clip_t - LOST * abs(scores[0].clip_t)
-    taught = [one for one in scores if one.step > 0]
-    return min(taught, key=lambda one: (one.copies, one.clip_t < floor, -one.clip_i)).step
+def step_files(run: Path) -> list[Path]:
+    """The files of steps in order, whatever their kind."""
+    found = [path for path in (run / "steps").glob("[0-9]*") if path.name.split(".")[0].isdecimal()]
+    return sorted(found, key=step_of)
 
 
-def table(scores: list[Scores], clip: str) -> str:
-    """The scores in words, the advised step marked."""
-    best = advised(scores)
-    lines = [f"scores by {clip}:", "   step  CLIP-I  CLIP-T  copies"]
-    for one in scores:
-        mark = "  <- take this one" if one.step == best else ""
-        lines.append(f"{one.step:7}  {one.clip_i:6.3f}  {one.clip_t:6.3f}  {one.copies:6}{mark}")
-    taken = next(one for one in scores if one.step == best)
-    if taken.copies:
-        lines.append("warning: every step draws copies of pictures it was taught with; teach it for fewer steps.")
-    if taken.clip_i <= scores[0].clip_i:
-        lines.append(
-            f"warning: by this CLIP nothing was gained: step {best} draws no more like the pictures than step 0 did; "
-            "try a LoRA, or more steps."
-        )
-    return "\n".join(lines)
+def step_of(path: Path) -> int:
+    return int(path.name.split(".")[0])
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def as_json(scores: Scores) -> dict:
+    """What is not known is null: JSON has no nan."""
+    return {key: None if value != value else value for key, value in vars(scores).items()}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sd.errors import UserError
 from sd.web.job import JOB_ID, Busy, Cancelled, Job, JobFailed, Missing, Skipped, explain, load_job, new_id
+from sd.weight_files import remove_orphans
 
 WAITING = 64  # jobs that may wait before the next is told "busy"
 STOPPED = "the server was stopped before this job was finished: ask for it again."
@@ -49,6 +50,8 @@ class Jobs:
         """What an earlier program left unfinished."""
         for job in self.saved():
             if not job.has_ended:
+                for folder in [job.folder, *(path for path in job.folder.rglob("*") if path.is_dir())]:
+                    remove_orphans(folder)
                 self.end(job, "interrupted", STOPPED)
 
     def saved(self) -> Iterator[Job]:
