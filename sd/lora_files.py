@@ -123,7 +123,7 @@ def report(name: str, path: Path, file: LoraFile, strengths: dict[str, float], s
     if not any(sizes.values()) and all(patch.delta_bias() is None for patch in patches):
         warnings.append("every change in it is zero, so it does nothing: it was saved before it learned anything")
     if left_out := file.total - len(patches):
-        warnings.append(f"{left_out} of its {file.total} layers are left out, so it does less than it should")
+        warnings.append(f"{left_out} of its layers are left out, so it does less than it should")
     elif file.unmatched:
         warnings.append(f"keys of an unknown kind are ignored: {', '.join(list(file.unmatched)[:SHOWN])}")
     return LoraReport(
