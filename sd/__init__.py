@@ -59,6 +59,7 @@ model_hash        the name of a checkpoint in an image's settings
 model_files       what one file or folder of a model holds
 discovery         checkpoints, VAEs, LoRAs and embeddings by name
 adapters          all adapters of one pipeline
+adapter_calls     a pipeline's calls for its adapters, diffusers' names beside ours
 
 seeds             noise by seed
 seamless          pictures that tile

@@ -18,7 +18,7 @@ from sd.errors import UserError
 from sd.image import check_outdir, grid, save_png, write_png
 from sd.many import processes
 from sd.optimize import NO_OPTIMIZATIONS, list_optimizations
-from sd.pipeline import StableDiffusion, default_device, default_dtype
+from sd.pipeline import Pictures, StableDiffusion, default_device, default_dtype
 from sd.prompt_writer import PromptWriter, in_style
 from sd.samplers import SAMPLERS
 from sd.schedule import SCHEDULES
@@ -41,8 +41,20 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("--llm-model", metavar="NAME", help="its name (OPENAI_MODEL); a key is read from OPENAI_API_KEY")
     add("--ckpt", "--model", metavar="FILE", help="a checkpoint, or its name in weights/ (default: yours, or ours)")
     add_vae(parser)
-    add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="a LoRA; may be given several times")
-    add("--embedding", action="append", default=[], metavar="FILE[:WORD]", help="a textual inversion, likewise")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA, or its name in weights/loras/; may be given several times",
+    )
+    add(
+        "--embedding",
+        action="append",
+        default=[],
+        metavar="FILE[:WORD]",
+        help="a textual inversion, likewise in weights/embeddings/",
+    )
     add("--outdir", default="outputs", help="folder for the pictures (outputs)")
     add("--steps", "--ddim_steps", type=int, default=50, help="how many steps (50)")
     add("--guidance-scale", "--scale", type=float, default=7.5, help="how strictly to follow the prompt (7.5)")
@@ -158,7 +170,10 @@ def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
     pipe.optimize()
     for text in args.lora:
         path, strength = split_end(text)
-        print(pipe.load_lora(path, 1.0 if strength is None else number(text, strength)))
+        name = Path(path).stem
+        taken = sum(one == name or one.startswith(f"{name} (") for one in pipe.adapters.names())
+        name = f"{name} ({taken + 1})" if taken else None  # given twice, they add up
+        print(pipe.load_lora(path, 1.0 if strength is None else number(text, strength), name=name))
     for text in args.embedding:
         print(pipe.load_embedding(*split_end(text)))
     if args.taesd:
@@ -244,7 +259,7 @@ def draw_and_save(
     One of several processes makes no sheet: it has a share of the pictures only.
     """
     folder, (rank, count) = check_outdir(args.outdir), processes()
-    drawn, prompts = [], []
+    drawn, prompts, told = [], [], set()
     for drawing in drawings:
         one = drawing.settings
         if drawing.template:
@@ -253,6 +268,7 @@ def draw_and_save(
         with closing(Shower(pipe, folder if args.preview and rank == 0 else None)) as shower:
             pictures = pipe.draw(one, image, mask, on_step=shower)
         seconds = time.perf_counter() - began
+        tell(pictures, told)
         texts = drawing.texts(pictures.infotexts)
         for i, (picture, seed, text) in enumerate(zip(pictures.images, pictures.seeds, texts)):
             number = None if drawing.number is None else drawing.number + i
@@ -264,6 +280,18 @@ def draw_and_save(
     if len(drawn) > 1:
         labels = prompts if len(set(prompts)) > 1 else None
         print(f"{save_png(grid(drawn, labels=labels), folder, prefix='grid-')}  all {len(drawn)}")
+
+
+def tell(pictures: Pictures, told: set[str]) -> None:
+    """Prints the reports and notes that came with some pictures, unless they are among those told before."""
+    for report in pictures.reports:
+        if str(report) not in told:
+            print(report)
+            told |= {str(report), *report.notes}  # a report has its warnings in it
+    for note in pictures.notes:
+        if note not in told:
+            print(f"note: {note}")
+            told.add(note)
 
 
 class Shower:

@@ -142,5 +142,7 @@ def unmerge(network: nn.Module, kept: Kept) -> None:
     """Back to what was there before `merge`: the very same parameters, and their patches."""
     for path, (weight, bias, patches) in kept.items():
         layer = network.get_submodule(path)
+        if isinstance(layer, PACKED):
+            layer.unpack()
         layer.weight, layer.bias, layer.patches = weight, bias, patches
         layer.__class__ = PATCHED[type(layer)]

@@ -12,7 +12,12 @@ from sd.weight_files import read_weights, what_is
 
 WEIGHT_NAMES = ("adapter_model", "pytorch_lora_weights", "pytorch_attn_procs")
 PEFT_CONFIG = "adapter_config.json"
+ADAPTER_NAME = re.compile(  # PEFT's name for an adapter inside a model, which its own files leave out
+    r"(?P<field>\.(lora_[AB]|lora_magnitude_vector|(hada|lokr)_[wt][12](_[ab])?))\.(?P<name>(?!weight$).+?)(?P<end>\.weight)?$"
+)
 METADATA_CONFIG = "lora_adapter_metadata"  # diffusers puts PEFT's settings there
+BUNDLE = "bundle_emb."  # the webui's and OneTrainer's keys of an embedding: bundle_emb.NAME.clip_l
+OTHER_VECTORS = ("clip_g", "clip_l_out", "clip_g_out", "t5", "t5_out")  # for other text encoders, or behind one
 TOKEN_MARK = "<embed>"  # cloneofsimo's metadata of a key that is a token
 
 XL = "Stable Diffusion XL"
@@ -68,12 +73,22 @@ def read_content(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], dict[str
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
+        if (what := what_is(content)) != "a LoRA":
+            raise UserError(f"{path} is {what}: use one for Stable Diffusion 1.")
         return content, {}
     entries = content.items() if isinstance(content, dict) else ()
     tensors = {str(key): value for key, value in entries if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no LoRA: it is {what_is(content) or 'something else'}.")
-    return tensors, found.metadata
+    return without_adapter_name(path, tensors), found.metadata
+
+
+def without_adapter_name(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`lora_A.dog.weight` as `lora_A.weight`. Raises UserError where there are several such names."""
+    names = dict.fromkeys(found["name"] for key in tensors if (found := ADAPTER_NAME.search(key)))
+    if len(names) > 1:
+        raise UserError(f"{path} holds {len(names)} LoRAs, {', '.join(names)}: save each to a file of its own.")
+    return {ADAPTER_NAME.sub(r"\g<field>\g<end>", key): tensor for key, tensor in tensors.items()}
 
 
 def open_lists(path: Path, content: list[Tensor]) -> Contents:
@@ -125,14 +140,19 @@ def parse_json(text: str | bytes, path: Path) -> dict:
 
 
 def token_keys(contents: Contents) -> dict[str, str]:
-    """Key to token, for the embeddings that came along with the layers."""
-    tokens = {}
+    """Key to token, for the embeddings that came along with the layers; one key for each token."""
+    tokens = {key: key for key in contents.tensors if contents.metadata.get(key) == TOKEN_MARK}
+    bundled: dict[str, dict[str, str]] = {}  # token -> which vectors they are -> key
     for key in contents.tensors:
-        if contents.metadata.get(key) == TOKEN_MARK:
-            tokens[key] = key
-        elif key.startswith("bundle_emb."):
-            name = key.removeprefix("bundle_emb.")
-            tokens[key] = name.split(".string_to_param.")[0] if ".string_to_param." in name else name.rpartition(".")[0]
+        if key.startswith(BUNDLE):
+            name, _, vectors = key.removeprefix(BUNDLE).partition(".string_to_param.")
+            if not vectors:
+                name, _, vectors = name.rpartition(".")
+            bundled.setdefault(name, {})[vectors] = key
+    for name, keys in bundled.items():
+        usable = [vectors for vectors in keys if vectors not in OTHER_VECTORS]
+        if usable:
+            tokens[keys[usable[0]]] = name
     return tokens
 
 

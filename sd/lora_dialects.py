@@ -27,18 +27,18 @@ LABELS = [  # the first that any key begins with
     (r"base_model\.model\.", "PEFT's"),
     (r".*\.processor\.|.*\.to_\w+_lora\.", "diffusers' of early 2023"),
     (r"lora_unet_(input|middle|output)_", "kohya's, layers named as in the checkpoint"),
-    (r"lora_(unet|te1?)_", "kohya's"),
+    (r"(lora|oft)_(unet|te1?)_", "kohya's"),
     (r"lycoris_", "LyCORIS'"),
     (r"(model\.)?diffusion_model\.|(text_encoders\.)?clip_l\.", "ComfyUI's"),
     (r"", "diffusers'"),
 ]
 PREFIXES = re.compile(
-    "(base_model_model_|lycoris_|lora_unet_|lora_te1?_|unet_|text_encoder_|(model_)?diffusion_model_"
+    "(base_model_model_|lycoris_|(lora|oft)_unet_|(lora|oft)_te1?_|unet_|text_encoder_|(model_)?diffusion_model_"
     "|(text_encoders_)?clip_l_transformer_|cond_stage_model_transformer_)*"
 )
 FIELDS = [  # how a key ends, and the field that it is; None for its own name
-    (r"(?::|[._](?:lora_linear_layer\.|lora\.|lora_))(?:down|A)(?:\.default)?(?:\.weight)?", "lora_down"),
-    (r"(?::|[._](?:lora_linear_layer\.|lora\.|lora_))(?:up|B)(?:\.default)?(?:\.weight)?", "lora_up"),
+    (r"(?::|[._](?:lora_linear_layer\.|lora\.|lora_))(?:down|A)(?:\.weight)?", "lora_down"),
+    (r"(?::|[._](?:lora_linear_layer\.|lora\.|lora_))(?:up|B)(?:\.weight)?", "lora_up"),
     (r"\.lora_mid\.weight", "lora_mid"),
     (r"(?:[._]lora)?\.alpha", "alpha"),
     (r"\.lora_magnitude_vector(?:\.\w+)*", "magnitude"),

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from sd.lora_dialects import LoraFile, read_lora
 from sd.lora_kinds import DoRA, Patch
 
 SPOKEN = {"unet": "U-Net", "clip": "text encoder"}
+MAX_STRENGTH = 100
 SHOWN = 8  # unmatched keys in the printed report; the report object has them all
 
 
@@ -22,7 +23,7 @@ class LoraReport:
     """What loading did. matched and total count layers; unmatched: key -> why not; scale: its origin, in words.
 
     strengths and sizes are by network, "unet" and "clip"; a size is |ΔW| / |W| over the matched layers, at strength 1.
-    embeddings: vectors (n, D) by token that came along; they are not loaded yet.
+    embeddings: vectors (n, D) by token that came along in the file; words: those of them that are loaded.
     """
 
     name: str
@@ -37,6 +38,12 @@ class LoraReport:
     sizes: dict[str, float]
     embeddings: dict[str, Tensor]
     warnings: list[str]
+    words: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """The warnings as whole sentences."""
+        return [f"the LoRA {self.name}: {warning}." for warning in self.warnings]
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
@@ -49,8 +56,8 @@ class LoraReport:
             *(f"  {part}" for part in parts),
             f"  scale: {self.scale}",
         ]
-        if self.embeddings:
-            lines.append(f"  embeddings that came along: {', '.join(self.embeddings)}")
+        if self.words:
+            lines.append(f"  embeddings that came along, loaded with it: {', '.join(self.words)}")
         lines += [f"  not matched: {key} ({why})" for key, why in list(self.unmatched.items())[:SHOWN]]
         if len(self.unmatched) > SHOWN:
             lines.append(f"  not matched: {len(self.unmatched) - SHOWN} more keys")
@@ -73,6 +80,9 @@ def load_lora(
     """
     path = Path(path).expanduser()
     networks = {"unet": unet, "clip": clip}
+    strengths = {"unet": strength, "clip": strength if text_strength is None else text_strength}
+    for value in strengths.values():
+        check_strength(value)
     name = path.stem if name is None else name
     if name in loaded(unet, clip):
         raise UserError(f"an adapter named {name} is loaded already: unload it first, or give this one another name.")
@@ -80,10 +90,16 @@ def load_lora(
     if not all(is_finite(patch) for patches in file.patches.values() for patch in patches.values()):
         raise UserError(f"{path} holds numbers that are not finite: its training broke down; use an earlier save.")
     sizes = {part: relative_size(networks[part], patches) for part, patches in file.patches.items() if patches}
-    strengths = {"unet": strength, "clip": strength if text_strength is None else text_strength}
     for part, patches in file.patches.items():
         inject(networks[part], name, patches, strengths[part])
     return report(name, path, file, strengths, sizes)
+
+
+def check_strength(strength: float) -> None:
+    if not abs(strength) <= MAX_STRENGTH:
+        raise UserError(
+            f"the strength {strength:g} is no use: give a number between -{MAX_STRENGTH} and {MAX_STRENGTH}."
+        )
 
 
 def is_finite(patch: Patch) -> bool:
@@ -106,8 +122,10 @@ def report(name: str, path: Path, file: LoraFile, strengths: dict[str, float], s
     warnings = []
     if not any(sizes.values()) and all(patch.delta_bias() is None for patch in patches):
         warnings.append("every change in it is zero, so it does nothing: it was saved before it learned anything")
+    if left_out := file.total - len(patches):
+        warnings.append(f"{left_out} of its layers are left out, so it does less than it should")
     elif file.unmatched:
-        warnings.append(f"{file.total - len(patches)} of its layers are left out, so it does less than it should")
+        warnings.append(f"keys of an unknown kind are ignored: {', '.join(list(file.unmatched)[:SHOWN])}")
     return LoraReport(
         name=name,
         path=path,

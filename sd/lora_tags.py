@@ -1,21 +1,23 @@
-"""`<lora:name:0.8>` in a prompt, as AUTOMATIC1111's webui has it, and the file that such a name means.
+"""`<lora:name:0.8>` in a prompt, as AUTOMATIC1111's webui has it.
 
 <lora:name>            at strength 1
 <lora:name:0.8>        at 0.8 in both networks
 <lora:name:0.5:0.8>    at 0.5 in the text encoder and 0.8 in the U-Net
 <lora:name:te=0.5:unet=0.8>
+
+`<lyco:name:1>` is the same. What else has this form is no text for the model either: it is
+taken out, and a note says so.
 """
 
-import difflib
 import math
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from sd.errors import UserError
 
-TAG = re.compile(r"<lora:([^:<>]+)((?::[^:<>]*)*)>")
-SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+TAG = re.compile(r"<\s*(\w+)\s*:([^<>]*)>")
+BROKEN = re.compile(r"<\s*(?:lora|lyco|hypernet)\b(?!\s*>)[^<>]{0,40}", re.IGNORECASE)
+LORA = ("lora", "lyco")
 MAX_STRENGTH = 100
 
 
@@ -25,49 +27,48 @@ class Tag(NamedTuple):
     unet: float
 
 
-def split_tags(prompt: str) -> tuple[str, list[Tag]]:
-    """The prompt without its tags, and the tags in order. Raises UserError where a tag's strength is no number."""
-    return TAG.sub("", prompt), [read_tag(found) for found in TAG.finditer(prompt)]
+class Tags(NamedTuple):
+    """text: the prompt without its tags. notes: what of them is not honored, in sentences."""
+
+    text: str
+    tags: list[Tag]
+    notes: list[str]
 
 
-def read_tag(found: re.Match) -> Tag:
+def split_tags(prompt: str) -> Tags:
+    """Takes the tags out of a prompt. Raises UserError where one is not closed, or its strength is no number."""
+    tags, notes = [], []
+    for found in TAG.finditer(prompt):
+        if found[1].lower() in LORA:
+            tag, unknown = read_tag(found)
+            tags.append(tag)
+            notes += [f"{found[0]}: {one} is not supported and is ignored." for one in unknown]
+        else:
+            notes.append(f"{found[0]} is not supported: it is left out of the prompt.")
+    text = TAG.sub("", prompt)
+    if found := BROKEN.search(text):
+        raise UserError(f"the prompt holds {found[0].strip()!r}, a tag that is not whole: write <lora:name:0.8>.")
+    return Tags(text, tags, notes)
+
+
+def read_tag(found: re.Match) -> tuple[Tag, list[str]]:
+    """The tag, and those of its arguments that are unknown."""
+    name, *arguments = found[2].split(":")
     values: dict[str, float] = {}
-    for place, text in enumerate(found[2].split(":")[1:]):
-        key, equals, number = text.rpartition("=")
-        key = key.strip() if equals else ("te", "unet", "dyn")[min(place, 2)]
+    unknown = []
+    for place, text in enumerate(arguments):
+        key, equals, number = text.partition("=")
+        key = key.strip().lower() if equals else ("te", "unet", "dyn")[min(place, 2)]
+        if equals and key not in ("te", "unet"):
+            unknown.append(text.strip())
+            continue
         try:
-            values[key] = float(number)
+            values[key] = float(number if equals else text)
         except ValueError:
             values[key] = math.nan
-        if key not in ("te", "unet") or not abs(values[key]) <= MAX_STRENGTH:
-            raise UserError(
-                f"{found[0]} is not understood: write <lora:name:0.8>, or te and unet: <lora:name:0.5:0.8>."
-            )
+        if key == "dyn" or not abs(values[key]) <= MAX_STRENGTH:
+            values[""] = math.nan
+    if "" in values or not name.strip():
+        raise UserError(f"{found[0]} is not understood: write <lora:name:0.8>, or te and unet: <lora:name:0.5:0.8>.")
     te = values.get("te", 1.0)
-    return Tag(found[1].strip(), te, values.get("unet", te))
-
-
-def list_loras(folder: str | Path) -> dict[str, Path]:
-    """The files and PEFT folders in `folder` or below, by their names without ending; of equal names the first."""
-    found = {}
-    for path in sorted(Path(folder).rglob("*"), reverse=True):  # so that of equal names the first stays
-        if path.is_file() and path.suffix in SUFFIXES:
-            found[path.stem] = path
-        elif (path / "adapter_config.json").is_file() or (path / "unet" / "adapter_config.json").is_file():
-            found[path.name] = path
-    return found
-
-
-def find_lora(folder: str | Path, name: str) -> Path:
-    """The file or PEFT folder of that name in `folder` or below. `name` is never a path, so nothing else is reachable.
-
-    Raises UserError where there is none, naming what is near.
-    """
-    if re.search(r"[/\\\0]", name) or name in ("", ".", ".."):
-        raise UserError(f"{name!r} is not the name of a LoRA: give its file's name without folder and ending.")
-    found = list_loras(folder)
-    if name not in found:
-        near = difflib.get_close_matches(name, found)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ", there are none." if not found else "."
-        raise UserError(f"there is no LoRA named {name} in {folder}{hint}")
-    return found[name]
+    return Tag(name.strip(), te, values.get("unet", te)), unknown

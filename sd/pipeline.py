@@ -20,18 +20,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sd.adapter_calls import AdapterCalls
 from sd.adapters import Adapters
 from sd.checkpoint import load_models, refuse_latents, save
 from sd.clip import CLIPTextModel
-from sd.discovery import BUNDLED, LORAS, locate, separate_vae
+from sd.discovery import BUNDLED, locate, separate_vae
 from sd.discovery import EMBEDDINGS as EMBEDDINGS
+from sd.discovery import LORAS as LORAS
 from sd.discovery import WEIGHTS as WEIGHTS
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor, upright
 from sd.image_inputs import as_image
 from sd.latents import decode_latent, encode_image
 from sd.lora_files import LoraReport
-from sd.lora_tags import split_tags
 from sd.model_hash import model_hash
 from sd.optimize import approximate_ones, optimize
 from sd.prompt import encode_prompts
@@ -54,7 +55,7 @@ ImageLike = Image.Image | str | Path | np.ndarray | Tensor
 class Pictures:
     """What a call made: as many PIL images as seeds and infotexts, and their final latents (B, 4, h, w), scaled.
 
-    notes: sentences on what was not honored or deserves a warning.
+    notes: what was not honored or deserves a warning, in sentences. reports: of what the prompts' names loaded.
     """
 
     images: list[Image.Image]
@@ -62,9 +63,10 @@ class Pictures:
     infotexts: list[str]
     latents: Tensor
     notes: list[str] = field(default_factory=list)
+    reports: list[LoraReport | EmbeddingReport] = field(default_factory=list)
 
 
-class StableDiffusion:
+class StableDiffusion(AdapterCalls):
     """The networks of one checkpoint, and what they are asked to draw. Make one with `from_pretrained`.
 
     path, vae_path: the files of the checkpoint, and of the VAE where that is a separate one.
@@ -88,7 +90,7 @@ class StableDiffusion:
         self.image_size = self.sizes["image_size"]  # pixels: what the model was trained at
         self.path, self.vae_path = path, vae_path
         self.notes: list[str] = []
-        self.adapters = Adapters(tokenizer, clip, unet, LORAS)
+        self.adapters = Adapters(tokenizer, clip, unet)
         self.taesd: TAESD | None = None
         self.decode_with_taesd = False
         self.optimizations: Collection[str] | None = None
@@ -124,22 +126,12 @@ class StableDiffusion:
         return pipe
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes a .ckpt, a .safetensors, or, under any other name, a diffusers folder; UserError if it cannot."""
+        """Writes a .ckpt, a .safetensors, or, under any other name, a diffusers folder; UserError if it cannot.
+
+        LoRAs are saved in the weights after `fuse_lora`; one that is loaded beside them is refused, as embeddings are.
+        """
+        self.adapters.check_saving()
         save(path, self.clip, self.vae, self.unet, self.sizes)
-
-    def load_lora(
-        self, path: str | Path, strength: float = 1.0, text_strength: float | None = None, name: str | None = None
-    ) -> LoraReport:
-        """A LoRA of any dialect, into both networks, until `unload`. Print what it returns: it says what matched."""
-        return self.adapters.load_lora(path, strength, text_strength, name)
-
-    def load_embedding(self, path: str | Path, token: str | None = None) -> EmbeddingReport:
-        """An embedding of any dialect, as a new word for prompts, until `unload`."""
-        return self.adapters.load_embedding(path, token)
-
-    def unload(self, name: str | None = None) -> None:
-        """Takes out one LoRA by its name or one embedding by its word, or everything."""
-        self.adapters.unload(name)
 
     @property
     def device(self) -> torch.device:
@@ -199,6 +191,7 @@ class StableDiffusion:
             infotexts=[text for part in made for text in part.infotexts],
             latents=torch.cat([part.latents for part in made]) if made else torch.zeros(0),
             notes=list(dict.fromkeys(note for part in made for note in part.notes)),
+            reports=[report for part in made for report in part.reports],
         )
 
     @torch.no_grad()
@@ -223,17 +216,22 @@ class StableDiffusion:
         walks = sigma_lists(settings, from_image=image is not None)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in walks) * len(rows))
 
-        prompt, tags = split_tags(settings.prompt)
         start = start_from(self.unet, self.vae, image, mask, settings.width, settings.height)
         latents, images = [], []
         edges = seamless(self.unet, self.vae) if settings.tiling else nullcontext()
-        with edges, self.adapters.tagged(tags):
-            contexts = self.encode_prompts(settings.but(prompt=prompt))
+        with edges, self.adapters.named_in(settings.prompt, settings.negative_prompt) as named:
+            contexts = self.encode_prompts(settings.but(prompt=named.prompt, negative_prompt=named.negative_prompt))
             for row in rows:
                 latents.append(self.draw_latents(settings, row, contexts, start, walks, on_each))
                 images += from_tensor(start.paste(self.decode(latents[-1])))
-        texts = self.infotexts(settings, image is not None)
-        return Pictures(images, settings.seeds(), texts, torch.cat(latents), start.notes)
+        return Pictures(
+            images=images,
+            seeds=settings.seeds(),
+            infotexts=self.infotexts(settings, image is not None),
+            latents=torch.cat(latents),
+            notes=list(dict.fromkeys([*start.notes, *named.notes])),
+            reports=named.reports,
+        )
 
     def draw_latents(
         self,

@@ -89,7 +89,8 @@ def split_chunks(tokenizer: Tokenizer, prompt: str) -> list[list[tuple[int, floa
     """The prompt's tokens with their weights, in chunks of at most 75; an empty prompt is one empty chunk.
 
     A chunk that must be cut is cut behind its last comma, if that is among its last 20 tokens and no comma follows
-    anyway: a phrase stays whole. Raises UserError for a prompt past MAX_CHARACTERS, MAX_CHUNKS or MAX_WEIGHT.
+    anyway: a phrase stays whole. One embedding's vectors are never cut apart: where they do not fit, they start the
+    next chunk. Raises UserError for a prompt past MAX_CHARACTERS, MAX_CHUNKS or MAX_WEIGHT.
     """
     if len(prompt) > MAX_CHARACTERS:
         raise UserError(f"the prompt has {len(prompt)} characters: shorten it to at most {MAX_CHARACTERS}.")
@@ -104,23 +105,33 @@ def split_chunks(tokenizer: Tokenizer, prompt: str) -> list[list[tuple[int, floa
             stretches[-1] += [(token, weight) for token in tokenizer.encode(text)]
     if len(stretches) > 1 and not stretches[-1]:
         stretches.pop()  # a break at the very end starts nothing
-    (comma,) = tokenizer.encode(",")
-    chunks = [chunk for stretch in stretches for chunk in cut(stretch, comma)]
+    (comma,) = tokenizer.encode_clean(",")
+    lengths = {ids[0]: len(ids) for ids in tokenizer.added.values()}
+    chunks = [chunk for stretch in stretches for chunk in cut(stretch, comma, lengths)]
     if len(chunks) > MAX_CHUNKS:
         raise UserError(f"the prompt fills {len(chunks)} chunks of {CHUNK} tokens: shorten it to at most {MAX_CHUNKS}.")
     return chunks
 
 
-def cut(tokens: list[tuple[int, float]], comma: int) -> list[list[tuple[int, float]]]:
-    chunks = []
-    while len(tokens) > CHUNK:
-        end = CHUNK
-        if tokens[CHUNK][0] != comma:
-            behind_commas = [i + 1 for i in range(CHUNK - COMMA_REACH, CHUNK) if tokens[i][0] == comma]
-            end = max(behind_commas, default=CHUNK)
-        chunks.append(tokens[:end])
-        tokens = tokens[end:]
-    return [*chunks, tokens]
+def cut(tokens: list[tuple[int, float]], comma: int, lengths: dict[int, int]) -> list[list[tuple[int, float]]]:
+    """lengths: how many tokens stay together, by the first of them; one for any other."""
+    chunks: list[list[tuple[int, float]]] = [[]]
+    last_comma, place = -CHUNK, 0
+    while place < len(tokens):
+        token, length = tokens[place][0], lengths.get(tokens[place][0], 1)
+        filled = len(chunks[-1])
+        if token == comma and filled < CHUNK:
+            last_comma = filled
+        elif token != comma and filled == CHUNK and CHUNK - last_comma <= COMMA_REACH:
+            chunks.append(chunks[-1][last_comma + 1 :])
+            del chunks[-2][last_comma + 1 :]
+            last_comma = -CHUNK
+        if len(chunks[-1]) + length > CHUNK:
+            chunks.append([])
+            last_comma = -CHUNK
+        chunks[-1] += tokens[place : place + length]
+        place += length
+    return chunks
 
 
 def emphasize(states: Tensor, weights: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class ExtendedEmbedding(nn.Embedding):
 def inject(tokenizer: Tokenizer, clip: CLIPTextModel, token: str, vectors: Tensor) -> nn.Parameter:
     """Make `token` a word of these vectors, (n, D). Returns the rows, fp32: the parameter to train.
 
-    Raises UserError, with nothing changed, where the word is one already or has more vectors than fit into a prompt.
+    Raises UserError, with nothing changed, where another embedding has this word, or more vectors than fit into a
+    prompt.
     """
     if not 1 <= len(vectors) <= MOST_VECTORS:
         raise UserError(f"the embedding {token} has {len(vectors)} vectors: 1 to {MOST_VECTORS} fit into a prompt.")
@@ -81,6 +82,11 @@ class EmbeddingReport:
     about: str
     warnings: list[str]
 
+    @property
+    def notes(self) -> list[str]:
+        """The warnings as whole sentences."""
+        return [f"the embedding {' and '.join(self.vectors)}: {warning}." for warning in self.warnings]
+
     def __str__(self) -> str:
         lines = [
             f"{token}: {count} vector{'s' * (count > 1)} of {self.lengths[token]:.2g} times a usual word's length"
@@ -96,7 +102,7 @@ def load_embedding(
     """Add the words of an embedding file of any dialect.
 
     token: the word to use; the file's own, or else its name, if None. Raises UserError, with nothing changed, where
-    the file is unreadable, no embedding or for another model, and where a word is one already.
+    the file is unreadable, no embedding or for another model, and where a word is another embedding's.
     """
     table = clip.embeddings.token_embedding
     file = read_embeddings(path, table.embedding_dim)
@@ -107,6 +113,7 @@ def load_embedding(
         vectors = {token: next(iter(vectors.values()))}
     elif token is not None:
         vectors = {token: vectors[token]}
+    words = {word for word in vectors if len(tokenizer.encode(word)) == 1}
     done = []
     try:
         for word, rows in vectors.items():
@@ -123,5 +130,5 @@ def load_embedding(
         vectors={word: len(rows) for word, rows in vectors.items()},
         lengths={word: rows.norm(dim=1).mean().item() / usual for word, rows in vectors.items()},
         about=file.about,
-        warnings=file.warnings,
+        warnings=[*file.warnings, *(f"{word} stands for it now, and no longer for the usual word" for word in words)],
     )

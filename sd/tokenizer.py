@@ -61,18 +61,20 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.long).reshape(-1, length)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start, end or padding."""
+        """The ids of a text, without start, end or padding; a placeholder counts in any case, but not inside a word."""
+        text = clean(text)
         if not self.added:
-            return self.encode_plain(text)
+            return self.encode_clean(text)
         longest_first = sorted(self.added, key=len, reverse=True)
-        ids = []
-        for part in regex.split("(" + "|".join(map(regex.escape, longest_first)) + ")", text):
-            ids += self.added[part] if part in self.added else self.encode_plain(part)
-        return ids
+        ids, end = [], 0
+        for found in regex.finditer("|".join(f"({spelling(name)})" for name in longest_first), text):
+            ids += self.encode_clean(text[end : found.start()]) + self.added[longest_first[found.lastindex - 1]]
+            end = found.end()
+        return ids + self.encode_clean(text[end:])
 
-    def encode_plain(self, text: str) -> list[int]:
+    def encode_clean(self, text: str) -> list[int]:
         ids = []
-        for word in WORD.findall(clean(text)):
+        for word in WORD.findall(text):
             if word in (START, END):
                 ids.append(self.ids[word])
             else:
@@ -112,11 +114,14 @@ class Tokenizer:
     def add_token(self, name: str, vectors: int = 1) -> list[int]:
         """Make `name` stand for `vectors` new ids after the highest one in use; returns them.
 
-        Raises UserError where the name is empty, or already a word of the vocabulary or a placeholder.
+        A word of the vocabulary may be a name too: its own id is then out of use. Raises UserError where the name is
+        empty, CLIP's own mark, or a placeholder already, in any case.
         """
-        if not name.strip():
+        if not spelling(name):
             raise UserError("a placeholder needs a name: give one such as <my-dog>.")
-        if name in self.added or len(self.encode_plain(name)) == 1:
+        if any(mark in clean(name) for mark in (START, END)):
+            raise UserError(f"the placeholder {name!r} holds a mark of CLIP's own: choose another name.")
+        if any(spelling(name) == spelling(other) for other in self.added):
             raise UserError(f"the placeholder {name!r} is already a word: choose one that is not, such as <{name}>.")
         first = max([len(self.pieces) - 1, *(ids[-1] for ids in self.added.values())]) + 1
         self.added[name] = list(range(first, first + vectors))
@@ -125,6 +130,28 @@ class Tokenizer:
     def remove_token(self, name: str) -> None:
         """Take a placeholder out again; its ids stay unused until later ones are gone too."""
         del self.added[name]
+
+
+@lru_cache(maxsize=4096)
+def spelling(name: str) -> str:
+    """A pattern for a placeholder in a clean text: the name's own words, with or without space where it is the same.
+
+    A letter at its start or end must be a word's; signs need no border, so that `<a>,` and `<a><b>` hold placeholders.
+    """
+    words = WORD.findall(clean(name))
+    if not words:
+        return ""
+    pattern = regex.escape(words[0])
+    for before, word in pairwise(words):
+        both_of_a_kind = regex.match(r"\p{L}\p{L}|[^\p{L}\p{N}]{2}", before[-1] + word[0])
+        pattern += (r"\s+" if both_of_a_kind else r"\s*") + regex.escape(word)
+    starts = r"(?<!\p{L})" if words[0][0].isalpha() else ""
+    return starts + pattern + (r"(?!\p{L})" if words[-1][-1].isalpha() else "")
+
+
+def spelled_in(name: str, text: str) -> bool:
+    """Whether a placeholder stands in a clean text."""
+    return spelling(name) != "" and regex.search(spelling(name), text) is not None
 
 
 def clean(text: str) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from sd.errors import UserError
-from sd.lora_tags import find_lora, split_tags
+from sd.lora_tags import split_tags
 
 
 @pytest.mark.parametrize(
@@ -16,12 +16,12 @@ from sd.lora_tags import find_lora, split_tags
         ("<lora:x:te=0.5:unet=0.7>", "", [("x", 0.5, 0.7)]),
         ("<lora:x:unet=0.7>", "", [("x", 1.0, 0.7)]),
         ("<lora:x:0>", "", [("x", 0.0, 0.0)]),
-        ("<my-dog> a < b <lora> <hypernet:x:1>", "<my-dog> a < b <lora> <hypernet:x:1>", []),
+        ("<my-dog> a < b <lora> <hypernet:x:1>", "<my-dog> a < b <lora> ", []),
         ("(<lora:x:1>:1.2)", "(:1.2)", [("x", 1.0, 1.0)]),
     ],
 )
 def test_split_tags(prompt, rest, tags):
-    assert split_tags(prompt) == (rest, tags)
+    assert split_tags(prompt)[:2] == (rest, tags)
 
 
 @pytest.mark.parametrize("tag", ["<lora:x:strong>", "<lora:x:>", "<lora:x:nan>", "<lora:x:inf>", "<lora:x:1:1:32>"])
@@ -30,20 +30,29 @@ def test_tags_that_are_no_numbers(tag):
         split_tags(f"a cat {tag}")
 
 
-def test_find_lora(tmp_path):
-    folder = tmp_path / "loras"
-    (folder / "styles").mkdir(parents=True)
-    (folder / "peft" / "unet").mkdir(parents=True)
-    (folder / "peft" / "unet" / "adapter_config.json").touch()
-    for place in ("paper.safetensors", "styles/ink v1.5.pt", "paper.txt", "../secret.safetensors"):
-        (folder / place).touch()
-    assert find_lora(folder, "paper") == folder / "paper.safetensors"
-    assert find_lora(folder, "ink v1.5") == folder / "styles" / "ink v1.5.pt"
-    assert find_lora(folder, "peft") == folder / "peft"
-    with pytest.raises(UserError, match="did you mean paper"):
-        find_lora(folder, "papr")
-    with pytest.raises(UserError, match="there are none"):
-        find_lora(tmp_path / "empty", "paper")
-    for name in ("../secret", "..", ".", "", "/etc/passwd", "styles/ink v1.5", "a\\b", "a\0b", "secret"):
-        with pytest.raises(UserError):
-            find_lora(folder, name)
+@pytest.mark.parametrize(
+    ("prompt", "tag"),
+    [
+        ("a <lyco:x:1>cat", ("x", 1.0, 1.0)),
+        ("a < LoRA : my style : 0.8 >cat", ("my style", 0.8, 0.8)),
+        ("a <lora:sub/x:UNET=0.5>cat", ("sub/x", 1.0, 0.5)),
+    ],
+)
+def test_other_spellings_of_a_lora_tag(prompt, tag):
+    assert split_tags(prompt) == ("a cat", [tag], [])
+
+
+def test_what_is_not_supported_is_said_and_is_no_text():
+    text, tags, notes = split_tags("a <hypernet:anime:1>cat <lora:x:0.8:lbw=ALL:stop=5>")
+    assert (text, tags) == ("a cat ", [("x", 0.8, 0.8)])
+    assert notes == [
+        "<hypernet:anime:1> is not supported: it is left out of the prompt.",
+        "<lora:x:0.8:lbw=ALL:stop=5>: lbw=ALL is not supported and is ignored.",
+        "<lora:x:0.8:lbw=ALL:stop=5>: stop=5 is not supported and is ignored.",
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["a <lora:x:1", "<lora:x:1 a cat", "<LyCO:x <lora:y:1>", "<lora x:1>", "<lora:>"])
+def test_a_broken_tag_is_no_text(prompt):
+    with pytest.raises(UserError, match="lora:"):
+        split_tags(prompt)

@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import save_file
 
+from sd.discovery import Models
 from sd.errors import UserError
 from sd.image import from_tensor, to_tensor
 from sd.latents import decode_latent, encode_image
@@ -357,7 +358,7 @@ def test_loras_and_embeddings_come_and_go(pipe, tmp_path):
     }
     save_file(lora, tmp_path / "bent.safetensors")
     save_file({"<bent>": torch.randn(2, 64, generator=generator)}, tmp_path / "word.safetensors")
-    pipe.adapters.folder = tmp_path
+    pipe.adapters.models = Models(tmp_path / "none", tmp_path, tmp_path / "none")
     plain, in_words = (pipe(text, steps=2, seed=1).latents for text in ("apple", "a <bent> apple"))
 
     tagged = pipe("apple<lora:bent:0.5>", steps=2, seed=1)

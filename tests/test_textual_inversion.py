@@ -101,7 +101,7 @@ class TestNewWords:
         assert torch.equal(states, vectors(1).bfloat16())
 
     def test_refusals(self, clip, tokenizer):
-        for word, count, match in (("cat", 1, "already a word"), ("<a>", 76, "1 to 75"), ("<a>", 0, "1 to 75")):
+        for word, count, match in (("", 1, "needs a name"), ("<a>", 76, "1 to 75"), ("<a>", 0, "1 to 75")):
             with pytest.raises(UserError, match=match):
                 inject(tokenizer, clip, word, vectors(count))
         inject(tokenizer, clip, "<a>", vectors(1))
@@ -309,10 +309,17 @@ class TestBadFiles:
         torch.save({"<toy>": vectors(1) * 0}, path)
         assert "zeros" in str(load_embedding(tokenizer, clip, path))
 
-    def test_a_word_already(self, clip, tokenizer, tmp_path):
+    def test_named_like_a_word_of_the_vocabulary(self, clip, original, tokenizer, tmp_path):
+        """As in the webui: it stands for the word, the report says so, and afterwards there is no trace of it."""
         torch.save({"cat": vectors(1)}, tmp_path / "x.bin")
-        self.refused(clip, tokenizer, tmp_path / "x.bin", "'cat' is already a word")
-        self.refused(clip, tokenizer, tmp_path / "x.bin", "'dog' is already a word", token="dog")
+        for word, token in (("cat", None), ("dog", "dog")):
+            before = tokenizer.encode(f"a {word}")
+            report = load_embedding(tokenizer, clip, tmp_path / "x.bin", token)
+            assert report.warnings == [f"{word} stands for it now, and no longer for the usual word"]
+            assert tokenizer.encode(f"a {word}") == [before[0], 49408]
+            eject(tokenizer, clip, word)
+            assert tokenizer.encode(f"a {word}") == before
+        assert repr(clip) == repr(original)
 
     def test_damaged_or_something_else(self, clip, tokenizer, tmp_path):
         path = tmp_path / "x.pt"

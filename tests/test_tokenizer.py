@@ -162,8 +162,48 @@ def test_placeholders_come_and_go(tokenizer):
     assert tokenizer.encode("a <dog> in <dog-2>") == before
 
 
-@pytest.mark.parametrize("name", ["dog", "", " ", "Apple"])
-def test_a_placeholder_that_is_a_word_is_refused(tokenizer, name):
+@pytest.mark.parametrize("name", ["", " ", "<|endoftext|>", "a <|startoftext|>"])
+def test_a_placeholder_that_is_no_name_is_refused(tokenizer, name):
     with pytest.raises(UserError, match="placeholder"):
         tokenizer.add_token(name)
     assert tokenizer.added == {}
+
+
+@pytest.mark.parametrize("name", ["dog", "Apple", "W"])
+def test_an_embedding_may_be_named_like_a_word(tokenizer, name):
+    """As in the webui: the embedding stands for the word, in any case, until it is taken out."""
+    text = f"a {name.lower()}, {name.upper()}"
+    before = tokenizer.encode(text)
+    a, comma = tokenizer.encode("a,")
+    first = tokenizer.add_token(name, vectors=2)
+    assert tokenizer.encode(text) == [a, *first, comma, *first]
+    with pytest.raises(UserError, match="already a word"):
+        tokenizer.add_token(name.lower())
+    tokenizer.remove_token(name)
+    assert tokenizer.encode(text) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "not_there"),
+    [
+        ("EasyNegative", ["easynegative", "a,EASYNEGATIVE.", "(EasyNegative)", "easynegative2"], ["easynegativev2"]),
+        ("ulz", ["an ulz", "ulz's", "ulz-ulz"], ["ulzzang", "schulz", "ulzulz"]),
+        ("<cat-toy>", ["a <cat-toy>, there", "<Cat-Toy><CAT-TOY>", "< cat - toy >"], ["cat-toy", "<cat toy>"]),
+        ("bad hands", ["bad  hands", "Bad\nHands,"], ["badhands", "bad_hands"]),
+        ("ng_v1_75t", ["ng_v1_75t:", "x,NG_V1_75T"], ["ng_v1_75tt", "ng_v1_7"]),
+        ("東京", ["東京 x", "(東京)"], ["東京都"]),
+    ],
+)
+def test_a_placeholder_counts_as_a_whole_word(tokenizer, name, there, not_there):
+    (new,) = tokenizer.add_token(name)
+    assert all(new in tokenizer.encode(text) for text in there)
+    plain = Tokenizer()
+    assert all(tokenizer.encode(text) == plain.encode(text) for text in not_there)
+    tokenizer.remove_token(name)
+
+
+def test_of_placeholders_the_longest_counts(tokenizer):
+    ids = {name: tokenizer.add_token(name)[0] for name in ("style", "style 1", "style 12")}
+    assert tokenizer.encode("style 12 style 1 style") == [ids["style 12"], ids["style 1"], ids["style"]]
+    for name in ids:
+        tokenizer.remove_token(name)

@@ -74,7 +74,7 @@ def test_another_checkpoint_takes_the_place_of_the_first(drawer, tmp_path, monke
     assert loaded == []
     drawer.load("other")
     assert loaded == [("other.safetensors", None)], "the first is let go before"
-    assert pipe.adapters.folder == tmp_path / "loras"
+    assert pipe.adapters.models.folders["LoRA"] == tmp_path / "loras"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class Web:
         for path in self.models.folders.values():
             path.mkdir(parents=True, exist_ok=True)
         pipe.path = BUNDLED  # as if it had been loaded from there, so that it stays
-        pipe.adapters.folder = self.models.folders["LoRA"]
+        pipe.adapters.models = self.models
         self.pipe, self.drawer = pipe, Drawer(self.models, pipe=pipe)
         self.jobs = Jobs(folder / "jobs", self.drawer, limit)
         self.app = create_app(self.jobs, self.models, page=False, **guard)

@@ -3,7 +3,6 @@
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,16 +53,22 @@ class Drawer:
     pipe: StableDiffusion | None = None
 
     def __call__(self, job: Job, tell: Tell) -> dict:
-        """Its result: "files", "images" (of them, the pictures), "seeds", "infotexts", "settings" as drawn."""
+        """Its result: "files", "images" (of them, the pictures), "seeds", "infotexts", "settings" as drawn, "notes"."""
         request = job.request
         settings = Settings(**request["settings"])
         pipe = self.load(request["checkpoint"], request.get("vae", ""))
         start = prepare(job.folder, request, settings, pipe.image_size)
         settings = pipe.with_size(settings, start.image)
-        made = {"files": [], "images": [], "seeds": [], "infotexts": [], "settings": vars(settings)}
+        made = {
+            "files": [],
+            "images": [],
+            "seeds": [],
+            "infotexts": [],
+            "settings": vars(settings),
+            "notes": list(pipe.notes),
+        }
         try:
-            with self.with_embeddings(pipe, settings):
-                self.draw(pipe, settings, start, job, Teller(tell, pipe, job.folder), made)
+            self.draw(pipe, settings, start, job, Teller(tell, pipe, job.folder), made)
         except Cancelled:
             pass  # the server knows; what is made stays
         except BaseException:
@@ -90,6 +95,7 @@ class Drawer:
             self.save(pictures, start, job, prefix, made)
 
     def save(self, pictures: Pictures, start: Prepared, job: Job, prefix: str, made: dict) -> None:
+        made["notes"] += [note for note in pictures.notes if note not in made["notes"]]
         for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
             name = save_png(start.finish(picture), job.folder, text, prefix).name
             made["files"].append(name)
@@ -109,21 +115,8 @@ class Drawer:
             dtype = dtype_of(self.precision, device)
             self.pipe = StableDiffusion.from_pretrained(path, device, dtype, separate or "none")
             self.pipe.optimizations = optimizations_of(self.optimizations)
-            self.pipe.adapters.folder = self.models.folders["LoRA"]
+            self.pipe.adapters.models = self.models
         return self.pipe
-
-    @contextmanager
-    def with_embeddings(self, pipe: StableDiffusion, settings: Settings) -> Iterator[None]:
-        """While it lasts, the embeddings whose words stand in the prompts are in."""
-        words = []
-        try:
-            for word, path in self.models.embeddings_in(settings.prompt, settings.negative_prompt).items():
-                pipe.load_embedding(path, word)
-                words.append(word)
-            yield
-        finally:
-            for word in words:
-                pipe.unload(word)
 
 
 class Teller:
