@@ -58,7 +58,11 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("--outdir", default="outputs", help="folder for the pictures (outputs)")
     add("--steps", "--ddim_steps", type=int, default=50, help="how many steps (50)")
     add("--guidance-scale", "--scale", type=float, default=7.5, help="how strictly to follow the prompt (7.5)")
-    add("--sampler", default="ddpm", help=f"one of {', '.join(SAMPLERS)} (ddpm)")
+    add(
+        "--sampler",
+        default="ddpm",
+        help=f"one of {', '.join(SAMPLERS)} (ddpm); dpmpp_2m and euler_a need fewer steps, 20 to 30 as a rule",
+    )
     add("--plms", dest="sampler", action="store_const", const="plms", help="the same as --sampler plms")
     add("--schedule", default="", help=f"one of {', '.join(SCHEDULES)} (the sampler's own)")
     add("--seed", type=int, help="the first picture's seed; the next ones count up (any)")
@@ -93,9 +97,8 @@ def given_flags(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def add_vae(parser: argparse.ArgumentParser) -> None:
-    text = (
-        "a separate VAE, or its name in weights/; none: the checkpoint's own (NAME.vae.safetensors beside it, or own)"
-    )
+    text = "separate VAE: a file, or a name in weights/vae/; none: the checkpoint's own "
+    text += "(default: NAME.vae.safetensors beside the checkpoint where there is one, else the checkpoint's own)"
     parser.add_argument("--vae", metavar="FILE", help=text)
 
 
