@@ -164,7 +164,7 @@ def test_initial_vectors_spread_words_or_average_them(pipe):
 
 def test_bad_words_are_one_sentence_and_change_nothing(pipe):
     before, was = bits(pipe), look(pipe)
-    with pytest.raises(UserError, match="already a word"):
+    with pytest.raises(UserError, match="'dog' is already a word of the vocabulary: choose a new one, such as my-dog"):
         METHODS["ti"](pipe, WORD, recipe(pipe, "ti", word="dog"))
     with pytest.raises(UserError, match="has no word in it"):
         METHODS["ti"](pipe, WORD, recipe(pipe, "ti", init="   "))
@@ -252,10 +252,3 @@ def test_frozen_layers_keep_nothing_for_their_own_gradients(pipe):
     take_a_step(pipe, learner)
     assert all(p.grad is None for p in [*pipe.unet.parameters()] if p not in set(learner.module.parameters()))
     assert not any(isinstance(module, nn.Dropout) for module in pipe.unet.modules())
-
-
-def test_a_word_that_the_model_knows_cannot_be_trained(pipe):
-    words = dict(pipe.tokenizer.added)
-    with pytest.raises(UserError, match="'dog' is a word that the model knows: choose a new one, such as my-dog"):
-        METHODS["ti"](pipe, "dog", recipe_for("ti", pipe, "dog", init="cat"))
-    assert pipe.tokenizer.added == words

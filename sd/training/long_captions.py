@@ -18,19 +18,10 @@ def chunks_of(tokenizer: Tokenizer, text: str) -> list[list[int]]:
 
     The vectors of a word that textual inversion added stay in one chunk.
     """
-    tokens = tokenizer.encode(text)
-    (comma,) = tokenizer.encode_plain(",")
-    inner = {token for ids in tokenizer.added.values() for token in ids[1:]}
-    chunks = []
-    while len(tokens) > CHUNK:
-        end = len(cut([(token, 1.0) for token in tokens], comma)[0])
-        start = end
-        while start > 0 and tokens[start] in inner:
-            start -= 1
-        end = start or end
-        chunks.append(tokens[:end])
-        tokens = tokens[end:]
-    return [*chunks, tokens]
+    (comma,) = tokenizer.encode(",")
+    lengths = {ids[0]: len(ids) for ids in tokenizer.added.values()}
+    chunks = cut([(token, 1.0) for token in tokenizer.encode(text)], comma, lengths)
+    return [[token for token, _ in chunk] for chunk in chunks]
 
 
 def fits(tokenizer: Tokenizer, text: str, tokens: int) -> bool:

@@ -45,7 +45,8 @@ class TextualInversion:
     def __init__(self, pipe: StableDiffusion, name: str, recipe: Recipe):
         self.pipe, self.word, self.tokens = pipe, recipe.word, recipe.max_token_length
         if len(pipe.tokenizer.encode(self.word)) == 1:
-            raise UserError(f"{self.word!r} is a word that the model knows: choose a new one, such as my-{self.word}.")
+            known = f"{self.word!r} is already a word of the vocabulary"
+            raise UserError(f"{known}: choose a new one, such as my-{self.word}.")
         freeze(pipe)
         self.start = initial_vectors(pipe.tokenizer, pipe.clip, recipe.init, recipe.vectors)
         self.rows = textual_inversion.inject(pipe.tokenizer, pipe.clip, self.word, self.start)
