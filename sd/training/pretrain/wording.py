@@ -54,6 +54,13 @@ class Content:
         return bool(self.relation) and relation_is_held_out(self.names[0], self.relation, self.names[1])
 
 
+def article(name: str, words: str) -> str:
+    """The words with their article: what can be counted always has one, "a cactus" too."""
+    if scene_names()[name].plural is None:
+        return with_article(words)
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
 def noun_phrases(content: Content) -> list[list[str]]:
     """The wordings of each object with its adjectives and article: [["a red apple"], ["a cat"]]."""
     phrases = []
@@ -62,7 +69,7 @@ def noun_phrases(content: Content) -> list[list[str]]:
         words = [f"{color} {noun}" if color else noun]
         if content.size:
             words = [f"{size} {word}" for size in SIZE_WORDS[content.size] for word in words]
-        phrases.append([with_article(word) for word in words])
+        phrases.append([article(name, word) for word in words])
     return phrases
 
 
