@@ -23,7 +23,10 @@ from sd.training.pretrain.sheets import captioned_sheet
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, default=ROOT / "data" / "emoji", help="folder that prepare_emoji.py filled (default: data/emoji)"
+        "--data",
+        type=Path,
+        default=ROOT / "data" / "emoji",
+        help="folder that prepare_emoji.py filled (default: data/emoji)",
     )
     parser.add_argument("--sheet", type=Path, help="write a sheet of random scenes to this file and prepare nothing")
     parser.add_argument("--count", type=int, default=64, help="number of scenes in the sheet (default: 64)")
@@ -36,7 +39,9 @@ def main() -> None:
     cutouts = Cutouts(options.data)
     grammar = Grammar(cutouts, held_out=options.held_out)
     scenes = [grammar.scene(options.seed + k) for k in range(options.count)]
-    captioned_sheet([render(scene, cutouts) for scene in scenes], [scene.caption for scene in scenes]).save(options.sheet)
+    captioned_sheet([render(scene, cutouts) for scene in scenes], [scene.caption for scene in scenes]).save(
+        options.sheet
+    )
     print(options.sheet)
 
 

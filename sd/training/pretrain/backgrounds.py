@@ -43,6 +43,9 @@ class Background:
         return self.colors if self.colors else ("white",)
 
 
+WHITE = Background()
+
+
 def random_background(rng: random.Random) -> Background:
     """Any but white: as often flat as a landscape, and a gradient one time in six."""
     kind = rng.choices(("flat", "landscape", "gradient"), (5, 5, 2))[0]

@@ -64,7 +64,7 @@ def color_rgb(word: str) -> tuple[int, int, int]:
     lightness, chroma, hue = COLORS[word]
     angle = math.radians(hue)
     lab = np.array([lightness, chroma * math.cos(angle), chroma * math.sin(angle)], np.float32)
-    return tuple(int(round(255 * float(value))) for value in from_oklab(lab))
+    return tuple(round(255 * float(value)) for value in from_oklab(lab))
 
 
 def hue_distance(first: np.ndarray, second: float) -> np.ndarray:
@@ -117,11 +117,7 @@ def color_word(color: MainColor) -> str | None:
         return "gray" if 0.48 < lightness < 0.83 else None
     if 25 <= hue <= 88 and lightness < 0.6 and chroma < 0.15:
         return "brown" if lightness < 0.56 else None
-    for word, low, high in HUES:
-        if low <= hue <= high or low <= hue + 360 <= high:
-            break
-    else:
-        return None
+    word = next((word for word, low, high in HUES if low <= hue <= high or low <= hue + 360 <= high), None)
     if word == "pink":
         return "pink" if lightness > 0.62 else None
     if word == "red" and lightness > 0.7:

@@ -6,12 +6,11 @@ scenes, for evaluation, show one each.
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sd.training.emoji import SIZE
-from sd.training.pretrain.backgrounds import Background, random_background
-from sd.training.pretrain.cutouts import Cutouts, fitted
+from sd.training.pretrain.backgrounds import WHITE, random_background
+from sd.training.pretrain.cutouts import Cutout, Cutouts, fitted
 from sd.training.pretrain.vocabulary import COUNT_WORDS, INVERSE, NO_FLIP, RELATIONS, scene_names
 from sd.training.pretrain.wording import Content, random_caption
 
@@ -138,7 +137,7 @@ class Grammar:
             count=rng.choice(list(COUNT_WORDS)) if kind == "counted" else 1,
             relation=rng.choice(RELATIONS) if kind == "placed" else "",
             size=rng.choices(("", "small", "large"), (8, 1, 1))[0] if kind in ("single", "recolored") else "",
-            background=random_background(rng) if has_background else Background(),
+            background=random_background(rng) if has_background else WHITE,
         )
 
     def draw_color(self, name: str, style: str, rng: random.Random) -> str | None:
@@ -178,13 +177,13 @@ def lay_out(content: Content, cutouts: Cutouts, rng: random.Random) -> tuple[Pla
         shrink = 0.995**attempt
         for name, color in zip(names, content.colors * content.count):
             cutout = cutouts[name, content.style]
-            placed.append(place(content, cutout, color, round(side * shrink * rng.uniform(0.93, 1.07)), rng))
+            placed.append(place(cutout, color, round(side * shrink * rng.uniform(0.93, 1.07)), rng))
         if stands(content, placed, loose=attempt > TRIES // 2):
             return tuple(placed)
     raise ValueError(f"no layout found for {content}")
 
 
-def place(content: Content, cutout, color: str | None, side: int, rng: random.Random) -> Placed:
+def place(cutout: Cutout, color: str | None, side: int, rng: random.Random) -> Placed:
     """One object anywhere inside the picture."""
     turn = rng.uniform(-10, 10) if rng.random() < 0.3 else 0.0
     flip = rng.random() < 0.5 and cutout.name not in NO_FLIP
@@ -196,8 +195,7 @@ def place(content: Content, cutout, color: str | None, side: int, rng: random.Ra
     left = rng.randint(MARGIN, SIZE - MARGIN - width)
     top = rng.randint(MARGIN, SIZE - MARGIN - height)
     color = None if color == cutout.natural else color
-    return Placed(content.names[0] if cutout.name is None else cutout.name, cutout.style, color, left, top, width,
-                  height, side, flip, turn)  # fmt: skip
+    return Placed(cutout.name, cutout.style, color, left, top, width, height, side, flip, turn)
 
 
 def turned_size(width: int, height: int, turn: float) -> tuple[int, int]:
@@ -224,9 +222,6 @@ def overlap(a: Placed, b: Placed) -> bool:
     apart_x = a.left >= b.left + b.width + GAP or b.left >= a.left + a.width + GAP
     apart_y = a.top >= b.top + b.height + GAP or b.top >= a.top + a.height + GAP
     return not (apart_x or apart_y)
-
-
-Axis = Callable[[Placed], float]
 
 
 def holds(relation: str, first: Placed, second: Placed, across: float = 1.0) -> bool:

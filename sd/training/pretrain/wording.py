@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 from sd.training.data import with_article
-from sd.training.pretrain.backgrounds import Background
+from sd.training.pretrain.backgrounds import WHITE, Background
 from sd.training.pretrain.vocabulary import (
     COUNT_WORDS,
     INVERSE,
@@ -39,7 +39,7 @@ class Content:
     count: int = 1
     relation: str = ""
     size: str = ""
-    background: Background = Background()
+    background: Background = WHITE
 
     @property
     def is_held_out(self) -> bool:
