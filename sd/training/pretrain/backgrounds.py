@@ -29,8 +29,8 @@ class Background:
     def wordings(self) -> tuple[str, ...]:
         """What a caption can end with; the first is the usual one. Empty for white."""
         if self.kind == "flat":
-            return (f"on a{'n' if self.colors[0] == 'orange' else ''} {self.colors[0]} background",
-                    f"in front of a{'n' if self.colors[0] == 'orange' else ''} {self.colors[0]} background")  # fmt: skip
+            words = f"{'an' if self.colors[0] == 'orange' else 'a'} {self.colors[0]} background"
+            return (f"on {words}", f"in front of {words}")
         if self.kind == "gradient":
             return (f"on a gradient from {self.colors[0]} to {self.colors[1]}",)
         return LANDSCAPES[self.kind][0] if self.kind in LANDSCAPES else ()
