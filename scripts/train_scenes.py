@@ -5,6 +5,7 @@ python scripts/train_scenes.py vae         the autoencoder, from the shipped one
 python scripts/train_scenes.py clip        CLIP with scene captions and hard negatives, from the shipped one
 python scripts/train_scenes.py latents     scenes as latents, once; more of them with --latents 20000
 python scripts/train_scenes.py unet        the U-Net, on what the other stages made
+python scripts/train_scenes.py detector    the judge for evaluate_scenes.py
 python scripts/train_scenes.py export      the newest weights as one checkpoint
 
 Several stages can be named at once: each is trained to its end before the next.
@@ -28,7 +29,9 @@ SETTINGS = {"steps": int, "batch": int, "lr": float, "ema": float, "seed": int, 
 @plain_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=["vae", "clip", "latents", "unet", "export"], help="in this order")
+    parser.add_argument(
+        "stages", nargs="+", choices=["vae", "clip", "latents", "unet", "detector", "export"], help="in this order"
+    )
     parser.add_argument(
         "--data", type=Path, default=ROOT / "data" / "emoji", help="prepared data (default: data/emoji)"
     )
