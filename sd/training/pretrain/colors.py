@@ -31,7 +31,7 @@ COLORS = {
 }
 NEUTRAL = ("black", "gray", "white")
 # Ranges of hue in degrees within which people agree on the word; the gaps between them have no word here.
-HUES = (("pink", 335, 372), ("red", 12, 42), ("orange", 48, 76), ("yellow", 82, 114), ("green", 120, 168),
+HUES = (("pink", 335, 372), ("red", 12, 42), ("orange", 48, 68), ("yellow", 82, 114), ("green", 120, 168),
         ("blue", 218, 278), ("purple", 286, 326), ("pink", 335, 360))  # fmt: skip
 
 
