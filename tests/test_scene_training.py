@@ -77,12 +77,25 @@ def test_the_text_tower_learns_to_say_what_a_caption_says(stream):
 def test_clip_trains_and_resumes(stream, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scene_text, "CAPTIONS", 8)
     scene_text.train_scene_text(tiny_clip(), tmp_path, stream, steps(2))
-    again = scene_text.train_scene_text(tiny_clip(), tmp_path, stream, steps(3))
+    again = scene_text.train_scene_text(tiny_clip(), tmp_path, stream, steps(3), teacher=tiny_clip())
     kept = load_file(tmp_path / "model.safetensors")
     assert torch.equal(kept["text_model.final_layer_norm.weight"], again.text_model.final_layer_norm.weight)
     lines = (tmp_path / "figures.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["2", "3"]
     assert "twins" in capsys.readouterr().out
+
+
+def test_staying_near_the_first_clip_is_measured_and_can_be_learned(stream):
+    teacher, clip, tokenizer = tiny_clip().requires_grad_(False), tiny_clip(), Tokenizer()
+    images, captions = stream.images(torch.arange(2))[0], ["a cat, noto emoji", "a red apple"]
+    assert scene_text.forgetting(clip, teacher, images, captions, tokenizer).item() == 0
+    with torch.no_grad():
+        clip.text_model.final_layer_norm.weight *= 1.5
+    moved = scene_text.forgetting(clip, teacher, images[:0], captions, tokenizer)
+    # The states are 1.5 times as long, their bias being 0; texts' vectors have unit length and do not move.
+    assert moved.item() == pytest.approx(0.25, rel=1e-4)
+    moved.backward()
+    assert clip.text_model.final_layer_norm.weight.grad.sum() > 0
 
 
 def test_a_twin_stands_beside_each_scene(stream):

@@ -1,4 +1,6 @@
-"""Pretraining of the bundled model on scenes: objects on backgrounds, with captions that say what is where. From the top:
+"""Pretraining of the bundled model on scenes: objects on backgrounds, with captions that say what is where.
+
+Read from the top:
 
 colors            color words measured, named and changed in OKLCH
 cutouts           objects of the emoji packages as transparent images

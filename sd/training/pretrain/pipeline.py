@@ -61,7 +61,8 @@ def run_stage(stage: str, runs: Path, data: Path, settings: Settings | None, lat
         train_scene_vae(vae, runs / "vae", stream, settings)
     elif stage == "clip":
         clip = kept(scratch.new("clip"), runs / "shipped" / "clip").requires_grad_(True)
-        train_scene_text(clip, runs / "clip", stream, settings)
+        teacher = kept(scratch.new("clip"), runs / "shipped" / "clip").to(settings.device)
+        train_scene_text(clip, runs / "clip", stream, settings, teacher)
     elif stage == "detector":
         train_detector(Detector(), runs / "detector", judged_cutouts(data), settings)
     elif stage == "latents":

@@ -1,7 +1,8 @@
 """CLIP trained on with scene captions, so that its token states keep every object, its color, its number and its place.
 
 The U-Net reads token states, not CLIP's one vector, so beside the contrastive loss with hard negatives a small reader,
-one layer of cross-attention like the U-Net's, must be able to tell from the states what the scene is.
+one layer of cross-attention like the U-Net's, must be able to tell from the states what the scene is. What was known of
+single emoji is kept by staying near the first CLIP on their captions and images.
 """
 
 import random
@@ -26,6 +27,8 @@ from sd.unet import CrossAttention
 
 CAPTIONS = 96  # more captions a step, for the reader alone
 READER_WEIGHT = 1.0
+EMOJI_CAPTIONS = 32  # captions a step of single emoji, on which the first CLIP is the teacher
+PADDING = 6  # of the padding tokens, which the U-Net reads too
 AXES = ("", "left", "above")
 BACKGROUNDS = ("white", "gradient", *FLAT, *LANDSCAPES)
 
@@ -93,10 +96,10 @@ class TextLearner(nn.Module):
         self.reader = SceneReader(clip.text_model.final_layer_norm.weight.shape[0])
 
 
-def tokens_of(tokenizer: Tokenizer, captions: list[str]) -> Tensor:
-    """(B, N) ids, cut after the longest caption's end token: the tower is causal, nothing after it matters."""
+def tokens_of(tokenizer: Tokenizer, captions: list[str], padding: int = 0) -> Tensor:
+    """(B, N) ids, cut `padding` places after the longest caption's end token: the tower is causal."""
     tokens = tokenizer(captions)
-    return tokens[:, : (tokens == tokens.max()).int().argmax(dim=1).max() + 1]
+    return tokens[:, : (tokens == tokens.max()).int().argmax(dim=1).max() + 1 + padding]
 
 
 def read_contents(grammar: Grammar, seeds: list[int]) -> tuple[list[Content], list[str]]:
@@ -129,8 +132,36 @@ def contrastive_loss(clip: CLIP, images: Tensor, tokens: Tensor, fits: Tensor) -
     return (soft_cross_entropy(logits, fits) + soft_cross_entropy(logits.T, fits.T)) / 2
 
 
-def train_scene_text(clip: CLIP, run: Path, stream: SceneStream, settings: Settings) -> CLIP:
-    """The contrastive loss on pairs of twins, and the reader's on many more captions. Returns the averaged CLIP."""
+def distance(found: Tensor, known: Tensor) -> Tensor:
+    """The squared distance over the squared length of `known`."""
+    return (found - known).square().mean() / known.square().mean()
+
+
+def forgetting(clip: CLIP, teacher: CLIP, images: Tensor, captions: list[str], tokenizer: Tokenizer) -> Tensor:
+    """How far CLIP has moved from the first one on single emoji: token states, texts' and images' vectors.
+
+    Li and Hoiem 2016, "Learning without Forgetting": the outputs of the model before are targets. images: (B, 3, H, W)
+    in [-1, 1], B may be 0.
+    """
+    tokens = tokens_of(tokenizer, captions, PADDING).to(clip.logit_scale.device)
+    with torch.no_grad():
+        known = teacher.text_model(tokens), teacher.encode_text(tokens)
+    loss = distance(clip.text_model(tokens), known[0]) + distance(clip.encode_text(tokens), known[1])
+    if len(images):
+        pixels = clip_pixels(images.to(tokens.device), clip.vision_model.image_size)
+        with torch.no_grad():
+            known_images = teacher.encode_image(pixels)
+        loss = loss + distance(clip.encode_image(pixels), known_images)
+    return loss
+
+
+def train_scene_text(
+    clip: CLIP, run: Path, stream: SceneStream, settings: Settings, teacher: CLIP | None = None
+) -> CLIP:
+    """The contrastive loss on pairs of twins, and the reader's on many more captions. Returns the averaged CLIP.
+
+    teacher: the CLIP before, to which the new one stays near on single emoji; None lets it forget them.
+    """
     tokenizer = Tokenizer()
     held_out = Grammar(stream.cutouts, held_out=True)
 
@@ -140,7 +171,13 @@ def train_scene_text(clip: CLIP, run: Path, stream: SceneStream, settings: Setti
         captions = [scene.caption for scene in scenes]
         fits = torch.tensor([[float(a == b) for a in captions] for b in captions], device=device)
         tokens = tokens_of(tokenizer, captions).to(device)
-        match = contrastive_loss(learner.clip, render_batch(scenes, stream.cutouts).to(device), tokens, fits)
+        images = render_batch(scenes, stream.cutouts).to(device)
+        match = contrastive_loss(learner.clip, images, tokens, fits)
+        if teacher is not None:
+            seeds = torch.randint(2**40, (EMOJI_CAPTIONS,), generator=generator).tolist()
+            emoji = [stream.emoji(random.Random(f"emoji text {seed}"), seed).caption for seed in seeds]
+            single = images[[scene.content.kind == "emoji" for scene in scenes]]
+            match = match + forgetting(learner.clip, teacher, single, emoji, tokenizer)
         more = torch.randint(2**40, (CAPTIONS,), generator=generator).tolist()
         contents, texts = read_contents(stream.grammar, more)
         states = learner.clip.text_model(tokens_of(tokenizer, texts).to(device))
