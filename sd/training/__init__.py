@@ -38,4 +38,6 @@ preparing     a model, latents and settings, before the first step
 personalize   from a folder of pictures to a file that prompts can name
 concepts      things and a style that the bundled model never saw, to measure it by
 cli           what the three teaching scripts share
+
+The package pretrain has a reading order of its own: the bundled model trained on scenes.
 """

@@ -1,0 +1,49 @@
+"""Cut the objects for training scenes out of the emoji packages, and look at what the scene grammar makes of them.
+
+python scripts/prepare_emoji.py                        the packages, once
+python scripts/prepare_scenes.py                       the cut-outs, once (some minutes)
+python scripts/prepare_scenes.py --sheet scenes.png    64 random scenes with their captions
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from sd.errors import plain_errors
+from sd.training.pretrain.cutouts import Cutouts, prepare_cutouts
+from sd.training.pretrain.grammar import Grammar
+from sd.training.pretrain.render import render
+from sd.training.pretrain.sheets import captioned_sheet
+
+
+@plain_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT / "data" / "emoji",
+        help="folder that prepare_emoji.py filled (default: data/emoji)",
+    )
+    parser.add_argument("--sheet", type=Path, help="write a sheet of random scenes to this file and prepare nothing")
+    parser.add_argument("--count", type=int, default=64, help="number of scenes in the sheet (default: 64)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first scene in the sheet (default: 0)")
+    parser.add_argument("--held-out", action="store_true", help="show scenes with held-out combinations in the sheet")
+    options = parser.parse_args()
+    if options.sheet is None:
+        print(f"{prepare_cutouts(options.data)} cut-outs in {options.data / 'cutouts'}")
+        return
+    cutouts = Cutouts(options.data)
+    grammar = Grammar(cutouts, held_out=options.held_out)
+    scenes = [grammar.scene(options.seed + k) for k in range(options.count)]
+    captioned_sheet([render(scene, cutouts) for scene in scenes], [scene.caption for scene in scenes]).save(
+        options.sheet
+    )
+    print(options.sheet)
+
+
+if __name__ == "__main__":
+    main()

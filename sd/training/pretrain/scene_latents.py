@@ -1,0 +1,65 @@
+"""Scenes as latents, encoded once, in shards of a thousand; each with a few of its captions."""
+
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sd.errors import UserError
+from sd.training.pretrain.grammar import Scene
+from sd.training.pretrain.render import render_batch
+from sd.training.pretrain.scene_vae import encode_images
+from sd.training.pretrain.stream import SceneStream
+from sd.training.pretrain.wording import random_caption
+from sd.vae import LATENT_SCALE, AutoencoderKL
+from sd.weight_files import replacing, write_torch
+
+SHARD = 1000  # scenes in a file
+WORDINGS = 4  # captions kept for each scene
+
+
+def wordings(scene: Scene) -> list[str]:
+    """The scene's caption and, but for single emoji, some others that say the same."""
+    if scene.content.kind == "emoji":
+        return [scene.caption] * WORDINGS
+    rng = random.Random(f"wordings {scene.seed}")
+    return [scene.caption, *(random_caption(scene.content, rng) for _ in range(WORDINGS - 1))]
+
+
+def make_latents(vae: AutoencoderKL, stream: SceneStream, folder: Path, count: int, say=print) -> int:
+    """Encode scenes 0 .. count - 1 into `folder`, but for shards that are there. Returns the number of new scenes."""
+    made = 0
+    for number in range(-(-count // SHARD)):
+        file = folder / f"{number:05d}.pt"
+        if file.exists():
+            continue
+        scenes = [stream.scene(number * SHARD + k) for k in range(min(SHARD, count - number * SHARD))]
+        parts = [scenes[i : i + 8] for i in range(0, len(scenes), 8)]
+        latents = torch.cat([encode_images(vae, render_batch(part, stream.cutouts)) for part in parts])
+        kept = {
+            "latents": (latents * LATENT_SCALE).bfloat16(),
+            "captions": [wordings(scene) for scene in scenes],
+            "styles": [scene.content.style for scene in scenes],
+        }
+        with replacing(file) as part:
+            write_torch(kept, part)
+        made += len(scenes)
+        say(f"{file}: scenes up to {number * SHARD + len(scenes)}")
+    return made
+
+
+class SceneLatents:
+    """All shards of a folder. latents: (N, 4, h, w) bfloat16, scaled. captions: WORDINGS for each."""
+
+    def __init__(self, folder: Path):
+        """Raises UserError where there is no shard."""
+        shards = [torch.load(file, weights_only=True) for file in sorted(folder.glob("*.pt"))]
+        if not shards:
+            raise UserError(f"no latents in {folder}; run `python scripts/train_scenes.py latents` first.")
+        self.latents: Tensor = torch.cat([shard["latents"] for shard in shards])
+        self.captions: list[list[str]] = [texts for shard in shards for texts in shard["captions"]]
+        self.styles: list[str] = [style for shard in shards for style in shard["styles"]]
+
+    def __len__(self) -> int:
+        return len(self.latents)

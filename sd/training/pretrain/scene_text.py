@@ -1,0 +1,219 @@
+"""CLIP trained on with scene captions, so that its token states keep every object, its color, its number and its place.
+
+The U-Net reads token states, not CLIP's one vector, so beside the contrastive loss with hard negatives a small reader,
+one layer of cross-attention like the U-Net's, must be able to tell from the states what the scene is. What was known of
+single emoji is kept by staying near the first CLIP on their captions and images.
+"""
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd.clip import CLIP, clip_pixels
+from sd.tokenizer import Tokenizer
+from sd.training.contrastive import soft_cross_entropy
+from sd.training.loop import Settings, keep, train
+from sd.training.pretrain.backgrounds import FLAT, LANDSCAPES
+from sd.training.pretrain.colors import COLORS
+from sd.training.pretrain.grammar import Grammar, Scene
+from sd.training.pretrain.render import render_batch
+from sd.training.pretrain.stream import EXAMPLES, SceneStream
+from sd.training.pretrain.vocabulary import INVERSE, scene_names
+from sd.training.pretrain.wording import Content, random_caption
+from sd.unet import CrossAttention
+
+CAPTIONS = 96  # more captions a step, for the reader alone
+READER_WEIGHT = 1.0
+EMOJI_CAPTIONS = 32  # captions a step of single emoji, on which the first CLIP is the teacher
+PADDING = 6  # of the padding tokens, which the U-Net reads too
+AXES = ("", "left", "above")
+BACKGROUNDS = ("white", "gradient", *FLAT, *LANDSCAPES)
+
+
+def slots() -> dict[str, list]:
+    """The questions that the reader answers, each with its possible answers.
+
+    The first object is the one on the left or above; where no place is said, the first in the alphabet.
+    """
+    names, colors = [None, *scene_names()], [None, *COLORS]
+    return {"name1": names, "color1": colors, "name2": names, "color2": colors, "count": [1, 2, 3, 4],
+            "axis": list(AXES), "background": list(BACKGROUNDS)}  # fmt: skip
+
+
+def answers(content: Content) -> dict[str, object]:
+    """The true answer to each question, the same for every wording."""
+    objects = list(zip(content.names, content.colors))
+    relation = content.relation
+    if relation in ("right", "below"):
+        objects, relation = objects[::-1], INVERSE[relation]
+    elif not relation:
+        objects.sort(key=lambda pair: pair[0])
+    objects.append((None, None))
+    background = content.background.colors[0] if content.background.kind == "flat" else content.background.kind
+    return {"name1": objects[0][0], "color1": objects[0][1], "name2": objects[1][0], "color2": objects[1][1],
+            "count": content.count, "axis": relation, "background": background}  # fmt: skip
+
+
+class SceneReader(nn.Module):
+    """One learned query per question, one cross-attention to the token states, one linear classifier per question."""
+
+    def __init__(self, width: int, heads: int = 4):
+        super().__init__()
+        self.questions = slots()
+        self.numbers = {slot: {answer: k for k, answer in enumerate(known)} for slot, known in self.questions.items()}
+        self.queries = nn.Parameter(0.02 * torch.randn(len(self.questions), width))
+        self.attention = CrossAttention(width, width, heads)
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.ModuleList(nn.Linear(width, len(known)) for known in self.questions.values())
+
+    def forward(self, states: Tensor) -> list[Tensor]:
+        """states: (B, N, width). Returns for each question the logits of its answers, (B, answers)."""
+        found = self.attention(self.queries.expand(len(states), -1, -1), states)  # (B, questions, width)
+        return [out(x) for out, x in zip(self.out, self.norm(found).unbind(1))]
+
+    def targets(self, contents: list[Content]) -> Tensor:
+        """(B, questions) long: the number of each true answer."""
+        rows = [answers(content) for content in contents]
+        return torch.tensor([[self.numbers[slot][row[slot]] for slot in self.questions] for row in rows])
+
+    def loss(self, states: Tensor, contents: list[Content]) -> Tensor:
+        """The mean cross-entropy over questions."""
+        wanted = self.targets(contents).to(states.device)
+        return sum(F.cross_entropy(logits.float(), wanted[:, k]) for k, logits in enumerate(self(states))) / len(
+            self.out
+        )
+
+
+class TextLearner(nn.Module):
+    """CLIP and the reader, which are trained together."""
+
+    def __init__(self, clip: CLIP):
+        super().__init__()
+        self.clip = clip
+        self.reader = SceneReader(clip.text_model.final_layer_norm.weight.shape[0])
+
+
+def tokens_of(tokenizer: Tokenizer, captions: list[str], padding: int = 0) -> Tensor:
+    """(B, N) ids, cut `padding` places after the longest caption's end token: the tower is causal."""
+    tokens = tokenizer(captions)
+    return tokens[:, : (tokens == tokens.max()).int().argmax(dim=1).max() + 1 + padding]
+
+
+def read_contents(grammar: Grammar, seeds: list[int]) -> tuple[list[Content], list[str]]:
+    """What scenes show and a caption of each, without any layout or rendering."""
+    contents, captions = [], []
+    for seed in seeds:
+        rng = random.Random(f"text {seed}")
+        contents.append(grammar.content(rng))
+        captions.append(random_caption(contents[-1], rng))
+    return contents, captions
+
+
+def twin_scenes(stream: SceneStream, indices: Tensor) -> list[Scene]:
+    """Each example and its twin, which differs in one respect, one after the other."""
+    scenes = []
+    for index in indices.tolist():
+        scene = stream.scene(index)
+        if scene.content.kind == "emoji":
+            scenes += [scene, stream.emoji(random.Random(f"other emoji {index}"), index)]
+        else:
+            scenes += stream.grammar.twins(index)
+    return scenes
+
+
+def contrastive_loss(clip: CLIP, images: Tensor, tokens: Tensor, fits: Tensor) -> Tensor:
+    """Radford et al. 2021, figure 3. images: (B, 3, H, W). tokens: (B, N). fits: (B, B), 1 where a text is true."""
+    text = clip.encode_text(tokens)
+    image = clip.encode_image(clip_pixels(images, clip.vision_model.image_size))
+    logits = clip.logit_scale.clamp(max=4.6052).exp() * text.float() @ image.float().T
+    return (soft_cross_entropy(logits, fits) + soft_cross_entropy(logits.T, fits.T)) / 2
+
+
+def distance(found: Tensor, known: Tensor) -> Tensor:
+    """The squared distance over the squared length of `known`."""
+    return (found - known).square().mean() / known.square().mean()
+
+
+def forgetting(clip: CLIP, teacher: CLIP, images: Tensor, captions: list[str], tokenizer: Tokenizer) -> Tensor:
+    """How far CLIP has moved from the first one on single emoji: token states, texts' and images' vectors.
+
+    Li and Hoiem 2016, "Learning without Forgetting": the outputs of the model before are targets. images: (B, 3, H, W)
+    in [-1, 1], B may be 0.
+    """
+    tokens = tokens_of(tokenizer, captions, PADDING).to(clip.logit_scale.device)
+    with torch.no_grad():
+        known = teacher.text_model(tokens), teacher.encode_text(tokens)
+    loss = distance(clip.text_model(tokens), known[0]) + distance(clip.encode_text(tokens), known[1])
+    if len(images):
+        pixels = clip_pixels(images.to(tokens.device), clip.vision_model.image_size)
+        with torch.no_grad():
+            known_images = teacher.encode_image(pixels)
+        loss = loss + distance(clip.encode_image(pixels), known_images)
+    return loss
+
+
+def train_scene_text(
+    clip: CLIP, run: Path, stream: SceneStream, settings: Settings, teacher: CLIP | None = None
+) -> CLIP:
+    """The contrastive loss on pairs of twins, and the reader's on many more captions. Returns the averaged CLIP.
+
+    teacher: the CLIP before, to which the new one stays near on single emoji; None lets it forget them.
+    """
+    tokenizer = Tokenizer()
+    held_out = Grammar(stream.cutouts, held_out=True)
+
+    def loss(learner: TextLearner, indices: Tensor, generator: torch.Generator) -> Tensor:
+        device = learner.clip.logit_scale.device
+        scenes = twin_scenes(stream, indices)
+        captions = [scene.caption for scene in scenes]
+        fits = torch.tensor([[float(a == b) for a in captions] for b in captions], device=device)
+        tokens = tokens_of(tokenizer, captions).to(device)
+        images = render_batch(scenes, stream.cutouts).to(device)
+        match = contrastive_loss(learner.clip, images, tokens, fits)
+        if teacher is not None:
+            seeds = torch.randint(2**40, (EMOJI_CAPTIONS,), generator=generator).tolist()
+            emoji = [stream.emoji(random.Random(f"emoji text {seed}"), seed).caption for seed in seeds]
+            single = images[[scene.content.kind == "emoji" for scene in scenes]]
+            match = match + forgetting(learner.clip, teacher, single, emoji, tokenizer)
+        more = torch.randint(2**40, (CAPTIONS,), generator=generator).tolist()
+        contents, texts = read_contents(stream.grammar, more)
+        states = learner.clip.text_model(tokens_of(tokenizer, texts).to(device))
+        return match + READER_WEIGHT * learner.reader.loss(states, contents)
+
+    def on_save(learner: TextLearner, step: int) -> None:
+        keep(learner.clip, run)
+        figures = measure_text(learner, held_out, tokenizer) | {"twins": measure_twins(learner.clip, stream, tokenizer)}
+        line = "\t".join(f"{name} {value:.3f}" for name, value in figures.items())
+        print(f"step {step}: {line}", flush=True)
+        with open(run / "figures.tsv", "a", encoding="utf-8") as file:
+            file.write(f"{step}\t{line}\n")
+
+    learner = train(TextLearner(clip), loss, EXAMPLES, run, settings, on_save)
+    return learner.clip
+
+
+@torch.no_grad()
+def measure_text(learner: TextLearner, grammar: Grammar, tokenizer: Tokenizer, count: int = 300) -> dict[str, float]:
+    """The share of right answers to each question about captions of held-out combinations, and "all" right at once."""
+    contents, captions = read_contents(grammar, [-1 - k for k in range(count)])
+    tokens = tokens_of(tokenizer, captions).to(learner.clip.logit_scale.device)
+    logits = learner.reader(learner.clip.text_model(tokens))
+    given = torch.stack([each.argmax(dim=1) for each in logits], 1).cpu()
+    right = given == learner.reader.targets(contents)
+    shares = dict(zip(learner.reader.questions, right.float().mean(dim=0).tolist()))
+    return shares | {"all": right.all(dim=1).float().mean().item()}
+
+
+@torch.no_grad()
+def measure_twins(clip: CLIP, stream: SceneStream, tokenizer: Tokenizer, count: int = 32) -> float:
+    """The share of images for which CLIP prefers the true caption to the twin's. Half would be chance."""
+    scenes = twin_scenes(stream, torch.arange(10 * EXAMPLES, 10 * EXAMPLES + count))
+    device = clip.logit_scale.device
+    images = clip_pixels(render_batch(scenes, stream.cutouts).to(device), clip.vision_model.image_size)
+    text = clip.encode_text(tokens_of(tokenizer, [scene.caption for scene in scenes]).to(device))
+    closeness = clip.encode_image(images) @ text.T
+    right = [closeness[k, k] > closeness[k, k ^ 1] for k in range(len(scenes))]
+    return sum(map(float, right)) / len(right)

@@ -1,0 +1,111 @@
+"""The U-Net trained on with scenes, with cross-attention at the finest level too, and the text tower slowly with it.
+
+Latent diffusion trains its text encoder jointly with the U-Net (Rombach et al. 2022, section 3.3); here it has been
+trained on captions before, so it learns at a small share of the rate, or not at all.
+"""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sd.clip import CLIPTextModel
+from sd.denoiser import Guidance
+from sd.image import from_tensor
+from sd.samplers import dpmpp_2m
+from sd.schedule import TIMES, sigma_list
+from sd.tokenizer import Tokenizer
+from sd.training import scratch
+from sd.training.diffusion import EMPTY_CAPTIONS, STYLE_ALONE, X0_WEIGHTS, new_unet
+from sd.training.loop import Settings, keep, train
+from sd.training.objective import eps_errors, snr_weights
+from sd.training.pretrain.scene_latents import WORDINGS, SceneLatents
+from sd.training.pretrain.sheets import captioned_sheet
+from sd.unet import UNetModel
+from sd.vae import LATENT_SCALE, AutoencoderKL
+
+UNET_SIZES = scratch.SIZES["unet"] | {"attention_levels": [0, 1, 2]}
+SIZES = scratch.SIZES | {"unet": UNET_SIZES}
+SHEET = (
+    "a blue apple", "a purple star", "a green car", "a pink elephant", "two hearts", "three stars", "four trees",
+    "two bananas", "a cat and a dog", "a flower and a mushroom", "a cat left of a tree", "a star above a house",
+    "a red car and a blue heart", "a dog in the snow", "a castle at night", "a red apple, fluent 3d emoji",
+)  # fmt: skip
+
+
+def widened_unet(shipped: dict[str, Tensor]) -> UNetModel:
+    """A U-Net of UNET_SIZES that computes what the shipped one does: blocks that are new pass their input on."""
+    unet = new_unet(UNET_SIZES)
+    missing, unexpected = unet.load_state_dict(shipped, strict=False)
+    new = {key.split(".transformer_blocks")[0] for key in missing}
+    if unexpected or not all(key.split(".")[2] == "1" for key in new):
+        raise ValueError(f"these weights are of another U-Net: {sorted(unexpected) or sorted(new)}")
+    return unet
+
+
+def train_scene_unet(
+    unet: UNetModel, text: CLIPTextModel, vae: AutoencoderKL, run: Path, data: SceneLatents, settings: Settings
+) -> nn.Module:
+    """Predict the noise in a scene's noisy latent, given one of its captions (Rombach et al. 2022, equation 3).
+
+    `settings.shares["text"]` is the text tower's share of the learning rate; 0 leaves the tower as it is.
+    """
+    tokenizer, weights = Tokenizer(), snr_weights(*X0_WEIGHTS)
+    trains_text = settings.shares.get("text", 0) > 0
+    text.requires_grad_(trains_text)
+    networks = nn.ModuleDict({"unet": unet, "text": text})
+
+    def loss(networks: nn.ModuleDict, indices: Tensor, generator: torch.Generator) -> Tensor:
+        x0 = data.latents[indices].float()
+        noise = torch.randn(x0.shape, generator=generator)
+        # One time from each of B equal parts of 0..999: less variance in the sum.
+        t = ((torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) * TIMES / len(x0)).long()
+        tokens = tokenizer(draw_captions(data, indices, generator)).to(settings.device)
+        with torch.set_grad_enabled(trains_text and torch.is_grad_enabled()):
+            context = networks["text"](tokens)  # (B, 77, D)
+        return eps_errors(networks["unet"], x0, noise, t, context, weights).mean()
+
+    def on_save(networks: nn.ModuleDict, step: int) -> None:
+        for name in ("unet", "text"):
+            (run / name).mkdir(exist_ok=True)
+            keep(networks[name], run / name)
+        seen = step * settings.batch * settings.accumulate
+        sheet(networks["text"], vae, networks["unet"], data.latents.shape[-1]).save(run / f"sheet-{seen:08d}.png")
+
+    return train(networks, loss, len(data), run, settings, on_save)
+
+
+def draw_captions(data: SceneLatents, indices: Tensor, generator: torch.Generator) -> list[str]:
+    """One caption for each scene: now and then the empty one or the style alone."""
+    drawn = []
+    for i in indices.tolist():
+        short = torch.rand((), generator=generator).item()
+        k = torch.randint(WORDINGS, (), generator=generator).item()
+        if short < EMPTY_CAPTIONS:
+            drawn.append("")
+        else:
+            drawn.append(data.styles[i] if short < EMPTY_CAPTIONS + STYLE_ALONE else data.captions[i][k])
+    return drawn
+
+
+@torch.no_grad()
+def sample_images(
+    text: CLIPTextModel, vae: AutoencoderKL, unet: UNetModel, prompts: list[str], seeds: list[int], side: int,
+    steps: int = 16, guidance: float = 4.0,
+) -> Tensor:  # fmt: skip
+    """One image for each prompt from the noise of its seed: (B, 3, H, W) in [-1, 1]. side: of the latents."""
+    tokenizer, device = Tokenizer(), unet.out[2].weight.device
+    cond = text(tokenizer(prompts).to(device))
+    uncond = text(tokenizer("").to(device)).expand_as(cond)
+    sigmas = sigma_list(steps)
+    noise = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    x = torch.stack(noise).to(device) * (1 + sigmas[0] ** 2) ** 0.5
+    *_, (latent, _) = dpmpp_2m(Guidance(unet, cond, uncond, guidance), x, sigmas, None)
+    return vae.decode(latent / LATENT_SCALE).clamp(-1, 1).cpu()
+
+
+def sheet(text: CLIPTextModel, vae: AutoencoderKL, unet: UNetModel, side: int) -> Image.Image:
+    """The prompts of SHEET under their captions, always from the same noise."""
+    images = sample_images(text, vae, unet, list(SHEET), list(range(len(SHEET))), side)
+    return captioned_sheet(from_tensor(images), list(SHEET), columns=8)
