@@ -74,14 +74,18 @@ def same_bits(network: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return list(now) == list(before) and all(torch.equal(now[key], before[key]) for key in before)
 
 
+# Sums in another order: a few roundings of fp32 (6e-8 each) through some twenty layers. Measured: up to 1.9e-6 with
+# AVX-512, and 2.2e-6 with AVX2, whose convolutions add in another order. A wrong patch differs by 1e-3 and more.
+ROUNDING = 4e-6
+
+
 @pytest.mark.parametrize("name", USUAL)
 @torch.no_grad()
 def test_each_exact_patch_gives_the_textbook_answer(networks, name):
     unet, vae = networks
     expected = unet(*guided_inputs())
     assert optimize(unet, vae, [name]) == [name]
-    # Sums in another order: a few roundings of fp32 (6e-8 each) through some twenty layers.
-    assert distance(unet(*guided_inputs()), expected) < 2e-6
+    assert distance(unet(*guided_inputs()), expected) < ROUNDING
 
 
 @pytest.mark.parametrize("size", [16, 17])
@@ -91,7 +95,7 @@ def test_all_of_them_together_at_any_size(networks, size):
     expected = unet(*guided_inputs(size=size))
     assert optimize(unet, vae) == list(USUAL)
     assert distance(unet(*guided_inputs(size=16)), unet(*guided_inputs(size=16))) == 0  # packed for 16x16
-    assert distance(unet(*guided_inputs(size=size)), expected) < 2e-6
+    assert distance(unet(*guided_inputs(size=size)), expected) < ROUNDING
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bf16 here")
@@ -148,10 +152,10 @@ def test_a_lora_in_packed_layers_adds_what_it_adds_to_plain_ones(networks):
     assert list(patchable_layers(unet)) == names
     inject(unet, "one", loras(unet))
     optimize(unet, vae)
-    assert distance(unet(*guided_inputs()), expected) < 2e-6
+    assert distance(unet(*guided_inputs()), expected) < ROUNDING
     eject(unet, "one")
     optimize(unet, vae)
-    assert distance(unet(*guided_inputs()), plain) < 2e-6
+    assert distance(unet(*guided_inputs()), plain) < ROUNDING
     assert same_bits(unet, before)
 
 
@@ -161,7 +165,7 @@ def test_seamless_edges_through_packed_convolutions(networks):
     with seamless(unet, vae):
         expected = unet(*guided_inputs())
         optimize(unet, vae)
-        assert distance(unet(*guided_inputs()), expected) < 2e-6
+        assert distance(unet(*guided_inputs()), expected) < ROUNDING
 
 
 def test_gradients_through_a_patched_network_are_those_of_the_plain_one(networks):
