@@ -119,7 +119,7 @@ def templates(lines: list[str]) -> dict[str, str]:
 def read_infotext(source: str | Path | BinaryIO) -> str:
     """The text in an image's file, of whichever program. Raises UserError if it is no image or holds no settings."""
     image = open_image(source)
-    name = source if isinstance(source, (str, Path)) else "the image"
+    name = source if isinstance(source, (str, Path)) else getattr(source, "name", "the image")
     texts = embedded_texts(image)
     usual = [text for place in PLACES for key, text in texts.items() if key.lower() == place]
     if text := next(filter(holds_settings, usual), None):

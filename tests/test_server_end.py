@@ -15,7 +15,7 @@ from test_app import APP, ENDLESS, SMALL, Running
 from sd.web.jobs import Jobs
 from sd.web.worker import Isolated
 
-SECONDS = 15  # to end in, on a machine that does other things as well: 2 x 3 by itself
+SECONDS = 45  # to end in, on a machine that does other things as well: 7 by itself; without the bounds, never
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def test_the_second_ctrl_c_ends_it_at_once(tmp_path):
         running.process.send_signal(signal.SIGINT)
         began = time.monotonic()
         errors = running.process.communicate(timeout=60)[1]
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5  # not the seconds that the first one takes
         assert errors == ""
         page.close()
 

@@ -43,7 +43,7 @@ class Gallery:
 
     def fill_from_image(self, event: gr.EventData) -> dict:
         job, name = self.find(event.picture)
-        return self.fill(read_infotext(job.file(name)))
+        return self.fill(read_infotext(NamedBytes(job.file(name).read_bytes(), name)))
 
     def fill_from_file(self, url: str, event: gr.EventData) -> dict:
         return self.fill(read_infotext(NamedBytes(decode_picture(url), event.name)))
@@ -69,7 +69,7 @@ class NamedBytes(io.BytesIO):
 
     def __init__(self, data: bytes, name: str):
         super().__init__(data)
-        self.called = str(name)[:100]
+        self.name = str(name)[:100]
 
     def __str__(self) -> str:
-        return self.called
+        return self.name
