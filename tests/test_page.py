@@ -45,7 +45,8 @@ def one_browser(web):
 @pytest.fixture
 def page(one_browser):
     """The page as a newcomer finds it: what the form kept of an earlier test is gone."""
-    one_browser.driver.execute_script("if (location.protocol == 'http:') { sessionStorage.clear(); localStorage.clear() }")
+    clear = "sessionStorage.clear(); localStorage.clear()"
+    one_browser.driver.execute_script(f"if (location.protocol == 'http:') {{ {clear} }}")
     one_browser.open()
     return one_browser
 
