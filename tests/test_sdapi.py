@@ -420,7 +420,8 @@ def test_an_embedding_is_used_by_its_word_and_leaves_no_trace(web, pipe):
     plain_alone = pipe("a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler")
     assert opened(with_it["images"][0]).tobytes() == alone.images[0].tobytes()
     assert opened(plain["images"][0]).tobytes() == plain_alone.images[0].tobytes()
-    assert "Adapters: zorgle" in json.loads(with_it["info"])["infotexts"][0]
+    # The prompt names it, so "Adapters" need not: that is for what was loaded by hand, and `--resume` compares texts.
+    assert json.loads(with_it["info"])["infotexts"][0].startswith("a zorgle apple\n")
     assert web.client.get("/sdapi/v1/embeddings").json()["loaded"]["zorgle"]["vectors"] == 2
 
 
@@ -492,9 +493,10 @@ def test_webuiapi_draws(client, pipe):
 
 
 def test_webuiapi_asks_for_everything(client):
-    assert client.util_get_model_names() == ["emoji.safetensors"]
+    # With its hash, as the webui writes it, once that is known.
+    assert [name.split(" [")[0] for name in client.util_get_model_names()] == ["emoji.safetensors"]
     client.util_set_model("emoji")
-    assert client.util_get_current_model() == "emoji.safetensors"
+    assert client.util_get_current_model().split(" [")[0] == "emoji.safetensors"
     assert "DPM++ 2M" in client.util_get_sampler_names()
     assert "karras" in client.util_get_scheduler_names()
     client.util_wait_for_ready(check_interval=0.01)
