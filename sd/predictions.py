@@ -20,7 +20,7 @@ def refuse_predictions(path: Path, keys: list, alphas: object, metadata: dict[st
 
     alphas: the noise schedule that the file keeps, if it does. One that ends in noise alone has zero terminal SNR.
     """
-    signs = [str(key) for key in keys if PREDICTION.fullmatch(str(key))]
+    signs = sorted({str(key) for key in keys if PREDICTION.fullmatch(str(key))})
     signs += [key for key, value in METADATA_PREDICTION.items() if metadata.get(key, "").lower().startswith(value)]
     if isinstance(alphas, Tensor) and alphas.shape == (1000,) and alphas[-1] < 1e-5 and alphas[0] > 0.9:
         signs.append("alphas_cumprod")

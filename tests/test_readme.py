@@ -1,5 +1,6 @@
 """The README as a test: what it says to type works, in its order, for somebody who has just cloned the project."""
 
+import os
 import re
 import shutil
 import socket
@@ -85,7 +86,7 @@ def test_all_commands_are_found():
         "train_dreambooth",
     ):
         assert any(f"scripts/{script}.py" in command for command in COMMANDS), script
-    assert not any("#" in command for command in COMMANDS)
+    assert not any("#" in command for command in COMMANDS if not command.startswith("python -c"))
 
 
 def test_no_substitute_is_left_over():
@@ -121,9 +122,10 @@ def test_a_python_that_is_too_old_is_named(tmp_path):
     old = tmp_path / "old"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
+    environ = {name: value for name, value in os.environ.items() if name not in ("VENV", "MAKEFLAGS", "PYTHON")}
     for python in (old, "no-such-python"):
         command = ["make", "txt2img", f"PYTHON={python}"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
         assert done.returncode == 2
         assert f"Python 3.10 or later is needed, and {python} is older or missing" in done.stderr
         assert not (tmp_path / ".venv").exists()
