@@ -7,7 +7,7 @@ ARGS ?=
 
 OLDEST := 3.10
 comma := ,
-CODE := sd scripts tests .ci/import_core.py
+CODE := sd scripts benchmarks examples tests .ci/import_core.py
 
 .PHONY: txt2img app test test-fast screenshots lint format clean
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.checkpoint import load_models, save
+from sd.checkpoints.checkpoint import load_models, save
 from sd.schedule import add_noise
 from sd.tokenizer import Tokenizer
 from sd.vae import LATENT_SCALE, sample_latent

@@ -3,7 +3,7 @@
     python examples/minimal_txt2img.py "a red apple" apple.png
 
 Tokenize, encode the text, start from noise, predict and remove the noise with classifier-free guidance, decode.
-tests/test_examples.py compares the image with the pipeline's, pixel by pixel.
+tests/project/test_examples.py compares the image with the pipeline's, pixel by pixel.
 """
 
 import sys
@@ -16,7 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.checkpoint import load_models
+from sd.checkpoints.checkpoint import load_models
 from sd.schedule import sigma_list, t_of
 from sd.tokenizer import Tokenizer
 from sd.vae import LATENT_SCALE

@@ -5,13 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.errors import UserError, plain_errors
+from sd.utils.errors import UserError, plain_errors
 
 
 @plain_errors
 def main():
     try:
-        from sd.web.app import serve, server_parser
+        from sd.web.server import serve, server_parser
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install -r requirements-web.txt, or use make app.") from error
     serve(server_parser().parse_args())

@@ -16,14 +16,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.benchmark import approximations, fewer_steps
-from sd.benchmark.tasks import Options
-from sd.errors import plain_errors
-from sd.evaluate import load_clip
-from sd.pipeline import BUNDLED, StableDiffusion
+from benchmarks import approximations
+from benchmarks import sampler_steps as fewer_steps
+from benchmarks.tasks import Options
+from sd.evaluation.clip_score import load_clip
+from sd.pipeline.settings import Settings
+from sd.pipeline.stable_diffusion import BUNDLED, StableDiffusion
 from sd.samplers import SAMPLERS
-from sd.settings import Settings
-from sd.training.data import EmojiPictures
+from sd.training.pretrain.dataset import EmojiPictures
+from sd.utils.errors import plain_errors
 
 PROMPTS = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
 

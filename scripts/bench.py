@@ -15,12 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.benchmark import performance
-from sd.benchmark.measure import run
-from sd.benchmark.report import COLUMNS, KEPT, heading, kept_path, lines, remark, rows, warning, write_report
-from sd.benchmark.sides import SIDES, sides_of
-from sd.benchmark.tasks import DRAWING, TASKS, Options
-from sd.errors import UserError, plain_errors
+from benchmarks import docs_page as performance
+from benchmarks.backends import SIDES, sides_of
+from benchmarks.report import COLUMNS, KEPT, heading, kept_path, lines, remark, rows, warning, write_report
+from benchmarks.runner import run
+from benchmarks.tasks import DRAWING, TASKS, Options
+from sd.utils.errors import UserError, plain_errors
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoint import DTYPES, load_models, save
-from sd.discovery import locate
-from sd.errors import plain_errors
+from sd.checkpoints.checkpoint import DTYPES, load_models, save
+from sd.checkpoints.discovery import locate
+from sd.utils.errors import plain_errors
 
 
 @plain_errors

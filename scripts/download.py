@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.download import MIRROR, SHA256, fetch
-from sd.errors import plain_errors
+from sd.checkpoints.download import MIRROR, SHA256, fetch
+from sd.utils.errors import plain_errors
 
 
 @plain_errors

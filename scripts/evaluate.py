@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.errors import UserError, plain_errors
-from sd.evaluate import SHEET, Opened, evaluate, load_clip, prompts_of, without_placeholder
-from sd.training.photos import Photos, is_picture
+from sd.evaluation.clip_score import SHEET, Opened, evaluate, load_clip, prompts_of, without_placeholder
+from sd.training.finetune.data.image_folder import Photos, is_picture
+from sd.utils.errors import UserError, plain_errors
 
 
 def parser() -> argparse.ArgumentParser:

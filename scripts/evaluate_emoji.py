@@ -16,15 +16,15 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.errors import plain_errors
-from sd.image import grid
-from sd.pipeline import StableDiffusion
-from sd.training.autoencoder import psnr, reconstructed
-from sd.training.bundle import load_scorer
-from sd.training.data import EmojiPictures
-from sd.training.emoji import TRAINED_STYLES, read_names
-from sd.training.measure import draw, encode_pictures, features_of_all, judge, retrieval
-from sd.training.style_judge import StyleJudge
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.training.pretrain.dataset import EmojiPictures
+from sd.training.pretrain.emoji_dataset import TRAINED_STYLES, read_names
+from sd.training.pretrain.evaluate import draw, encode_pictures, features_of_all, judge, retrieval
+from sd.training.pretrain.export import load_scorer
+from sd.training.pretrain.style_classifier import StyleJudge
+from sd.training.pretrain.train_vae import psnr, reconstructed
+from sd.utils.errors import plain_errors
+from sd.utils.images import grid
 
 NAMES = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
 SYNONYMS = ("a puppy", "a kitten", "an automobile", "a plane", "a bike", "a burger", "a donut", "a bunny")

@@ -17,11 +17,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.errors import plain_errors
-from sd.pipeline import StableDiffusion
-from sd.training.pretrain.detector import load_detector
-from sd.training.pretrain.scene_evaluation import evaluate_tasks, table
-from sd.training.pretrain.scene_tasks import TASKS
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.training.pretrain.scenes.detector import load_detector
+from sd.training.pretrain.scenes.evaluation import evaluate_tasks, table
+from sd.training.pretrain.scenes.tasks import TASKS
+from sd.utils.errors import plain_errors
 
 
 @plain_errors

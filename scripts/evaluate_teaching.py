@@ -14,12 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.contact_sheet import contact_sheet
-from sd.errors import plain_errors
-from sd.means import mean_of
-from sd.training.concepts import OBJECTS, Taught, concepts, keep_class, teach_concept
-from sd.training.emoji import HELD_OUT_STYLE
-from sd.training.second_opinion import judges
+from sd.evaluation.confidence import mean_of
+from sd.training.finetune.evaluate import OBJECTS, Taught, concepts, keep_class, teach_concept
+from sd.training.pretrain.emoji_dataset import HELD_OUT_STYLE
+from sd.training.pretrain.imagenet_features import judges
+from sd.utils.errors import plain_errors
+from sd.utils.image_grid import contact_sheet
 
 COLUMNS = {"known": "nearest known words", "ti": "textual inversion", "lora": "LoRA"}
 GAINS = (("ti", "known"), ("lora", "known"), ("lora", "ti"), ("real", "known"))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli import draw_and_save, drawing_parser, load_pipeline, settings_of, spelled_out, with_picture_size
-from sd.errors import plain_errors
-from sd.image import check_outdir, open_image
+from sd.cli.args import draw_and_save, drawing_parser, load_pipeline, settings_of, spelled_out, with_picture_size
+from sd.utils.errors import plain_errors
+from sd.utils.images import check_outdir, open_image
 
 
 @plain_errors

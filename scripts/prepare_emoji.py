@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.errors import plain_errors
-from sd.training.emoji import prepare
+from sd.training.pretrain.emoji_dataset import prepare
+from sd.utils.errors import plain_errors
 
 
 @plain_errors

@@ -12,11 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.errors import plain_errors
-from sd.training.pretrain.cutouts import Cutouts, prepare_cutouts
-from sd.training.pretrain.grammar import Grammar
-from sd.training.pretrain.render import render
-from sd.training.pretrain.sheets import captioned_sheet
+from sd.training.pretrain.scenes.cutouts import Cutouts, prepare_cutouts
+from sd.training.pretrain.scenes.grammar import Grammar
+from sd.training.pretrain.scenes.render import render
+from sd.training.pretrain.scenes.sheets import captioned_sheet
+from sd.utils.errors import plain_errors
 
 
 @plain_errors

@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.errors import plain_errors
-from sd.training.cli import add_text_lr, teach_from, teaching_parser
+from sd.training.finetune.args import add_text_lr, teach_from, teaching_parser
+from sd.utils.errors import plain_errors
 
 EXAMPLES = """
   python scripts/train_dreambooth.py --images photos/ --name my-dog --word sks --class-word dog

@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.errors import plain_errors
-from sd.training.cli import add_targets, teach_from, teaching_parser
+from sd.training.finetune.args import add_targets, teach_from, teaching_parser
+from sd.utils.errors import plain_errors
 
 EXAMPLES = """
   python scripts/train_lora.py --images photos/ --name my-dog --word sks --class-word dog

@@ -20,8 +20,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.errors import plain_errors
 from sd.training.pretrain.pipeline import STAGES, export_scenes, run_stage, stage_settings, start_from_shipped
+from sd.utils.errors import plain_errors
 
 SETTINGS = {"steps": int, "batch": int, "lr": float, "ema": float, "seed": int, "device": str, "save_minutes": float}
 

@@ -21,10 +21,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.errors import plain_errors
-from sd.training.bundle import export, unpack
-from sd.training.data import EmojiPictures
-from sd.training.scratch import PARTS, train_part
+from sd.training.pretrain.dataset import EmojiPictures
+from sd.training.pretrain.export import export, unpack
+from sd.training.pretrain.run import PARTS, train_part
+from sd.utils.errors import plain_errors
 
 SETTINGS = {"steps": int, "batch": int, "lr": float, "ema": float, "seed": int, "device": str, "save_minutes": float}
 

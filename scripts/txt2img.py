@@ -6,12 +6,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli import add_hires, draw_and_save, drawing_parser, given_flags, load_pipeline, settings_of, spelled_out
-from sd.drawings import Drawing, read_prompts
-from sd.errors import UserError, plain_errors
-from sd.from_png import settings_again
-from sd.image import check_outdir
-from sd.many import agreed, one_of_many, plan, share
+from sd.cli.args import add_hires, draw_and_save, drawing_parser, given_flags, load_pipeline, settings_of, spelled_out
+from sd.cli.distributed import agreed, one_of_many, plan, share
+from sd.cli.from_png import settings_again
+from sd.cli.requests import Drawing, read_prompts
+from sd.utils.errors import UserError, plain_errors
+from sd.utils.images import check_outdir
 
 
 @plain_errors

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
-from sd.errors import UserError
 from sd.schedule import SCHEDULES, t_of
+from sd.utils.errors import UserError
 
 
 def split_variance(sigma, to, eta=1.0):

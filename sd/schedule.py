@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd.errors import UserError
+from sd.utils.errors import UserError
 
 TIMES = 1000
 BETA_START, BETA_END = 0.00085, 0.012

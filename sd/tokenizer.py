@@ -17,7 +17,7 @@ import regex
 import torch
 from torch import LongTensor
 
-from sd.errors import UserError
+from sd.utils.errors import UserError
 
 MERGES = Path(__file__).resolve().parents[1] / "data" / "bpe_simple_vocab_16e6.txt.gz"
 MERGE_COUNT = 49152 - 256 - 2  # the file lists more; CLIP was trained with these

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from sd.chat import Endpoint
+from sd.prompts.llm import Endpoint
 
 GOOD = {"prompt": "a lemon on a table, soft light", "negative_prompt": "text", "title": "Lemon"}
 

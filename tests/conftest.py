@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from peers import randomize
 from PIL import Image
+from reference_models import randomize
 
 from sd.clip import CLIPTextModel
-from sd.pipeline import StableDiffusion
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL

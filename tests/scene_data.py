@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from sd.training.pretrain.cutouts import Cutout, Cutouts, measured_colors, trim
+from sd.training.pretrain.scenes.cutouts import Cutout, Cutouts, measured_colors, trim
 
 STYLES = ("noto emoji", "fluent emoji")
 SHAPES = {  # fill, and width and height in the 128 x 128 square

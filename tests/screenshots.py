@@ -8,17 +8,17 @@ import io
 import tempfile
 from pathlib import Path
 
-from browser import Browser, chromium
+from browser_page import Browser, chromium
 from PIL import Image, ImageDraw
-from web import HERE, listening
+from web_client import HERE, listening
 
-from sd.training.recipes import recipe_for
-from sd.web import teaching
-from sd.web.app import create_app
-from sd.web.drawing import Drawer
-from sd.web.jobs import Jobs
-from sd.web.models import Models
-from sd.web.work import Work
+from sd.training.finetune.recipes import recipe_for
+from sd.web.jobs import finetune as teaching
+from sd.web.jobs.generate import Drawer
+from sd.web.jobs.model_index import Models
+from sd.web.jobs.queue import Jobs
+from sd.web.jobs.work import Work
+from sd.web.server import create_app
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("a cat face, noto emoji", "a red apple, fluent 3d emoji", "a tree, fluent flat emoji", "a star, noto emoji")

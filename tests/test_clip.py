@@ -1,6 +1,6 @@
 import pytest
 import torch
-from peers import TINY, peer_text, randomize, relative_error
+from reference_models import TINY, peer_text, randomize, relative_error
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from transformers.image_utils import PILImageResampling
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from optimization.test_registry import distance
 
-from sd.optimize import EXACT
-from sd.pipeline import StableDiffusion
+from sd.optimization.registry import EXACT
+from sd.pipeline.init_image import Start
+from sd.pipeline.noise import Noise
+from sd.pipeline.sampling_loop import sigma_lists, walk
+from sd.pipeline.settings import Settings
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.samplers import SAMPLERS
-from sd.seeds import Noise
-from sd.settings import Settings
-from sd.start import Start
-from sd.walk import sigma_lists, walk
-from tests.test_optimize import distance
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ASKED = dict(prompt="a red apple, noto emoji", steps=6, sampler="dpmpp_2m", guidance_scale=3.0, seed=5)

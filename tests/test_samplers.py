@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sd.denoiser import Denoiser, Inpaint
-from sd.errors import UserError
 from sd.samplers import SAMPLERS, find_sampler
 from sd.schedule import sigma_list, t_of
+from sd.utils.errors import UserError
 
 STEPS = (1, 2, 3, 5, 20, 50)
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

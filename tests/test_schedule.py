@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sd.errors import UserError
 from sd.schedule import SCHEDULES, add_noise, alphas_cumprod, betas, sigma_list, sigma_of, sigma_table, t_of
+from sd.utils.errors import UserError
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 

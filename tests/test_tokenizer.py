@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from sd.errors import UserError
 from sd.tokenizer import Tokenizer, clean
+from sd.utils.errors import UserError
 
 WORDS = (
     "a photo of the Red apple on Café naïve straße 東京 Москва don't they'll 12,345.67 x^2 !!! e-mail @user #tag"

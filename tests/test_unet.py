@@ -1,9 +1,9 @@
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
-from peers import TINY, peer_unet, randomize, relative_error
+from reference_models import TINY, peer_unet, randomize, relative_error
 
-from sd.names import unet_to_diffusers
+from sd.checkpoints.diffusers_keys import unet_to_diffusers
 from sd.unet import UNetModel, timestep_embedding
 
 THREE_LEVELS = dict(

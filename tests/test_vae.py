@@ -1,8 +1,8 @@
 import pytest
 import torch
-from peers import TINY, peer_vae, randomize, relative_error
+from reference_models import TINY, peer_vae, randomize, relative_error
 
-from sd.names import vae_to_diffusers
+from sd.checkpoints.diffusers_keys import vae_to_diffusers
 from sd.vae import AutoencoderKL, sample_latent
 
 SIZES = [

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sd.errors import UserError
-from sd.training.log import Log
-from sd.training.processes import StopSignal, any_process, average_gradients, join_processes
-from sd.training.state import TrainingState
+from sd.training.distributed import StopSignal, any_process, average_gradients, join_processes
+from sd.training.logger import Log
+from sd.training.train_state import TrainingState
+from sd.utils.errors import UserError
 
 Random = torch.Generator | list[torch.Generator]  # a list of one for each example where `Settings.by_example`
 Loss = Callable[[nn.Module, Tensor, Random], Tensor]

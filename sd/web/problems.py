@@ -13,9 +13,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from sd.errors import UserError
-from sd.web.job import Busy, Missing
-from sd.web.limits import TooLarge
+from sd.utils.errors import UserError
+from sd.web.jobs.job import Busy, Missing
+from sd.web.jobs.limits import TooLarge
 
 STATUSES = {Busy: 503, Missing: 404, TooLarge: 413}  # of a UserError; 422 otherwise
 NO_OBJECT = ("missing", "model_attributes_type", "dict_type")  # pydantic's words for it, said of a whole body

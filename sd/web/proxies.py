@@ -13,7 +13,7 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable
 
-from sd.errors import UserError
+from sd.utils.errors import UserError
 
 Asgi = Callable[[dict, Callable, Callable], Awaitable[None]]
 PREFIX = re.compile(r"(/[\w.~-]+)+")

@@ -10,19 +10,19 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from sd.checkpoint import save
+from sd.checkpoints.checkpoint import save
 from sd.clip import CLIPTextModel
-from sd.training import scratch
-from sd.training.bundle import machine, revision, unpack
-from sd.training.log import last_line
+from sd.training.logger import last_line
 from sd.training.loop import Settings, is_kept, kept
-from sd.training.pretrain.cutouts import Cutouts
-from sd.training.pretrain.detector import Detector, judged_cutouts, train_detector
+from sd.training.pretrain import run as scratch
+from sd.training.pretrain.export import machine, revision, unpack
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scene_text import train_scene_text
 from sd.training.pretrain.scene_unet import SIZES, UNET_SIZES, train_scene_unet, widened_unet
 from sd.training.pretrain.scene_vae import train_scene_vae
-from sd.training.pretrain.stream import SceneStream
+from sd.training.pretrain.scenes.cutouts import Cutouts
+from sd.training.pretrain.scenes.detector import Detector, judged_cutouts, train_detector
+from sd.training.pretrain.scenes.stream import SceneStream
 from sd.unet import UNetModel
 
 # fp32: on a processor without bf16 instructions autocast to bf16 is many times slower.

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd.errors import UserError
-from sd.training.pretrain.grammar import Scene
-from sd.training.pretrain.render import render_batch
+from sd.checkpoints.weight_files import replacing, write_torch
 from sd.training.pretrain.scene_vae import encode_images
-from sd.training.pretrain.stream import SceneStream
-from sd.training.pretrain.wording import random_caption
+from sd.training.pretrain.scenes.grammar import Scene
+from sd.training.pretrain.scenes.render import render_batch
+from sd.training.pretrain.scenes.stream import SceneStream
+from sd.training.pretrain.scenes.wording import random_caption
+from sd.utils.errors import UserError
 from sd.vae import LATENT_SCALE, AutoencoderKL
-from sd.weight_files import replacing, write_torch
 
 SHARD = 1000  # scenes in a file
 WORDINGS = 4  # captions kept for each scene

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from sd.clip import CLIP, clip_pixels
 from sd.tokenizer import Tokenizer
-from sd.training.contrastive import soft_cross_entropy
 from sd.training.loop import Settings, keep, train
-from sd.training.pretrain.backgrounds import FLAT, LANDSCAPES
-from sd.training.pretrain.colors import COLORS
-from sd.training.pretrain.grammar import Grammar, Scene
-from sd.training.pretrain.render import render_batch
-from sd.training.pretrain.stream import EXAMPLES, SceneStream
-from sd.training.pretrain.vocabulary import INVERSE, scene_names
-from sd.training.pretrain.wording import Content, random_caption
+from sd.training.pretrain.scenes.backgrounds import FLAT, LANDSCAPES
+from sd.training.pretrain.scenes.colors import COLORS
+from sd.training.pretrain.scenes.grammar import Grammar, Scene
+from sd.training.pretrain.scenes.render import render_batch
+from sd.training.pretrain.scenes.stream import EXAMPLES, SceneStream
+from sd.training.pretrain.scenes.vocabulary import INVERSE, scene_names
+from sd.training.pretrain.scenes.wording import Content, random_caption
+from sd.training.pretrain.train_clip import soft_cross_entropy
 from sd.unet import CrossAttention
 
 CAPTIONS = 96  # more captions a step, for the reader alone

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from sd.clip import CLIPTextModel
 from sd.denoiser import Guidance
-from sd.image import from_tensor
 from sd.samplers import dpmpp_2m
 from sd.schedule import TIMES, sigma_list
 from sd.tokenizer import Tokenizer
-from sd.training import scratch
-from sd.training.diffusion import EMPTY_CAPTIONS, STYLE_ALONE, X0_WEIGHTS, new_unet
 from sd.training.loop import Settings, keep, train
-from sd.training.objective import eps_errors, snr_weights
+from sd.training.loss import eps_errors, snr_weights
+from sd.training.pretrain import run as scratch
 from sd.training.pretrain.scene_latents import WORDINGS, SceneLatents
-from sd.training.pretrain.sheets import captioned_sheet
+from sd.training.pretrain.scenes.sheets import captioned_sheet
+from sd.training.pretrain.train_unet import EMPTY_CAPTIONS, STYLE_ALONE, X0_WEIGHTS, new_unet
 from sd.unet import UNetModel
+from sd.utils.images import from_tensor
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
 UNET_SIZES = scratch.SIZES["unet"] | {"attention_levels": [0, 1, 2]}

@@ -1,7 +1,7 @@
 """The autoencoder trained on with scenes: colored backgrounds and small objects, of which the first one knew none.
 
 Its encoder is trained in this stage only. Latents and the U-Net are made with what comes out; afterwards the decoder
-alone may be trained on (`sd.training.autoencoder.train_decoder`).
+alone may be trained on (`sd.training.pretrain.train_vae.train_decoder`).
 """
 
 import copy
@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd.training.autoencoder import kl, psnr, reconstruction, standardise
-from sd.training.data import random_crops
 from sd.training.loop import Settings, keep, train
-from sd.training.pretrain.stream import EXAMPLES, SceneStream, fixed_sample
+from sd.training.pretrain.dataset import random_crops
+from sd.training.pretrain.scenes.stream import EXAMPLES, SceneStream, fixed_sample
+from sd.training.pretrain.train_vae import kl, psnr, reconstruction, standardise
 from sd.vae import AutoencoderKL, sample_latent
 
 MEASURED = 48  # scenes, for the channels' mean and spread and for the PSNR
@@ -22,7 +22,7 @@ MEASURED = 48  # scenes, for the channels' mean and spread and for the PSNR
 def train_scene_vae(
     vae: AutoencoderKL, run: Path, stream: SceneStream, settings: Settings, kl_weight: float = 1e-4
 ) -> AutoencoderKL:
-    """As `sd.training.autoencoder.train_vae`, on scenes that are rendered when they are needed.
+    """As `sd.training.pretrain.train_vae.train_vae`, on scenes that are rendered when they are needed.
 
     `run/model.safetensors` has the channels' mean and spread over scenes folded in; the log has the PSNR in dB.
     """

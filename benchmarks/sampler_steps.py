@@ -1,0 +1,130 @@
+"""Which sampler at how many steps reaches what 50 steps of DDPM give, in the bundled model's small world."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd.evaluation.clip_score import Scorer
+from sd.evaluation.confidence import Mean, mean_of
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.samplers import SAMPLERS
+from sd.training.pretrain.dataset import Emoji, EmojiPictures
+from sd.training.pretrain.evaluate import draw, features_of_all, judge
+from sd.utils.images import from_tensor
+
+REFERENCE = ("ddpm", 50)
+STEPS = (5, 8, 10, 15, 20, 30, 50)
+LEFT_OUT = ("lcm", "euler_a")  # one needs a model of its own, the other is ddpm under another name
+GUIDANCE = 3.0  # where the bundled model draws best, see weights/README.md
+
+
+@dataclass
+class Row:
+    """One sampler at a number of steps, over the same prompts and seeds as the others. calls: of the U-Net, a picture.
+
+    right: the share of pictures whose nearest picture of the dataset has the name that was asked for.
+    clip_t_change: against the reference, picture by picture; None for the reference itself.
+    """
+
+    sampler: str
+    steps: int
+    calls: int
+    right: float
+    clip_t: Mean
+    clip_t_change: Mean | None = None
+
+    def reaches(self, reference: "Row") -> bool:
+        """As good as the reference, as far as so many pictures can tell.
+
+        As many names right but for one standard error, and 0 within CLIP-T's interval of change or below it.
+        """
+        error = (2 * reference.right * (1 - reference.right) / reference.clip_t.count) ** 0.5
+        change = self.clip_t_change
+        return self.right >= reference.right - error and (change is None or change.value + change.half >= 0)
+
+
+def measure(
+    pipe: StableDiffusion,
+    scorer: Scorer,
+    asked: list[Emoji],
+    pictures: EmojiPictures,
+    samplers: list[str],
+    steps: tuple[int, ...] = STEPS,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """asked: what to draw, the k-th with seed k. pictures: all that drawings might be. The reference comes first."""
+    prompts = [emoji.captions[0] for emoji in asked]
+    texts, known, exact, rows = scorer.texts(prompts), features_of_all(pictures), None, []
+    pairs = [REFERENCE] + [(s, n) for s in samplers for n in steps if (s, n) != REFERENCE]
+    for sampler, count in pairs:
+        calls = CountCalls(pipe)
+        drawn = draw(pipe, prompts, sampler=sampler, steps=count, guidance_scale=GUIDANCE)
+        values = (scorer.pictures(from_tensor(drawn)) * texts).sum(dim=1)
+        exact = values if exact is None else exact
+        change = None if exact is values else mean_of(values - exact)
+        right = judge(drawn, asked, pictures.emoji, known)["name"]
+        rows.append(Row(sampler, count, calls.stop() // len(asked), right, mean_of(values), change))
+        if on_row is not None:
+            on_row(rows[-1])
+    return rows
+
+
+class CountCalls:
+    """How often the U-Net's last layer is asked, from now until `stop`."""
+
+    def __init__(self, pipe: StableDiffusion):
+        self.count = 0
+        self.handle = pipe.unet.out.register_forward_pre_hook(self.add)
+
+    def add(self, *_: object) -> None:
+        self.count += 1
+
+    def stop(self) -> int:
+        self.handle.remove()
+        return self.count
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: how to read it, then each sampler's figures by steps."""
+    reference, counts = rows[0], sorted({row.steps for row in rows})
+    lines = ["| sampler | " + " | ".join(map(str, counts)) + " | enough |", "|---" * (len(counts) + 2) + "|"]
+    for sampler in dict.fromkeys(row.sampler for row in rows):
+        own = {row.steps: row for row in rows if row.sampler == sampler}
+        enough = [row for _, row in sorted(own.items()) if row.reaches(reference)]
+        cells = [cell(own.get(count), reference) for count in counts]
+        least = f"{enough[0].steps} steps, {enough[0].calls} calls" if enough else "none"
+        lines.append(f"| {SAMPLERS[sampler].label} | " + " | ".join(cells) + f" | {least} |")
+    how = "By sampler and steps: pictures with the right name, and CLIP-T, over the same prompts and seeds. Bold is as "
+    how += "good as 50 steps of DDPM, as far as so many pictures can tell; `enough` is the first that is."
+    return "\n".join([how, "", *lines])
+
+
+def cell(row: Row | None, reference: Row) -> str:
+    if row is None:
+        return ""
+    text = f"{row.right:.0%}, {row.clip_t.value:.3f}"
+    return f"**{text}**" if row.reaches(reference) else text
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Both figures over the calls of the U-Net, a line for each sampler. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for title, axis, value in (
+        ("pictures with the right name", axes[0], lambda row: row.right),
+        ("CLIP-T", axes[1], lambda row: row.clip_t.value),
+    ):
+        for sampler in dict.fromkeys(row.sampler for row in rows):
+            own = sorted((row for row in rows if row.sampler == sampler), key=lambda row: row.calls)
+            calls, values = [row.calls for row in own], [value(row) for row in own]
+            axis.plot(calls, values, marker="o", label=SAMPLERS[sampler].label)
+        axis.axhline(value(rows[0]), color="black", linestyle=":", linewidth=1)
+        axis.set(title=title, xlabel="calls of the U-Net", xscale="log")
+        axis.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+    axes[1].legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

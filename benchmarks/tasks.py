@@ -1,0 +1,176 @@
+"""What is measured, and the model with random weights that every side has. `sides` has who does it, and how."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sd.checkpoints.checkpoint import DTYPES
+from sd.checkpoints.config import build, complete
+from sd.denoiser import Guidance
+from sd.schedule import sigma_of
+from sd.utils.errors import UserError
+from sd.utils.images import to_tensor
+
+TINY = {
+    "unet": dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), context_dim=64),
+    "vae": dict(channels=32, channel_mult=(1, 2), num_res_blocks=1),
+    "clip": dict(width=64, layers=2, heads=1),
+    "image_size": 64,
+}
+PROMPT, GUIDANCE, SEED, TIME = "a photograph of an astronaut riding a horse", 7.5, 0, 500
+RANK = 4  # of the LoRA that is taught
+
+
+@dataclass(frozen=True)
+class Options:
+    """dtype: "fp32" or "bf16". size: pixels each way, a multiple of 8; None is the model's own. steps: of a picture.
+
+    rounds: how often each side takes its turn, not counting one turn to warm up. threads: torch's own number if None.
+    tiny: small networks, for tests. ckpt: what to load; one is made, and deleted afterwards, if None. device: "cpu" or
+    "cuda". sides: some of them, or all if None. work: a folder for what sides make beforehand; `measure.run` has one.
+    Raises UserError for what cannot be measured.
+    """
+
+    dtype: str = "fp32"
+    size: int | None = None
+    steps: int = 20
+    rounds: int = 3
+    threads: int | None = None
+    tiny: bool = False
+    ckpt: Path | None = None
+    device: str = "cpu"
+    sides: tuple[str, ...] | None = None
+    work: Path | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "rounds", "threads", "size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}.")
+        if self.size is not None and self.size % 8:
+            raise UserError(f"the size must be a multiple of 8, not {self.size}.")
+        if self.ckpt is not None and not self.ckpt.exists():
+            raise UserError(f"there is no file {self.ckpt}: leave the flag out, and a random checkpoint is made.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("there is no GPU here that PyTorch can use: leave out --device.")
+
+
+class RandomModel:
+    """The networks with random weights, and something for each to work on; each is made when it is first asked for.
+
+    The weights are the same ones in every process.
+    """
+
+    def __init__(self, options: Options, device: str | None = None):
+        self.options = options
+        self.sizes = complete(TINY if options.tiny else {}, "the benchmark")
+        self.size = options.size or self.sizes["image_size"]
+        self.dtype, self.device = DTYPES[options.dtype], options.device if device is None else device
+
+    def network(self, part: str) -> nn.Module:
+        """In channels-last order, as our pipeline lays them out and as diffusers recommends."""
+        network = random_network(build(self.sizes, "the benchmark")[part], self.dtype, self.device)
+        return network.to(memory_format=torch.channels_last)
+
+    @cached_property
+    def unet(self) -> nn.Module:
+        return self.network("unet")
+
+    @cached_property
+    def vae(self) -> nn.Module:
+        return self.network("vae")
+
+    @cached_property
+    def clip(self) -> nn.Module:
+        return self.network("clip")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.size // 2 ** (len(self.sizes["vae"]["channel_mult"]) - 1)
+        return (self.sizes["vae"]["z_channels"], side, side)
+
+    @cached_property
+    def latent(self) -> Tensor:
+        return torch.randn(1, *self.latent_shape, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def step_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """x, t and context of one step with guidance: a batch of two."""
+        x = torch.randn(2, *self.latent_shape, dtype=self.dtype, device=self.device)
+        length, width = self.sizes["clip"]["max_length"], self.sizes["unet"]["context_dim"]
+        context = torch.randn(2, length, width, dtype=self.dtype, device=self.device)
+        return x, torch.full((2,), TIME, device=self.device), context
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """A prompt and a negative prompt, (2, 77)."""
+        length, words = self.sizes["clip"]["max_length"], self.sizes["clip"]["vocab_size"]
+        return torch.randint(words, (2, length), device=self.device)
+
+
+def random_network(network: nn.Module, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
+    """A network of the meta device with torch's own random weights, made in `dtype`: no second copy at any time."""
+    network = network.to(dtype).to_empty(device=device)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return network.eval()
+
+
+def twin(network: nn.Module) -> nn.Module:
+    """Another network with the very same tensors: what is patched in one is not in the other."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+
+
+def guided(unet: Callable, model: RandomModel, dtype: torch.dtype | None = None) -> Callable[[], Tensor]:
+    """A step with guidance, as a picture has them: (x, t, context) -> eps goes in; a turn gives sigma * eps, fp32.
+
+    dtype: of the latents and the text states that `unet` is given, if not the model's own.
+    """
+    x, _, context = model.step_inputs
+    x, sigma = x[:1].float(), sigma_of(TIME)
+    uncond, cond = context.to(dtype or model.dtype).chunk(2)
+    denoise = Guidance(unet, cond, uncond, GUIDANCE)
+    return lambda: x - denoise(x, sigma)
+
+
+def touch(networks: list[nn.Module]) -> Tensor:
+    """Reads every weight. Returns the largest of each tensor, in order: the same for the same weights by any names."""
+    return torch.stack([p.max().float() for network in networks for p in network.parameters()]).sort().values
+
+
+@dataclass(frozen=True)
+class Task:
+    """answer: from what a turn gives, a tensor that is to be the same on all sides.
+
+    turns: in a round; what is soon done is done more often. memory: whether its peak is measured. parts: the networks
+    that it runs. work: the same by the textbook's networks, to count its operations, where one pass tells them.
+    """
+
+    title: str
+    parts: tuple[str, ...]
+    work: Callable[[RandomModel], Any] | None = None
+    answer: Callable[[Any], Tensor] = lambda result: result
+    turns: int = 1
+    memory: bool = False
+
+
+PARTS = ("clip", "vae", "unet")
+TASKS = {
+    "unet": Task("U-Net step", ("unet",), lambda model: guided(model.unet, model)()),
+    "vae": Task("VAE decode", ("vae",), lambda model: model.vae.decode(model.latent)),
+    "text": Task("text encode", ("clip",), lambda model: model.clip(model.tokens), turns=10),
+    "txt2img": Task("whole picture", PARTS, answer=to_tensor, memory=True),
+    "load": Task("load", PARTS, answer=touch, memory=True),
+    "train": Task("LoRA training step", PARTS, memory=True),
+    "many": Task("many prompts, a picture", PARTS),
+}
+DRAWING = ("unet", "vae", "text", "txt2img", "load")  # what is measured unless something else is asked for

@@ -1,0 +1,186 @@
+"""Textual inversion files of every dialect: a few vectors of the text encoder's width, and the word they stand for."""
+
+import base64
+import binascii
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sd.adapters.lora_files import WIDTHS, Contents, token_keys
+from sd.checkpoints.pickle_objects import Inert
+from sd.checkpoints.weight_files import read_weights, replacing, what_is, write_safetensors
+from sd.utils.errors import UserError
+from sd.utils.images import open_image
+
+EMBEDDING_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder that diffusers made
+PNG_KEY = "sd-ti-embedding"
+MOST_HIDDEN = 1 << 24  # bytes of a picture's margins, and of what they unpack to
+
+
+@dataclass
+class EmbeddingFile:
+    """vectors: (n, D) fp32 by word. about: what the file says of its making, in words. warnings: in sentences."""
+
+    dialect: str
+    vectors: dict[str, Tensor]
+    about: str
+    warnings: list[str]
+
+
+def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
+    """Reads a file of any dialect for a text encoder of this width. Where no word is in the file its name is the word.
+
+    Raises UserError where it is unreadable, no embedding, for another model, or not finite.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = next((path / name for name in EMBEDDING_NAMES if (path / name).is_file()), path)
+    content, metadata = read_picture(path) if is_picture(path) else read_tensors(path)
+    dialect, found = sort_out(path, content, metadata)
+    vectors, warnings = {}, []
+    for token, tensor in found.items():
+        if not is_rows(tensor):
+            raise UserError(f"{path} holds no embedding: {token} is of shape {list(tensor.shape)} and {tensor.dtype}.")
+        tensor = tensor.detach().to(torch.float32, copy=True)
+        rows = tensor.reshape(-1, tensor.shape[-1])  # (n, D); older files have (D,)
+        if rows.shape[1] != width:
+            made_for = f"{WIDTHS.get(rows.shape[1], 'another model')}, whose text is {rows.shape[1]} wide"
+            raise UserError(f"{path} is an embedding for {made_for}; this model's text is {width} wide.")
+        if not rows.isfinite().all():
+            raise UserError(f"{path} holds numbers that are not finite: its training broke down; use an earlier save.")
+        if not rows.any():
+            warnings.append(f"{token} is all zeros, so it means nothing")
+        vectors[token] = rows
+    if "clip_g" in content:
+        warnings.append("it was made for Stable Diffusion XL, and only half of it is of use here")
+    facts = {"step": content.get("step"), "model": content.get("sd_checkpoint_name")}
+    about = ", ".join(f"{name} {fact}" for name, fact in facts.items() if isinstance(fact, (str, int)))
+    return EmbeddingFile(dialect, vectors, about, warnings)
+
+
+def read_tensors(path: Path) -> tuple[dict, dict[str, str]]:
+    found = read_weights(path)
+    if not isinstance(found.content, dict):
+        raise UserError(f"{path} holds no embedding: it is {what_is(found.content) or 'something else'}.")
+    return found.content, found.metadata
+
+
+def sort_out(path: Path, content: dict, metadata: dict[str, str]) -> tuple[str, dict[str, Tensor]]:
+    """(dialect, tensors by word)."""
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    word = path.stem
+    if is_picture(path) and isinstance(content.get("name"), str):  # only there the webui goes by this name
+        word = content["name"]
+    if "string_to_param" in content:
+        found = tensors_in(content["string_to_param"])
+        if found:
+            named = found if len(found) > 1 else {"*": next(iter(found.values()))}
+            return "the webui's", {word if key == "*" else key: tensor for key, tensor in named.items()}
+    for key, dialect in (("emb_params", "kohya's"), ("clip_l", "diffusers' advanced"), ("clip_g", "diffusers' for XL")):
+        if key in tensors:
+            return dialect, {word: tensors[key]}
+    if bundled := token_keys(Contents(tensors, metadata)):
+        return "part of a LoRA", {token: tensors[key] for key, token in bundled.items()}
+    kind = what_is(content)
+    if not tensors or not all(map(is_rows, tensors.values())) or kind not in (None, "a textual inversion embedding"):
+        raise UserError(f"{path} holds no embedding: it is {kind or 'something else'}.")
+    return "diffusers'", {word if key == "*" else key: tensor for key, tensor in tensors.items()}
+
+
+def is_rows(tensor: Tensor) -> bool:
+    return tensor.dim() in (1, 2) and tensor.numel() > 0 and tensor.is_floating_point()
+
+
+def tensors_in(value) -> dict[str, Tensor]:
+    """The tensors of a dict, or of a pickled ParameterDict: its attributes, and `_parameters` among them."""
+    if isinstance(value, Inert):
+        state = value.state if isinstance(value.state, dict) else {}
+        value = state | tensors_in(state.get("_parameters"))
+    entries = value.items() if isinstance(value, dict) else ()
+    return {str(key): tensor for key, tensor in entries if isinstance(tensor, Tensor)}
+
+
+def is_picture(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return bool(re.match(rb"\x89PNG|RIFF....WEBP", file.read(12), re.DOTALL))
+
+
+def read_picture(path: Path) -> tuple[dict, dict[str, str]]:
+    """The webui's pictures of embeddings: JSON in a text chunk, or else in the low bits of the picture's margins."""
+    image = open_image(path)
+    try:
+        chunk = image.info.get(PNG_KEY)
+        text = base64.b64decode(chunk) if chunk else read_margins(image)
+        content = json.loads(text, object_hook=as_tensor)
+        if not isinstance(content, dict):
+            raise ValueError("no table")
+    except (ValueError, TypeError, RecursionError, binascii.Error, zlib.error) as error:
+        raise UserError(f"{path} is a picture without an embedding in it, or a damaged one.") from error
+    return content, {}
+
+
+def as_tensor(table: dict):
+    return torch.tensor(table["TORCHTENSOR"]) if "TORCHTENSOR" in table else table
+
+
+def read_margins(image: Image.Image) -> bytes:
+    """What the webui hid left and right of a picture, behind a black column each: low and high halves of bytes.
+
+    Each half is the low four bits of a pixel's channel, xor a fixed sequence of pseudo-random numbers. The bytes are
+    deflated JSON, with a rest after it.
+    """
+    pixels = np.asarray(image.convert("RGB")) & 15  # (H, W, 3)
+    (black,) = np.nonzero(pixels.sum(axis=(0, 2)) == 0)
+    if len(black) < 2:
+        raise ValueError("no margins")
+    low, high = (side.reshape(-1) for side in (pixels[:, : black[0]], pixels[:, black[-1] + 1 :]))
+    if low.size != high.size or low.size > MOST_HIDDEN:
+        raise ValueError("margins of different sizes")
+    mask, state = np.empty_like(low), 0
+    for i in range(low.size):
+        state = (1664525 * state + 1013904223) % 2**32
+        mask[i] = state % 255 & 15
+    data = (high ^ mask) << 4 | (low ^ mask)
+    return zlib.decompressobj().decompress(data.tobytes(), MOST_HIDDEN)
+
+
+def save_embedding(
+    path: str | Path,
+    token: str,
+    vectors: Tensor,
+    step: int | None = None,
+    model_name: str | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """vectors: (n, D). A .safetensors has one key, the token, and is read by every program; a .pt is the webui's.
+
+    metadata: more of it, as text, which a .pt has no place for. Raises UserError for any other ending, or
+    where the place is not writable.
+    """
+    path = Path(path).expanduser()
+    vectors = vectors.detach().cpu().float().reshape(-1, vectors.shape[-1]).clone()
+    if path.suffix not in (".safetensors", ".pt"):
+        raise UserError(f"{path} cannot be written: an embedding is a .safetensors, or a .pt for the webui.")
+    with replacing(path) as part:
+        if path.suffix == ".safetensors":
+            write_safetensors(part, {token: vectors}, {"format": "pt"} | (metadata or {}))
+        else:
+            content = {
+                "string_to_token": {"*": 265},
+                "string_to_param": {"*": vectors},
+                "name": token,
+                "step": step,
+                "sd_checkpoint": None,
+                "sd_checkpoint_name": model_name,
+            }
+            # The older of torch's two containers: a webui before 1.10 refuses what newer torch adds to the other.
+            torch.save(content, part, _use_new_zipfile_serialization=False)

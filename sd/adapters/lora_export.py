@@ -1,0 +1,172 @@
+"""An adapter that is in a model, to a file that other programs read."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sd.adapters.injection import patchable_layers, patches_of
+from sd.adapters.lora_files import PEFT_CONFIG
+from sd.adapters.variants import IA3, DoRA, GLoRA, LoRA, Patch
+from sd.checkpoints.diffusers_keys import unet_names
+from sd.checkpoints.weight_files import replacing, write_safetensors
+from sd.utils.errors import UserError
+
+KOHYA_PREFIXES = {"unet": "lora_unet_", "clip": "lora_te_text_model_"}
+DIFFUSERS_PREFIXES = {"unet": "unet.", "clip": "text_encoder.text_model."}
+DIFFUSERS_FIELDS = {"unet": "lora.{}.weight", "clip": "lora_linear_layer.{}.weight"}
+PEFT_FOLDERS = {"unet": "unet", "clip": "text_encoder"}
+PEFT_PREFIXES = {"unet": "base_model.model.", "clip": "base_model.model.text_model."}
+
+Part = dict[str, tuple[Patch, nn.Module]]  # the other programs' name of a layer -> its patch, the layer
+
+
+def save_lora(
+    path: str | Path,
+    unet: nn.Module,
+    clip: nn.Module,
+    name: str,
+    dialect: str = "kohya",
+    metadata: dict[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write an adapter that is in these networks; whatever was at `path` stays as it is until the new one is whole.
+
+    dialect: "kohya", one .safetensors that every program reads; "diffusers", one too; "peft", a folder of its folders
+    `unet` and `text_encoder`. metadata: more of it, as text (`ss_*` is kohya's custom). dtype: None keeps fp32.
+    Raises UserError where no such adapter is in, the dialect has no word for its kind, or the place is not writable.
+    """
+    path = Path(path).expanduser()
+    parts = {"unet": named_patches(unet, name, "unet"), "clip": named_patches(clip, name, "clip")}
+    if not any(parts.values()):
+        raise UserError(f"no adapter named {name} is loaded, so there is nothing to save.")
+    if dialect in ("diffusers", "peft") and any(is_mixed(part) for part in parts.values()):
+        raise UserError(f"the {dialect} dialect is DoRA in all layers or in none: write this adapter as kohya.")
+    writers = {"kohya": write_kohya, "diffusers": write_diffusers, "peft": write_peft}
+    if dialect not in writers:
+        raise UserError(f"there is no LoRA dialect {dialect}: use kohya, diffusers or peft.")
+    with replacing(path) as part:
+        writers[dialect](part, parts, {"format": "pt"} | (metadata or {}), dtype)
+
+
+def named_patches(network: nn.Module, name: str, part: str) -> Part:
+    paths = patchable_layers(network)
+    names = unet_names(paths) if part == "unet" else {path: path for path in paths}
+    return {names[path]: (patch, paths[path]) for path, patch in patches_of(network, name).items()}
+
+
+def is_mixed(part: Part) -> bool:
+    return len({isinstance(patch, DoRA) for patch, _ in part.values()}) > 1
+
+
+def shaped_fields(patch: Patch, layer: nn.Module) -> dict[str, Tensor]:
+    """A patch's tensors, LoRA's in the layer's own number of dimensions."""
+    fields = patch.fields()
+    if "lora_up" in fields and "lora_mid" not in fields:
+        shape = layer.weight.shape
+        fields["lora_down"] = fields["lora_down"].reshape(-1, *shape[1:])
+        fields["lora_up"] = fields["lora_up"].reshape(shape[0], -1, *[1] * (len(shape) - 2))
+    return fields
+
+
+def write_kohya(path: Path, parts: dict[str, Part], metadata: dict[str, str], dtype: torch.dtype | None) -> None:
+    tensors = {}
+    for part, patches in parts.items():
+        for name, (patch, layer) in patches.items():
+            key = KOHYA_PREFIXES[part] + name.replace(".", "_")
+            for field, tensor in shaped_fields(patch, layer).items():
+                if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
+                    field = {"diff": "w_norm", "diff_b": "b_norm"}[field]
+                elif field == "lokr_w1" and patch.rank is None:
+                    tensor = tensor * patch.scale  # without a rank there is no alpha to hold it
+                elif isinstance(patch, IA3):
+                    tensors[f"{key}.on_input"] = torch.tensor(int(field == "ia3_in"))
+                    field = "weight"
+                has_layers = isinstance(patch, GLoRA) or field.startswith("lora_")
+                tensors[f"{key}.{field}.weight" if has_layers else f"{key}.{field}"] = tensor
+            if patch.alpha is not None:
+                tensors[f"{key}.alpha"] = torch.tensor(patch.alpha)
+    tensors = as_dtype(tensors, dtype)
+    metadata = kohya_metadata(parts) | metadata
+    write_safetensors(path, tensors, metadata)
+    write_safetensors(path, tensors, metadata | {"sshs_model_hash": tensors_hash(path)})
+
+
+def kohya_metadata(parts: dict[str, Part]) -> dict[str, str]:
+    patches = [patch for part in parts.values() for patch, _ in part.values()]
+    usual = Counter((patch.rank, patch.alpha) for patch in patches).most_common(1)[0][0]
+    is_lora = all(isinstance(patch, LoRA) and patch.lora_mid is None for patch in patches)
+    return {
+        "ss_base_model_version": "sd_v1",
+        "ss_network_module": "networks.lora" if is_lora else "lycoris.kohya",
+        "ss_network_dim": str(usual[0]),
+        "ss_network_alpha": str(usual[1]),
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+    }
+
+
+def tensors_hash(path: Path) -> str:
+    """sha256 of a .safetensors file from the end of its header on, by which the webui names a LoRA."""
+    with open(path, "rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), 1)
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def as_dtype(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    return {key: t.to(dtype) if dtype and t.is_floating_point() else t for key, t in tensors.items()}
+
+
+def write_diffusers(path: Path, parts: dict[str, Part], metadata: dict[str, str], dtype: torch.dtype | None) -> None:
+    """This dialect has no alpha, so that `up` takes the scale in."""
+    tensors = {}
+    for part, patches in parts.items():
+        for name, (patch, layer) in patches.items():
+            key, field = DIFFUSERS_PREFIXES[part] + name, DIFFUSERS_FIELDS[part]
+            down, up, magnitude = low_rank(patch, layer, "diffusers")
+            tensors[f"{key}.{field.format('down')}"], tensors[f"{key}.{field.format('up')}"] = down, up * patch.scale
+            if magnitude is not None:
+                tensors[f"{key}.lora_magnitude_vector"] = magnitude
+    write_safetensors(path, as_dtype(tensors, dtype), metadata)
+
+
+def write_peft(path: Path, parts: dict[str, Part], metadata: dict[str, str], dtype: torch.dtype | None) -> None:
+    for part, patches in parts.items():
+        if not patches:
+            continue
+        tensors = {}
+        for name, (patch, layer) in patches.items():
+            down, up, magnitude = low_rank(patch, layer, "peft")
+            key = PEFT_PREFIXES[part] + name
+            tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = down, up
+            if magnitude is not None:
+                tensors[f"{key}.lora_magnitude_vector"] = magnitude
+        folder = path / PEFT_FOLDERS[part]
+        folder.mkdir(parents=True)
+        write_safetensors(folder / "adapter_model.safetensors", as_dtype(tensors, dtype), metadata)
+        prefix = PEFT_PREFIXES[part].removeprefix("base_model.model.")
+        names = {prefix + name: patch for name, (patch, _) in patches.items()}
+        config = {
+            "peft_type": "LORA",
+            "r": next(iter(names.values())).rank,
+            "lora_alpha": next(iter(names.values())).alpha,
+            "rank_pattern": {name: patch.rank for name, patch in names.items()},
+            "alpha_pattern": {name: patch.alpha for name, patch in names.items()},
+            "target_modules": list(names),
+            "use_dora": any(isinstance(patch, DoRA) for patch in names.values()),
+        }
+        (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def low_rank(patch: Patch, layer: nn.Module, dialect: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(down, up, DoRA's magnitude or None); raises UserError where it is anything else."""
+    fields = shaped_fields(patch, layer)
+    magnitude = fields.get("dora_scale")
+    per_output = magnitude is None or magnitude.shape[0] == layer.weight.shape[0]
+    if fields.keys() - {"dora_scale"} != {"lora_down", "lora_up"} or not per_output:
+        raise UserError(f"the {dialect} dialect has no word for this kind of adapter: write it as kohya.")
+    if magnitude is not None:
+        magnitude = magnitude.flatten() if layer.weight.dim() == 2 else magnitude.reshape(1, -1, 1, 1)
+    return fields["lora_down"], fields["lora_up"], magnitude

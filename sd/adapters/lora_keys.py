@@ -1,0 +1,266 @@
+"""Every dialect of adapter file to one form: which layer of which network has which patch.
+
+A key is a layer's name and a field: `lora_unet_mid_block_attentions_0_proj_in` and `.alpha`. The dialects differ in
+how they spell both. The fields are few and have a table; the layers are found by spelling every layer of our own
+networks in every way, for underscores cannot be parsed. cloneofsimo's files number the layers, in the order of an old
+diffusers.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sd.adapters.injection import patchable_layers
+from sd.adapters.lora_files import PEFT_CONFIG, Contents, open_adapter, refuse_others, token_keys
+from sd.adapters.variants import Patch, make
+from sd.checkpoints.diffusers_keys import unet_names
+from sd.checkpoints.weight_files import what_is
+from sd.utils.errors import UserError
+
+LABELS = [  # the first that any key begins with
+    (r"(unet|text_encoder|):\d+:", "cloneofsimo's, layers by number"),
+    (r"base_model\.model\.", "PEFT's"),
+    (r".*\.processor\.|.*\.to_\w+_lora\.", "diffusers' of early 2023"),
+    (r"lora_unet_(input|middle|output)_", "kohya's, layers named as in the checkpoint"),
+    (r"(lora|oft)_(unet|te1?)_", "kohya's"),
+    (r"lycoris_", "LyCORIS'"),
+    (r"(model\.)?diffusion_model\.|(text_encoders\.)?clip_l\.", "ComfyUI's"),
+    (r"", "diffusers'"),
+]
+PREFIXES = re.compile(
+    "(base_model_model_|lycoris_|(lora|oft)_unet_|(lora|oft)_te1?_|unet_|text_encoder_|(model_)?diffusion_model_"
+    "|(text_encoders_)?clip_l_transformer_|cond_stage_model_transformer_)*"
+)
+FIELDS = [  # how a key ends, and the field that it is; None for its own name
+    (r"(?::|[._](?:lora_linear_layer\.|lora\.|lora_))(?:down|A)(?:\.weight)?", "lora_down"),
+    (r"(?::|[._](?:lora_linear_layer\.|lora\.|lora_))(?:up|B)(?:\.weight)?", "lora_up"),
+    (r"\.lora_mid\.weight", "lora_mid"),
+    (r"(?:[._]lora)?\.alpha", "alpha"),
+    (r"\.lora_magnitude_vector(?:\.\w+)*", "magnitude"),
+    (r"\.(dora_scale|(?:hada|lokr)_[wt][12](?:_[ab])?|diff|diff_b)", None),
+    (r"\.w_norm", "diff"),
+    (r"\.b_norm", "diff_b"),
+    (r"\.(oft_blocks|oft_diag|rescale|on_input)", None),
+    (r"\.([ab][12])\.weight", None),
+    (r"\.weight", "ia3"),  # where `on_input` stands beside it
+]
+# cloneofsimo's targets are classes of diffusers; their layers by our own names for them.
+TARGETS = {
+    "CrossAttention": r"\.attn[12]\.",
+    "Attention": r"\.attn[12]\.",
+    "GEGLU": r"\.ff\.net\.0\.proj$",
+    "ResnetBlock2D": r"\.resnets\.\d+\.(conv|time)",
+    "CLIPAttention": r"\.self_attn\.",
+}
+USUAL = {"unet": [["CrossAttention", "GEGLU"], ["CrossAttention"]], "clip": [["CLIPAttention"]]}
+
+Place = tuple[str, str]  # "unet" or "clip", and the path of a layer in it
+Layers = dict[str, dict[str, nn.Module]]  # "unet" or "clip" -> path -> layer
+
+
+@dataclass
+class LoraFile:
+    """patches: "unet" or "clip" -> path -> patch. total: how many layers the file names. unmatched: key -> why not.
+
+    scale: where the scale came from, in words. embeddings: vectors by token, where some came along.
+    """
+
+    dialect: str
+    patches: dict[str, dict[str, Patch]]
+    total: int
+    unmatched: dict[str, str]
+    scale: str
+    embeddings: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def read_lora(path: str | Path, unet: nn.Module, clip: nn.Module) -> LoraFile:
+    """Reads a file or folder of any dialect for these networks, and changes nothing in them.
+
+    Raises UserError where it is unreadable, no adapter, for another family of models, or fits no layer.
+    """
+    path = Path(path).expanduser()
+    contents = open_adapter(path)
+    layers = {"unet": patchable_layers(unet), "clip": patchable_layers(clip)}
+    refuse_others(path, contents, input_width(layers["unet"], "attn2.to_k"), input_width(layers["clip"], "q_proj"))
+    tokens = token_keys(contents)
+    named, unmatched = group([key for key in contents.tensors if key not in tokens])
+    if not named:
+        raise UserError(f"{path} holds no LoRA: it is {what_is(contents.tensors) or 'something else'}.")
+    is_numbered = all(re.fullmatch(r"\w*:\d+", module) for module in named)
+    places = numbered(path, contents, named, layers) if is_numbered else spelled(layers)
+    patches: dict[str, dict[str, Patch]] = {"unet": {}, "clip": {}}
+    for module, keys in named.items():
+        part, layer = places.get(module if is_numbered else underscored(module), ("", ""))
+        try:
+            if not part:
+                raise ValueError("no such layer")
+            if layer in patches[part]:
+                raise ValueError("this layer is there under another name as well")
+            patches[part][layer] = build(module, keys, contents, part, layers[part][layer])
+        except ValueError as reason:
+            unmatched |= {key: str(reason) for key in keys.values()}
+    if not any(patches.values()):
+        key, reason = next(iter(unmatched.items()))
+        raise UserError(f"{path} fits no layer of this model, so it is for another one: its {key} ({reason}).")
+    return LoraFile(
+        dialect=next(label for pattern, label in LABELS if any(re.match(pattern, key) for key in contents.tensors)),
+        patches=patches,
+        total=len(named),
+        unmatched=unmatched,
+        scale=scale_source(contents, named),
+        embeddings={token: contents.tensors[key].to(torch.float32, copy=True) for key, token in tokens.items()},
+        metadata=contents.metadata,
+    )
+
+
+def input_width(layers: dict[str, nn.Module], ending: str) -> int:
+    return next(layer.in_features for path, layer in layers.items() if path.endswith(ending))
+
+
+def group(keys: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Layer as the file names it -> field -> key; and the keys that are no field of any kind, with that reason."""
+    named: dict[str, dict[str, str]] = {}
+    unknown = {}
+    ia3 = {key.removesuffix(".on_input") for key in keys if key.endswith(".on_input")}
+    for key in keys:
+        for ending, field in FIELDS:
+            found = re.search(ending + "$", key)
+            if found and (field != "ia3" or key[: found.start()] in ia3):
+                named.setdefault(key[: found.start()], {})[field or found[1]] = key
+                break
+        else:
+            unknown[key] = "unknown kind of key"
+    return named, unknown
+
+
+def underscored(module: str) -> str:
+    """A layer's name in any spelling as `spelled` has it: underscores for dots, and nothing before the path."""
+    name = module.replace(".processor.", ".").replace(".", "_")
+    return name[PREFIXES.match(name).end() :]
+
+
+def spelled(layers: Layers) -> dict[str, Place]:
+    """All that the layers of both networks are called, underscores for dots."""
+    names: dict[str, Place] = {}
+
+    def add(name: str, part: str, path: str) -> None:
+        names[name.replace(".", "_")] = (part, path)
+
+    for path, theirs in unet_names(layers["unet"]).items():
+        add(path, "unet", path)
+        add(theirs, "unet", path)
+        if theirs.endswith(".to_out.0"):  # before 2023's end it was `to_out_lora`
+            add(theirs.removesuffix(".0"), "unet", path)
+    for path in layers["clip"]:
+        older = re.sub(r"self_attn\.(\w+)_proj$", r"self_attn.to_\1", path)
+        for name in (path, older):
+            add(name, "clip", path)
+            add("text_model." + name, "clip", path)
+    return names
+
+
+def numbered(path: Path, contents: Contents, named: dict[str, dict[str, str]], layers: Layers) -> dict[str, Place]:
+    """Where cloneofsimo's numbers lead. Raises UserError unless all shapes agree with one of the known orders."""
+    places: dict[str, Place] = {}
+    for prefix in dict.fromkeys(module.partition(":")[0] for module in named):
+        modules = [f"{prefix}:{i}" for i in range(sum(module.startswith(prefix + ":") for module in named))]
+        pairs = [named.get(module, {}) for module in modules]
+        shapes = [
+            (*contents.tensors[pair["lora_up"]].shape[:1], *contents.tensors[pair["lora_down"]].shape[1:2])
+            for pair in pairs
+            if pair.keys() == {"lora_up", "lora_down"}
+        ]
+        parts = {"unet": ["unet"], "text_encoder": ["clip"]}.get(prefix, ["unet", "clip"])
+        given = re.findall(r"\w+", str(contents.metadata.get(prefix, "")))
+        for part, targets in [(p, t) for p in parts for t in ([given] if given else USUAL[p])]:
+            order = old_order(part, layers[part], targets)
+            if shapes == [tuple(layers[part][place].weight.shape[:2]) for place in order]:
+                places |= {module: (part, place) for module, place in zip(modules, order)}
+                break
+        else:
+            raise UserError(
+                f"{path} numbers its {len(modules)} layers instead of naming them, and they fit this model in no order "
+                "that is known: it is for another model."
+            )
+    return places
+
+
+def old_order(part: str, layers: dict[str, nn.Module], targets: list[str]) -> list[str]:
+    """The layers of these classes in the order of the diffusers of early 2023: the way down, the way up, the middle.
+
+    In a block attentions come before residual blocks; in a transformer `ff` stands before `attn2`, as it does here.
+    """
+    names = unet_names(layers) if part == "unet" else {path: path for path in layers}
+    patterns = [TARGETS[target] for target in targets if target in TARGETS]
+    paths = [path for path, name in names.items() if any(re.search(pattern, name) for pattern in patterns)]
+    if part == "clip":
+        return paths
+
+    def place(path: str) -> tuple:
+        stage, level, kind, index = re.match(r"(down|up|mid)_blocks?\.?(\d*)\.(\w+)\.(\d+)", names[path]).groups()
+        return ("down", "up", "mid").index(stage), int(level or 0), kind == "resnets", int(index)
+
+    return sorted(paths, key=place)  # sorting keeps the order within a block
+
+
+def build(module: str, keys: dict[str, str], contents: Contents, part: str, layer: nn.Module) -> Patch:
+    """One layer's patch, in fp32 and on its own memory. Raises ValueError, saying why, where it does not fit."""
+    fields = {field: contents.tensors[key].to(torch.float32, copy=True) for field, key in keys.items()}
+    alpha = fields.pop("alpha", None)
+    if "magnitude" in fields:  # PEFT's, always one for each output
+        fields["dora_scale"] = fields.pop("magnitude").flatten()
+    if "on_input" in fields:
+        fields["ia3_in" if fields.pop("on_input").any() else "ia3_out"] = fields.pop("ia3", torch.empty(0))
+    patch = make(fields)
+    shape = delta_shape(tuple((field, tensor.shape) for field, tensor in fields.items()), layer.weight.shape)
+    if shape != layer.weight.shape or ("diff_b" in fields and fields["diff_b"].shape != layer.weight.shape[:1]):
+        raise ValueError(f"of another shape than the layer's {list(layer.weight.shape)}")
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError("its alpha is not one number")
+    scale = patch.scale_for(None if alpha is None else alpha.item())
+    if alpha is None and part in contents.configs:
+        scale = config_scale(contents.configs[part], module, patch.rank)
+    return make(fields, scale).requires_grad_(False)
+
+
+@lru_cache(maxsize=1024)
+def delta_shape(fields: tuple[tuple[str, torch.Size], ...], weight: torch.Size) -> torch.Size | None:
+    """The shape of the ΔW that fields of these shapes make, found without numbers; None where they do not agree."""
+    patch = make({field: torch.empty(shape, device="meta") for field, shape in fields})
+    try:
+        return patch.delta(torch.empty(weight, device="meta")).shape
+    except (RuntimeError, IndexError):
+        return None
+
+
+def config_scale(config: dict, module: str, rank: int | None) -> float:
+    """alpha / r as PEFT's settings have it for a layer; r is the tensors' own where they have one."""
+
+    def lookup(patterns: dict | None, otherwise):
+        return next((v for name, v in (patterns or {}).items() if f".{module}".endswith(f".{name}")), otherwise)
+
+    try:
+        rank = rank or int(lookup(config.get("rank_pattern"), config.get("r", 1))) or 1
+        alpha = float(lookup(config.get("alpha_pattern"), config.get("lora_alpha", config.get("alpha", rank))))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError("its settings give no number for alpha") from error
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def scale_source(contents: Contents, named: dict[str, dict[str, str]]) -> str:
+    with_alpha = sum("alpha" in keys for keys in named.values())
+    if with_alpha == len(named):
+        return "alpha / rank, both from the file"
+    if contents.configs:
+        return f"alpha / rank, from {contents.config_name}"
+    if with_alpha:
+        return f"alpha / rank from the file, and 1 for the {len(named) - with_alpha} layers that name no alpha"
+    if any(module.startswith("base_model.") for module in named):
+        return f"1, a guess: PEFT keeps alpha in {PEFT_CONFIG}, which does not lie beside the file"
+    return "1, for the file names no alpha"

@@ -1,0 +1,189 @@
+"""Adapters in a pipeline: loaded by hand and kept, or named in a prompt and there for that prompt only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sd.adapters import injection as lora
+from sd.adapters import lora_loader as lora_files
+from sd.adapters import textual_inversion
+from sd.adapters.lora_loader import LoraReport
+from sd.adapters.lora_tags import Tag, split_tags
+from sd.adapters.textual_inversion import EmbeddingReport
+from sd.checkpoints.discovery import Models, locate
+from sd.clip import CLIPTextModel
+from sd.prompts.weighting import parse
+from sd.tokenizer import Tokenizer, clean, spelled_in, spelling
+from sd.unet import UNetModel
+from sd.utils.errors import UserError
+
+
+@dataclass
+class Named:
+    """What two prompts ask for. prompt, negative_prompt: without tags. reports: of what was loaded for them.
+
+    notes: what is not honored or deserves a warning, in sentences.
+    """
+
+    prompt: str
+    negative_prompt: str
+    notes: list[str]
+    reports: list[LoraReport | EmbeddingReport] = field(default_factory=list)
+
+    def has(self, word: str) -> bool:
+        """Whether an embedding's word stands in one of the prompts."""
+        texts = [text for prompt in (self.prompt, self.negative_prompt) for text, _ in parse(prompt)]
+        return any(spelled_in(word, clean(text)) for text in texts)
+
+    def add(self, report: LoraReport | EmbeddingReport) -> None:
+        self.reports.append(report)
+        self.notes += report.notes
+
+
+class Adapters:
+    """What is loaded into these networks. models: where the LoRAs and embeddings lie that a prompt may name."""
+
+    def __init__(self, tokenizer: Tokenizer, clip: CLIPTextModel, unet: UNetModel, models: Models | None = None):
+        self.tokenizer, self.clip, self.unet = tokenizer, clip, unet
+        self.models = Models() if models is None else models
+        self.bundled: dict[str, list[str]] = {}  # LoRA -> words of the embeddings that came with it
+        self.fused: dict[str, tuple[lora.Kept, lora.Kept]] = {}  # what the fused LoRAs replaced, in both networks
+
+    def load_lora(
+        self, path: str | Path, strength: float = 1.0, text_strength: float | None = None, name: str | None = None
+    ) -> LoraReport:
+        """See `lora_files.load_lora`: any dialect, into both networks, with a report to print. `path` may be a name."""
+        path = locate("LoRA", path, self.models)
+        name = path.stem if name is None else name
+        if name in self.names():
+            raise UserError(f"an adapter named {name} is loaded already: unload it first, or give this one a name.")
+        report = lora_files.load_lora(self.unet, self.clip, path, strength, text_strength, name)
+        self.load_bundled(report)
+        return report
+
+    def load_bundled(self, report: LoraReport) -> None:
+        """The embeddings that came along with a LoRA; one that cannot be used is a warning."""
+        width = self.clip.embeddings.token_embedding.embedding_dim
+        for word, vectors in report.embeddings.items():
+            rows = vectors.reshape(-1, vectors.shape[-1])
+            try:
+                if rows.shape[1] != width or not rows.isfinite().all():
+                    raise UserError(f"it is damaged, or for a text encoder that is {rows.shape[1]} wide.")
+                textual_inversion.inject(self.tokenizer, self.clip, word, rows).requires_grad_(False)
+            except UserError as error:
+                report.warnings.append(f"its embedding {word} is left out: {str(error).rstrip('.')}")
+            else:
+                report.words.append(word)
+        if report.words:
+            self.bundled[report.name] = report.words
+
+    def load_embedding(self, path: str | Path, token: str | None = None) -> EmbeddingReport:
+        """See `textual_inversion.load_embedding`: any dialect, as a new word of the text encoder. Or give its name."""
+        return textual_inversion.load_embedding(
+            self.tokenizer, self.clip, locate("embedding", path, self.models), token
+        )
+
+    def loras(self) -> list[str]:
+        """The LoRAs that are loaded, those that are fused first."""
+        return list(dict.fromkeys([*self.fused, *lora_files.loaded(self.unet, self.clip)]))
+
+    def names(self) -> list[str]:
+        """LoRAs by name, then embeddings by word."""
+        return [*self.loras(), *self.tokenizer.added]
+
+    def unload(self, name: str | None = None) -> None:
+        """Takes one out, or everything; the networks are then bit for bit as before. UserError for an unknown name."""
+        if name is not None and name not in self.names():
+            raise UserError(f"no adapter named {name} is loaded: loaded are {', '.join(self.names()) or 'none'}.")
+        if name is None or name in self.fused:
+            self.unfuse()
+        for one in self.names() if name is None else [name]:
+            if one in self.tokenizer.added:
+                textual_inversion.eject(self.tokenizer, self.clip, one)
+            elif one in self.loras():
+                lora_files.unload(self.unet, self.clip, one)
+                for word in self.bundled.pop(one, []):
+                    if word in self.tokenizer.added:
+                        textual_inversion.eject(self.tokenizer, self.clip, word)
+
+    def fuse(self) -> None:
+        """Adds the loaded LoRAs to the weights themselves, until `unfuse`."""
+        names = self.loras()
+        if not names:
+            raise UserError("no LoRA is loaded, so there is nothing to fuse: load one first.")
+        self.unfuse()
+        kept = lora.merge(self.unet), lora.merge(self.clip)
+        self.fused = dict.fromkeys(names, kept)
+
+    def unfuse(self) -> None:
+        """The weights as they were before `fuse`, bit for bit, and the LoRAs in layers of their own again."""
+        if not self.fused:
+            return
+        kept = next(iter(self.fused.values()))
+        for network, originals in zip((self.unet, self.clip), kept):
+            later = {name: lora.eject(network, name) for name in lora.adapter_names(network)}
+            lora.unmerge(network, originals)
+            for name, patches in later.items():
+                lora.inject(network, name, patches, next(iter(patches.values())).strength)
+        self.fused = {}
+
+    def check_saving(self) -> None:
+        """Raises UserError where something is loaded that the weights of a checkpoint do not hold."""
+        if beside := lora_files.loaded(self.unet, self.clip):
+            raise UserError(
+                f"the LoRA {beside[0]} is loaded beside the weights, and a checkpoint holds weights only: call "
+                "fuse_lora() first to save it in them, or unload() to save without it."
+            )
+        if self.tokenizer.added:
+            raise UserError(
+                f"the embedding {next(iter(self.tokenizer.added))} is loaded, which a checkpoint does not hold: call "
+                "unload_textual_inversion() first, and keep its own file."
+            )
+
+    @contextmanager
+    def named_in(self, prompt: str, negative_prompt: str) -> Iterator[Named]:
+        """While it lasts, the LoRAs and embeddings that these prompts name are in, beside those loaded by hand."""
+        positive, negative = split_tags(prompt), split_tags(negative_prompt)
+        named = Named(positive.text, negative.text, [*positive.notes, *negative.notes])
+        named.notes += [
+            f"the LoRA {tag.name} stands in the negative prompt, where it does nothing: name it in the prompt."
+            for tag in negative.tags
+        ]
+        before = self.names()
+        try:
+            for tag in positive.tags:
+                named.add(self.load_tag(tag))
+            by_hand = list(self.tokenizer.added)
+            self.load_words(named)
+            named.notes += [
+                f"the embedding {word} is loaded, but its word stands in neither prompt, so it does nothing."
+                for word in by_hand
+                if not named.has(word)
+            ]
+            yield named
+        finally:
+            for name in self.names():
+                if name not in before and name in self.names():  # a LoRA takes its words with it
+                    self.unload(name)
+
+    def load_tag(self, tag: Tag) -> LoraReport:
+        path = self.models.find("LoRA", tag.name)
+        name, count = f"<lora:{tag.name}>", 1
+        while name in self.names():  # a prompt may name one twice: they add up
+            count += 1
+            name = f"<lora:{tag.name}> {count}"
+        report = self.load_lora(path, tag.unet, tag.te, name)
+        report.name = tag.name
+        return report
+
+    def load_words(self, named: Named) -> None:
+        """The embeddings of the folder whose file's name stands in a prompt; what cannot be used is a note."""
+        for name, path in self.models.names("embedding").items():
+            word = name.rpartition("/")[2]
+            if not named.has(word) or spelling(word) in map(spelling, self.tokenizer.added):
+                continue
+            try:
+                named.add(self.load_embedding(path, word))
+            except UserError as error:
+                named.notes.append(f"the embedding {word} is not used: {error}")

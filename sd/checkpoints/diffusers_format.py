@@ -1,0 +1,301 @@
+"""The folder that diffusers keeps a model in: one sub-folder a network, each with its config.json and its weights."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from sd.checkpoints import diffusers_keys as names
+from sd.checkpoints.mmap_files import MappedFile, write_safetensors
+from sd.checkpoints.weight_files import read_weights, replacing
+from sd.tokenizer import END, MAX_LENGTH, START, Tokenizer
+from sd.utils.errors import UserError
+from sd.vae import LATENT_SCALE
+
+FOLDERS = {"unet": "unet", "vae": "vae", "clip": "text_encoder"}
+MODEL_INDEX = "model_index.json"
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+VARIANTS = ("", "fp32", "fp16", "bf16", "ema")  # any other comes after these
+WEIGHT_NAME = re.compile(
+    rf"(?P<stem>{'|'.join(STEMS)})(\.(?P<variant>\w+))?\.(?P<ending>safetensors|bin)"
+    r"(?P<index>\.index(\.(?P<of_index>\w+))?\.json)?"
+)
+AGAIN = "download it again"
+SCHEDULE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+CLIP_DEFAULTS = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408}
+OTHER_FOLDERS = {"tokenizer", "scheduler", "safety_checker", "feature_extractor"}
+
+
+def read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: this is not a whole diffusers folder.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: fetch it again.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not say what it should: fetch it again.")
+    return found
+
+
+def read_sizes(folder: Path, vae_sizes: dict | None = None) -> dict:
+    """The sizes of a Stable Diffusion 1.x folder, from its configs. Raises UserError for any other kind of model.
+
+    vae_sizes: of a separate VAE, where the folder has none.
+    """
+    unet, clip = read_config(folder, "unet"), read_config(folder, "clip")
+    vae = None if vae_sizes is not None else read_config(folder, "vae")
+    if unet.get("use_linear_projection") or one_of(unet.get("cross_attention_dim")) == 1024:
+        raise UserError(f"{folder} is Stable Diffusion 2, which works otherwise: give a model of the 1.x family.")
+    if (activation := clip.get("hidden_act", "quick_gelu")) != "quick_gelu":
+        raise UserError(f"{folder} has a text encoder with {activation}, as Stable Diffusion 2: give a 1.x model.")
+    try:
+        width = unet["block_out_channels"][0]
+        vae_sizes = vae_sizes or sizes_of_vae(vae)
+        return {
+            "unet": {
+                "in_channels": unet["in_channels"],
+                "out_channels": unet["out_channels"],
+                "model_channels": width,
+                "channel_mult": [channels // width for channels in unet["block_out_channels"]],
+                "num_res_blocks": one_of(unet["layers_per_block"]),
+                "attention_levels": [i for i, kind in enumerate(unet["down_block_types"]) if "CrossAttn" in kind],
+                "num_heads": one_of(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)),
+                "context_dim": one_of(unet["cross_attention_dim"]),
+            },
+            "vae": vae_sizes,
+            "clip": {
+                "width": clip["hidden_size"],
+                "layers": clip["num_hidden_layers"],
+                "heads": clip["num_attention_heads"],
+                "vocab_size": clip["vocab_size"],
+                "max_length": clip.get("max_position_embeddings", MAX_LENGTH),
+            },
+            "image_size": one_of(unet.get("sample_size") or 64) * 2 ** (len(vae_sizes["channel_mult"]) - 1),
+        }
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"the configs in {folder} do not say all sizes of the model ({error!r}).") from error
+
+
+def read_config(folder: Path, part: str) -> dict:
+    """A network's config.json. That of a whole CLIP has the text encoder's in it, without what is as usual."""
+    config = read_json(folder / FOLDERS[part] / "config.json")
+    if part == "clip" and isinstance(config.get("text_config"), dict) and "hidden_size" not in config:
+        return CLIP_DEFAULTS | config["text_config"]
+    return config
+
+
+def one_of(value: object) -> object:
+    """diffusers takes a list of one value for each level as well. Raises ValueError where they differ."""
+    if not isinstance(value, list):
+        return value
+    if len(set(value)) != 1:
+        raise ValueError(f"other numbers at other levels: {value}")
+    return value[0]
+
+
+def sizes_of_vae(config: dict) -> dict:
+    width = config["block_out_channels"][0]
+    return {
+        "channels": width,
+        "channel_mult": [channels // width for channels in config["block_out_channels"]],
+        "num_res_blocks": config["layers_per_block"],
+        "z_channels": config["latent_channels"],
+    }
+
+
+def check_scheduler(folder: Path) -> list[str]:
+    """Warnings, in sentences. Raises UserError where the folder's model is no Stable Diffusion 1.x, or predicts v."""
+    if not (folder / MODEL_INDEX).exists():
+        raise UserError(f"{folder} has no {MODEL_INDEX}: give a diffusers folder, or a checkpoint file.")
+    pipeline = str(read_json(folder / MODEL_INDEX).get("_class_name"))
+    if not re.match("StableDiffusion(?!XL|3)", pipeline):
+        raise UserError(f"{folder} is for {pipeline}, not Stable Diffusion 1.x: give a model of the 1.x family.")
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path) if path.exists() else {}
+    prediction = config.get("prediction_type") or "epsilon"
+    if prediction != "epsilon":
+        raise UserError(f"{folder} predicts {prediction}, not the noise: give a model that predicts epsilon.")
+    if config.get("rescale_betas_zero_snr"):
+        raise UserError(f"{folder} has zero terminal SNR, which is not supported yet: give a model without it.")
+    schedule = {key: config[key] for key in SCHEDULE if config.get(key) is not None}
+    other = [f"{key} {value}" for key, value in schedule.items() if value != SCHEDULER[key]]
+    if other:
+        return [f"{folder.name} gives another noise schedule ({', '.join(other)}) than v1's, which is used instead."]
+    return []
+
+
+def read_part(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile], str]:
+    """A network's tensors by diffusers' names, the files they lie in, and the kind of those.
+
+    Of several the first: whole precision before its variants, safetensors before pickles, a file before its shards.
+    """
+    found = []
+    for path in sorted(folder.glob("*")):
+        if name := WEIGHT_NAME.fullmatch(path.name):
+            variant = name["variant"] or name["of_index"] or ""
+            place = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+            is_index = name["index"] is not None
+            found.append((place, variant, name["ending"] != "safetensors", is_index, STEMS.index(name["stem"]), path))
+    if not found:
+        there = ", ".join(path.name for path in sorted(folder.glob("*"))[:4] if path.suffix != ".json")
+        there = f", but {there}" if there else ""
+        raise UserError(f"{folder} holds no weights (diffusion_pytorch_model.safetensors or the like){there}: {AGAIN}.")
+    *_, is_index, _, path = min(found)
+    if not is_index:
+        return read_shards([path])
+    shards = read_json(path).get("weight_map", {}).values()
+    return read_shards([folder / Path(shard).name for shard in sorted(set(shards))])
+
+
+def read_shards(paths: list[Path]) -> tuple[dict[str, Tensor], list[MappedFile], str]:
+    tensors, files = {}, []
+    for path in paths:
+        found = read_weights(path)
+        if not isinstance(found.content, dict) or not all(
+            isinstance(value, Tensor) for value in found.content.values()
+        ):
+            raise UserError(f"{path} does not hold a network's weights: fetch it again.")
+        tensors |= found.content
+        files.append(found.file)
+    return tensors, files, paths[0].name
+
+
+def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], sizes: dict) -> None:
+    """Writes a folder that diffusers and transformers load. `parts`: the state dicts by our names; sizes: all of them.
+
+    Raises UserError where `path` is a folder with anything else in it: that is never removed.
+    """
+    strangers = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    strangers -= {"model_index.json", *FOLDERS.values(), *OTHER_FOLDERS}
+    if strangers:
+        raise UserError(f"{path} is a folder with other things in it ({min(strangers)}): name a new or an empty one.")
+    rename: dict[str, Callable] = {
+        "unet": names.unet_to_diffusers,
+        "vae": names.vae_to_diffusers,
+        "clip": names.clip_to_diffusers,
+    }
+    with replacing(path) as part:
+        write_configs(part, sizes)
+        for name, folder in FOLDERS.items():
+            file = "model.safetensors" if name == "clip" else "diffusion_pytorch_model.safetensors"
+            write_safetensors(part / folder / file, rename[name](parts[name]), {"format": "pt"})
+        (part / "scheduler").mkdir()
+        write_json(part / "scheduler" / "scheduler_config.json", SCHEDULER)
+        write_tokenizer(part / "tokenizer")
+
+
+def write_configs(folder: Path, sizes: dict) -> None:
+    """A new folder with all that says what the networks are, and no weights."""
+    for part, name in FOLDERS.items():
+        (folder / name).mkdir(parents=True)
+        write_json(folder / name / "config.json", CONFIGS[part](sizes))
+    write_json(folder / "model_index.json", model_index(sizes))
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer()
+    folder.mkdir()
+    write_json(folder / "vocab.json", tokenizer.ids)
+    merges = "".join(f"{first} {second}\n" for first, second in tokenizer.ranks)
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    write_json(folder / "special_tokens_map.json", marks)
+    about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_LENGTH, "do_lower_case": True}
+    write_json(folder / "tokenizer_config.json", about | {"add_prefix_space": False} | marks)
+
+
+def unet_config(sizes: dict) -> dict:
+    unet = sizes["unet"]
+    attention = [level in unet["attention_levels"] for level in range(len(unet["channel_mult"]))]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": unet["num_heads"],
+        "block_out_channels": [mult * unet["model_channels"] for mult in unet["channel_mult"]],
+        "cross_attention_dim": unet["context_dim"],
+        "down_block_types": ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention],
+        "in_channels": unet["in_channels"],
+        "layers_per_block": unet["num_res_blocks"],
+        "norm_eps": 1e-5,
+        "norm_num_groups": 32,
+        "out_channels": unet["out_channels"],
+        "sample_size": sizes["image_size"] // 2 ** (len(sizes["vae"]["channel_mult"]) - 1),
+        "up_block_types": ["CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)],
+    }
+
+
+def vae_config(sizes: dict) -> dict:
+    vae = sizes["vae"]
+    levels = len(vae["channel_mult"])
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": [mult * vae["channels"] for mult in vae["channel_mult"]],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": 3,
+        "latent_channels": vae["z_channels"],
+        "layers_per_block": vae["num_res_blocks"],
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": sizes["image_size"],
+        "scaling_factor": LATENT_SCALE,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def clip_config(sizes: dict) -> dict:
+    clip = sizes["clip"]
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "bos_token_id": 0,  # these three are as published with v1-5; transformers knows them as a sign of old files
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+        "hidden_act": "quick_gelu",
+        "hidden_size": clip["width"],
+        "intermediate_size": 4 * clip["width"],
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": clip["max_length"],
+        "num_attention_heads": clip["heads"],
+        "num_hidden_layers": clip["layers"],
+        "projection_dim": clip["width"],
+        "vocab_size": clip["vocab_size"],
+    }
+
+
+def model_index(sizes: dict) -> dict:
+    inpaints = sizes["unet"]["in_channels"] == 9
+    return {
+        "_class_name": "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline",
+        "_diffusers_version": "0.6.0",  # v1-5's; without one, inpainting models count as older and are refused
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+CONFIGS = {"unet": unet_config, "vae": vae_config, "clip": clip_config}
+
+SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}

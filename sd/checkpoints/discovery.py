@@ -1,0 +1,266 @@
+"""Checkpoints, VAEs, LoRAs and embeddings by name: one way to find them for scripts, Python, the page and the HTTP API.
+
+A name is looked up among the files of a few folders and is never a path, so a request reaches nothing else:
+
+    dreamy                             the file's name without its ending, in any case
+    anime/dreamy, anime\\dreamy.ckpt    with its folder and ending, either slash
+    dreamy.safetensors [0123456789]    as the webui writes it; the hash alone finds a checkpoint as well
+    my-dog                             what the metadata calls it, `ss_output_name`
+
+What a file is, its content says. Files outside `weights/` that a link in it leads to are found as well: only whoever
+owns the folder can put a link there.
+"""
+
+import difflib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from sd.checkpoints.diffusers_format import MODEL_INDEX
+from sd.checkpoints.hashing import full_hash, known_hash, old_hash
+from sd.checkpoints.model_files import FILE_ENDINGS, PICTURE_ENDINGS, Content, content_of, models_below
+from sd.utils.errors import UserError
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+BUNDLED = WEIGHTS / "emoji.safetensors"
+LORAS = WEIGHTS / "loras"
+EMBEDDINGS = WEIGHTS / "embeddings"
+VAES = WEIGHTS / "vae"
+PREFERRED = "v1-5-pruned-emaonly"
+
+FRESH = 5.0  # seconds for which a listing is believed
+LONGEST = 200  # letters of a name in a message
+OWN_VAE, AUTOMATIC = ("none",), ("", "automatic", "auto")  # the webui's words, in any case
+HASH = re.compile(r"[0-9a-f]{8}|[0-9a-f]{10,64}", re.IGNORECASE)
+ENDINGS = {
+    "checkpoint": (".safetensors", ".ckpt", ".pt", ".pth"),
+    "VAE": (".safetensors", ".ckpt", ".pt", ".pth", ".bin"),
+    "LoRA": (".safetensors", ".pt", ".bin", ".ckpt"),
+    "embedding": (".safetensors", ".pt", ".bin", *PICTURE_ENDINGS),
+}
+INSTEAD = {  # what to do with a file of each kind
+    "checkpoint": "choose it as the checkpoint",
+    "VAE": "choose it as the VAE of a checkpoint",
+    "LoRA": "name it in the prompt, <lora:NAME:1>",
+    "embedding": "say its word in the prompt",
+    "other": "choose another file",
+}
+
+
+class Models:
+    """The folders of models. What is added to them is found within seconds, or at once after `refresh`."""
+
+    def __init__(
+        self,
+        weights: Path = WEIGHTS,
+        loras: Path = LORAS,
+        embeddings: Path = EMBEDDINGS,
+        vaes: Path | None = None,  # weights/vae
+    ):
+        vaes = weights / VAES.name if vaes is None else vaes
+        self.folders = {"checkpoint": weights, "LoRA": loras, "embedding": embeddings, "VAE": vaes}
+        self.listings: dict[str, tuple[float, object]] = {}
+
+    def refresh(self) -> None:
+        self.listings = {}
+
+    def names(self, kind: str) -> dict[str, Path]:
+        """The files and folders of a kind by name. kind: "checkpoint", "VAE", "LoRA" or "embedding".
+
+        A name is the file's own without ending; of equal ones the later has its folder too, and then its ending.
+        """
+        return self.remember(f"names of {kind}", lambda: self.name_all(kind))
+
+    def find(self, kind: str, name: str) -> Path:
+        """The file or folder of that name. Raises UserError where there is none, saying what there is instead."""
+        text, digits = split_hash(name)
+        wanted = text.replace("\\", "/")
+        if (wanted == "" and not digits) or re.search(r"\0|^/|(^|/)\.{1,2}(/|$)", wanted):
+            raise UserError(f"that is not the name of a {kind}: give its file's name without folder and ending.")
+        for one in self.spelled(kind, wanted):
+            if one.is_of(kind):
+                return one.path
+        found = self.by_alias(kind, wanted) or self.by_hash(kind, digits or wanted)
+        if found is None:
+            raise UserError(self.missing(kind, text or name))
+        return found
+
+    def checkpoint(self, name: str = "") -> Path:
+        """The checkpoint of that name; the one to take unless told if ""."""
+        return self.find("checkpoint", name) if name else self.names("checkpoint")[self.default_checkpoint()]
+
+    def default_checkpoint(self) -> str:
+        """v1-5 where it is there, otherwise somebody's own, otherwise the bundled one; never one that was trained here.
+
+        A model for inpainting is taken only where there is no other.
+        """
+        own = {name: content_of(path) for name, path in self.names("checkpoint").items() if path != BUNDLED}
+        fit = [name for name, content in own.items() if content.kind == "checkpoint" and not content.trained]
+        fit.sort(key=lambda name: (name.lower() != PREFERRED, own[name].what != "a checkpoint"))
+        return fit[0] if fit else BUNDLED.stem
+
+    def vae(self, name: str | None, checkpoint: Path) -> Path | None:
+        """The separate VAE to use with a checkpoint: by its name, the one beside it, or None for the checkpoint's own.
+
+        name: "" or "Automatic" takes NAME.vae.safetensors (or .vae.pt, .vae.ckpt) beside NAME.safetensors; "None" does
+        not.
+        """
+        return separate_vae(name, checkpoint, lambda text: self.find("VAE", text))
+
+    def remember(self, what: str, make: Callable[[], object]):
+        made, found = self.listings.get(what, (-FRESH, None))
+        if time.monotonic() - made >= FRESH:
+            found = make()
+            self.listings[what] = time.monotonic(), found
+        return found
+
+    def files(self, kind: str) -> list["Candidate"]:
+        """What may be of that kind: in its own folder, then among the checkpoints."""
+        return self.remember(f"files of {kind}", lambda: self.list_files(kind))
+
+    def list_files(self, kind: str) -> list["Candidate"]:
+        found = [Candidate(BUNDLED.parent, BUNDLED, is_own=True)] if kind == "checkpoint" else []
+        for folder in dict.fromkeys((self.folders[kind], self.folders["checkpoint"])):
+            apart = {other.resolve() for other in self.folders.values()} - {folder.resolve()}
+            is_own = folder == self.folders[kind]
+            paths = [path for path in models_below(folder, apart) if is_listed(path, kind, is_own)]
+            stems = {path.with_suffix("") for path in paths if path.suffix.lower() not in PICTURE_ENDINGS}
+            found += [Candidate(folder, path, is_own) for path in paths if not is_preview(path, stems)]
+        return found
+
+    def name_all(self, kind: str) -> dict[str, Path]:
+        named: dict[str, Path] = {}
+        for one in self.files(kind):
+            if one.is_of(kind):
+                free = [name for name in one.spellings if name not in named]
+                named |= dict.fromkeys(free[:1], one.path)
+        return named
+
+    def spelled(self, kind: str, wanted: str) -> list["Candidate"]:
+        """What may be meant, the closest first: to the letter before any case, the name before the folder."""
+        ranked = []
+        for one in self.files(kind):
+            ranks = [
+                (spelling != wanted, rank)
+                for rank, spelling in enumerate(one.spellings)
+                if spelling.lower() == wanted.lower()
+            ]
+            ranked += [(min(ranks), one)] if ranks else []
+        return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
+
+    def by_alias(self, kind: str, wanted: str) -> Path | None:
+        """What the metadata of a file calls it."""
+        contents = ((content_of(one.path), one.path) for one in self.files(kind))
+        return next((path for content, path in contents if is_alias(content, kind, wanted)), None)
+
+    def by_hash(self, kind: str, digits: str) -> Path | None:
+        """A checkpoint by its hash. A file of gigabytes is hashed only when no hash that is known already fits."""
+        if kind != "checkpoint" or not HASH.fullmatch(digits):
+            return None
+        paths, digits = list(self.names(kind).values()), digits.lower()
+        ways = [old_hash] if len(digits) == 8 else [known_hash, full_hash]
+        return next((path for hashed in ways for path in paths if hashed(path).startswith(digits)), None)
+
+    def missing(self, kind: str, name: str) -> str:
+        """Why there is nothing of that kind and name, and what comes near."""
+        shown = name[:LONGEST]
+        for other in self.folders:
+            for one in self.spelled(other, name.replace("\\", "/")):
+                if (content := content_of(one.path)).kind not in ("", kind):
+                    instead = INSTEAD[content.kind].replace("NAME", one.path.stem)
+                    return f"{shown} is {content.what}, not {an(kind)}: {instead}."
+        names = {one.lower(): one for one in reversed(self.names(kind))}
+        near = difflib.get_close_matches(shown.lower(), names)
+        hint = f"; did you mean {names[near[0]]}?" if near else ", there are none." if not names else "."
+        return f"there is no {kind} named {shown}{hint}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file or folder that may be a model. is_own: whether it lies where models of the kind are kept."""
+
+    folder: Path
+    path: Path
+    is_own: bool
+
+    @cached_property
+    def spellings(self) -> list[str]:
+        """All that it may be called, the shortest first."""
+        short, inside = self.path.name, self.path.relative_to(self.folder).as_posix()
+        ending = 0 if self.path.is_dir() else len(self.path.suffix)
+        return list(dict.fromkeys(name[: len(name) - cut] for cut in (ending, 0) for name in (short, inside)))
+
+    def is_of(self, kind: str) -> bool:
+        """Whether its content is of that kind, or does not show and it lies where that kind is kept."""
+        found = content_of(self.path).kind
+        return found == kind or (found == "" and self.is_own)
+
+
+def is_listed(path: Path, kind: str, is_own: bool) -> bool:
+    """Whether files of its ending count as that kind. A picture holds an embedding only where embeddings are kept."""
+    if path.resolve() == BUNDLED:
+        return False  # it stands first, under its own name
+    endings = ENDINGS[kind] if is_own else tuple(set(ENDINGS[kind]) - set(PICTURE_ENDINGS))
+    return path.is_dir() or path.suffix.lower() in endings
+
+
+def an(kind: str) -> str:
+    return {"embedding": "an embedding", "checkpoint": "a checkpoint of Stable Diffusion 1.x"}.get(kind, f"a {kind}")
+
+
+def split_hash(name: str) -> tuple[str, str]:
+    """(name, hash) of "name.safetensors [0123456789]", the hash "" where there is none."""
+    found = re.fullmatch(r"(.*?)\s*\[([0-9a-fA-F]+)\]\s*", name, re.DOTALL)
+    return (found[1], found[2]) if found else (name, "")
+
+
+def is_alias(content: Content, kind: str, wanted: str) -> bool:
+    return content.kind == kind and content.alias != "" and content.alias.lower() == wanted.lower()
+
+
+def is_preview(path: Path, stems: set[Path]) -> bool:
+    """Whether a picture only shows what the file beside it does."""
+    if path.suffix.lower() not in PICTURE_ENDINGS:
+        return False
+    return path.stem.endswith(".preview") or path.with_suffix("") in stems
+
+
+def vae_beside(checkpoint: Path) -> Path | None:
+    """NAME.vae.safetensors, NAME.vae.pt or NAME.vae.ckpt beside a checkpoint's file NAME."""
+    if not checkpoint.is_file():
+        return None
+    beside = [checkpoint.with_name(f"{checkpoint.stem}.vae{ending}") for ending in (".safetensors", ".pt", ".ckpt")]
+    return next((path for path in beside if path.is_file()), None)
+
+
+def separate_vae(name: str | Path | None, checkpoint: Path, find: Callable[[str], Path]) -> Path | None:
+    """As `Models.vae`, with another way to find what is named."""
+    text = str(name or "").lower()
+    if text in AUTOMATIC:
+        return vae_beside(checkpoint)
+    return None if text in OWN_VAE else find(str(name))
+
+
+def locate(kind: str, text: str | Path, models: Models | None = None) -> Path:
+    """What somebody at the keyboard means: a path if there is one, otherwise a name, as in `Models.find`.
+
+    A diffusers folder may be given by the path of its model_index.json.
+    """
+    path = Path(text).expanduser()
+    if path.name == MODEL_INDEX and path.is_file():
+        return path.parent
+    if path.is_file() or (path.is_dir() and content_of(path).kind != ""):
+        return path
+    try:
+        return (models or Models()).find(kind, str(text))
+    except UserError as error:
+        if path.exists():
+            return path  # whatever reads it says what it is
+        if path.suffix.lower() not in FILE_ENDINGS or not str(error).startswith(("there is no", "that is not")):
+            raise
+        if len(path.parts) > 1:
+            raise UserError(f"there is no file {path}: check the path, or give a name in weights/.") from None
+        raise UserError(f"there is no file {path}, and {error}") from None

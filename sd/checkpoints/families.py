@@ -1,0 +1,153 @@
+"""Which family and kind of model a file holds, told by the names of its tensors.
+
+People keep many kinds of models side by side, with file names that say little. Whatever reads one kind of file names
+the kind that it was given instead.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from sd.checkpoints.pickle_objects import ScriptObject
+
+UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+VERSIONS = [  # whole checkpoints: what any key's beginning says
+    (r"conditioner\.embedders\.1\.", "Stable Diffusion XL"),
+    (r"conditioner\.embedders\.0\.model\.", "a Stable Diffusion XL refiner"),
+    (r"conditioner\.embedders\.", "Stable Diffusion XL"),
+    (r"cond_stage_model\.model\.", "Stable Diffusion 2"),
+    (r"(model\.diffusion_model\.)?joint_blocks\.|transformer_blocks\.\d+\.attn\.add_q_proj\.", "Stable Diffusion 3"),
+    (r"(model\.diffusion_model\.)?(double_blocks|single_blocks|single_transformer_blocks)\.", "Flux"),
+    (r"(model\.diffusion_model\.)?(y_embedder\.y_embedding|adaln_single\.)", "PixArt"),
+    (r"(model\.diffusion_model\.)?(clip_txt_mapper|effnet_mapper)\.", "Stable Cascade"),
+    (r"vquantizer\.", "the stage A of Stable Cascade"),
+    (r"(model\.diffusion_model\.)?double_layers\.", "AuraFlow"),
+    (r"(model\.diffusion_model\.)?mlp_t5\.", "Hunyuan-DiT"),
+]
+PARTS = [  # all others
+    (r"control_model\.|controlnet_|input_hint_block\.|lllite_unet_", "a ControlNet"),
+    (r"image_proj(\.|$)|ip_adapter(\.|$)", "an IP-Adapter"),
+    (r"lora_(unet|te\d?)_|(unet|text_encoder):\d+:|.*[._](lora[._]\w|hada_w|lokr_w)", "a LoRA"),
+    (r"lycoris_|.*\.(dora_scale|oft_blocks|oft_diag|on_input)$|bundle_emb\.", "a LoRA"),
+    (r"string_to_(token|param)$|emb_params$|clip_[lg]$", "a textual inversion embedding"),
+    (r".*motion_modules\.", "a motion module of AnimateDiff"),
+    (r"(adapter\.)?body\.\d+\.(resnets\.\d+\.)?block[12]\.|adapter\.conv_in\.", "a T2I-Adapter"),
+    (r"conv_first\.|model\.1\.sub\.\d+\.|RRDB_trunk\.|layers\.\d+\.residual_group\.", "an upscaler"),
+    (r"params(_ema)?$", "an upscaler"),
+    (r"(taesd_)?(encoder\.|decoder\.)?(layers\.)?\d+\.conv\.\d+\.", "TAESD, the small autoencoder"),
+    (r"input_blocks\.|down_blocks\.", "a U-Net alone"),
+    (r"(vae\.|first_stage_model\.)?(encoder|decoder)\.(conv_in|conv_out)\.", "a VAE alone"),
+    (r"(.*\.)?(vision_model|visual)\.|visual_projection\.", "a CLIP with its image encoder"),
+    (r"(.*\.)?(text_model\.|embeddings\.token_embedding\.|transformer\.resblocks\.)", "a text encoder alone"),
+    (r"(encoder|decoder)\.block\.\d+\.layer\.|(.*\.)?encoder\.block\.\d+\.layer\.", "a T5 text encoder"),
+]
+KINDS = [  # how the words for a file begin, and the kind that people choose by name
+    ("a LoRA", "LoRA"),
+    ("a textual inversion embedding", "embedding"),
+    ("a VAE alone", "VAE"),
+]
+EMBEDDING_WIDTHS = {768, 1024, 1280}  # of Stable Diffusion 1, 2 and XL
+MOST_VECTORS = 10  # tensors in a file that holds nothing but embeddings
+CHANNELS = {5: "with a depth map", 7: "an upscaler", 9: "for inpainting"}  # what a U-Net takes beside the latent
+
+
+def what_is(content: Any) -> str | None:
+    """What these weights are, if no Stable Diffusion 1.x checkpoint, in a few words; None where it does not show."""
+    if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
+        return what_lists_are(content)
+    if isinstance(content, ScriptObject):
+        return "a TorchScript program, such as OpenAI's CLIP"
+    if not isinstance(content, dict):
+        return "a file without weights"
+    if is_hypernetwork(content):
+        return "a hypernetwork"
+    keys = [str(key) for key in content]
+    if what := first_match(VERSIONS, keys):
+        return what + variant(content)
+    has_unet = any(key.startswith(UNET) for key in keys)
+    if what := first_match(PARTS[:1] if has_unet else PARTS, keys):
+        return what
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        return "a file without weights"
+    return "a textual inversion embedding" if are_embeddings(tensors) else None
+
+
+def what_lists_are(tensors: list[Tensor]) -> str:
+    """cloneofsimo's .pt is a LoRA as a list: up, down, up, down. Its widths tell the model that it is for."""
+    widths = {tensor.shape[-1] for tensor in tensors[1::2] if tensor.dim() > 1}
+    if 768 not in widths:
+        if 2048 in widths:
+            return "a LoRA for Stable Diffusion XL"
+        if 1024 in widths:
+            return "a LoRA for Stable Diffusion 2"
+    return "a LoRA"
+
+
+def is_hypernetwork(content: dict) -> bool:
+    """The webui's: pairs of small networks by the width of what they change; and the same without torch's objects."""
+    return any(isinstance(key, int) and isinstance(value, (list, tuple)) for key, value in content.items()) or any(
+        re.match(r"(320|640|768|1024|1280)\.[01]\.linear", str(key)) for key in content
+    )
+
+
+def channels_of(content: dict) -> int:
+    """How many channels the U-Net of a checkpoint takes."""
+    weight = content.get(UNET + "input_blocks.0.0.weight")
+    return weight.shape[1] if isinstance(weight, Tensor) and weight.dim() == 4 else 4
+
+
+def variant(content: dict) -> str:
+    """What a checkpoint's U-Net takes beside the latent, in words that follow the family's name."""
+    channels = channels_of(content)
+    return f", {CHANNELS[channels]}" if channels in CHANNELS else ""
+
+
+def first_match(table: list[tuple[str, str]], keys: Iterable[str]) -> str | None:
+    return next((what for pattern, what in table if any(re.match(pattern, key) for key in keys)), None)
+
+
+def are_embeddings(tensors: dict[str, Tensor]) -> bool:
+    """A few tables of vectors, each under a word."""
+    return len(tensors) < MOST_VECTORS and all(
+        0 < tensor.dim() <= 2
+        and tensor.is_floating_point()
+        and (tensor.shape[-1] in EMBEDDING_WIDTHS or ("." not in word and is_width(tensor.shape[-1])))
+        for word, tensor in tensors.items()
+    )
+
+
+def is_width(size: int) -> bool:
+    """Whether a text encoder may be so wide: its attention has heads of 64."""
+    return size > 0 and size % 64 == 0
+
+
+def kind_of(content: Any) -> tuple[str, str]:
+    """(kind, what it is in words). The kind is "checkpoint", "VAE", "LoRA", "embedding", "other", or "" if unknown."""
+    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    keys = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    what = what_is(content)
+    if what is None and any(key.startswith(UNET) for key in keys):
+        if not any(key.startswith(CLIP) for key in keys):
+            return "other", "a U-Net without its text encoder"
+        return what_checkpoint(channels_of(keys))
+    if what is None or what == "a file without weights":
+        return "", what or "a file of an unknown kind"
+    return next((kind for beginning, kind in KINDS if what.startswith(beginning)), "other"), what
+
+
+def what_checkpoint(channels: object) -> tuple[str, str]:
+    """As `kind_of`, for a Stable Diffusion 1.x by how many channels its U-Net takes."""
+    if channels in (4, 9):
+        return "checkpoint", "a checkpoint" if channels == 4 else "a checkpoint for inpainting"
+    return "other", unsupported_unet(channels)
+
+
+def unsupported_unet(channels: object) -> str:
+    """A U-Net that takes neither 4 channels nor the 9 of inpainting, in words."""
+    if channels == 8:
+        return "an instruct-pix2pix model, whose U-Net takes 8 channels"
+    return f"a model whose U-Net takes {channels} channels, neither 4 nor the 9 of inpainting"

@@ -1,0 +1,122 @@
+"""What one file or folder of a model holds, told by its content, and remembered while the file stays as it is."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from sd.adapters.embedding_files import EMBEDDING_NAMES
+from sd.adapters.lora_files import PEFT_CONFIG
+from sd.checkpoints.diffusers_format import MODEL_INDEX
+from sd.checkpoints.families import kind_of, what_checkpoint
+from sd.checkpoints.weight_files import read_weights
+from sd.utils.errors import UserError
+
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+PICTURE_ENDINGS = (".png", ".webp")  # an embedding may be hidden in one
+TRAINED_FROM = "sd_trained_from"  # metadata: the base that somebody trained this one from
+TRAINING_SIGNS = {TRAINED_FROM, "ss_training_comment", "ss_max_train_steps"}
+
+
+@dataclass(frozen=True)
+class Content:
+    """kind: "checkpoint", "VAE", "LoRA" or "embedding"; "other" for what has no name here; "" where it does not show.
+
+    what: the same in words. trained: whether somebody fine-tuned it here. alias: the name in its metadata, or "".
+    """
+
+    kind: str
+    what: str
+    trained: bool = False
+    alias: str = ""
+
+
+UNKNOWN = Content("", "a file of an unknown kind")
+
+
+def content_of(path: Path) -> Content:
+    """What a file or folder holds. Never raises: what cannot be read is of no kind."""
+    try:
+        stat = (path / MODEL_INDEX if (path / MODEL_INDEX).is_file() else path).stat()
+        return read_content(path, stat.st_mtime_ns, stat.st_size)
+    except OSError:
+        return UNKNOWN
+
+
+@lru_cache(maxsize=8192)
+def read_content(path: Path, changed: int, size: int) -> Content:
+    if path.is_dir():
+        return folder_content(path)
+    if path.suffix.lower() in PICTURE_ENDINGS:
+        return Content("embedding", "a picture with an embedding")
+    try:
+        found = read_weights(path)
+    except UserError:
+        return UNKNOWN
+    kind, what = kind_of(found.content)
+    trained = kind == "checkpoint" and bool(TRAINING_SIGNS & found.metadata.keys())
+    return Content(kind, what, trained, found.metadata.get("ss_output_name", ""))
+
+
+def folder_content(folder: Path) -> Content:
+    """Raises OSError where the folder cannot be read."""
+    if (folder / MODEL_INDEX).is_file():
+        index = read_table(folder / MODEL_INDEX)
+        pipeline = str(index.get("_class_name"))
+        if not pipeline.startswith("StableDiffusion") or pipeline.startswith(("StableDiffusionXL", "StableDiffusion3")):
+            return Content("other", f"a folder for {pipeline}")
+        channels = read_table(folder / "unet" / "config.json").get("in_channels", 4)
+        kind, what = what_checkpoint(channels)
+        return Content(kind, what, f"_{TRAINED_FROM}" in index)
+    if (folder / PEFT_CONFIG).is_file() or (folder / "unet" / PEFT_CONFIG).is_file():
+        return Content("LoRA", "a LoRA")
+    if any((folder / name).is_file() for name in EMBEDDING_NAMES):
+        return Content("embedding", "a textual inversion embedding")
+    if read_table(folder / "config.json").get("_class_name") == "AutoencoderKL":
+        return Content("VAE", "a VAE alone")
+    return UNKNOWN
+
+
+def read_table(path: Path) -> dict:
+    """A JSON file's table; an empty one where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_one_model(folder: Path) -> bool:
+    """Whether a folder is a model itself, as diffusers and PEFT write them, and not a place for models."""
+    signs = (MODEL_INDEX, PEFT_CONFIG, f"unet/{PEFT_CONFIG}", *EMBEDDING_NAMES)
+    return any((folder / sign).is_file() for sign in signs) or folder_content(folder).kind != ""
+
+
+def models_below(folder: Path, apart: set[Path] = frozenset()) -> Iterator[Path]:
+    """The files and folders that may be models, by depth and name; hidden ones and those in `apart` are passed over.
+
+    Links are followed: whoever owns the folder made them, and no request can.
+    """
+    found, seen, todo = [], set(), [folder]
+    while todo:
+        place = todo.pop()
+        if (real := place.resolve()) in seen or real in apart:
+            continue
+        seen.add(real)
+        try:
+            entries = [Path(entry.path) for entry in os.scandir(place) if not entry.name.startswith(".")]
+        except OSError:
+            continue
+        for path in entries:
+            if path.is_dir():
+                (found if is_one_model(path) else todo).append(path)
+            elif path.suffix.lower() in FILE_ENDINGS + PICTURE_ENDINGS and path.is_file():
+                found.append(path)
+    return iter(sorted(found, key=lambda path: order(path.relative_to(folder))))
+
+
+def order(path: Path) -> tuple:
+    """Near files before those in folders below, and the safetensors of a name before its other files."""
+    return len(path.parts), path.with_suffix("").as_posix().lower(), path.suffix.lower() != ".safetensors", path.name

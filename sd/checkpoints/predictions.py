@@ -1,0 +1,31 @@
+"""What a model's U-Net was trained to predict, as files show it. Only the noise (epsilon) is supported."""
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from sd.utils.errors import UserError
+
+PREDICTION = re.compile(r"v_pred|ztsnr|edm_\w+(\.\w+)?|sigma_(min|max|data)")  # keys by which others know such models
+METADATA_PREDICTION = {  # metadata, and how its text begins then
+    "modelspec.prediction_type": "v",
+    "ss_v_parameterization": "true",
+    "ss_zero_terminal_snr": "true",
+}
+
+
+def refuse_predictions(path: Path, keys: list, alphas: object, metadata: dict[str, str]) -> None:
+    """Raises UserError for a model that predicts v, or counts on another noise schedule: its images would be wrong.
+
+    alphas: the noise schedule that the file keeps, if it does. One that ends in noise alone has zero terminal SNR.
+    """
+    signs = sorted({str(key) for key in keys if PREDICTION.fullmatch(str(key))})
+    signs += [key for key, value in METADATA_PREDICTION.items() if metadata.get(key, "").lower().startswith(value)]
+    if isinstance(alphas, Tensor) and alphas.shape == (1000,) and alphas[-1] < 1e-5 and alphas[0] > 0.9:
+        signs.append("alphas_cumprod")
+    if signs:
+        raise UserError(
+            f"{path} is a model with v-prediction or zero terminal SNR, as its {', '.join(signs[:3])} shows, which is "
+            "not supported yet: give a model that predicts the noise (epsilon)."
+        )

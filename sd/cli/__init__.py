@@ -1,0 +1,1 @@
+"""What the scripts share: flags, running, and work in several processes."""

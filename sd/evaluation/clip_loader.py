@@ -1,0 +1,177 @@
+"""CLIP's own files, both towers, as people have them, to one form: transformers' names, which are ours.
+
+OpenAI's `.pt` files are TorchScript archives, programs with their weights: the weights are taken, the program stays
+unread. Their names are also those of open_clip's state dicts. A transformers model is a folder, or the one file in it.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sd.checkpoints.checkpoint import few, read
+from sd.checkpoints.config import CLIP_HEAD_WIDTH, Unfilled, clip_sizes, numbers
+from sd.checkpoints.diffusers_format import read_json, read_part
+from sd.checkpoints.pickle_objects import ScriptObject
+from sd.checkpoints.weight_files import read_weights, what_is
+from sd.clip import CLIP, CLIPTextModel, CLIPVisionModel
+from sd.tokenizer import MAX_LENGTH
+from sd.utils.errors import UserError
+
+OPENAI = [  # a pattern in OpenAI's names, and ours for it
+    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"(?<=\d)\.attn\.", ".self_attn."),
+    (r"(?<=\d)\.ln_([12])\.", r".layer_norm\1."),
+    (r"(?<=\d)\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"(?<=\d)\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+]
+OPENAI_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+NOT_WEIGHTS = re.compile(r"(.*\.)?(input_resolution|context_length|vocab_size|attn_mask|position_ids)")
+VOCABULARY = 49408
+WIDEST = 1024  # ViT-L's vision tower; wider ones have heads of other widths, which no tensor shows
+
+
+def read_clip(path: str | Path) -> CLIP:
+    """Both towers from a file or folder of any of these kinds, told by its contents; fp32, in eval mode, not to train.
+
+    A file does not say which GELU it was trained with. OpenAI's, the quick one, is taken: for open_clip's own trainings
+    with the exact one give a transformers folder, which says so and is refused.
+    Raises UserError, one sentence, for whatever is no CLIP with a vision transformer.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        heads = read_heads(path)
+        return build(two_towers(read_part(path)[0], path), heads, path)
+    found = read_weights(path)
+    state = two_towers(found.content, path)
+    if "sd_sizes" not in found.metadata:
+        return build(state, None, path)
+    drawing = read(path.with_name(path.name.replace("-clip", "")))  # the bundled one: its text tower draws as well
+    text = {f"text_model.{key}": tensor for key, tensor in drawing.clip.items()}
+    heads = {"text": drawing.sizes["clip"]["heads"], "vision": vision_heads(found.metadata["sd_sizes"], path)}
+    return build(state | text, heads, path)
+
+
+def vision_heads(sizes: str, path: Path) -> int:
+    try:
+        return json.loads(sizes)["vision"]["heads"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its sd_sizes cannot be understood ({error!r}); write the file anew.") from error
+
+
+def two_towers(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by our names. What else the file wraps around a CLIP, or keeps beside it, is left out."""
+    tensors = flatten(content)
+    ways: dict[str, Callable] = {"visual.proj": from_openai, "visual_projection.weight": dict}
+    for sign, rename in ways.items():
+        if found := next((key for key in tensors if ("." + key).endswith("." + sign)), None):
+            above = found.removesuffix(sign)
+            inside = {key.removeprefix(above): tensor for key, tensor in tensors.items() if key.startswith(above)}
+            return rename({key: tensor for key, tensor in inside.items() if not NOT_WEIGHTS.fullmatch(key)})
+    if any(key.endswith("visual.attnpool.positional_embedding") for key in tensors):
+        raise UserError(f"{path} is a CLIP with a ResNet: give one with a vision transformer, such as ViT-L/14.")
+    what = what_is(tensors) or "another kind of model"
+    raise UserError(f"{path} is {what}, not a CLIP with both towers: give OpenAI's ViT-L-14.pt, or a CLIP folder.")
+
+
+def flatten(content: Any) -> dict[str, Tensor]:
+    """All tensors in dicts and TorchScript's modules, however deep, by their dotted paths; each container once."""
+    found, seen, todo = {}, set(), [("", content)]
+    while todo:
+        path, value = todo.pop()
+        value = value.state if isinstance(value, ScriptObject) else value
+        if isinstance(value, Tensor):
+            found[path] = value
+        elif isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))
+            todo += [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
+    return found
+
+
+def from_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's names to ours: q, k and v are one matrix there, and both projections stand the other way round."""
+    renamed = {}
+    for key, tensor in state.items():
+        for pattern, ours in OPENAI:
+            key = re.sub(pattern, ours, key)
+        if "in_proj_" in key and tensor.dim() > 0:
+            for letter, part in zip("qkv", tensor.chunk(3)):
+                renamed[key.replace("in_proj_", f"{letter}_proj.")] = part
+        elif key in OPENAI_PROJECTIONS:
+            renamed[OPENAI_PROJECTIONS[key]] = tensor.mT if tensor.dim() == 2 else tensor
+        else:
+            renamed[key] = tensor
+    return renamed
+
+
+def read_heads(folder: Path) -> dict[str, int]:
+    """The towers' numbers of heads, as a transformers folder's config gives them."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} has no config.json: give a transformers folder of CLIP, or a file.")
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "clip":
+        raise UserError(f"{folder} is for {config.get('model_type')}, not CLIP with both towers: give another folder.")
+    heads = {}
+    for tower, usual in (("text", 8), ("vision", 12)):  # transformers leaves out what is as usual
+        about = config.get(f"{tower}_config")
+        about = about if isinstance(about, dict) else {}
+        heads[tower] = about.get("num_attention_heads", usual)
+        if (kind := about.get("hidden_act", "quick_gelu")) != "quick_gelu":
+            raise UserError(f"{folder} computes with {kind}, OpenAI's CLIP with quick_gelu: give one of those.")
+    return heads
+
+
+def sizes_of(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path) -> tuple[dict, dict, int]:
+    """What the shapes tell: the text tower's arguments, the vision tower's, and the width of the space they share."""
+    text, vision = (
+        {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        for prefix in ("text_model.", "vision_model.")
+    )
+    width, _, patch, _ = vision["embeddings.patch_embedding.weight"].shape
+    patches = vision["embeddings.position_embedding.weight"].shape[0] - 1
+    for_vision = {"image_size": round(patches**0.5) * patch, "patch_size": patch, "width": width}
+    sizes = {"text": clip_sizes(text), "vision": for_vision}
+    if heads is None and width > WIDEST:
+        raise UserError(f"{path} is larger than ViT-L/14, and the file does not say how: give ViT-L/14 or B/32.")
+    for tower, tensors in (("text", text), ("vision", vision)):
+        width = sizes[tower]["width"]
+        sizes[tower]["layers"] = len(numbers(r"encoder\.layers\.(\d+)\.", tensors))
+        sizes[tower]["heads"] = max(1, width // CLIP_HEAD_WIDTH) if heads is None else heads[tower]
+        if width % sizes[tower]["heads"] or sizes[tower]["layers"] == 0:
+            raise ValueError("no such tower")
+    return sizes["text"], sizes["vision"], state["visual_projection.weight"].shape[0]
+
+
+def build(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path) -> CLIP:
+    """The networks of the sizes that the shapes tell, with these weights in them, strictly."""
+    try:
+        text, vision, projection_dim = sizes_of(state, heads, path)
+        with torch.device("meta"), Unfilled():
+            clip = CLIP(CLIPTextModel(**text), CLIPVisionModel(**vision), projection_dim)
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{path} is not a whole CLIP: it lacks {error.args[0]}.") from error
+    except (IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is not a CLIP as OpenAI made them: its tensors have other shapes.") from error
+    if (text["vocab_size"], text["max_length"]) != (VOCABULARY, MAX_LENGTH):
+        raise UserError(f"{path} has another vocabulary than OpenAI's CLIP: give one of those.")
+    expected = clip.state_dict()
+    wrong = [key for key, place in expected.items() if key not in state or state[key].shape != place.shape]
+    if wrong := wrong + [key for key in state if key not in expected]:
+        raise UserError(f"{path} is not a CLIP as OpenAI made them: it differs in {few(wrong)}.")
+    clip.load_state_dict({key: tensor.float() for key, tensor in state.items()}, strict=True, assign=True)
+    return clip.requires_grad_(False).eval()

@@ -1,0 +1,1 @@
+"""Patches for speed and memory, each by name, on and off."""

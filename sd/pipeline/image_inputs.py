@@ -1,0 +1,70 @@
+"""Images as Python code holds them: PIL images, paths, open files, numpy arrays and torch tensors."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sd.utils.errors import UserError
+from sd.utils.images import open_image, to_8_bits
+
+ACCEPTED = "a PIL image, a path, a numpy array or a torch tensor"
+
+
+def as_image(value: object, name: str = "image") -> Image.Image:
+    """Any of them as a PIL image. name: what it is, for sentences.
+
+    An array is (H, W), (H, W, C) or (1, H, W, C); a tensor may have its channels first; C is 1, 3 or 4. Whole numbers
+    are 0 to 255 (65535 in 16 bits), others 0 to 1, or -1 to 1 where some are negative. A list may hold one image.
+    Raises UserError for everything else.
+    """
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, (str, Path)):
+        return open_image(value)
+    if isinstance(value, (bytes, bytearray)):
+        return open_image(io.BytesIO(value))
+    if hasattr(value, "read"):
+        return open_image(value)
+    if isinstance(value, (list, tuple)):
+        if len(value) != 1:
+            raise UserError(f"the {name} is a list of {len(value)}: give one image a call.")
+        return as_image(value[0], name)
+    channels_first = isinstance(value, torch.Tensor)
+    if channels_first:
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    if not isinstance(value, np.ndarray):
+        raise UserError(f"the {name} is of type {type(value).__name__}: give {ACCEPTED}.")
+    return from_array(value, name, channels_first)
+
+
+def from_array(array: np.ndarray, name: str, channels_first: bool) -> Image.Image:
+    pixels = rows_first(array, name, channels_first)  # (H, W) or (H, W, C)
+    if pixels.size == 0 or pixels.dtype.kind not in "buif":
+        raise UserError(f"the {name} is an array of shape {array.shape} and type {array.dtype}: give {ACCEPTED}.")
+    if pixels.dtype.kind == "b":
+        pixels = pixels.astype(np.uint8) * 255
+    elif pixels.dtype.kind == "f":
+        if not np.isfinite(pixels).all():
+            raise UserError(f"the {name} holds values that are not finite numbers.")
+        pixels = (pixels + 1) / 2 if -1 <= pixels.min() < 0 and pixels.max() <= 1 else pixels
+    return Image.fromarray(to_8_bits(pixels))
+
+
+def rows_first(array: np.ndarray, name: str, channels_first: bool) -> np.ndarray:
+    """As (H, W) or (H, W, C), C being 3 or 4. Where both ends could be the channels, a tensor's are the first."""
+    pixels = array
+    while pixels.ndim > 3 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    if pixels.ndim == 3:
+        first, last = pixels.shape[0] in (1, 3, 4), pixels.shape[-1] in (1, 3, 4)
+        if first and (channels_first or not last):
+            pixels = np.moveaxis(pixels, 0, -1)
+        if pixels.shape[-1] == 1:
+            pixels = pixels[..., 0]
+    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)):
+        return np.ascontiguousarray(pixels)
+    raise UserError(f"the {name} has the shape {array.shape}: give one image, (H, W, 3) or (3, H, W).")

@@ -1,0 +1,1 @@
+"""Settings inside images, as every program writes them."""

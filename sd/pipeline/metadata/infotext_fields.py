@@ -1,0 +1,330 @@
+"""From the webui's labels to the fields of `Settings`: what each label means here, and what is said where it cannot.
+
+Every label is obeyed (OBEYED and the functions below), silent (it changes nothing in the image), or named in a note.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sd.optimization.token_merging import MAX_RATIO
+from sd.samplers import SAMPLERS, find_sampler
+from sd.utils.errors import UserError
+
+HIRES_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
+SCHEDULE_LABELS = {
+    "ldm": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "sgm_uniform": "SGM Uniform",
+    "lcm": "LCM",
+}
+OURS = "sd-by-hand"  # what our own Version begins with
+UNKNOWN = ("", "unknown", "None", "none", "-1")
+# The webui's "Automatic", where it is not the even list (its modules/sd_samplers_kdiffusion.py).
+AUTOMATIC = {"dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpm2": "karras", "dpmpp_2m_sde": "exponential"}
+# These take CompVis' own times in the webui too; all others are spaced a little otherwise there.
+LDM_SPACED = ("ddim", "plms", "ddpm", "unipc", "lcm")
+
+# What says nothing about the pixels, or says again what another label does.
+SILENT = set(
+    "Prompt|Negative prompt|Model|Model hash|VAE hash|Lora hashes|TI hashes|Version|User|Template|Negative Template|"
+    "Precision|Adapters|Approximations|Created Date|Batch size|Batch pos|Guidance|Distilled CFG Scale|App|Backend|"
+    "Operations|Parser|Pipeline|Style Selector Enabled|Diffusion in Low Bits|Mask hash|Styles|Index|TE|UNET|"
+    "Size-1|Size-2|Size|Hires resize-1|Hires resize-2|First pass size-1|First pass size-2|Style|Prompts".split("|")
+)
+# Labels with these beginnings are parts of one feature.
+FEATURES = {
+    "ControlNet": "ControlNet",
+    "T2I": "a T2I adapter",
+    "Refiner": "a refiner",
+    "FreeU": "FreeU",
+    "freeu": "FreeU",
+    "IPAdapter": "an IP adapter",
+    "ADetailer": "ADetailer",
+    "Face restoration": "face restoration",
+    "Tiled Diffusion": "tiled diffusion",
+    "Dynamic thresholding": "dynamic thresholding",
+    "AddNet": "the additional-networks extension",
+    "Ultimate SD": "Ultimate SD upscale",
+    "Hires sampler": "another sampler in the second pass",
+    "Hires schedule": "another schedule in the second pass",
+    "Hires prompt": "another prompt in the second pass",
+    "Hires negative": "another negative prompt in the second pass",
+    "Hires checkpoint": "another checkpoint in the second pass",
+    "Hires CFG": "another CFG scale in the second pass",
+}
+REMARKS = {
+    "ComfyUI samplers": "The ComfyUI workflow has several KSampler nodes: only the first one's settings are read.",
+    "InvokeAI weights": "The prompt has weights in InvokeAI's syntax, which are plain text here: write (word:1.2).",
+    "ComfyUI weights": "ComfyUI weights words in another way than the webui and this program.",
+}
+# Only images that were generated from another image have one of these.
+FROM_IMAGE = ("Mask blur", "Inpaint area", "Masked area padding", "Masked content", "Init image hash", "Init image")
+FROM_IMAGE += ("Mask mode", "Soft inpainting enabled", "Image CFG scale", "Mask", "Outpaint")
+ON_GPU = ("GPU", "NV", "cuda", "gpu")  # NV is the GPU's, computed on the CPU
+# Values with which a feature does nothing.
+OFF = ("", "0", "0.0", "none", "false", "off", "original", "0x0", "-1", "-1x-1", "automatic", "use same choices")
+OFF += ("use same sampler", "use same scheduler", "use same checkpoint", "unknown")
+LATENT_UPSCALER = re.compile("latent", re.IGNORECASE)
+
+
+@dataclass
+class Reading:
+    """What a text says. values: by the fields of `Settings`.
+
+    notes: sentences on what is not honoured, by label. problems: sentences on what would give another image and has to
+    be decided by a person, by field; "image" where it was generated from another image.
+    """
+
+    values: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def whole(text: str) -> int:
+    """A whole number, also one written as 2.0; exact however long."""
+    return int(re.sub(r"\.0*$", "", text.strip()))
+
+
+def finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+OBEYED: dict[str, tuple[str, Callable[[str], object]]] = {
+    "prompt": ("Prompt", str),
+    "negative_prompt": ("Negative prompt", str),
+    "steps": ("Steps", whole),
+    "guidance_scale": ("CFG scale", finite),
+    "seed": ("Seed", whole),
+    "clip_skip": ("Clip skip", lambda text: max(1, whole(text))),
+    "variation_seed": ("Variation seed", whole),
+    "variation_strength": ("Variation seed strength", finite),
+    "guidance_rescale": ("CFG Rescale phi", finite),
+    "tiling": ("Tiling", lambda text: text.lower() in ("true", "1", "yes")),
+    "guidance_start": ("Guidance start", finite),
+    "guidance_end": ("Guidance end", finite),
+    "step_cache": ("Step cache", whole),
+    "token_merging": ("Token merging ratio", finite),
+    "hires_scale": ("Hires upscale", finite),
+}
+HONORED = {label for label, _ in OBEYED.values()} | SILENT | set(FROM_IMAGE)
+HONORED |= set("Sampler|Schedule type|Scheduler|Denoising strength|RNG|ENSD|VAE|Module 1|Hires upscaler".split("|"))
+HONORED.add("Hires steps")
+SAME_AS = {
+    "Token merging ratio hr": "Token merging ratio",
+    "Hires CFG Scale": "CFG scale",
+    "Hires sampler": "Sampler",
+    "Hires schedule type": "Schedule type",
+    "Hires prompt": "Prompt",
+    "Hires negative prompt": "Negative prompt",
+    "Hires Module 1": "Module 1",
+}
+FLAGS = {"guidance_scale": "--scale", "hires_scale": "--hires-scale", "clip_skip": "--clip-skip"}
+
+
+def read_fields(found: Mapping[str, str]) -> Reading:
+    """found: `infotext.parse_infotext`. Never raises."""
+    reading = Reading()
+    for name, (label, read) in OBEYED.items():
+        text = found.get(label)
+        if text is None or (text in UNKNOWN and name not in ("prompt", "negative_prompt")):
+            continue
+        try:
+            reading.values[name] = read(text)
+        except ValueError:
+            flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+            reading.problems[name] = f"the file gives {label!r} as {text[:40]!r}, which is not a number: give {flag}."
+    read_sampler(found, reading)
+    read_size(found, reading)
+    read_second_pass(found, reading)
+    if reading.values.get("token_merging", 0) > MAX_RATIO:
+        reading.notes["Token merging ratio"] = (
+            f"The token merging ratio {reading.values['token_merging']:g} is over what is possible here: {MAX_RATIO} "
+            "is used."
+        )
+        reading.values["token_merging"] = MAX_RATIO
+    read_origin(found, reading)
+    read_noise(found, reading)
+    read_rest(found, reading)
+    return reading
+
+
+def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
+    """The sampler and its schedule; what a foreign one is called, and where its times differ."""
+    name, schedule = found.get("Sampler", ""), found.get("Schedule type", found.get("Scheduler", ""))
+    if name in UNKNOWN:
+        reading.notes["Sampler"] = "The file does not name its sampler: DDPM is used unless another one is given."
+        return
+    try:
+        sampler, _ = find_sampler(name)
+    except UserError:
+        reading.problems["sampler"] = (
+            f"the sampler {name[:40]!r} does not exist here: choose one with --sampler, such as {nearest(name)}."
+        )
+        return
+    reading.values["sampler"] = sampler
+    try:
+        _, reading.values["schedule"] = find_sampler(name, schedule)
+    except UserError:
+        reading.problems["schedule"] = (
+            f"the schedule {schedule[:40]!r} does not exist here: choose one with --schedule, such as karras."
+        )
+        return
+    ours = found.get("Version", "").startswith(OURS)
+    if schedule.lower() == "automatic":
+        reading.values["schedule"] = AUTOMATIC.get(sampler, reading.values["schedule"])
+    if reading.values["schedule"] == "ldm" and sampler not in LDM_SPACED and not ours:
+        reading.notes["Schedule type"] = (
+            f"The steps of {SAMPLERS[sampler].label} are spaced a little differently here than in other programs."
+        )
+
+
+def nearest(name: str) -> str:
+    """A sampler of the same family."""
+    lower = name.lower()
+    families = {"2m": "dpmpp_2m", "sde": "dpmpp_sde", " a": "euler_a", "_a": "euler_a", "dpm": "dpmpp_2m"}
+    return next((known for sign, known in families.items() if sign in lower), "euler")
+
+
+def read_size(found: Mapping[str, str], reading: Reading) -> None:
+    """The first pass's size, cut to multiples of 8 as the webui's latents cut it."""
+    size = pair(found, "Size")
+    if size is None:
+        reading.notes["Size"] = "The file does not say its size: the model's own is used."
+        return
+    if (first := pair(found, "First pass size")) is not None:
+        size = first_pass(first, size)
+    cut = [max(8, side // 8 * 8) for side in size]
+    if cut != size:
+        reading.notes["Size"] = f"The size {size[0]}x{size[1]} is not a multiple of 8: {cut[0]}x{cut[1]} is used."
+    reading.values["width"], reading.values["height"] = cut
+
+
+def pair(found: Mapping[str, str], label: str) -> list[int] | None:
+    """A width and a height, in pixels; None where there are none, or none that an image could have."""
+    sides = [found.get(f"{label}-{i}", "") for i in (1, 2)]
+    return [int(side) for side in sides] if all(side.isdecimal() and len(side) < 7 for side in sides) else None
+
+
+def first_pass(first: list[int], size: list[int]) -> list[int]:
+    """The first webui wrote the last size and the first one; 0x0 stood for 512 * 512 pixels of the last one's shape."""
+    if 0 not in first:
+        return first
+    scale = math.sqrt(512 * 512 / max(1, size[0] * size[1]))
+    return [math.ceil(scale * side / 64) * 64 for side in size]
+
+
+def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
+    """Its scale, also where it is written as a size; its upscaler and steps."""
+    values, notes = reading.values, reading.notes
+    target = pair(found, "Size" if pair(found, "First pass size") else "Hires resize")
+    if "hires_scale" not in values and "width" in values and target and any(target):
+        set_scale(target, reading)
+    if values.get("hires_scale", 1) <= 1:
+        values.pop("hires_scale", None)
+        return
+    try:
+        values["hires_strength"] = finite(found.get("Denoising strength", "0.7"))
+    except ValueError:
+        reading.problems["hires_strength"] = "the file's denoising strength is not a number: give --hires-strength."
+    upscaler = found.get("Hires upscaler", "Latent")
+    values["hires_upscaler"] = "latent" if LATENT_UPSCALER.search(upscaler) else "lanczos"
+    if upscaler not in HIRES_UPSCALERS.values():
+        used = HIRES_UPSCALERS[values["hires_upscaler"]]
+        notes["Hires upscaler"] = f"The upscaler {upscaler!r} of the second pass does not exist here: {used} is used."
+    if found.get("Hires steps", "0") != "0":
+        try:
+            values["hires_steps"] = whole(found["Hires steps"])
+        except ValueError:
+            notes["Hires steps"] = "The steps of the second pass are not a number: it takes the first pass's number."
+
+
+def set_scale(target: list[int], reading: Reading) -> None:
+    """The scale from the first size to `target`, where a 0 stands for whatever keeps the shape."""
+    size = [reading.values["width"], reading.values["height"]]
+    scale = max(side / own for side, own in zip(target, size))
+    if scale > 1:
+        if any(int(side * scale) < wanted for wanted, side in zip(target, size)):
+            scale *= 1 + 1e-12  # so that cutting to whole pixels loses none
+        reading.values["hires_scale"] = scale
+        made = [int(side * scale) // 8 * 8 for side in size]
+        if any(wanted and wanted // 8 * 8 != side for wanted, side in zip(target, made)):
+            reading.notes["Hires resize"] = (
+                f"The second pass to {target[0]}x{target[1]} is not of the first pass's shape: here it gives "
+                f"{made[0]}x{made[1]}."
+            )
+
+
+def read_origin(found: Mapping[str, str], reading: Reading) -> None:
+    """Whether it was generated from another image, which is not in the file."""
+    strength = found.get("Denoising strength", "0")
+    second_pass = "hires_scale" in reading.values or "First pass size-1" in found
+    signs = [label for label in FROM_IMAGE if found.get(label, "").lower() not in ("", "none", "false")]
+    ours = found.get("Version", "").startswith(OURS) and "Denoising strength" in found and not second_pass
+    if ours or "img2img" in found.get("Operations", "") or signs:
+        reading.problems["image"] = (
+            "it was generated from another image, which is not in it: use img2img.py or inpaint.py with that image."
+        )
+        if not second_pass and "Denoising strength" in found:
+            try:
+                reading.values["strength"] = finite(strength)
+            except ValueError:
+                reading.problems["strength"] = "the file's denoising strength is not a number: give --strength."
+    elif not second_pass and strength not in ("0", "0.0", "1", "1.0"):
+        reading.notes["Denoising strength"] = (
+            f"The file gives a denoising strength of {strength}: if it was generated from another image, use "
+            "img2img.py with that image."
+        )
+
+
+def read_noise(found: Mapping[str, str], reading: Reading) -> None:
+    rng = found.get("RNG", "GPU")
+    if rng == "unknown":
+        reading.notes["RNG"] = (
+            "The file does not say how its noise was made: with the same seed the image can be another one here."
+        )
+    elif rng.lower() not in ("cpu", "std_default"):
+        reading.notes["RNG"] = (
+            f"Its noise was generated {'on a GPU' if rng in ON_GPU else 'by ' + rng} and here it is on the CPU: "
+            "the same seed gives another image."
+        )
+    if found.get("ENSD", "0") not in ("0", "") and reading.values.get("sampler", "").endswith(("_a", "sde")):
+        reading.notes["ENSD"] = (
+            f"The seed delta (ENSD) {found['ENSD']} is not supported: the noise that the sampler adds is another one."
+        )
+    vae = found.get("VAE") or found.get("Module 1", "")
+    if vae.lower() not in ("", "none", "automatic", "use same choices", "baked vae"):
+        reading.notes["VAE"] = f"It was decoded with the VAE {vae!r}: give that as well for the same colors."
+
+
+def read_rest(found: Mapping[str, str], reading: Reading) -> None:
+    """Whatever is left: features by their names in one note, labels that nobody knows here in another."""
+    features: dict[str, bool] = {}
+    unknown: dict[str, bool] = {}
+    for label, value in found.items():
+        again = label in SAME_AS and value == found.get(SAME_AS[label])
+        if label in HONORED or label.startswith(("Lora ", "TI ")) or value.strip().lower() in OFF or again:
+            continue
+        feature = next((name for start, name in FEATURES.items() if label.startswith(start)), None)
+        if label in REMARKS:
+            reading.notes[label] = REMARKS[label]
+        elif feature is not None:
+            features[feature] = True
+        else:
+            unknown[re.sub("-[12]$", "", label)] = True
+    if features:
+        reading.notes["features"] = f"It was generated with {listing(features)}, which is not supported here."
+    if unknown:
+        reading.notes["labels"] = f"These settings of the file are not supported here: {listing(unknown)}."
+
+
+def listing(names: Mapping[str, object]) -> str:
+    """At most eight names, and how many more."""
+    shown = list(names)[:8]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,0 +1,173 @@
+"""A prompt with emphasis, breaks and any length to the context that the U-Net reads.
+
+The syntax is that of AUTOMATIC1111's webui, which users know:
+
+    (word)        1.1 times as strong; nests, so that ((word)) is 1.21
+    [word]        1.1 times as weak
+    (word:1.3)    1.3 times as strong
+    \\( \\) \\[ \\]   the characters themselves; two backslashes are one, a single one before anything else vanishes
+    BREAK         starts a new chunk, inside brackets too
+
+A bracket left open reaches to the end; one that closes nothing is text, and so is everything else: `[a:b:0.5]`, `[a|b]`
+and `<...>` have no meaning here.
+"""
+
+import re
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from sd.clip import CLIPTextModel
+from sd.tokenizer import Tokenizer
+from sd.utils.errors import UserError
+
+CHUNK = 75  # tokens between CLIP's start and its end
+COMMA_REACH = 20  # a cut moves back to a comma among this many last tokens of a chunk
+MAX_CHUNKS = 16
+MAX_CHARACTERS = 10_000
+MAX_WEIGHT = 100  # beyond it nothing but noise comes out, and fp16 is near its end
+
+ROUND, SQUARE = 1.1, 1 / 1.1
+BREAK = ("BREAK", -1.0)  # the piece that `parse` gives for a break, as the webui writes it
+BREAK_WORD = re.compile(r"\s*\bBREAK\b\s*")
+SYNTAX = re.compile(
+    r"""
+    \\(?P<literal>[()\[\]\\]?)
+  | (?P<bracket>[()\[\]])
+  | :\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)
+  | (?P<text>[^\\()\[\]:]+|:)
+    """,
+    re.VERBOSE,
+)
+
+
+def parse(prompt: str) -> list[tuple[str, float]]:
+    """Pieces of text with their weights, in order; neighbours of equal weight are one piece. Never empty, never raises.
+
+    >>> parse("a (red:1.3) [apple] BREAK pie")
+    [('a ', 1.0), ('red', 1.3), (' ', 1.0), ('apple', 0.9090909090909091), ('', 1.0), ('BREAK', -1.0), ('pie', 1.0)]
+    """
+    pieces: list[list] = []  # [text, weight]; text is None for a break
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # at which piece each open bracket stands
+
+    def close(bracket: str, factor: float) -> None:
+        for piece in pieces[opened[bracket].pop() :]:
+            piece[1] *= factor
+
+    for match in SYNTAX.finditer(prompt):
+        kind, found = match.lastgroup, match[0]
+        if kind == "bracket" and found in opened:
+            opened[found].append(len(pieces))
+        elif kind == "bracket" and found == ")" and opened["("]:
+            close("(", ROUND)
+        elif kind == "bracket" and found == "]" and opened["["]:
+            close("[", SQUARE)
+        elif kind == "weight" and opened["("]:
+            close("(", float(match["weight"]))
+        elif kind == "literal":
+            pieces.append([match["literal"], 1.0])
+        else:
+            first, *others = BREAK_WORD.split(found)
+            pieces.append([first, 1.0])
+            for other in others:
+                pieces += [None, 1.0], [other, 1.0]
+    for bracket, factor in (("(", ROUND), ("[", SQUARE)):
+        while opened[bracket]:
+            close(bracket, factor)
+    return merge(pieces) or [("", 1.0)]
+
+
+def merge(pieces: list[list]) -> list[tuple[str, float]]:
+    merged = []
+    for (is_break, weight), run in groupby(pieces, key=lambda piece: (piece[0] is None, piece[1])):
+        merged.append(BREAK if is_break else ("".join(text for text, _ in run), weight))
+    return merged
+
+
+def split_chunks(tokenizer: Tokenizer, prompt: str) -> list[list[tuple[int, float]]]:
+    """The prompt's tokens with their weights, in chunks of at most 75; an empty prompt is one empty chunk.
+
+    A chunk that must be cut is cut behind its last comma, if that is among its last 20 tokens and no comma follows
+    anyway: a phrase stays whole. One embedding's vectors are never cut apart: where they do not fit, they start the
+    next chunk. Raises UserError for a prompt past MAX_CHARACTERS, MAX_CHUNKS or MAX_WEIGHT.
+    """
+    if len(prompt) > MAX_CHARACTERS:
+        raise UserError(f"the prompt has {len(prompt)} characters: shorten it to at most {MAX_CHARACTERS}.")
+    stretches: list[list[tuple[int, float]]] = [[]]  # what stands between the breaks
+    for piece in parse(prompt):
+        text, weight = piece
+        if piece is BREAK:
+            stretches.append([])
+        elif abs(weight) > MAX_WEIGHT:
+            raise UserError(f"the prompt gives {text.strip()!r} the weight {weight:g}: use at most {MAX_WEIGHT}.")
+        else:
+            stretches[-1] += [(token, weight) for token in tokenizer.encode(text)]
+    if len(stretches) > 1 and not stretches[-1]:
+        stretches.pop()  # a break at the very end starts nothing
+    (comma,) = tokenizer.encode_clean(",")
+    lengths = {ids[0]: len(ids) for ids in tokenizer.added.values()}
+    chunks = [chunk for stretch in stretches for chunk in cut(stretch, comma, lengths)]
+    if len(chunks) > MAX_CHUNKS:
+        raise UserError(f"the prompt fills {len(chunks)} chunks of {CHUNK} tokens: shorten it to at most {MAX_CHUNKS}.")
+    return chunks
+
+
+def cut(tokens: list[tuple[int, float]], comma: int, lengths: dict[int, int]) -> list[list[tuple[int, float]]]:
+    """lengths: how many tokens stay together, by the first of them; one for any other."""
+    chunks: list[list[tuple[int, float]]] = [[]]
+    last_comma, place = -CHUNK, 0
+    while place < len(tokens):
+        token, length = tokens[place][0], lengths.get(tokens[place][0], 1)
+        filled = len(chunks[-1])
+        if token == comma and filled < CHUNK:
+            last_comma = filled
+        elif token != comma and filled == CHUNK and CHUNK - last_comma <= COMMA_REACH:
+            chunks.append(chunks[-1][last_comma + 1 :])
+            del chunks[-2][last_comma + 1 :]
+            last_comma = -CHUNK
+        if len(chunks[-1]) + length > CHUNK:
+            chunks.append([])
+            last_comma = -CHUNK
+        chunks[-1] += tokens[place : place + length]
+        place += length
+    return chunks
+
+
+def emphasize(states: Tensor, weights: Tensor) -> Tensor:
+    """The webui's "Original" emphasis: each token's state times its weight, then each chunk's mean as it was before.
+
+    states: (k, N, D). weights: (k, N). Returns (k, N, D); where all weights of a chunk are 1, exactly its states.
+    """
+    z = states.float()
+    weighted = z * weights[..., None]
+    return (weighted * (z.mean((1, 2), keepdim=True) / weighted.mean((1, 2), keepdim=True))).to(states.dtype)
+
+
+def encode_prompt(tokenizer: Tokenizer, clip: CLIPTextModel, prompt: str, clip_skip: int = 1) -> Tensor:
+    """One prompt to its context (1, 77 * k, D) for k chunks of up to 75 tokens, each between its own start and end.
+
+    clip_skip: 1 takes CLIP's last layer, 2 the one before it, as the webui counts.
+    Raises UserError for a clip_skip that CLIP has no layer for, and for a prompt past a bound (see `split_chunks`).
+    """
+    layers = len(clip.encoder.layers)
+    if not 1 <= clip_skip <= layers:
+        raise UserError(f"clip skip is {clip_skip}: use 1 (the last layer) to {layers} (the first).")
+    ids, weights = [], []
+    for chunk in split_chunks(tokenizer, prompt):
+        rest = CHUNK - len(chunk)
+        ids.append([tokenizer.start, *(token for token, _ in chunk), *[tokenizer.end] * (rest + 1)])
+        weights.append([1.0, *(weight for _, weight in chunk), *[1.0] * (rest + 1)])
+    device = clip.final_layer_norm.weight.device
+    states = clip(torch.tensor(ids, device=device), clip_skip)  # (k, 77, D)
+    return emphasize(states, torch.tensor(weights, device=device)).flatten(0, 1)[None]  # (1, 77 * k, D)
+
+
+def encode_prompts(tokenizer: Tokenizer, clip: CLIPTextModel, prompts: list[str], clip_skip: int = 1) -> Tensor:
+    """B prompts to one context (B, 77 * k, D), k being the longest one's: empty chunks make the others as long."""
+    contexts = [encode_prompt(tokenizer, clip, prompt, clip_skip) for prompt in prompts]
+    longest = max(context.shape[1] for context in contexts)
+    if any(context.shape[1] < longest for context in contexts):
+        empty = encode_prompt(tokenizer, clip, "", clip_skip)  # (1, 77, D)
+        contexts = [torch.cat([c, *[empty] * ((longest - c.shape[1]) // empty.shape[1])], dim=1) for c in contexts]
+    return torch.cat(contexts)

@@ -1,0 +1,1 @@
+"""The folder of images to train on: images, captions and sizes."""

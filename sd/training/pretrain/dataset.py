@@ -1,0 +1,95 @@
+"""Pictures and their captions as tensors."""
+
+import json
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sd.utils.errors import UserError
+
+
+@dataclass
+class Emoji:
+    """One picture of the prepared dataset, as `index.jsonl` describes it."""
+
+    file: str
+    name: str
+    style: str
+    words: list[str]  # other names for the same thing
+    split: str  # train, pair, name or style: see `sd.training.pretrain.emoji_dataset.Name.split`
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """Every wording under which this picture is learnt; the styled ones first.
+
+        A prompt need not be exact: with and without article, style before or after, other names, no style at all.
+        """
+        names = [self.name, *self.words]
+        styled = [f"{with_article(name)}, {self.style}" for name in names]
+        styled += [f"{name}, {self.style}" for name in names]
+        styled += [f"{self.style} of {with_article(self.name)}", f"{self.style}, {self.name}"]
+        return styled + self.plain_captions
+
+    @property
+    def plain_captions(self) -> list[str]:
+        """The wordings that leave the style open."""
+        return [with_article(name) for name in [self.name, *self.words]] + [self.name]
+
+
+def with_article(name: str) -> str:
+    """ "a red apple", "an owl", but "grapes" and "the sun" as they are."""
+    if name.startswith("the ") or (name.endswith("s") and not name.endswith("ss")) or name in UNCOUNTED:
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+UNCOUNTED = {"fire", "lightning", "corn", "maize", "popcorn", "milk", "coffee", "beer", "honey", "music", "rain", "ice"}
+
+
+class EmojiPictures:
+    """The prepared dataset in memory, or those parts of it (`splits`) that are asked for."""
+
+    def __init__(self, folder: Path, splits: tuple[str, ...] = ("train",)):
+        """Raises UserError where the data has not been prepared."""
+        index = Path(folder) / "index.jsonl"
+        if not index.exists():
+            raise UserError(f"{index} is not there: run `python scripts/prepare_emoji.py` first.")
+        lines = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+        self.emoji = [Emoji(**line) for line in lines if line["split"] in splits]
+        pictures = [np.asarray(Image.open(Path(folder) / emoji.file).convert("RGB")) for emoji in self.emoji]
+        self.pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W), uint8
+
+    def __len__(self) -> int:
+        return len(self.emoji)
+
+    def of(self, split: str) -> "EmojiPictures":
+        """Its pictures of one split."""
+        return self.at([i for i, emoji in enumerate(self.emoji) if emoji.split == split])
+
+    def at(self, places: list[int]) -> "EmojiPictures":
+        """Its pictures at these places, in their order."""
+        some = copy(self)
+        some.emoji, some.pixels = [self.emoji[i] for i in places], self.pixels[places]
+        return some
+
+    def images(self, indices: Tensor | slice = slice(None)) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]."""
+        return self.pixels[indices].float() / 127.5 - 1
+
+
+def random_crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """(B, C, H, W) -> (B, C, size, size): each cut at its own place, half of them mirrored."""
+    height, width = images.shape[-2:]
+    tops = torch.randint(height - size + 1, (len(images),), generator=generator)
+    lefts = torch.randint(width - size + 1, (len(images),), generator=generator)
+    crops = torch.stack(
+        [image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops.tolist(), lefts.tolist())]
+    )
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], crops.flip(-1), crops)

@@ -1,0 +1,153 @@
+"""Objects without their background: each name in each style as a transparent image, trimmed, with its colors measured.
+
+`prepare_cutouts` renders them once, from the packages that `prepare_emoji.py` fetched, into `<data>/cutouts/` and
+`<data>/cutouts.jsonl`; `Cutouts` reads them.
+"""
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sd.checkpoints.weight_files import replacing
+from sd.training.pretrain.emoji_dataset import (
+    SISTERS,
+    SIZE,
+    STYLES,
+    Drawings,
+    Name,
+    fetch,
+    rasterise,
+    read_names,
+    without_variation,
+)
+from sd.training.pretrain.scenes.colors import COLORS, color_word, main_color, recolor
+from sd.utils.errors import UserError
+
+ONE_COLOR = 0.55  # the least share of its area that the main color of a recolorable object has
+OTHER_COLORS = 0.3  # the largest share that other clear colors have
+CHECKED = 64  # pixels of the side at which colors are measured, about the size in a scene
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """One object in one style, as `cutouts.jsonl` describes it."""
+
+    name: str
+    style: str
+    split: str  # train, pair, name or style: see `sd.training.pretrain.emoji_dataset.Name.split`
+    file: str  # of the image, below the data folder
+    width: int  # pixels, where the emoji's whole square is SIZE
+    height: int
+    left: int  # where the object stands in that square
+    top: int
+    natural: str | None = None  # the word for its own main color, where people would agree on one
+    colors: list[str] = field(default_factory=list)  # words whose recoloring measures as that word
+
+
+class TransparentDrawings(Drawings):
+    """The images of one package with their transparency."""
+
+    def transparent(self, name: Name) -> Image.Image | None:
+        """RGBA, SIZE x SIZE; None where the package has no such drawing."""
+        code = without_variation("-".join(f"{ord(character):x}" for character in name.emoji))
+        if self.files:
+            data = self.files.get(code)
+        else:
+            icon = name.fxemoji if self.style == "fxemoji" else self.by_code.get(code)
+            icon = self.icons.get("aliases", {}).get(icon, {}).get("parent", icon)
+            data = rasterise(self.icons, icon) if icon in self.icons["icons"] else None
+        if data is None:
+            return None
+        return Image.open(io.BytesIO(data)).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+
+
+def trim(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
+    """The image cut to its visible part (opacity above 6 %), and where that stood: (left, top)."""
+    box = image.getchannel("A").point(lambda value: 255 * (value > 15)).getbbox() or (0, 0, *image.size)
+    return image.crop(box), box[:2]
+
+
+def measured_colors(image: Image.Image) -> tuple[str | None, list[str]]:
+    """The natural color word of a cut-out, and the words that it can be recolored to so that they measure as said."""
+    small = np.asarray(image.resize(fitted(image.size, CHECKED), Image.Resampling.BICUBIC))
+    main = main_color(small)
+    if main is None or main.share < ONE_COLOR or main.other > OTHER_COLORS:
+        return None, []
+    natural = color_word(main)
+    reached = []
+    for word in COLORS:
+        if word == natural:
+            continue
+        new = main_color(recolor(small, main, word))
+        if new.share >= ONE_COLOR and new.other <= OTHER_COLORS and color_word(new) == word:
+            reached.append(word)
+    return natural, reached
+
+
+def fitted(size: tuple[int, int], side: float) -> tuple[int, int]:
+    """(width, height) scaled so that the longer one is `side`."""
+    scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def prepare_cutouts(folder: Path, names: list[Name] | None = None, say=print) -> int:
+    """Render, trim and measure every name in every style; returns the number of cut-outs.
+
+    Raises UserError where a package can neither be found in `folder/packages` nor fetched.
+    """
+    lines, lists = [], {}
+    for style, (package, version) in STYLES.items():
+        say(f"{style}: cut-outs")
+        drawings = TransparentDrawings(style, fetch(package, version, folder / "packages"))
+        lists[style] = drawings.by_code
+        if style in SISTERS:
+            drawings.by_code = lists[SISTERS[style]]
+        place = folder / "cutouts" / style.replace(" ", "-")
+        place.mkdir(parents=True, exist_ok=True)
+        for name in names or read_names():
+            image = drawings.transparent(name)
+            if image is None:
+                continue
+            image, (left, top) = trim(image)
+            file = place / f"{name.name.replace(' ', '-')}.png"
+            image.save(file)
+            natural, colors = measured_colors(image)
+            about = (name.name, style, name.split(style), str(file.relative_to(folder)))
+            lines.append(asdict(Cutout(*about, *image.size, left, top, natural, colors)))
+    with replacing(folder / "cutouts.jsonl") as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return len(lines)
+
+
+class Cutouts:
+    """The prepared cut-outs, by (name, style); images are read when they are first asked for and then kept."""
+
+    def __init__(self, folder: Path, splits: tuple[str, ...] = ("train",)):
+        """Raises UserError where the cut-outs have not been prepared."""
+        self.folder, index = Path(folder), Path(folder) / "cutouts.jsonl"
+        if not index.exists():
+            raise UserError(f"file not found: {index}; run `python scripts/prepare_scenes.py` first.")
+        lines = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+        self.cutouts = {(line["name"], line["style"]): Cutout(**line) for line in lines if line["split"] in splits}
+        self.styles: dict[str, list[str]] = {}  # by name
+        for name, style in self.cutouts:
+            self.styles.setdefault(name, []).append(style)
+        self.images: dict[tuple[str, str], Image.Image] = {}
+
+    def __len__(self) -> int:
+        return len(self.cutouts)
+
+    def __getitem__(self, key: tuple[str, str]) -> Cutout:
+        return self.cutouts[key]
+
+    def image(self, name: str, style: str) -> Image.Image:
+        """RGBA, trimmed, as it was rendered for a square of SIZE x SIZE."""
+        key = (name, style)
+        if key not in self.images:
+            with Image.open(self.folder / self.cutouts[key].file) as image:
+                self.images[key] = image.convert("RGBA")
+        return self.images[key]

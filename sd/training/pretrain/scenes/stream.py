@@ -1,0 +1,56 @@
+"""Training scenes as tensors, made when they are needed: the number of an example is the seed of its scene."""
+
+import random
+
+import torch
+from torch import Tensor
+
+from sd.training.pretrain.dataset import Emoji, with_article
+from sd.training.pretrain.emoji_dataset import SIZE, read_names
+from sd.training.pretrain.scenes.cutouts import Cutouts
+from sd.training.pretrain.scenes.grammar import Grammar, Placed, Scene
+from sd.training.pretrain.scenes.render import render_batch
+from sd.training.pretrain.scenes.vocabulary import NO_FLIP
+from sd.training.pretrain.scenes.wording import Content
+
+EXAMPLES = 1_000_000  # scenes in an epoch
+SINGLE_EMOJI = 0.2  # the share of examples that are one emoji of any name, on white, as the first model learned them
+
+
+class SceneStream:
+    """Scenes and single emoji, by example number. Single emoji show all the names, scenes those of the small world."""
+
+    def __init__(self, cutouts: Cutouts, single_emoji: float = SINGLE_EMOJI):
+        self.cutouts, self.grammar, self.single_emoji = cutouts, Grammar(cutouts), single_emoji
+        self.keys = sorted(cutouts.cutouts)
+        self.words = {name.name: name.words for name in read_names()}
+
+    def scene(self, example: int) -> Scene:
+        """The scene of this number, always the same."""
+        rng = random.Random(f"stream {example}")
+        return self.emoji(rng, example) if rng.random() < self.single_emoji else self.grammar.scene(example)
+
+    def emoji(self, rng: random.Random, seed: int) -> Scene:
+        """One emoji nearly as large as the picture, in one of the first model's wordings."""
+        cutout = self.cutouts[rng.choice(self.keys)]
+        scale = rng.uniform(0.82, 1.0)
+        side = round(scale * max(cutout.width, cutout.height))
+        width, height = (max(1, round(scale * length)) for length in (cutout.width, cutout.height))
+        left, top = (rng.randint(0, SIZE - length) for length in (width, height))
+        flip = rng.random() < 0.5 and cutout.name not in NO_FLIP
+        content = Content("emoji", cutout.style, (cutout.name,))
+        placed = Placed(cutout.name, cutout.style, None, left, top, width, height, side, flip)
+        emoji = Emoji(cutout.file, cutout.name, cutout.style, self.words[cutout.name], cutout.split)
+        usual = f"{with_article(cutout.name)}, {cutout.style}"
+        caption = usual if rng.random() < 0.4 else rng.choice(emoji.captions)
+        return Scene(content, (placed,), caption, seed)
+
+    def images(self, indices: Tensor) -> tuple[Tensor, list[str]]:
+        """(B, 3, SIZE, SIZE) in [-1, 1], and the captions."""
+        scenes = [self.scene(int(index)) for index in indices]
+        return render_batch(scenes, self.cutouts), [scene.caption for scene in scenes]
+
+
+def fixed_sample(count: int, first: int = 10 * EXAMPLES) -> Tensor:
+    """Numbers of examples outside every epoch, for measuring."""
+    return torch.arange(first, first + count)

@@ -1,0 +1,59 @@
+"""The names that scenes are made of, and the combinations that training never sees.
+
+`data/scene_names.tsv` fixes, for each name, its noun, its plural, and the colors and counts that are held out. Pairs
+of names are too many for a list: a pair, or a pair with a relation, is held out where a hash of its words says so.
+Names and (name, style) pairs that are held out stand in `data/emoji_names.tsv`, as before.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+SCENE_NAMES = Path(__file__).parents[4] / "data" / "scene_names.tsv"
+HELD_OUT_PERCENT = 15  # of pairs, and of (pair, relation)
+COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
+RELATIONS = ("left", "right", "above", "below")  # the first object is ... of the second
+INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+NO_FLIP = {"alarm clock", "watch", "musical note"}  # mirrored, these would be wrong
+
+
+@dataclass(frozen=True)
+class SceneName:
+    """One row of the list of names."""
+
+    name: str  # in `data/emoji_names.tsv`
+    noun: str  # in captions: "apple" for "red apple", since scenes color it themselves
+    plural: str | None  # None for what cannot be counted or shows several of it already
+    held_out_colors: tuple[str, ...]
+    held_out_counts: tuple[int, ...]
+
+
+@cache
+def scene_names(path: Path = SCENE_NAMES) -> dict[str, SceneName]:
+    """The fixed list, by name."""
+    names = {}
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        name, noun, plural, colors, counts = line.split("\t")
+        held_colors = () if colors == "-" else tuple(colors.split(", "))
+        held_counts = () if counts == "-" else tuple(map(int, counts.split(", ")))
+        names[name] = SceneName(name, noun, None if plural == "-" else plural, held_colors, held_counts)
+    return names
+
+
+def is_chosen(*words: str) -> bool:
+    """Whether the SHA-256 of these words falls in the held-out HELD_OUT_PERCENT."""
+    digest = hashlib.sha256("|".join(words).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 100 < HELD_OUT_PERCENT
+
+
+def pair_is_held_out(first: str, second: str) -> bool:
+    """Whether these two names never stand in one training scene; the order does not matter."""
+    return is_chosen("pair", *sorted((first, second)))
+
+
+def relation_is_held_out(first: str, relation: str, second: str) -> bool:
+    """Whether `first` never stands `relation` of `second` in training; "a left of b" is "b right of a"."""
+    if relation in ("right", "below"):
+        first, relation, second = second, INVERSE[relation], first
+    return is_chosen("relation", first, relation, second)

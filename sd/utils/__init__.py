@@ -1,0 +1,1 @@
+"""Errors, files, images, image grids and devices: what everything else may use."""

@@ -1,0 +1,1 @@
+"""The HTTP API of AUTOMATIC1111's webui."""

@@ -1,0 +1,276 @@
+"""The bodies of AUTOMATIC1111's txt2img and img2img, translated to this program's settings and back.
+
+What the webui has and this program has not is refused, see `webui_fields`.
+"""
+
+import re
+import time
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sd.pipeline.infotext import parse_infotext
+from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION, Settings
+from sd.prompts.styles import find_style
+from sd.samplers import SAMPLERS, find_sampler
+from sd.utils.errors import UserError
+from sd.web.a1111.fields import check_fields, check_scripts
+from sd.web.a1111.options import vae_of
+from sd.web.jobs.limits import MAX_BODY, MAX_PICTURES, decode_picture
+from sd.web.jobs.masks import MaskOptions
+from sd.web.jobs.submit import Asked
+
+# The schedules that the webui takes for these samplers when it is left to it; for the others the model's own.
+AUTOMATIC = {"dpm2": "karras", "dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpmpp_2m_sde": "exponential"}
+# What these schedules are among ours: "Normal" has the numbers of "Uniform".
+OTHER_SCHEDULES = {"automatic": "", "normal": "uniform"}
+NO_STYLE = ("", "None")
+OTHER_NETWORKS = re.compile("<(hypernet|lyco):")
+RESIZE_MODES = {0: "stretch", 1: "crop"}
+MAX_BLUR = 64  # pixels
+
+
+class TextToImage(BaseModel):
+    """The body of /sdapi/v1/txt2img. width, height: the checkpoint's own where they are left out. clip_skip: SD.Next's
+    word for the option CLIP_stop_at_last_layers, before which it goes; 0 where it is left out. An unknown field is
+    taken, as by the webui; `webui_fields.check_fields` says which.
+    """
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, str_max_length=MAX_BODY)
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    styles: list[str] = []
+    seed: int = -1
+    subseed: int = -1
+    subseed_strength: float = 0.0
+    sampler_name: str = ""
+    sampler_index: str = "Euler"
+    scheduler: str = ""
+    batch_size: int = Field(1, ge=1, le=MAX_PICTURES)
+    n_iter: int = Field(1, ge=1, le=MAX_PICTURES)
+    steps: int = 50
+    cfg_scale: float = 7.0
+    width: int | None = None
+    height: int | None = None
+    clip_skip: int = 0
+    tiling: bool = False
+    eta: float = 0.0
+    denoising_strength: float = 0.75
+    enable_hr: bool = False
+    hr_scale: float = 2.0
+    hr_upscaler: str = "Latent"
+    hr_second_pass_steps: int = Field(0, ge=0)
+    hr_resize_x: int = Field(0, ge=0)
+    hr_resize_y: int = Field(0, ge=0)
+    override_settings: dict[str, Any] = {}
+    override_settings_restore_afterwards: bool = True
+    alwayson_scripts: dict[str, Any] = {}
+    force_task_id: str = ""
+    send_images: bool = True
+    save_images: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_nulls(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class ImageToImage(TextToImage):
+    """The body of /sdapi/v1/img2img. Pictures are base64 or data: URLs; a mask is white where to draw. mask_blur goes
+    before mask_blur_x and mask_blur_y.
+    """
+
+    init_images: list[str] = []
+    include_init_images: bool = False
+    mask: str = ""
+    mask_blur: int | None = Field(None, ge=0, le=MAX_BLUR)
+    mask_blur_x: int = Field(4, ge=0, le=MAX_BLUR)
+    mask_blur_y: int = Field(4, ge=0, le=MAX_BLUR)
+    resize_mode: int = 0
+    inpainting_fill: int = 0
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: int = Field(0, ge=0, le=4096)
+    inpainting_mask_invert: bool = False
+
+
+def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> Settings:
+    """Raises UserError for what cannot be generated. clip_skip: from the options."""
+    sampler, schedule = sampler_of(body)
+    prompt, negative_prompt = body.prompt, body.negative_prompt
+    for style in body.styles:
+        if style not in NO_STYLE:
+            prompt, negative_prompt = find_style(style).apply(prompt, negative_prompt)
+    if found := OTHER_NETWORKS.search(prompt + negative_prompt):
+        raise UserError(f"{found[0]}name> in a prompt is not supported here: use <lora:name>, or leave it out.")
+    return Settings(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        strength=body.denoising_strength,
+        steps=body.steps,
+        guidance_scale=body.cfg_scale,
+        sampler=sampler,
+        schedule=schedule,
+        seed=body.seed,
+        width=body.width,
+        height=body.height,
+        num_images=body.batch_size * body.n_iter,
+        clip_skip=body.clip_skip or clip_skip,
+        variation_seed=body.subseed,
+        variation_strength=body.subseed_strength,
+        tiling=body.tiling,
+        **({} if has_image else hires_of(body)),
+    )
+
+
+def sampler_of(body: TextToImage) -> tuple[str, str]:
+    """(sampler, schedule) in our spelling. An eta of 0 means the sampler's own, as it did in older webuis."""
+    name = body.sampler_name or body.sampler_index
+    chosen = OTHER_SCHEDULES.get(body.scheduler.lower(), body.scheduler)
+    sampler, schedule = find_by_label(name, chosen)
+    if not chosen and schedule == "ldm" and not name.lower().endswith("uniform"):
+        schedule = AUTOMATIC.get(sampler, schedule)
+    if body.eta not in (0, 1):
+        raise UserError(f"an eta of {body.eta:g} is not supported here: use 0 or 1.")
+    return ("ddpm" if sampler == "ddim" and body.eta == 1 else sampler), schedule  # DDIM with eta 1 is DDPM
+
+
+def find_by_label(name: str, schedule: str) -> tuple[str, str]:
+    """As `find_sampler`, whose UserError then lists what /samplers and /schedulers list."""
+    try:
+        find_sampler(name)
+    except UserError:
+        labels = ", ".join(one.label for one in SAMPLERS.values())
+        raise UserError(f"there is no sampler {name[:100]!r} here: use one of {labels}.") from None
+    try:
+        return find_sampler(name, schedule)
+    except UserError:
+        labels = ", ".join(["Automatic", *SCHEDULE_LABELS.values()])
+        raise UserError(f"there is no scheduler {schedule[:100]!r} here: use one of {labels}.") from None
+
+
+def hires_of(body: TextToImage) -> dict:
+    if not body.enable_hr:
+        return {}
+    names = {label.lower(): name for name, label in HIRES_UPSCALERS.items()} | {"none": "lanczos"}
+    if body.hr_upscaler.lower() not in names:
+        labels = " or ".join(HIRES_UPSCALERS.values())
+        raise UserError(f"there is no hr_upscaler {body.hr_upscaler[:100]!r} here: use {labels}.")
+    scale = hires_scale_of(body)
+    if scale == 1:
+        raise UserError("a second pass at the first one's size is not supported here: use an hr_scale over 1.")
+    return {
+        "hires_scale": scale,
+        "hires_upscaler": names[body.hr_upscaler.lower()],
+        "hires_strength": body.denoising_strength,
+        "hires_steps": body.hr_second_pass_steps,
+    }
+
+
+def hires_scale_of(body: TextToImage) -> float:
+    """hr_scale, or what hr_resize_x and hr_resize_y make of it; one of these two may be 0."""
+    if not (body.hr_resize_x or body.hr_resize_y):
+        return body.hr_scale
+    if not (body.width and body.height):
+        raise UserError("hr_resize_x and hr_resize_y need width and height in the request as well: give them.")
+    scales = [side / own for side, own in zip(hires_sides(body), (body.width, body.height)) if side]
+    scale = max(scales)
+    sizes = [int(own * scale + 1e-6) // 8 * 8 for own in (body.width, body.height)]
+    for side, found in zip(hires_sides(body), sizes):
+        if side and side // 8 * 8 != found:
+            raise UserError(
+                f"hr_resize_x and hr_resize_y of another shape than {body.width}x{body.height} are not supported here: "
+                f"use {sizes[0]} and {sizes[1]}, or let one of them be 0."
+            )
+    exact = [int(own * scale) // 8 * 8 for own in (body.width, body.height)] == sizes
+    return scale if exact else scale + 1e-9  # rounding would make it 8 pixels smaller
+
+
+def hires_sides(body: TextToImage) -> tuple[int, int]:
+    return body.hr_resize_x, body.hr_resize_y
+
+
+def asked_of(body: TextToImage, options: dict) -> tuple[Asked, list[str]]:
+    """What to generate, and the names of the fields that are ignored.
+
+    options: the webui's, those of the request included. Raises UserError. Images are decoded, which takes time.
+    """
+    has_image = isinstance(body, ImageToImage)
+    ignored = check_fields(body, has_image)
+    check_scripts(body)
+    settings = settings_of(body, options["CLIP_stop_at_last_layers"], has_image)
+    asked = Asked(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
+    if has_image:
+        add_image(asked, body)
+    return asked, ignored
+
+
+def add_image(asked: Asked, body: ImageToImage) -> None:
+    if len(body.init_images) != 1:
+        raise UserError(f"init_images holds {len(body.init_images)} images: give one.")
+    if body.resize_mode not in RESIZE_MODES:
+        raise UserError(f"resize_mode {body.resize_mode} is not supported here: use 0 (stretch) or 1 (crop).")
+    asked.resize_mode = RESIZE_MODES[body.resize_mode]
+    asked.image = decode_picture(body.init_images[0])
+    if not body.mask:
+        return
+    if body.inpainting_fill not in (0, 1):
+        raise UserError(f"inpainting_fill {body.inpainting_fill} is not supported here: use 0 (fill) or 1 (original).")
+    asked.mask = decode_picture(body.mask)
+    blur = body.mask_blur_x if body.mask_blur is None else body.mask_blur
+    if body.mask_blur is None and body.mask_blur_x != body.mask_blur_y:
+        raise UserError("mask_blur_x and mask_blur_y differ, which is not supported here: use mask_blur.")
+    asked.mask_options = MaskOptions(
+        invert=body.inpainting_mask_invert,
+        blur=blur,
+        fill=body.inpainting_fill == 0,
+        only_masked=body.inpaint_full_res,
+        padding=body.inpaint_full_res_padding,
+    )
+
+
+def info_of(result: dict, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:
+    """What the webui says beside the images that came of a request. result: its job's.
+
+    Beside the webui's keys, where there is something to say: "ignored", the fields that changed nothing, and "notes",
+    sentences on what was not done as asked.
+    """
+    settings = Settings(**result["settings"])
+    written = parse_infotext(next(iter(result["infotexts"]), ""))
+    count = len(result["images"])
+    varied = settings.variation_strength > 0
+    subseeds = settings.variation_seeds()[:count] if varied else [settings.variation_seed] * count
+    return {
+        "prompt": settings.prompt,
+        "all_prompts": [settings.prompt] * count,
+        "negative_prompt": settings.negative_prompt,
+        "all_negative_prompts": [settings.negative_prompt] * count,
+        "seed": settings.seed,
+        "all_seeds": result["seeds"],
+        "subseed": settings.variation_seed,
+        "all_subseeds": subseeds,
+        "subseed_strength": settings.variation_strength,
+        "width": settings.width,
+        "height": settings.height,
+        "sampler_name": SAMPLERS[settings.sampler].label,
+        "cfg_scale": settings.guidance_scale,
+        "steps": settings.steps,
+        "batch_size": body.batch_size,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": written.get("Model", ""),
+        "sd_model_hash": written.get("Model hash", ""),
+        "sd_vae_name": written.get("VAE"),
+        "sd_vae_hash": written.get("VAE hash"),
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": settings.strength,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "infotexts": result["infotexts"],
+        "styles": body.styles,
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
+        "clip_skip": settings.clip_skip,
+        "is_using_inpainting_conditioning": False,
+        "version": VERSION,
+    } | {key: value for key, value in (("ignored", ignored), ("notes", notes)) if value}

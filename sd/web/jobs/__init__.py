@@ -1,0 +1,1 @@
+"""Jobs: requests, the queue, the worker that does them, and their own HTTP API."""

@@ -1,0 +1,145 @@
+"""Who may come in: the right Host on loopback, no other site's page, who knows the password, no endless body.
+
+A plain ASGI layer, so that it stands before everything: the API, the page, its files and its events alike.
+
+Why a page of another site can do nothing, whatever the Content-Type of its request: browsers send its Origin with every
+POST and every WebSocket, and only this server's own and those of `--cors-allow-origins` may pass. A page that makes its
+own name mean 127.0.0.1 (DNS rebinding) has the right Origin, but its name in the Host header; X-Forwarded-Host never
+stands in for that one, because a rebinding page could send it.
+"""
+
+import base64
+import binascii
+import hmac
+import json
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+
+from sd.utils.errors import UserError
+from sd.web.jobs.limits import MAX_BODY
+from sd.web.problems import problem_content, report
+from sd.web.proxies import is_loopback_address
+
+TOO_LONG = f"the request has over {MAX_BODY >> 20} MB: send less."
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Asgi = Callable[[dict, Callable, Callable], Awaitable[None]]
+
+
+class Guard:
+    """auth: (user, password), or None to let everybody in. hosts: the names that the Host header may say beside this
+    machine's loopback addresses, or None for anything. origins: those of other sites whose pages may come in, such as
+    "https://sd.example"; "*" for all.
+    """
+
+    def __init__(
+        self,
+        app: Asgi,
+        auth: tuple[str, str] | None = None,
+        hosts: tuple[str, ...] | None = LOOPBACK,
+        origins: tuple[str, ...] = (),
+    ):
+        self.app, self.auth, self.hosts, self.origins = app, auth, hosts, origins
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if refusal := self.refuse(headers):
+            return await answer(scope, receive, send, *refusal)
+        return await self.app(scope, bounded(receive), send)
+
+    def refuse(self, headers: dict[str, str]) -> tuple[int, str] | None:
+        """(HTTP status, one sentence), or None where the request may pass."""
+        if not self.is_own_name(hostname(headers.get("host", ""))):
+            return 403, (
+                "this server answers on this machine only: open it as http://127.0.0.1 or localhost, or start it with "
+                "--allow-host NAME."
+            )
+        if "origin" in headers and not self.is_welcome(headers["origin"], headers):
+            return (
+                403,
+                "pages of other sites may not use this server; --cors-allow-origins lets one in.",
+            )
+        if self.auth is not None and not self.knows(headers.get("authorization", "")):
+            return 401, "this server wants a user and a password."
+        length = headers.get("content-length", "0")
+        if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY:
+            return 413, TOO_LONG
+        return None
+
+    def is_own_name(self, name: str) -> bool:
+        return self.hosts is None or name in self.hosts or is_loopback_address(name)
+
+    def is_welcome(self, origin: str, headers: dict[str, str]) -> bool:
+        """Whether it is the page's own, straight or through a proxy, or one that was let in by name."""
+        own = {headers.get("host", "").lower(), headers.get("x-forwarded-host", "").partition(",")[0].strip().lower()}
+        site = origin.partition("://")[2].lower()
+        return (bool(site) and site in own) or origin in self.origins or "*" in self.origins
+
+    def knows(self, header: str) -> bool:
+        """RFC 7617. Compared in constant time, so that the time to answer tells nothing of the password."""
+        scheme, _, given = header.partition(" ")
+        try:
+            user, _, password = base64.b64decode(given.strip(), validate=True).partition(b":")
+        except (binascii.Error, ValueError):
+            return False
+        right = hmac.compare_digest(user, self.auth[0].encode()), hmac.compare_digest(password, self.auth[1].encode())
+        return scheme.lower() == "basic" and all(right)
+
+
+def bounded(receive: Callable) -> Callable:
+    """A `receive` that ends a body without a length once it is too long."""
+    seen = 0
+
+    async def receive_some() -> dict:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > MAX_BODY:
+            raise HTTPException(413, TOO_LONG)
+        return message
+
+    return receive_some
+
+
+async def answer(scope: dict, receive: Callable, send: Callable, status: int, sentence: str) -> None:
+    report(scope, f"refused ({status}): {sentence}")
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": sentence})
+        return
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    if status == 401:
+        headers.append((b"www-authenticate", b'Basic realm="sd", charset="UTF-8"'))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(problem_content("Refused", sentence)).encode()})
+
+
+def hostname(host: str) -> str:
+    """ "localhost:7860" is localhost, "[::1]:7860" is ::1."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def parse_origins(texts: list[str]) -> tuple[str, ...]:
+    """The values of `--cors-allow-origins`, each one origin, several with commas, or "*"."""
+    origins = [one.strip().rstrip("/") for text in texts for one in text.split(",") if one.strip()]
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (not parts.scheme or not parts.netloc or parts.path or parts.query):
+            raise UserError(
+                f"--cors-allow-origins {origin!r} is no origin: give one such as http://localhost:5173, or '*' for all."
+            )
+    return tuple(origin.lower() for origin in origins)
+
+
+def parse_auth(text: str) -> tuple[str, str]:
+    """The `user:password` of a flag."""
+    user, colon, password = text.partition(":")
+    if not (user and colon and password):
+        raise UserError("--auth wants a user and a password: --auth user:password.")
+    return user, password

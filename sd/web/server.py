@@ -1,0 +1,231 @@
+"""The server: everything put together, closed unless it is opened."""
+
+import argparse
+import asyncio
+import errno
+import gc
+import logging
+import multiprocessing
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
+
+from sd.cli.args import add_ways_to_compute, device_of, dtype_of, optimizations_of
+from sd.optimization.registry import checked
+from sd.pipeline.settings import VERSION
+from sd.utils.errors import UserError
+from sd.utils.images import check_outdir
+from sd.web.a1111.api import sdapi_router
+from sd.web.jobs.api import jobs_router
+from sd.web.jobs.generate import Drawer
+from sd.web.jobs.model_index import Models
+from sd.web.jobs.queue import WAITING, Jobs
+from sd.web.jobs.work import Work
+from sd.web.jobs.worker import Isolated
+from sd.web.problems import add_error_handlers
+from sd.web.proxies import Proxied, is_loopback_address, parse_root_path
+from sd.web.security import LOOPBACK, Guard, parse_auth, parse_origins
+
+STOP_AFTER = 3  # seconds that open connections are given at the end
+
+
+def create_app(
+    jobs: Jobs,
+    models: Models,
+    auth: tuple[str, str] | None = None,
+    hosts: tuple[str, ...] | None = LOOPBACK,
+    page: bool = True,
+    origins: tuple[str, ...] = (),
+    root_path: str = "",
+) -> FastAPI:
+    """The API and, unless `page` is False or Gradio is missing, the page. auth, hosts, origins: see `guard.Guard`;
+    root_path: see `proxies.Proxied`.
+
+    Its end closes the jobs.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(jobs.close)
+
+    about = {"title": "Stable Diffusion by hand", "version": VERSION.split()[-1]}
+    # ReDoc fetches a picture from elsewhere. JSON without a Content-Type is taken: `guard` says why that is safe.
+    app = FastAPIOffline(redoc_url=None, lifespan=lifespan, strict_content_type=False, **about)
+    add_error_handlers(app)
+    app.include_router(jobs_router(jobs, models))
+    app.include_router(sdapi_router(jobs, models))
+    if page and find_spec("gradio") and find_spec("sd.web.ui.page"):
+        from sd.web.ui.page import mount_page  # Gradio takes seconds to import and is not there in every installation
+
+        app = mount_page(app, jobs, models)
+    app.add_middleware(Guard, auth=auth, hosts=hosts, origins=origins)
+    if origins:
+        add_cors(app, origins)
+    app.add_middleware(Proxied, root_path=root_path)
+    return app
+
+
+def add_cors(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """Answers preflight requests, which carry no password, before `guard` asks for one."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        allow_credentials="*" not in origins,  # a browser sends its stored password to sites named one by one only
+        allow_private_network=True,
+    )
+
+
+def server_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Serves the page and the HTTP API, on this machine only unless told.")
+    add = parser.add_argument
+    add("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (127.0.0.1); others want --auth")
+    add("--port", type=int, default=7860, help="(7860)")
+    add("--auth", metavar="USER:PASSWORD", help="let in only who knows these")
+    add("--no-auth", action="store_true", help="let everybody in, from other machines too")
+    add_web_flags(parser)
+    add("--outdir", default="outputs", help="folder for the jobs and their pictures (outputs)")
+    add("--device", action="append", help="cpu, cuda, cuda:1, mps; several times for several workers")
+    add_ways_to_compute(parser)
+    add("--queue", type=int, default=WAITING, help=f"how many jobs may wait ({WAITING})")
+    return parser
+
+
+def add_web_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--cors-allow-origins",
+        action="append",
+        default=[],
+        metavar="ORIGINS",
+        help="let pages of other sites use the API: http://localhost:5173,https://sd.example, or * for all (none)",
+    )
+    add("--allow-host", action="append", default=[], metavar="NAME", help="another name that this server goes by")
+    add("--root-path", default="", metavar="/PATH", help="where a reverse proxy has this server, such as /sd")
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Until Ctrl-C. Raises UserError before anything is opened that should not be."""
+    auth = check_openness(args)
+    origins, root_path = parse_origins(args.cors_allow_origins), parse_root_path(args.root_path)
+    listener = listen(args.listen, args.port)
+    folder, models = check_outdir(Path(args.outdir) / "jobs"), Models()
+    workers = workers_of(args, models)
+    jobs = Jobs(folder, workers, args.queue)
+    app = create_app(jobs, models, auth, hosts_of(args), origins=origins, root_path=root_path)
+    never_collect_what_is_built()
+    print(f"open http://{address(listener)} (the HTTP API is described at /docs); Ctrl-C ends it.", flush=True)
+    logging.getLogger("uvicorn.error").addFilter(is_worth_saying)
+    # What a proxy says, `proxies` reads.
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=STOP_AFTER, proxy_headers=False)
+    with suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended
+        Server(config, jobs).run(sockets=[listener])
+
+
+def is_worth_saying(record: logging.LogRecord) -> bool:
+    """Not that a page was still open when the server ended: uvicorn says so with a traceback for each connection."""
+    cut_off = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut_off and not record.getMessage().startswith("Cancel ")
+
+
+def hosts_of(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """See `guard.Guard`: its own names; None for all where other machines may come in."""
+    if not is_loopback(args.listen):
+        return None
+    return (*LOOPBACK, args.listen.lower(), *(name.lower() for name in args.allow_host))
+
+
+def workers_of(args: argparse.Namespace, models: Models) -> list[Isolated]:
+    """One for each device. Raises UserError for a device, or patches for speed, that this machine has not."""
+    devices = args.device or [None]
+    for device in map(device_of, devices):
+        checked(optimizations_of(args.optimize), device, dtype_of(args.precision, device))
+    return [Isolated(Work, Drawer(models, device, args.precision, args.optimize)) for device in devices]
+
+
+def never_collect_what_is_built() -> None:
+    """The libraries and the page are 300,000 objects that stay to the end. Looking for garbage among them would stop
+    all answers for 0.15 s and more, every few hundred pictures.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+class Server(uvicorn.Server):
+    """Closes the jobs before it waits for open connections: those that wait for images are answered then. Asked to end
+    a second time, it ends at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, jobs: Jobs):
+        super().__init__(config)
+        self.jobs = jobs
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        print("ending; Ctrl-C again ends at once.", flush=True)
+        await asyncio.to_thread(self.jobs.close, STOP_AFTER)
+        await super().shutdown(sockets)
+        kill_workers()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            kill_workers()
+            os._exit(128 + sig)
+        super().handle_exit(sig, frame)
+
+
+def kill_workers() -> None:
+    """A worker in the middle of a long step would outlive the server by that step."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def check_openness(args: argparse.Namespace) -> tuple[str, str] | None:
+    """(user, password) if there is one. Raises UserError where the flags leave open who may come in."""
+    if args.auth and args.no_auth:
+        raise UserError("--auth and --no-auth contradict each other: give one.")
+    if args.auth:
+        return parse_auth(args.auth)
+    if not is_loopback(args.listen) and not args.no_auth:
+        raise UserError(
+            f"--listen {args.listen} lets other machines in: add --auth user:password, or --no-auth if all may come."
+        )
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine itself can reach it: an address as digits, or a name of such addresses alone."""
+    if not host:
+        return False
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return host == "localhost"
+    return all(is_loopback_address(str(address[0])) for *_, address in found)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """port: 0 for any that is free."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError, UnicodeError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise UserError(f"port {port} of {host} is in use already: choose another with --port.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}, port {port} ({reason}): choose another with --port.") from error
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

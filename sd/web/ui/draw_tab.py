@@ -1,0 +1,159 @@
+"""The tab that generates: the form, what is on its way, and the gallery."""
+
+from dataclasses import replace
+from html import escape
+
+import gradio as gr
+
+from sd.adapters.lora_tags import TAG
+from sd.cli.requests import spell_out
+from sd.pipeline.noise import random_seed
+from sd.prompts.enhance import Written, write_prompts
+from sd.prompts.llm import find_endpoint
+from sd.prompts.weighting import CHUNK, split_chunks
+from sd.utils.errors import UserError
+from sd.web.jobs.finetune import tokenizer
+from sd.web.jobs.job import Missing
+from sd.web.jobs.model_index import Models
+from sd.web.jobs.queue import Jobs
+from sd.web.jobs.submit import ask
+from sd.web.ui.addons import with_addon, words_for
+from sd.web.ui.components import followed
+from sd.web.ui.follow import EVENT, PRESS, Followed, plainly, sentence
+from sd.web.ui.form import CUSTOM, Form, about_model, is_bundled, seed_of, size_like, usual_size
+from sd.web.ui.gallery import Gallery
+from sd.web.ui.job_status import stage
+from sd.web.ui.keep import keep_form, with_page
+
+NOTES = "notes"  # of a job's result: sentences for whoever asked
+
+
+class DrawTab:
+    """Placed where it is made. `connect` ties it to the page's load."""
+
+    def __init__(self, jobs: Jobs, models: Models):
+        self.jobs, self.models = jobs, models
+        self.followed = Followed(jobs, "draw", stage)
+        self.page = gr.Textbox(visible=False)  # its name, told by the browser with each press
+        self.written = gr.State(None)  # what was written last
+        with gr.Row(elem_classes="columns"):
+            with gr.Column(scale=5, min_width=320):
+                self.form = Form(models)
+            with gr.Column(scale=6, min_width=320):
+                self.stage = followed("draw")
+                self.gallery = Gallery(jobs, self.form)
+        self.connect_form()
+        self.connect_sizes()
+        self.connect_seed()
+
+    def connect_form(self) -> None:
+        form, widgets = self.form, self.form.widgets
+        prompt, checkpoint = widgets["prompt"], widgets["checkpoint"]
+        form.add_addon.click(plainly(self.add), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
+        form.about.select(self.example, None, prompt, **EVENT)
+        prompt.change(self.count, prompt, form.tokens, **EVENT | {"trigger_mode": "always_last"})
+        checkpoint.change(lambda name: about_model(self.models, name), checkpoint, form.about, **EVENT)
+        widgets["hires"].change(lambda on: gr.Row(visible=on), widgets["hires"], form.hires_row, **EVENT)
+        form.reset.click(lambda: form.defaults, None, form.inputs(), **EVENT)
+        words = [prompt, widgets["negative_prompt"]]
+        form.write.click(
+            plainly(self.write),
+            [*words, widgets["seed"], checkpoint],
+            [*words, self.written],
+            **EVENT | {"concurrency_limit": 4},
+        )
+
+    def connect_sizes(self) -> None:
+        form, widgets = self.form, self.form.widgets
+        checkpoint, shape = widgets["checkpoint"], widgets["shape"]
+        size = [widgets["width"], widgets["height"]]
+        checkpoint.input(plainly(self.usual), checkpoint, [*size, shape], **EVENT)
+        widgets["painted"].upload(plainly(self.fit), checkpoint, [*size, shape], **EVENT)
+        shape.input(plainly(self.shaped), [checkpoint, shape, *size], size, **EVENT)
+        form.swap.click(None, size, [*size, shape], js=f"(width, height) => [height, width, '{CUSTOM}']")
+        for side in size:
+            side.input(None, None, shape, js=f"() => '{CUSTOM}'")
+
+    def connect_seed(self) -> None:
+        seed = self.form.widgets["seed"]
+        self.form.dice.click(None, None, seed, js="() => ''")
+        self.form.same_seed.click(plainly(self.last_seed), self.page, seed, js="() => sd.page('draw')", **EVENT)
+
+    def connect(self, page: gr.Blocks) -> None:
+        form = self.form
+        given = [self.page, self.written, *form.inputs()]
+        form.draw.click(plainly(self.submit), given, None, js=with_page("draw"), **PRESS)
+        self.stage.input(self.tell_notes, None, None, **EVENT)
+        chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
+        lists = [*chosen, form.addon, form.about]
+        loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name != "painted"})
+        loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)
+
+    def submit(self, page: str, written: Written | None, *values: object) -> None:
+        """One job, or several where wildcards make the prompts differ."""
+        asked = self.form.asked(*values)
+        asked.title, asked.page = title_of(asked.settings.prompt, written), page
+        for one in spell_out(asked.settings):
+            self.followed.add(ask(self.jobs, self.models, replace(asked, settings=one.settings)))
+
+    def tell_notes(self, event: gr.EventData) -> None:
+        """What the jobs that have just ended have to say, once each."""
+        notes: dict[str, None] = {}
+        for id in event.jobs:
+            try:
+                notes |= dict.fromkeys(self.jobs.get(str(id)).result.get(NOTES) or ())
+            except Missing:
+                continue
+        for note in notes:
+            gr.Info(escape(sentence(note)))
+
+    def example(self, event: gr.EventData) -> str:
+        return str(event.prompt)
+
+    def add(self, prompt: str, addon: str | None, strength: float) -> str:
+        return with_addon(prompt, addon, strength, words_for(self.models, addon))
+
+    def count(self, prompt: str) -> str:
+        """How many of CLIP's tokens the prompt has, of those that it has room for."""
+        try:
+            chunks = split_chunks(tokenizer(), TAG.sub("", prompt))
+        except UserError as error:
+            return escape(sentence(str(error)))
+        return f"{sum(map(len, chunks))}/{CHUNK * len(chunks)} tokens"
+
+    def usual(self, checkpoint: str) -> tuple[int, int, str]:
+        size = usual_size(self.models.checkpoint(checkpoint))
+        return size, size, "1:1"
+
+    def fit(self, checkpoint: str, event: gr.EventData) -> tuple[int, int, str]:
+        """The image's shape; square again where the image was removed."""
+        size = size_like(self.usual(checkpoint)[0], event.width, event.height)
+        return *size, CUSTOM if event.width else "1:1"
+
+    def shaped(self, checkpoint: str, shape: str, width: int, height: int) -> tuple[int, int]:
+        if shape == CUSTOM:
+            return width, height
+        return size_like(self.usual(checkpoint)[0], *map(int, shape.split(":")))
+
+    def last_seed(self, page: str) -> str:
+        """Of the first of the images that the page shows."""
+        seeds = [job.result["seeds"][0] for job in self.followed.run(page) if job.result.get("seeds")]
+        if not seeds:
+            raise UserError("there is no seed to use again yet: generate an image first.")
+        return str(seeds[-1])
+
+    def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, Written]:
+        """By a chat model where one is set, else in a style that the seed chooses."""
+        if not prompt.strip():
+            raise UserError("there is no idea yet: write a word or two as the prompt.")
+        chosen = random_seed() if (given := seed_of(seed)) is None else given
+        emoji = is_bundled(self.models, checkpoint)
+        written = write_prompts(prompt, find_endpoint(), chosen, emoji=emoji)
+        if written.note:
+            gr.Info(escape(sentence(written.note)))
+        return written.prompt, ", ".join(filter(None, [negative_prompt, written.negative_prompt])), written
+
+
+def title_of(prompt: str, written: Written | None) -> str:
+    """What was written with a prompt, as long as the prompt is still used: more may have been added to it."""
+    return written.title if written is not None and written.prompt in prompt else ""

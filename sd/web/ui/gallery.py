@@ -1,0 +1,75 @@
+"""What was generated: all images, newest first, and their settings back into the form."""
+
+import base64
+import io
+
+import gradio as gr
+
+from sd.pipeline.infotext import read_infotext
+from sd.web.jobs.job import Job, Missing
+from sd.web.jobs.limits import decode_picture
+from sd.web.jobs.queue import Jobs
+from sd.web.ui.components import gallery, settings_file
+from sd.web.ui.follow import EVENT, plainly, sentence
+from sd.web.ui.form import Form
+from sd.web.ui.job_status import images_of, thumb
+
+MOST = 60  # images shown
+
+
+class Gallery:
+    """Placed where it is made. Its images are jobs' files, so a server that starts anew shows them again."""
+
+    def __init__(self, jobs: Jobs, form: Form):
+        self.jobs, self.form = jobs, form
+        gr.Markdown("### Gallery")
+        self.images = gallery()
+        self.file = settings_file()
+        self.connect()
+
+    def connect(self) -> None:
+        start = [self.form.widgets["painted"], self.form.start]
+        self.images.select(plainly(self.fill_from_image), None, self.form.inputs(), **EVENT)
+        self.images.edit(plainly(self.as_start), None, start, **EVENT)
+        self.file.upload(plainly(self.fill_from_file), self.file, self.form.inputs(), **EVENT)
+
+    def find(self, picked: str) -> tuple[Job, str]:
+        """picked: "job/file". Raises Missing."""
+        id, _, name = picked.partition("/")
+        job = self.jobs.get(id)
+        if not job.file(name).is_file():
+            raise Missing("this image is no longer there.")
+        return job, name
+
+    def fill_from_image(self, event: gr.EventData) -> dict:
+        job, name = self.find(event.picture)
+        return self.fill(read_infotext(NamedBytes(job.file(name).read_bytes(), name)))
+
+    def fill_from_file(self, url: str, event: gr.EventData) -> dict:
+        return self.fill(read_infotext(NamedBytes(decode_picture(url), event.name)))
+
+    def fill(self, text: str) -> dict:
+        filled, notes = self.form.fill(text)
+        for note in notes:
+            gr.Info(sentence(note))
+        return filled
+
+    def as_start(self, event: gr.EventData) -> tuple[dict, gr.Accordion]:
+        job, name = self.find(event.picture)
+        picture = base64.b64encode(job.file(name).read_bytes()).decode()
+        return {"picture": f"data:image/png;base64,{picture}", "mask": ""}, gr.Accordion(open=True)
+
+    def html(self) -> str:
+        pictures = [thumb(job, name, text) for job in self.jobs.list() for name, text in images_of(job)]
+        return "".join(pictures[:MOST]) or "<p>What you generate stays here.</p>"
+
+
+class NamedBytes(io.BytesIO):
+    """A file in memory, which sentences call by its name."""
+
+    def __init__(self, data: bytes, name: str):
+        super().__init__(data)
+        self.name = str(name)[:100]
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,138 @@
+"""How jobs look: progress and preview of the one that runs, those that wait, and what came of the others."""
+
+from collections.abc import Callable
+from html import escape
+
+from sd.web.jobs.job import Job
+
+STATES = {
+    "queued": "Waiting for its turn",
+    "cancelled": "Cancelled",
+    "interrupted": "Interrupted",
+    "failed": "Failed",
+}
+NOTHING = '<p class="empty">Your images appear here. Press Generate, or Ctrl+Enter in any field.</p>'
+SHORT = 60  # letters of a prompt in the queue
+
+
+def stage(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
+    """HTML by place. run: oldest first. before(job): how many jobs come before it in the queue."""
+    if not run:
+        return {"head": NOTHING, "stop": "", "body": "", "queue": "", "made": ""}
+    current = next((job for job in run if not job.has_ended), None)
+    return {
+        "head": head(run, current, before),
+        "stop": cancel_button("Cancel", current) if current else "",
+        "body": preview(current),
+        "queue": queue(run, current, before),
+        "made": made(run),
+    }
+
+
+def plain_status(job: Job, before: int = 0) -> str:
+    """A sentence about a job. before: how many jobs come before it in the queue."""
+    event = job.event
+    if job.state == "queued":
+        return f"{STATES['queued']}{place(before)}"
+    if job.state == "running" and "steps" not in event:
+        return "Getting ready"
+    if job.state == "running" and event["step"] == event["steps"]:
+        return "Finishing"
+    if job.state == "running":
+        left = "" if job.eta is None else f", {duration(job.eta)} left"
+        return f"Step {event['step']} of {event['steps']}{left}"
+    if job.state == "done":
+        return f"Done in {duration(job.ended - job.started)}"
+    return f"{STATES[job.state]}: {job.error}" if job.error else STATES[job.state]
+
+
+def head(
+    run: list[Job],
+    current: Job | None,
+    before: Callable[[Job], int],
+    status: Callable[[Job, int], str] = plain_status,
+) -> str:
+    """The bar, a sentence about the job that is shown, and one about each that came to nothing."""
+    lines = []
+    if current is not None:
+        lines.append(bar(current) + said(current, status(current, before(current))))
+    elif done := [job for job in run if job.state == "done"]:
+        took = sum(job.ended - job.started for job in done)
+        lines.append(said(done[-1], f"Done in {duration(took)}"))
+    lines += [said(job, status(job, 0)) for job in run if job.has_ended and job.state != "done"]
+    return "".join(dict.fromkeys(lines))
+
+
+def said(job: Job, sentence: str) -> str:
+    return f'<p class="status" role="status" data-state="{job.state}">{escape(sentence)}</p>'
+
+
+def bar(job: Job) -> str:
+    value = "" if job.state == "queued" else f' value="{job.progress:.3f}"'
+    return f'<progress max="1"{value} aria-label="Progress"></progress>'
+
+
+def cancel_button(words: str, *jobs: Job) -> str:
+    return f'<button type="button" data-cancel="{" ".join(job.id for job in jobs)}">{words}</button>'
+
+
+def place(before: int) -> str:
+    return "" if before == 0 else ": 1 job is before it" if before == 1 else f": {before} jobs are before it"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(max(round(seconds), 1), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def preview(job: Job | None) -> str:
+    if job is None or "preview" not in job.event:
+        return ""
+    address = f"{address_of(job, job.event['preview'])}?{job.event['step']}"
+    return f'<img class="preview" src="{address}" alt="Preview">'
+
+
+def queue(run: list[Job], current: Job | None, before: Callable[[Job], int]) -> str:
+    """Those that wait behind the one that is shown, each with its place and a button that takes it out."""
+    waiting = [job for job in run if not job.has_ended and job is not current]
+    if not waiting:
+        return ""
+    rows = [
+        f"<li><span>{escape(title(job))}</span> <small>In the queue{escape(place(before(job)))}</small>"
+        f"{cancel_button('Cancel', job)}</li>"
+        for job in waiting
+    ]
+    every = cancel_button("Cancel all that wait", *waiting) if len(waiting) > 1 else ""
+    return f'<ol class="queue" aria-label="Waiting">{"".join(rows)}</ol>{every}'
+
+
+def title(job: Job) -> str:
+    text = job.request.get("name") or job.request.get("settings", {}).get("prompt", "")
+    return text if len(text) <= SHORT else f"{text[:SHORT]}…"
+
+
+def made(run: list[Job]) -> str:
+    """The images of all of them, each a button that shows it, and what the jobs have to say about them."""
+    pictures = [thumb(job, *each) for job in run for each in images_of(job)]
+    notes = dict.fromkeys(note for job in run for note in job.result.get("notes") or ())
+    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    notes_list = f'<ul class="notes" aria-label="Notes">{said}</ul>' if said else ""
+    return f'<div class="made" data-count="{min(len(pictures), 4)}">{"".join(pictures)}</div>{notes_list}'
+
+
+def images_of(job: Job) -> list[tuple[str, str]]:
+    """(file, its settings as text)"""
+    return list(zip(job.result.get("images", ()), job.result.get("infotexts", ())))
+
+
+def thumb(job: Job, name: str, text: str) -> str:
+    label = escape(text.partition("\n")[0][:200])
+    return (
+        f'<button type="button" data-picture="{job.id}/{escape(name)}" aria-label="{label}" title="{label}">'
+        f'<img src="{address_of(job, name)}" alt="" loading="lazy"></button>'
+    )
+
+
+def address_of(job: Job, name: str) -> str:
+    """Relative, so that the page may stand below any path."""
+    return escape(f"jobs/{job.id}/files/{name}")

@@ -1,0 +1,53 @@
+"""The page, at /: a tab to generate and a tab to train. It keeps nothing itself: jobs do, in their folders."""
+
+import gradio as gr
+from fastapi import FastAPI
+
+from sd.web.jobs.model_index import Models
+from sd.web.jobs.queue import Jobs
+from sd.web.ui.components import CSS, head
+from sd.web.ui.draw_tab import DrawTab
+from sd.web.ui.follow import page_router
+from sd.web.ui.train_tab import TeachTab
+
+TITLE = "Stable Diffusion by hand"
+HEADING = f"""
+<h1>{TITLE}</h1>
+<p>Generate images from text, start from an image of yours, or train a model on a few images.
+<a href="docs" target="_blank" rel="noopener">HTTP API</a></p>
+"""
+THEME = gr.themes.Base(
+    primary_hue="orange",
+    neutral_hue="stone",
+    radius_size="lg",
+    font=["system-ui", "sans-serif"],  # nothing is fetched from elsewhere
+    font_mono=["ui-monospace", "monospace"],
+)
+
+
+def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
+    """The app with the page in it, behind whatever stands before the app."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(HEADING, elem_classes="heading")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Generate", id="generate"):
+                draw = DrawTab(jobs, models)
+            with gr.Tab("Train", id="train"):
+                teach = TeachTab(jobs, models, draw.form)
+        draw.connect(page)
+        teach.connect(page, tabs)
+    app.include_router(page_router(jobs, [draw.followed, teach.followed], draw.gallery.html))
+    return gr.mount_gradio_app(
+        app,
+        page,
+        "/",
+        theme=THEME,
+        css_paths=[CSS],
+        head=head(),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        max_file_size=1,  # byte: nothing is uploaded Gradio's way
+    )

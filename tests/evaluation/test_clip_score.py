@@ -1,0 +1,227 @@
+"""CLIP-I and CLIP-T against sums written out, pictures against transformers, the script as it is run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import CLIPImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from sd.clip import PIXEL_MEAN, PIXEL_STD
+from sd.evaluation.clip_score import (
+    Opened,
+    clip_i,
+    clip_picture,
+    clip_t,
+    copies,
+    evaluate,
+    load_clip,
+    prompts_of,
+    without_placeholder,
+)
+from sd.utils.errors import UserError
+from sd.utils.images import save_png, to_tensor
+
+COLOURS = {"red": (1.0, 0.1, 0.1), "green": (0.1, 1.0, 0.1), "blue": (0.1, 0.1, 1.0), "grey": (0.5, 0.5, 0.5)}
+
+
+class Colours:
+    """A scorer whose space is the mean colour: what it says can be worked out by hand."""
+
+    name = "colours"
+
+    def pictures(self, images):
+        means = torch.stack([to_tensor(image).mean(dim=(0, 2, 3)) for image in images])
+        return F.normalize((means + 1) / 2, dim=1)
+
+    def texts(self, texts):
+        return F.normalize(torch.tensor([COLOURS[text] for text in texts]), dim=1)
+
+
+def plain(colour: str, size=(40, 40)) -> Image.Image:
+    return Image.new("RGB", size, tuple(round(255 * part) for part in COLOURS[colour]))
+
+
+def cosine(one: str, other: str) -> float:
+    a, b = np.array(COLOURS[one]), np.array(COLOURS[other])
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+ROUNDING = 0.003  # of a colour to 8 bits, which turns its direction by a third of a percent at most
+
+
+def test_clip_i_is_the_mean_of_all_pairs():
+    made, references = ["red", "blue"], ["red", "green", "grey"]
+    by_hand = np.mean([cosine(one, other) for one in made for other in references])
+    found = clip_i(Colours(), list(map(plain, made)), list(map(plain, references)))
+    assert found == pytest.approx(by_hand, abs=ROUNDING)
+
+
+def test_clip_t_is_the_mean_of_each_with_its_own_prompt():
+    made, prompts = ["red", "blue"], ["red", "grey"]
+    by_hand = np.mean([cosine(one, other) for one, other in zip(made, prompts)])
+    assert clip_t(Colours(), list(map(plain, made)), prompts) == pytest.approx(by_hand, abs=ROUNDING)
+
+
+def test_everything_at_once_is_the_same(photo):
+    made, references = [plain("red"), plain("blue"), photo], [plain("green"), photo]
+    prompts = ["red", "grey", "green"]
+    found = evaluate(Colours(), made, references, prompts)
+    assert found.clip_i.value == pytest.approx(clip_i(Colours(), made, references))
+    assert found.clip_t.value == pytest.approx(clip_t(Colours(), made, prompts))
+    assert found.clip_t.count == found.clip_i.count == 3
+    assert found.copies == copies(Colours(), made, references)
+    assert [copy.copied for copy in found.copies] == [False, False, True]
+    assert (found.copies[2].nearest, found.backbone) == (1, "colours")
+    assert found.copies[2].features == pytest.approx(1)
+
+
+def test_what_is_not_given_is_not_measured(photo):
+    found = evaluate(Colours(), [photo])
+    assert (found.clip_i, found.clip_t, found.copies) == (None, None, [])
+    with pytest.raises(UserError, match="1 prompts for 2 drawings"):
+        evaluate(Colours(), [photo, photo], prompts=["red"])
+    with pytest.raises(UserError, match="no drawings"):
+        evaluate(Colours(), [], prompts=[])
+
+
+@pytest.mark.parametrize("size", [(90, 60), (61, 94), (32, 32), (20, 16), (300, 41)])
+def test_pictures_are_shown_as_transformers_shows_them(size):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+    image = Image.fromarray(pixels.numpy())
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, resample=PILImageResampling.BICUBIC
+    )
+    theirs = torch.as_tensor(np.array(processor(image, return_tensors="np")["pixel_values"]))
+    # The same 8-bit pixels; what is left is the order of two subtractions in fp32.
+    assert (clip_picture(image, 32) - theirs).abs().max() < 1e-5
+
+
+def test_pictures_are_shown_as_openai_shows_them():
+    """The middle of an odd remainder, 3 pixels of which 2 go to the left: OpenAI rounds, transformers cuts."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 35, 3), dtype=np.uint8))
+    cut = np.asarray(image)[:, 2:34] / 255
+    by_hand = torch.from_numpy((cut - PIXEL_MEAN) / PIXEL_STD).permute(2, 0, 1)[None]
+    assert (clip_picture(image, 32) - by_hand).abs().max() < 1e-5  # fp32 beside fp64
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "class_word", "read"),
+    [
+        ("a photo of <rex> in the snow", "<rex>", "dog", "a photo of dog in the snow"),
+        ("a <rex> dog", "<rex>", "dog", "a dog"),
+        ("a sks dog, sks", "sks", "dog", "a dog, dog"),
+        ("a sks doghouse", "sks", "dog", "a dog doghouse"),
+        ("asks sks, sks1", "sks", "dog", "asks dog, sks1"),
+        ("a photo of <rex>", "<rex>", "", "a photo of"),
+        ("a ((<rex>:1.3)) [x] <lora:rex:0.8> BREAK y", "<rex>", "toy", "a toy x y"),
+        ("<rex> a\\1", "<rex>", "\\1", "\\1 a1"),
+        ("  a   cat ", None, "dog", "a cat"),
+        ("R2-D2 and C-3PO", "C-3PO", "robot", "R2-D2 and robot"),
+    ],
+)
+def test_without_placeholder(prompt, word, class_word, read):
+    assert without_placeholder(prompt, word, class_word) == read
+
+
+def test_the_bundled_clip_scores_when_nothing_else_is_given(photo):
+    scorer = load_clip(device="cpu")
+    assert "bundled" in scorer.name
+    pictures, texts = scorer.pictures([photo] * 17), scorer.texts(["a red apple", "a " * 200])
+    assert (pictures.shape, texts.shape) == ((17, 192), (2, 192))
+    for rows in (pictures, texts):
+        assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)))
+    assert torch.allclose(pictures[0], pictures[16], atol=1e-6)  # the last is in a batch of its own
+
+
+def test_prompts_are_in_the_pictures_or_in_a_file(tmp_path, photo):
+    text = "a <rex>\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 42, Size: 64x64"
+    paths = [save_png(photo, tmp_path, text), save_png(photo, tmp_path, text.replace("rex", "cat"))]
+    assert list(prompts_of(paths).values()) == ["a <rex>", "a <cat>"]
+    lines = tmp_path / "lines.txt"
+    for written, read in (("one\n\ntwo\n", ["one", "two"]), ("all", ["all", "all"])):
+        lines.write_text(written)
+        assert list(prompts_of(paths, lines).values()) == read
+    lines.write_text("one\ntwo\nthree")
+    with pytest.raises(UserError, match="3 prompts for 2 drawings"):
+        prompts_of(paths, lines)
+    with pytest.raises(UserError, match="cannot read prompts"):
+        prompts_of(paths, tmp_path)
+    with pytest.raises(UserError, match="no settings"):
+        prompts_of([save_png(photo, tmp_path)])
+
+
+def test_opened_pictures_are_read_when_they_are_looked_at(tmp_path, photo):
+    opened = Opened([save_png(photo, tmp_path), tmp_path / "nothing.png"])
+    assert len(opened) == 2
+    assert np.array_equal(np.asarray(opened[0]), np.asarray(photo))
+    with pytest.raises(UserError, match="nothing"):
+        opened[1]
+
+
+@pytest.fixture
+def folders(tmp_path, photo):
+    """Two drawings with their prompts and a sheet beside them, and a reference that one of them repeats."""
+    text = "a <rex>\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 42, Size: 64x64"
+    made, references = tmp_path / "made", tmp_path / "references"
+    save_png(photo, made, text)
+    save_png(photo.rotate(90), made, text)
+    save_png(photo, made, prefix="grid-")
+    references.mkdir()
+    photo.save(references / "taught.png")
+    return made, references
+
+
+def test_the_script(run, folders):
+    made, references = folders
+    flags = ["--generated", made, "--references", references, "--word", "<rex>", "--class-word", "dog"]
+    code, out, err = run("evaluate.py", *flags)
+    assert code == 0, err
+    assert "backbone  the bundled CLIP" in out
+    assert "±" in out.partition("CLIP-T")[2].splitlines()[0]
+    assert "of 2 drawings to 1 references" in out
+    assert "copies    1 of 2" in out
+    assert "00000.png repeats taught.png: 1.00" in out
+
+
+def test_the_script_counts_a_broken_drawings_prompt_as_well(run, folders):
+    made, references = folders
+    (made / "00000.png").write_bytes(b"no picture")
+    Path("prompts.txt").write_text("a dog\na cat\n")
+    code, out, err = run("evaluate.py", "--generated", made, "--references", references, "--prompts", "prompts.txt")
+    assert code == 0, err
+    assert "skipped" in out
+    assert "of 1 drawings to their prompts" in out
+    Path("prompts.txt").write_text("a dog\na cat\na bird\n")
+    code, _, err = run("evaluate.py", "--generated", made, "--prompts", "prompts.txt")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "3 prompts for 2 drawings" in err
+
+
+def test_the_script_without_prompts(run, folders):
+    _, references = folders
+    code, out, err = run("evaluate.py", "--generated", references)
+    assert code == 0, err
+    assert "there is no CLIP-T" in out
+    assert "not measured" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--generated", "nothing"], "nothing"),
+        (["--generated", "made", "--references", "nothing"], "nothing"),
+        (["--generated", "made", "--clip", "nothing.pt"], "nothing.pt"),
+        (["--generated", "made", "--clip", "made/00000.png"], "neither a torch file"),
+        (["--generated", "made", "--prompts", "nothing.txt"], "nothing.txt"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(run, folders, flags, said):
+    code, _, err = run("evaluate.py", *flags)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: ")
+    assert said in err

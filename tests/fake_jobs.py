@@ -1,0 +1,67 @@
+"""A job that only counts, for tests of the queue. Without torch, so that another process starts quickly with it."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sd.utils.errors import UserError
+from sd.web.jobs.job import Cancelled, Skipped
+
+
+class Odd(Exception):
+    pass
+
+
+def count(job, tell):
+    """request: steps, seconds (of each), then what to do: "mend", "break", "memory", "exit", "kill"."""
+    request, skipped = job.request, 0
+    steps = request.get("steps", 3)
+    try:
+        for step in range(1, steps + 1):
+            time.sleep(request.get("seconds", 0))
+            try:
+                tell({"step": step, "steps": steps})
+            except Skipped:
+                skipped += 1
+    except Cancelled:
+        if request.get("keep"):  # as a training that saves itself does
+            return {"files": [], "step": step}
+        raise
+    match request.get("do"):
+        case "mend":
+            raise UserError("the apple is blue: paint it red.")
+        case "break":
+            raise Odd("no such luck\nin two lines")
+        case "memory":
+            raise MemoryError
+        case "exit":
+            os._exit(3)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+    (job.folder / "made.txt").write_text(str(steps))
+    return {"files": ["made.txt"], "skipped": skipped}
+
+
+def make_counter():
+    return count
+
+
+def main():
+    """A program that does jobs in `folder` until it is killed."""
+    from sd.web.jobs.queue import Jobs
+
+    jobs = Jobs(Path(sys.argv[1]), count)
+    jobs.submit("count", {})
+    list(jobs.events(jobs.list()[0].id))
+    jobs.submit("count", {"steps": 1000, "seconds": 0.1})
+    jobs.submit("count", {})
+    print("begun", flush=True)
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    main()

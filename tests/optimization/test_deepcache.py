@@ -1,0 +1,149 @@
+"""The U-Net's deep part every few steps: against the whole, and against its recomputation by other means."""
+
+import pytest
+import torch
+from conftest import UNET
+from reference_models import randomize
+
+from sd.optimization.deepcache import SHALLOW, StepCached
+from sd.unet import UNetModel
+from sd.utils.errors import UserError
+
+TIMES = [801.0, 601.0, 401.0, 201.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return randomize(UNetModel(**UNET), seed=3)
+
+
+def inputs(count: int, batch: int = 2, size: int = 8, seed: int = 0) -> list[tuple]:
+    """What `count` calls of one walk are given; one context for all, as one walk has it."""
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.randn(batch, 77, 64, generator=generator)
+    xs = [torch.randn(batch, 4, size, size, generator=generator) for _ in range(count)]
+    return [(x, torch.full((batch,), t), context) for x, t in zip(xs, TIMES)]
+
+
+def deep_of(unet: UNetModel, given: tuple) -> torch.Tensor:
+    """What the deep part of the whole U-Net gives, caught on its way."""
+    seen = []
+    hook = unet.output_blocks[-SHALLOW - 1].register_forward_hook(lambda module, given, out: seen.append(out))
+    unet(*given)
+    hook.remove()
+    return seen[0]
+
+
+def with_deep(unet: UNetModel, given: tuple, deep: torch.Tensor) -> torch.Tensor:
+    """The whole U-Net, but what its deep part gives is replaced on its way."""
+    hook = unet.output_blocks[-SHALLOW - 1].register_forward_hook(lambda module, given, out: deep)
+    try:
+        return unet(*given)
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def test_every_call_is_the_unet_bit_for_bit(unet):
+    cached = StepCached(unet, 1)
+    for given in inputs(3):
+        assert torch.equal(cached(*given), unet(*given))
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@torch.no_grad()
+def test_between_whole_calls_only_the_shallow_part_is_new(unet, size):
+    """Of five calls the first and the fourth are whole; the fifth goes on along the line through these two."""
+    calls, cached = inputs(5, size=size), StepCached(unet, 3)
+    made = [cached(*given) for given in calls]
+    first, fourth = deep_of(unet, calls[0]), deep_of(unet, calls[3])
+    times = [given[1][0] for given in calls]
+    on_the_line = fourth + (fourth - first) * (times[4] - times[3]) / (times[3] - times[0])
+    for i, deep in enumerate([first, first, first, fourth, on_the_line]):
+        # The line is written in another order here: a rounding more, over the few layers that are left.
+        assert torch.allclose(made[i], with_deep(unet, calls[i], deep), atol=1e-5), i
+        assert torch.equal(made[i], unet(*calls[i])) == (i in (0, 3)), i
+
+
+@torch.no_grad()
+def test_what_changes_evenly_is_foreseen(unet):
+    """A deep part that is linear in t is the whole U-Net's from the second whole call on."""
+    calls, level = inputs(5), deep_of(unet, inputs(1)[0])
+
+    def linear(module, given, out):
+        return level * (calls[0][1][0] - now[0]) / 100
+
+    now, cached = [0.0], StepCached(unet, 2)
+    hook = unet.output_blocks[-SHALLOW - 1].register_forward_hook(linear)
+    try:
+        for i, given in enumerate(calls):
+            now[0] = given[1][0]
+            # fp32 rounding of the line, over the few layers that are left.
+            assert torch.allclose(cached(*given), unet(*given), atol=1e-4) == (i != 1), i
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def test_another_context_is_computed_whole(unet):
+    cached, (first, second, third) = StepCached(unet, 5), inputs(3)
+    cached(*first)
+    alone = [part[:1] for part in second]  # of one row: cond without uncond, outside of a guidance interval
+    assert torch.equal(cached(*alone), unet(*alone))
+    assert torch.equal(cached(*third), unet(*third))  # what was kept of `first` is too old by now
+
+
+@torch.no_grad()
+def test_rows_do_not_mix(unet):
+    whole, parts = StepCached(unet, 2), [StepCached(unet, 2) for _ in range(2)]
+    calls = inputs(2)
+    rows = [[[part[i : i + 1] for part in given] for given in calls] for i in range(2)]
+    for row in rows:
+        row[1][2] = row[0][2]  # slices are new objects; one walk has one context
+    together = [whole(*given) for given in calls]
+    for i in range(2):
+        for step in range(2):
+            # Rounding of a batch of two against batches of one, over some ten layers of values near 1.
+            assert torch.allclose(parts[i](*rows[i][step]), together[step][i : i + 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "heun", "dpmpp_sde", "plms", "unipc"])
+def test_the_deep_part_is_computed_every_nth_call_of_a_drawing(pipe, sampler):
+    counts = {"deep": 0, "shallow": 0}
+
+    def counted(name):
+        def count(*_):
+            counts[name] += 1
+
+        return count
+
+    pipe.unet.middle_block.register_forward_hook(counted("deep"))
+    pipe.unet.out.register_forward_hook(counted("shallow"))
+    asked = dict(steps=6, sampler=sampler, seed=1)
+    pipe("a red apple", step_cache=2, num_images=2, **asked)
+    calls = counts["shallow"] // 2  # of each of the two pictures, which a CPU draws one by one
+    assert counts["deep"] == 2 * -(-calls // 2)
+    assert calls == {"heun": 11, "dpmpp_sde": 11, "plms": 7}.get(sampler, 6)
+
+
+def test_no_picture_hears_of_the_one_before(pipe):
+    asked = dict(steps=5, sampler="heun", step_cache=4)
+    alone = pipe("a dog", seed=2, **asked).latents
+    pipe("a cat", seed=1, width=72, height=40, **asked)
+    assert torch.equal(pipe(["a cat", "a dog"], seed=1, **asked).latents[1:], alone)
+    assert not torch.allclose(pipe("a dog", seed=2, steps=5, sampler="heun").latents, alone)
+
+
+def test_once_is_off_and_nothing_stays(pipe):
+    pipe.optimize()  # as the first drawing does
+    keys, text = list(pipe.unet.state_dict()), repr(pipe.unet)
+    before = pipe("a dog", seed=2, steps=4).latents
+    pipe("a dog", seed=2, steps=4, step_cache=3)
+    assert torch.equal(pipe("a dog", seed=2, steps=4, step_cache=1).latents, before)
+    assert (list(pipe.unet.state_dict()), repr(pipe.unet)) == (keys, text)
+
+
+@pytest.mark.parametrize("value", [0, 21, 1.5, True])
+def test_what_cannot_be_is_said(pipe, value):
+    with pytest.raises(UserError, match="the step cache is"):
+        pipe("x", step_cache=value)

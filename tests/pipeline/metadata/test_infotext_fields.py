@@ -1,0 +1,273 @@
+"""What each label of an image's text means here, and what is said where it cannot be honored."""
+
+import random
+import warnings
+
+import pytest
+
+from sd.pipeline.infotext import parse_infotext, write_infotext
+from sd.pipeline.metadata.infotext_fields import FEATURES, HONORED, read_fields
+from sd.pipeline.settings import MAX_SEED, Settings, read_settings, settings_from_infotext
+from sd.utils.errors import UserError
+
+LINE = "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512, RNG: CPU"
+
+
+def read(line, prompt="a cat"):
+    return settings_from_infotext(f"{prompt}\n{line}")
+
+
+def one_note(more, line=LINE):
+    """The only note of a line with one more setting."""
+    _, notes = read(f"{line}, {more}")
+    assert len(notes) == 1, notes
+    assert notes[0][0].isupper()
+    assert notes[0].endswith(".")
+    return notes[0]
+
+
+def test_a_plain_image_needs_no_note():
+    values, notes = read(LINE)
+    assert notes == []
+    assert values["sampler"] == "dpmpp_2m"
+    assert values["schedule"] == "karras"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("RNG: NV", "on a GPU"),
+        ("ENSD: 31337", ""),  # DPM++ 2M adds no noise
+        ('VAE hash: 735e4c3a44, VAE: "vae-ft-mse-840000.safetensors"', "vae-ft-mse-840000"),
+        ("Module 1: vae-ft-mse", "vae-ft-mse"),  # as Forge writes it
+        ('ControlNet 0: "Module: canny, Model: x"', "ControlNet"),
+        ("Refiner: sd_xl_refiner, Refiner switch at: 0.8", "a refiner"),
+        ('FreeU Stages: "[{}]", FreeU Schedule: "0, 1"', "FreeU"),
+        ("Face restoration: CodeFormer", "face restoration"),
+        ("Emphasis: No norm", "Emphasis"),
+        ("Emphasis: Original", ""),
+        ("NGMS: 0.5", "NGMS"),
+        ("Seed resize from: 448x448", "Seed resize from"),
+        ("Seed resize from: -1x-1", ""),
+        ("Something new: 3, Another: x", "Something new, Another"),
+        ("Denoising strength: 0", ""),
+        ("Denoising strength: 0.7", "img2img.py"),
+        ("Token merging ratio: 0.9", "0.75 is used"),
+        ("Diffusion in Low Bits: Automatic", ""),
+        ('Lora hashes: "a: 1", TI hashes: "b: 2", Version: v1.10.1', ""),
+        ('Hashes: {"model": "cc6cb27103", "embed:x, y: z": "1"}', ""),
+        ('Civitai resources: [{"type":"checkpoint","modelVersionId":1}], Civitai metadata: {}', ""),
+    ],
+)
+def test_every_label_is_obeyed_silent_or_noted(more, said):
+    line = LINE.replace(", RNG: CPU", "") if "RNG" in more else LINE
+    if said:
+        assert said in one_note(more, line)
+    else:
+        assert read(f"{line}, {more}")[1] == []
+
+
+def test_the_webuis_default_noise_is_a_gpus():
+    _, notes = read(LINE.removesuffix(", RNG: CPU"))
+    assert "on a GPU" in notes[0]
+
+
+def test_the_seed_delta_matters_to_ancestral_samplers_only():
+    line = LINE.replace("DPM++ 2M Karras", "Euler a Karras")
+    assert "ENSD" in one_note("ENSD: 31337", line)
+    assert read(f"{line}, ENSD: 0")[1] == []
+
+
+@pytest.mark.parametrize(
+    "label", ["Mask blur: 0", "Init image hash: 1234", "Inpaint area: Only masked", "Operations: img2img"]
+)
+def test_only_signs_of_a_mask_or_an_image_make_it_img2img(label):
+    reading = read_settings(f"x\n{LINE}, Denoising strength: 0.4, {label}")
+    assert "another image" in reading.problems["image"]
+    assert reading.values["strength"] == 0.4
+
+
+def test_our_own_img2img_is_known_by_its_version():
+    text = Settings("x", seed=1, width=64, height=64, strength=0.3).infotext(0, "", "", from_image=True)
+    assert "image" in read_settings(text).problems
+
+
+@pytest.mark.parametrize(
+    ("label", "written", "name", "value"),
+    [
+        ("Steps", "4.0", "steps", 4),
+        ("Clip skip", "2.0", "clip_skip", 2),
+        ("Clip skip", "0", "clip_skip", 1),
+        ("Seed", "18446744073709551615", "seed", MAX_SEED),
+        ("CFG scale", "7", "guidance_scale", 7.0),
+        ("Tiling", "True", "tiling", True),
+        ("Tiling", "False", "tiling", False),
+    ],
+)
+def test_numbers_as_other_programs_write_them(label, written, name, value):
+    settings = dict(part.split(": ") for part in LINE.split(", ")) | {label: written}
+    values, notes = read(", ".join(f"{label}: {value}" for label, value in settings.items()))
+    assert (values[name], notes) == (value, [])
+
+
+def test_a_size_is_cut_as_the_webui_cuts_it():
+    values, notes = read(LINE.replace("512x512", "500x511"))
+    assert (values["width"], values["height"]) == (496, 504)
+    assert "500x511" in notes[0]
+
+
+def test_one_odd_value_does_not_refuse_the_others():
+    line = "Steps: many, Sampler: DPM fast, CFG scale: 700, Seed: x, Size: 99999x64, Clip skip: 2, RNG: CPU"
+    values, notes = read(line)
+    assert values == {"prompt": "a cat", "negative_prompt": "", "clip_skip": 2, "height": 64}
+    assert len(notes) == 6
+    with pytest.raises(UserError, match="DPM fast"):
+        Settings.from_infotext(f"a cat\n{line}")
+
+
+def test_a_missing_sampler_is_said_and_not_refused():
+    values, notes = read("Steps: 20, CFG scale: 7, Seed: 1, Size: 512x512, RNG: CPU")
+    assert "sampler" not in values
+    assert "DDPM" in notes[0]
+    assert Settings(**values).sampler == "ddpm"
+
+
+@pytest.mark.parametrize(
+    ("written", "sampler", "schedule"),
+    [
+        ("Sampler: euler discrete", "euler", "ldm"),  # stable-diffusion.cpp
+        ("Sampler: euler_a karras", "euler_a", "karras"),
+        ("Sampler: dpm++2m karras", "dpmpp_2m", "karras"),
+        ("Sampler: DPM++ 2M, Schedule type: Automatic", "dpmpp_2m", "karras"),
+        ("Sampler: DPM++ 2M SDE, Schedule type: Automatic", "dpmpp_2m_sde", "exponential"),
+        ("Sampler: Euler a, Schedule type: Automatic", "euler_a", "ldm"),
+        ("Sampler: DPM++ 2M, Schedule type: SGM Uniform", "dpmpp_2m", "sgm_uniform"),
+        ("Sampler: dpmpp_2m_sde_gpu, Scheduler: exponential", "dpmpp_2m_sde", "exponential"),
+    ],
+)
+def test_samplers_by_other_programs_names(written, sampler, schedule):
+    values, _ = read(f"Steps: 20, {written}, CFG scale: 7, Seed: 1, Size: 512x512")
+    assert (values["sampler"], values["schedule"]) == (sampler, schedule)
+
+
+@pytest.mark.parametrize(
+    ("more", "scale", "notes"),
+    [
+        ("Hires upscale: 2, Hires upscaler: Latent", 2.0, []),
+        ("Hires resize: 768x768, Hires upscaler: Latent", 1.5, []),
+        ("Hires resize: 1024x0, Hires upscaler: Latent", 2.0, []),
+        ("Hires resize: 768x1024, Hires upscaler: Latent", 2.0, ["Hires resize"]),
+        ("Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+", 2.0, ["Hires upscaler"]),
+        ("Hires upscale: 2, Hires upscaler: Latent, Hires steps: 20", 2.0, []),
+        ("Hires upscale: 2, Hires upscaler: Latent, Hires steps: few", 2.0, ["Hires steps"]),
+        ("Hires upscale: 2, Hires upscaler: Latent, Hires Module 1: Use same choices", 2.0, []),
+        ("Hires upscale: 2, Hires upscaler: Latent, Hires sampler: Euler", 2.0, ["features"]),
+    ],
+)
+def test_the_second_pass(more, scale, notes):
+    reading = read_settings(f"x\n{LINE}, Denoising strength: 0.5, {more}")
+    assert reading.problems == {}
+    assert list(reading.notes) == notes
+    assert (reading.values["hires_scale"], reading.values["hires_strength"]) == (scale, 0.5)
+
+
+def test_the_second_pass_keeps_its_own_number_of_steps():
+    more = "Hires upscale: 2, Hires upscaler: Latent, Hires steps: 5"
+    assert read_settings(f"x\n{LINE}, {more}").values["hires_steps"] == 5
+
+
+def test_every_size_of_a_second_pass_is_reached():
+    for width in range(64, 512, 24):
+        for target in range(width + 8, width * 3, 56):
+            line = LINE.replace("512x512", f"{width}x{width}") + f", Hires resize: {target}x{target}"
+            settings = Settings(**read(line)[0])
+            assert settings.hires_size == (target // 8 * 8, target // 8 * 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "first", "expected"),
+    [
+        ("1024x1024", "512x512", (512, 512, 2.0)),
+        ("1024x1024", "0x0", (512, 512, 2.0)),
+        ("512x512", "0x0", (512, 512, 1.0)),
+        # sqrt(512^2 / (768 * 1536)) = 0.4714; times the sides, up to 64s: 384 and 768
+        ("768x1536", "0x0", (384, 768, 2.0)),
+    ],
+)
+def test_the_first_webuis_second_pass(size, first, expected):
+    line = LINE.replace("512x512", size)
+    reading = read_settings(f"x\n{line}, Denoising strength: 0.7, First pass size: {first}")
+    settings = Settings(**reading.values)
+    assert (settings.width, settings.height, settings.hires_scale) == expected
+    assert reading.problems == {}
+
+
+def test_two_settings_that_do_not_go_together():
+    values, notes = read(f"{LINE}, Guidance start: 0.8, Guidance end: 0.2")
+    assert not {"guidance_start", "guidance_end"} & values.keys()
+    assert "before it starts" in notes[0]
+
+
+def test_from_python_what_is_not_honored_is_a_warning():
+    with pytest.warns(UserWarning, match="on a GPU"):
+        Settings.from_infotext(f"x\n{LINE.removesuffix(', RNG: CPU')}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Settings.from_infotext(f"x\n{LINE}")
+
+
+@pytest.mark.parametrize("text", ["", "only a prompt", "Prompt: x, y: z, w: v"])
+def test_a_text_without_settings_is_refused(text):
+    with pytest.raises(UserError, match="no settings"):
+        settings_from_infotext(text)
+
+
+def test_whatever_stands_there_nothing_is_raised():
+    chance = random.Random(0)
+    labels = [*HONORED, *FEATURES, "Steps", "Size", "First pass size"]
+    values = ["", "x", "-1", "0", "1e999", "nan", "9" * 400, "0x0", "3x4", "²", "1.", ".", "Karras", '"a, b"', "٣"]
+    for _ in range(500):
+        parts = [f"{chance.choice(labels)}: {chance.choice(values)}" for _ in range(8)]
+        settings_from_infotext("x\n" + ", ".join(["Steps: 1", *parts]))
+
+
+def test_templates_below_the_settings_do_not_hide_them():
+    below = "Template: a {red|blue} cat, x: y, z: w, q: r\nNegative Template: x, y"
+    text = f"a red cat\nNegative prompt: x\n{LINE}\n{below}"
+    found = parse_infotext(text)
+    assert (found["Prompt"], found["Negative prompt"], found["Steps"]) == ("a red cat", "x", "20")
+    assert found["Template"] == "a {red|blue} cat, x: y, z: w, q: r"
+    assert found["Negative Template"] == "x, y"
+    assert settings_from_infotext(text)[1] == []
+
+
+def test_a_template_of_several_lines_and_windows_line_ends():
+    found = parse_infotext(f"a\r\nb\r\n{LINE}\r\nTemplate: c\r\nd")
+    assert (found["Prompt"], found["RNG"], found["Template"]) == ("a\nb", "CPU", "c\nd")
+
+
+def test_prompts_that_look_like_settings_stay_prompts():
+    chance = random.Random(1)
+    pieces = [
+        "Steps: 20",
+        "Sampler: Euler",
+        "Seed: 1",
+        "Negative prompts: no",
+        "a cat",
+        "x: y",
+        '"',
+        ",",
+        "\n",
+        " ",
+        "Template: q",
+    ]
+    for _ in range(300):
+        prompt = "".join(chance.choice(pieces) for _ in range(chance.randrange(1, 12))).strip()
+        settings = {"Steps": 3, "Sampler": "Euler", "CFG scale": 7.0, "Seed": 4}
+        found = parse_infotext(write_infotext(prompt, "", settings))
+        assert found["Prompt"] == prompt
+        assert found["Seed"] == "4"
+
+
+def test_a_hostile_number_takes_no_time():
+    assert "seed" in read_fields(parse_infotext("x\nSteps: 1, Seed: " + "9" * 100_000 + ", Size: 8x8")).problems

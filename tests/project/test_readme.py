@@ -1,0 +1,131 @@
+"""The README as a test: what it says to type works, in its order, for somebody who has just cloned the project."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+
+import pytest
+import readme_commands as readme
+from chat_server import GOOD, ChatServer, says
+
+from sd.pipeline.infotext import parse_infotext, read_infotext
+
+COMMANDS = readme.commands()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    if not shutil.which("git") or not shutil.which("make"):
+        pytest.skip("git or make is not installed")
+    folder = tmp_path_factory.mktemp("clone")
+    readme.copy_project(folder)
+    readme.add_what_a_user_has(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat():
+    with ChatServer(says(GOOD)) as server:
+        yield server.url
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=[f"{i:02}" for i in range(len(COMMANDS))])
+def test_each_command_works_after_those_before_it(project, chat, command):
+    for pattern, why in readme.SKIPPED.items():
+        if re.search(pattern, command):
+            pytest.skip(f"README: {why}")
+    port = free_port()
+    command = readme.changed(command, port=port, chat=chat)
+    print(command)
+    if command.startswith("make app"):
+        readme.serve(command, project, port)
+    else:
+        readme.run(command, project)
+
+
+@pytest.mark.slow
+def test_what_was_trained_on_the_way_is_not_what_later_commands_draw_with(project):
+    """The bundled model draws, but where the README names another, also after `train_dreambooth.py`."""
+    drawn = [read_infotext(path) for path in sorted((project / "outputs").glob("[0-9]*.png"))]
+    if not drawn:
+        pytest.skip("the commands were not run")
+    models = [parse_infotext(text)["Model"] for text in drawn]
+    assert set(models) <= {"emoji", "v1-5-pruned-emaonly"}
+    assert models.count("v1-5-pruned-emaonly") == 1
+
+
+def test_a_command_that_fails_is_noticed(tmp_path):
+    with pytest.raises(AssertionError, match="ended with 2"):
+        readme.run(f"python {readme.ROOT}/scripts/txt2img.py", tmp_path)
+    server = subprocess.Popen(["bash", "-c", "exit 3"])
+    server.wait()
+    with pytest.raises(AssertionError, match="ended with 3"):
+        readme.wait_for(server, "http://127.0.0.1:9/")
+
+
+def test_all_commands_are_found():
+    fenced = readme.blocks()[1][1].splitlines()  # the first block; a caption above it names a command too
+    assert fenced == ['make txt2img PROMPT="a red apple"', "make test"]
+    assert {language for language, _ in readme.blocks()} == {"", "python", "inline"}
+    for script in (
+        "txt2img",
+        "img2img",
+        "inpaint",
+        "download",
+        "convert",
+        "train_ti",
+        "train_lora",
+        "train_dreambooth",
+    ):
+        assert any(f"scripts/{script}.py" in command for command in COMMANDS), script
+    assert not any("#" in command for command in COMMANDS if not command.startswith("python -c"))
+
+
+def test_no_substitute_is_left_over():
+    for pattern in [*readme.SKIPPED, *(pattern for pattern, _, _ in readme.CHANGES)]:
+        assert any(re.search(pattern, command) for command in COMMANDS), pattern
+
+
+def test_every_file_that_it_links_to_is_there():
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", readme.README)
+    assert "docs/http-api.md" in links
+    for link in links:
+        assert (readme.ROOT / link).exists(), link
+
+
+def test_the_oldest_python_is_the_same_everywhere():
+    makefile, project = ((readme.ROOT / name).read_text() for name in ("Makefile", "pyproject.toml"))
+    (oldest,) = re.findall(r"^OLDEST := (.+)$", makefile, re.MULTILINE)
+    assert f"Python {oldest} or later" in readme.README
+    assert f'requires-python = ">={oldest}"' in project
+    assert f'target-version = "py{oldest.replace(".", "")}"' in project
+
+
+def test_lint_sees_what_the_oldest_python_has_not(tmp_path):
+    vermin = pytest.importorskip("vermin", reason="vermin is not installed: make test installs it")
+    path = tmp_path / "new.py"
+    path.write_text("from typing import Self\n")
+    assert vermin.detect(path.read_text())[1] == (3, 11)
+
+
+def test_a_python_that_is_too_old_is_named(tmp_path):
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(readme.ROOT / name, tmp_path)
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    environ = {name: value for name, value in os.environ.items() if name not in ("VENV", "MAKEFLAGS", "PYTHON")}
+    for python in (old, "no-such-python"):
+        command = ["make", "txt2img", f"PYTHON={python}"]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert f"Python 3.10 or later is needed, and {python} is older or missing" in done.stderr
+        assert not (tmp_path / ".venv").exists()

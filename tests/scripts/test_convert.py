@@ -1,0 +1,74 @@
+"""scripts/convert.py as a person runs it: each kind into each other, and what it says."""
+
+import itertools
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from make_full_checkpoint import SMALL, lightning_checkpoint, random_weights
+
+from sd.checkpoints.checkpoint import load_models
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert.py"
+
+
+def convert(*arguments, cwd):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def weights(path):
+    *networks, _ = load_models(path)
+    return [tensor for network in networks for tensor in network.state_dict().values()]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.ckpt"
+    torch.save(lightning_checkpoint(random_weights(SMALL)), path)
+    return path
+
+
+def test_a_journey_through_all_kinds_and_back(tmp_path, source, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    journey = [str(source), "a.safetensors", "b", "c.ckpt", "d", "e.safetensors", "f.ckpt"]
+    for before, after in itertools.pairwise(journey):
+        monkeypatch.setattr(sys, "argv", ["convert.py", before, after])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        assert f"written  {after}" in capsys.readouterr().out
+        for found, expected in zip(weights(tmp_path / after), weights(source), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_what_it_says(tmp_path, source):
+    done = convert(source, "out.safetensors", "--dtype", "fp16", cwd=tmp_path)
+    for said in [
+        f"read     {source}: ckpt",
+        "parameters, float16",
+        "model_channels 32, channel_mult [1, 2], num_res_blocks 1",
+        "ignored  betas, alphas_cumprod,",
+        "position_ids",
+        "written  out.safetensors: safetensors,",
+        "seconds",
+    ]:
+        assert said in done.stdout
+    assert done.stderr == ""
+    for found, expected in zip(weights(tmp_path / "out.safetensors"), weights(source), strict=True):
+        assert torch.equal(found, expected.half())
+
+
+def test_what_it_refuses(tmp_path, source):
+    (tmp_path / "page.ckpt").write_text("<html>404</html>")
+    for arguments, sentence in [
+        (["nothing.ckpt", "out.ckpt"], "there is no file nothing.ckpt"),
+        (["page.ckpt", "out.ckpt"], "is a web page"),
+        ([source, "page.ckpt/out.ckpt"], "could not be written"),
+        ([source, "."], "other things in it"),
+    ]:
+        done = convert(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["page.ckpt"]

@@ -1,0 +1,24 @@
+"""What a run of teaching needs before its first step."""
+
+import pytest
+import torch
+
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.training.finetune import setup as preparing
+from sd.training.finetune.setup import load_to_teach
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "dtype"),
+    [
+        ("lora", None, torch.float16),
+        ("lora", "fp32", torch.float32),
+        ("ti", "bf16", torch.bfloat16),
+        ("dreambooth", None, torch.float32),
+        ("dreambooth", "fp16", torch.float32),  # the precision of its steps alone
+    ],
+)
+def test_frozen_networks_may_be_in_half_precision(monkeypatch, method, precision, dtype):
+    monkeypatch.setattr(preparing, "best_precision", lambda device: "fp16")
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", lambda path, device, dtype, vae: dtype)
+    assert load_to_teach(method, device="cpu", precision=precision) == dtype

@@ -1,0 +1,74 @@
+"""The decoder's opponent: what it sees, whose gradients go where, and that it learns to tell a blur."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sd.training.pretrain.discriminator import PatchDiscriminator, Rivals
+from sd.vae import AutoencoderKL
+
+
+@pytest.fixture
+def rivals():
+    torch.manual_seed(0)
+    return Rivals(AutoencoderKL(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1))
+
+
+def test_a_patch_is_26_pixels_and_knows_the_latent_above_it():
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(width=8)
+    images, latent = torch.randn(1, 3, 64, 64, requires_grad=True), torch.randn(1, 4, 8, 8, requires_grad=True)
+    judged = discriminator(images, latent)[-1]
+    assert judged.shape == (1, 1, 16, 16)
+    judged[0, 0, 8, 8].backward()
+    # It sees 5 x 5 places of 4 pixels, which here lie in 3 x 3 cells of 8, and each cell with those around it.
+    for tensor, extent in ((images, 26), (latent, 5)):
+        touched = tensor.grad[0].abs().amax(dim=0) > 0
+        assert touched.any(dim=0).sum() == extent
+        assert touched.any(dim=1).sum() == extent
+
+
+def test_losses_are_the_written_out_ones(rivals):
+    drawn, images, latent = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 4)
+    real, matched, opponent = rivals.losses(drawn, images, latent)
+    *ours, fooled = rivals.discriminator(drawn, latent)
+    *theirs, right = rivals.discriminator(images, latent)
+    assert real.item() == pytest.approx(-fooled.mean().item(), rel=1e-5)
+    wanted = sum((a - b).abs().mean().item() for a, b in zip(ours, theirs))
+    assert matched.item() == pytest.approx(wanted, rel=1e-5)
+    hinge = (1 - right).clamp(min=0).mean() + (1 + fooled).clamp(min=0).mean()
+    assert opponent.item() == pytest.approx(hinge.item(), rel=1e-5)
+    assert rivals.losses(images, images, latent)[1] == 0  # a perfect picture is seen as the picture is
+
+
+def test_no_gradient_of_ones_loss_reaches_the_other(rivals):
+    latent, images = torch.randn(1, 4, 4, 4), torch.randn(1, 3, 32, 32)
+    real, matched, opponent = rivals.losses(rivals.vae.decode(latent), images, latent)
+    for loss, learns, stays in (
+        (real + matched, rivals.vae.decoder, rivals.discriminator),
+        (opponent, rivals.discriminator, rivals.vae),
+    ):
+        rivals.zero_grad()
+        loss.backward(retain_graph=True)
+        assert all(parameter.grad is not None for parameter in learns.parameters())
+        assert all(parameter.grad is None for parameter in stays.parameters())
+
+
+def test_it_learns_to_tell_a_blur_from_a_drawing(rivals):
+    optimizer = torch.optim.AdamW(rivals.discriminator.parameters(), 2e-3, betas=(0.5, 0.99))
+    latent = torch.zeros(4, 4, 4, 4)
+
+    def pair():
+        edges = (torch.rand(4, 1, 1, 32) > 0.5).float() * 2 - 1  # stripes, each of its own
+        sharp = edges.expand(4, 3, 32, 32)
+        return F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1), mode="replicate"), 3, stride=1), sharp
+
+    for _ in range(30):
+        blurred, sharp = pair()
+        optimizer.zero_grad()
+        rivals.losses(blurred, sharp, latent)[2].backward()
+        optimizer.step()
+    blurred, sharp = pair()
+    for_a_blur = rivals.losses(blurred, sharp, latent)[0]
+    for_a_drawing = rivals.losses(sharp, sharp, latent)[0]
+    assert for_a_blur > for_a_drawing + 0.5  # the hinge asks for 2 in the end

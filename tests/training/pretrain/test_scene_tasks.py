@@ -1,0 +1,121 @@
+"""The six tasks: prompts are held out and fixed, the detector finds objects, and the judge judges right."""
+
+import pytest
+import torch
+from conftest import ROOT
+from scene_data import make_cutouts
+
+from sd.training.pretrain.scenes.colors import COLORS
+from sd.training.pretrain.scenes.detector import STRIDE, Detection, Detector, detection_loss, load_detector, targets
+from sd.training.pretrain.scenes.evaluation import table
+from sd.training.pretrain.scenes.grammar import Grammar
+from sd.training.pretrain.scenes.render import render_batch
+from sd.training.pretrain.scenes.tasks import TASKS, draw_task_scenes, is_right, mean_score, score, task_scenes
+from sd.training.pretrain.scenes.wording import Content
+from sd.utils.errors import UserError
+
+DATA = ROOT / "data" / "emoji"
+prepared = pytest.mark.skipif(not (DATA / "cutouts.jsonl").exists(), reason="the cut-outs are not prepared")
+
+
+@pytest.fixture(scope="module")
+def cutouts(tmp_path_factory):
+    return make_cutouts(tmp_path_factory.mktemp("cutouts"))
+
+
+def found(*objects):
+    """Detections from (name, color, x, y)."""
+    return [Detection(*each, score=1.0) for each in objects]
+
+
+def test_an_image_is_right_where_the_objects_are_what_the_prompt_says():
+    cat, dog, far = ("cat", "red", 20, 60), ("dog", "blue", 100, 60), ("cat", "red", 100, 110)
+
+    def right(kind, names, seen, **content):
+        return is_right(Content(kind, "noto emoji", names, **content), found(*seen))
+
+    assert right("single", ("cat",), [cat])
+    assert not right("single", ("cat",), [dog])
+    assert right("pair", ("cat", "dog"), [dog, cat], colors=(None, None))
+    assert not right("pair", ("cat", "dog"), [cat, far], colors=(None, None))
+    assert right("counted", ("cat",), [cat, far], count=2)
+    assert not right("counted", ("cat",), [cat, far], count=3)
+    assert not right("counted", ("cat",), [cat, far, cat], count=2)
+    assert right("recolored", ("cat",), [cat], colors=("red",))
+    assert not right("recolored", ("cat",), [cat], colors=("blue",))
+    assert right("placed", ("cat", "dog"), [cat, dog], colors=(None, None), relation="left")
+    assert not right("placed", ("cat", "dog"), [cat, dog], colors=(None, None), relation="right")
+    assert not right("placed", ("cat", "dog"), [cat, dog], colors=(None, None), relation="above")
+    assert right("colored_pair", ("cat", "dog"), [cat, dog], colors=("red", "blue"))
+    assert not right("colored_pair", ("cat", "dog"), [cat, dog], colors=("blue", "red"))
+
+
+def test_intervals_are_wilsons():
+    half, none = score([True, False] * 5), score([False] * 10)
+    assert (half.value, half.count) == (0.5, 10)
+    assert (half.low, half.high) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # the published example's four digits
+    assert (none.low, none.high) == pytest.approx((0, 0.2775), abs=1e-4)
+    mean = mean_score([half, half])
+    assert mean.value == 0.5
+    assert mean.high - mean.low == pytest.approx((half.high - half.low) / 2**0.5)  # two independent tasks
+    assert "0.50 [0.24, 0.76]" in table({"real": {"counting": half}})
+
+
+@pytest.mark.parametrize("kind", ["pair", "counted", "recolored", "placed", "colored_pair"])
+def test_prompts_are_fixed_held_out_and_each_another(cutouts, kind):
+    grammar = Grammar(cutouts, held_out=True, shares={kind: 1})
+    scenes = draw_task_scenes(grammar, kind, 3)
+    assert scenes == draw_task_scenes(grammar, kind, 3)
+    assert len({scene.caption for scene in scenes}) == len(scenes) > 0
+    for scene in scenes:
+        assert scene.content.is_held_out
+        assert scene.content.background.kind == "white"
+        assert "emoji" not in scene.caption
+
+
+def test_centers_are_marked_in_their_cells_with_their_names_and_colors(cutouts):
+    detector, scene = Detector(width=16), Grammar(cutouts, shares={"colored_pair": 1}).scene(1)
+    heat, cells, labels = targets([scene], detector, cutouts, 16)
+    assert (heat == 1).sum() == 2
+    for (_, y, x), (name, color), placed, said in zip(
+        cells.tolist(), labels.tolist(), scene.objects, scene.content.colors
+    ):
+        assert abs(STRIDE * (x + 0.5) - placed.center[0]) <= STRIDE / 2
+        assert abs(STRIDE * (y + 0.5) - placed.center[1]) <= STRIDE / 2
+        assert heat[0, y, x] == 1
+        assert (detector.names[name], detector.colors[color]) == (placed.name, said)
+
+
+def test_the_detector_learns_scenes_by_heart_and_finds_their_objects(cutouts):
+    torch.manual_seed(0)
+    detector, grammar = Detector(width=32), Grammar(cutouts, shares={"counted": 1, "colored_pair": 1, "placed": 1})
+    scenes = [grammar.scene(seed) for seed in range(6)]
+    images = render_batch(scenes, cutouts)
+    wanted = targets(scenes, detector, cutouts, 16)
+    optimizer = torch.optim.AdamW(detector.parameters(), 3e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        detection_loss(detector, images, *wanted).backward()
+        optimizer.step()
+    judged = [is_right(scene.content, each) for scene, each in zip(scenes, detector.eval().detect(images))]
+    assert sum(judged) >= 5
+
+
+def test_nothing_is_found_on_white_by_an_untrained_detector():
+    assert Detector(width=16).detect(torch.ones(2, 3, 128, 128)) == [[], []]
+
+
+def test_without_a_detector_one_sentence_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match=r"train_scenes\.py detector"):
+        load_detector(tmp_path)
+
+
+@prepared
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_has_a_hundred_prompts(task):
+    scenes = task_scenes(task, DATA, 100)
+    assert len(scenes) == 100
+    if task != "single object":
+        assert all(scene.content.is_held_out for scene in scenes)
+    if task in ("colors", "color attribution"):
+        assert {color for scene in scenes for color in scene.content.colors} <= set(COLORS)

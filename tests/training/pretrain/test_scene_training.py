@@ -1,0 +1,184 @@
+"""Training on scenes, with tiny networks on plain shapes: each stage runs, resumes, and learns what it is for."""
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from scene_data import make_cutouts
+
+from sd.checkpoints.checkpoint import load_models
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.tokenizer import Tokenizer
+from sd.training.loop import Settings, keep
+from sd.training.pretrain import pipeline, scene_text, scene_unet, scene_vae
+from sd.training.pretrain.scene_latents import SceneLatents, make_latents
+from sd.training.pretrain.scene_text import SceneReader, TextLearner, answers, measure_text, read_contents
+from sd.training.pretrain.scenes.grammar import Grammar
+from sd.training.pretrain.scenes.stream import SceneStream
+from sd.training.pretrain.scenes.wording import Content
+from sd.training.pretrain.train_clip import new_clip
+from sd.training.pretrain.train_unet import new_unet
+from sd.utils.errors import UserError
+from sd.vae import LATENT_SCALE, AutoencoderKL
+
+TINY = dict(batch=2, precision="fp32", warmup=1, save_minutes=9.0, ema=0.5)
+SHIPPED = ROOT / "weights" / "emoji.safetensors"
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    return SceneStream(make_cutouts(tmp_path_factory.mktemp("cutouts")))
+
+
+def tiny_clip():
+    torch.manual_seed(0)
+    vision = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "heads": 2}
+    return new_clip({"width": 32, "layers": 2, "heads": 2}, vision, 16)
+
+
+def tiny_vae():
+    torch.manual_seed(0)
+    return AutoencoderKL(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
+
+
+def steps(count, **changes):
+    return Settings(steps=count, **(TINY | changes))
+
+
+def test_two_wordings_of_one_fact_have_the_same_answers():
+    left = Content("placed", "noto emoji", ("tree", "cat"), (None, None), relation="left")
+    right = Content("placed", "noto emoji", ("cat", "tree"), (None, None), relation="right")
+    assert answers(left) == answers(right)
+    assert (answers(left)["name1"], answers(left)["axis"]) == ("tree", "left")
+    other = Content("placed", "noto emoji", ("cat", "tree"), (None, None), relation="left")
+    assert answers(other)["name1"] == "cat"
+    pair = Content("colored_pair", "noto emoji", ("tree", "cat"), ("red", "blue"))
+    assert [answers(pair)[slot] for slot in ("name1", "color1", "name2", "color2")] == ["cat", "blue", "tree", "red"]
+
+
+def test_the_text_tower_learns_to_say_what_a_caption_says(stream):
+    learner, tokenizer = TextLearner(tiny_clip()), Tokenizer()
+    contents, captions = read_contents(stream.grammar, list(range(64)))
+    tokens = scene_text.tokens_of(tokenizer, captions)
+    optimizer = torch.optim.AdamW(learner.parameters(), 1e-2)
+    losses = []
+    for _ in range(40):
+        loss = learner.reader.loss(learner.clip.text_model(tokens), contents)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.3 * losses[0]
+    figures = measure_text(learner, Grammar(stream.cutouts), tokenizer, count=40)
+    assert figures["count"] > 0.8  # three of four captions have one object: chance is below that
+    assert set(figures) == {*SceneReader(32).questions, "all"}
+
+
+def test_clip_trains_and_resumes(stream, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scene_text, "CAPTIONS", 8)
+    scene_text.train_scene_text(tiny_clip(), tmp_path, stream, steps(2))
+    again = scene_text.train_scene_text(tiny_clip(), tmp_path, stream, steps(3), teacher=tiny_clip())
+    kept = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(kept["text_model.final_layer_norm.weight"], again.text_model.final_layer_norm.weight)
+    lines = (tmp_path / "figures.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["2", "3"]
+    assert "twins" in capsys.readouterr().out
+
+
+def test_staying_near_the_first_clip_is_measured_and_can_be_learned(stream):
+    teacher, clip, tokenizer = tiny_clip().requires_grad_(False), tiny_clip(), Tokenizer()
+    images, captions = stream.images(torch.arange(2))[0], ["a cat, noto emoji", "a red apple"]
+    assert scene_text.forgetting(clip, teacher, images, captions, tokenizer).item() == 0
+    with torch.no_grad():
+        clip.text_model.final_layer_norm.weight *= 1.5
+    moved = scene_text.forgetting(clip, teacher, images[:0], captions, tokenizer)
+    # The states are 1.5 times as long, their bias being 0; texts' vectors have unit length and do not move.
+    assert moved.item() == pytest.approx(0.25, rel=1e-4)
+    moved.backward()
+    assert clip.text_model.final_layer_norm.weight.grad.sum() > 0
+
+
+def test_a_twin_stands_beside_each_scene(stream):
+    scenes = scene_text.twin_scenes(stream, torch.arange(6))
+    assert len(scenes) == 12
+    assert all(a.caption != b.caption for a, b in zip(scenes[::2], scenes[1::2]))
+
+
+def test_the_autoencoder_trains_on_scenes_and_is_kept_standardized(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_vae, "MEASURED", 4)
+    scene_vae.train_scene_vae(tiny_vae(), tmp_path, stream, steps(2))
+    vae = tiny_vae()
+    vae.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    latents = scene_vae.encode_images(vae, stream.images(scene_vae.fixed_sample(4))[0]) * LATENT_SCALE
+    # Of the very scenes that the mean and spread were measured on; fp32 sums of 1,024 numbers.
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    assert (tmp_path / "psnr.tsv").read_text().startswith("2\t")
+
+
+def test_latents_are_made_once_and_more_can_be_added(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr("sd.training.pretrain.scene_latents.SHARD", 3)
+    vae = tiny_vae()
+    assert make_latents(vae, stream, tmp_path, 3, say=lambda _: None) == 3
+    assert make_latents(vae, stream, tmp_path, 6, say=lambda _: None) == 3
+    data = SceneLatents(tmp_path)
+    images, captions = stream.images(torch.arange(6))
+    expected = scene_vae.encode_images(vae, images) * LATENT_SCALE
+    torch.testing.assert_close(data.latents.float(), expected, atol=0.02, rtol=0.01)  # bfloat16 keeps 8 bits
+    assert [texts[0] for texts in data.captions] == captions
+    with pytest.raises(UserError, match="latents"):
+        SceneLatents(tmp_path / "none")
+
+
+def test_the_unet_trains_with_and_without_its_text_tower(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_unet, "SHEET", ("a cat", "two cats"))
+    vae, text = tiny_vae(), tiny_clip().text_model
+    make_latents(vae, stream, tmp_path / "latents", 4, say=lambda _: None)
+    data = SceneLatents(tmp_path / "latents")
+    sizes = {"model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_levels": [0, 1]}
+    before = text.final_layer_norm.weight.clone()
+    for share in (0, 0.1):
+        unet, run = new_unet(sizes | {"context_dim": 32, "num_heads": 2}), tmp_path / str(share)
+        scene_unet.train_scene_unet(unet, text, vae, run, data, steps(2, shares={"text": share}))
+        changed = load_file(run / "text" / "model.safetensors")["final_layer_norm.weight"]
+        assert torch.equal(changed, before) == (share == 0)
+        assert load_file(run / "unet" / "model.safetensors")["out.2.weight"].abs().sum() > 0
+        assert (run / "sheet-00000004.png").exists()
+
+
+def test_captions_are_left_out_as_often_as_agreed(stream, tmp_path):
+    make_latents(tiny_vae(), stream, tmp_path, 4, say=lambda _: None)
+    data = SceneLatents(tmp_path)
+    drawn = scene_unet.draw_captions(data, torch.arange(4).repeat(500), torch.Generator().manual_seed(0))
+    assert sum(caption == "" for caption in drawn) / 2000 == pytest.approx(0.1, abs=0.02)  # three standard errors
+    assert sum(caption in ("noto emoji", "fluent emoji") for caption in drawn) / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+def test_attention_at_16_by_16_is_added_without_changing_the_shipped_unet():
+    shipped = load_models(SHIPPED, dtype=torch.float32)[2]
+    wider = scene_unet.widened_unet(shipped.state_dict()).eval()
+    x, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 192)
+    t = torch.tensor([500])
+    with torch.no_grad():
+        # The new blocks add exact zeros; sums in another order may round differently.
+        torch.testing.assert_close(wider(x, t, context), shipped(x, t, context), atol=1e-5, rtol=1e-5)
+    assert sum(p.numel() for p in wider.parameters()) > sum(p.numel() for p in shipped.parameters())
+    with pytest.raises(ValueError, match="another U-Net"):
+        scene_unet.widened_unet({"input_blocks.9.9.weight": x})
+
+
+def test_an_exported_model_loads_and_generates(tmp_path):
+    runs = tmp_path / "runs"
+    pipeline.start_from_shipped(ROOT / "weights", runs)
+    text, _, unet, _ = load_models(SHIPPED, dtype=torch.float32)
+    for name, network in (("unet", scene_unet.widened_unet(unet.state_dict())), ("text", text)):
+        (runs / "unet" / name).mkdir(parents=True)
+        keep(network, runs / "unet" / name)
+    model, scorer = pipeline.export_scenes(runs, tmp_path / "scenes.safetensors")
+    assert scorer.exists()
+    made, shipped = (
+        StableDiffusion.from_pretrained(path)("a star", seed=0, steps=2).images[0] for path in (model, SHIPPED)
+    )
+    assert made.size == (128, 128)
+    difference = torch.tensor(list(made.getdata())) - torch.tensor(list(shipped.getdata()))
+    assert difference.abs().max() <= 3  # the untrained blocks add nothing; fp16 weights are rounded the same

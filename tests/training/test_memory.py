@@ -1,0 +1,66 @@
+"""One step at v1-5's size, 512 x 512, in a process of its own: what it takes of memory, at its peak."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+STEP = textwrap.dedent("""
+    import sys
+    import torch
+    from benchmarks.runner import most_resident
+    from sd.clip import CLIPTextModel
+    from sd.optimization.registry import TRAINABLE
+    from sd.pipeline.stable_diffusion import StableDiffusion
+    from sd.tokenizer import Tokenizer
+    from sd.training.finetune.gradient_checkpointing import forget_more
+    from sd.training.loop import Learner
+    from sd.training.finetune.methods import METHODS
+    from sd.training.loss import eps_errors, snr_weights
+    from sd.training.finetune.setup import loop_settings
+    from sd.training.finetune.recipes import recipe_for
+    from sd.unet import UNetModel
+    from sd.vae import AutoencoderKL
+
+    def made(network):
+        with torch.device("meta"):
+            network = network()
+        network = network.to(torch.bfloat16).to_empty(device="cpu")
+        for parameter in network.parameters():
+            parameter.detach().uniform_(-0.01, 0.01)
+        return network
+
+    method, recomputed = sys.argv[1], sys.argv[2] == "recomputed"
+    pipe = StableDiffusion(Tokenizer(), made(CLIPTextModel), made(AutoencoderKL), made(UNetModel))
+    pipe.optimizations = TRAINABLE
+    pipe.optimize()
+    recipe = recipe_for(method, pipe, "zebrafish-7")
+    learner = METHODS[method](pipe, "zebrafish-7", recipe)
+    if recomputed:
+        forget_more(pipe.unet)
+    x0, noise = torch.randn(2, 1, 4, 64, 64).unbind(0)
+
+    def loss(model, indices, generators):
+        context = learner.contexts(["a photo of zebrafish-7"])
+        return eps_errors(pipe.unet, x0, noise, torch.tensor([500]), context, snr_weights()).mean()
+
+    settings = loop_settings(recipe, method, pipe, 1)
+    assert Learner(learner.module, loss, settings, 0, 1).step(0, torch.tensor([0]))[1] == ""
+    print(most_resident() / 1e9)
+""")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="the figures are for bf16")
+@pytest.mark.parametrize(
+    ("method", "how", "most"), [("lora", "plain", 4.0), ("lora", "recomputed", 3.0), ("ti", "plain", 5.0)]
+)
+def test_a_full_size_step_fits(method, how, most):
+    """Bounds in GB: what the requirements allow."""
+    done = subprocess.run([sys.executable, "-c", STEP, method, how], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < most

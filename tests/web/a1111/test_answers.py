@@ -1,0 +1,242 @@
+"""What the webui's clients find in answers: the keys of typed clients, no path of this machine, unfinished images."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+from conftest import fresh_copy
+from PIL import Image
+from web_client import Web, base64_of, opened
+
+from sd.pipeline.infotext import parse_infotext
+from sd.samplers import SAMPLERS
+from sd.web.jobs.job import Interrupted
+
+SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
+STATE = {"skipped", "interrupted", "stopping_generation", "job", "job_count", "job_timestamp", "job_no"}
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory, made_once):
+    web = Web(tmp_path_factory.mktemp("web"), fresh_copy(made_once[4]))
+    yield web
+    web.jobs.close()
+
+
+def post(web, path, **body):
+    answer = web.client.post(f"/sdapi/v1/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(web, **body):
+    answer = web.client.post("/sdapi/v1/txt2img", json=SMALL | body)
+    assert answer.status_code == 422, answer.text
+    return answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "kind"),
+    [
+        ("/sdapi/v1/txt2img", SMALL | {"sampler_name": "Restart"}, 422, "UserError"),
+        ("/sdapi/v1/txt2img", SMALL | {"steps": "many"}, 422, "RequestValidationError"),
+        ("/sdapi/v1/interrogate", {}, 404, "Missing"),
+        ("/no/such/address", {}, 404, "HTTPException"),
+        ("/jobs", {"prompt": "x", "steps": 0}, 422, "UserError"),
+    ],
+)
+def test_an_error_has_the_webuis_four_keys_and_one_line_on_the_console(web, path, body, status, kind, capsys):
+    answer = web.client.post(path, json=body)
+    assert answer.status_code == status
+    assert answer.json().keys() == {"error", "detail", "body", "errors"}
+    assert answer.json()["error"] == kind
+    assert answer.json()["detail"] == answer.json()["errors"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"testclient POST {path} refused ({status}): {answer.json()['detail']}"]
+
+
+def test_a_refusal_by_the_guard_has_them_too(web, capsys):
+    answer = web.client.get("/sdapi/v1/samplers", headers={"Host": "evil.example"})
+    assert answer.json().keys() == {"error", "detail", "body", "errors"}
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_request_writes_two_lines_or_moves_the_cursor(web, capsys):
+    web.client.get("/x%0aforged%1b[2J")
+    refused(web, sampler_name="a\nforged line\x1b[2J")
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 2
+    assert "\x1b" not in printed
+
+
+def test_progress_has_the_webuis_keys_and_no_other(web):
+    answer = web.client.get("/sdapi/v1/progress").json()
+    assert answer.keys() == {"progress", "eta_relative", "state", "current_image", "textinfo"}
+    assert answer["state"].keys() == STATE | {"sampling_step", "sampling_steps"}
+
+
+def test_no_answer_holds_a_path_of_this_machine(web, tmp_path, photo):
+    """Whatever is asked for or refused."""
+    paths = web.client.get("/openapi.json").json()["paths"]
+    answers = [web.client.get(path) for path, ways in paths.items() if "get" in ways and "{" not in path]
+    answers += [web.client.post(path, json={}) for path, ways in paths.items() if "post" in ways and "{" not in path]
+    bodies = [{"override_settings": {"sd_model_checkpoint": name}} for name in ("none", "../x", "/etc/passwd")]
+    bodies += [{"prompt": "<lora:none:1>"}, {"sampler_name": "x"}, {}, {"width": 3}, {"styles": ["none"]}]
+    answers += [web.client.post("/sdapi/v1/txt2img", json=SMALL | body) for body in bodies]
+    answers += [web.client.get("/jobs"), web.client.get("/sdapi/v1/cmd-flags"), web.client.get("/sdapi/v1/nothing")]
+    answers.append(web.client.get(f"/jobs/{web.client.get('/jobs').json()[0]['id']}"))
+    root = str(web.jobs.folder.parent)
+    for answer in answers:
+        assert root not in answer.text, answer.url
+        assert "/home/" not in answer.text, answer.url
+        assert "/root/" not in answer.text, answer.url
+        assert str(web.models.folders["checkpoint"]) not in answer.text, answer.url
+
+
+@pytest.mark.parametrize(
+    "path",
+    """memory sd-vae sd-models samplers schedulers upscalers latent-upscale-modes loras embeddings prompt-styles scripts
+    script-info cmd-flags hypernetworks face-restorers realesrgan-models extensions options progress""".split(),
+)
+def test_what_clients_ask_at_first_is_answered(web, path):
+    assert web.client.get(f"/sdapi/v1/{path}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    "/internal/ping /internal/sysinfo /app_id /queue/status /login_check /user /token /docs /openapi.json".split(),
+)
+def test_what_clients_ask_to_see_whether_a_webui_answers(web, path):
+    assert web.client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", "unload-checkpoint reload-checkpoint refresh-vae refresh-checkpoints".split())
+def test_what_clients_tell_it_to_do(web, path):
+    assert web.client.post(f"/sdapi/v1/{path}").status_code == 200
+
+
+def test_a_checkpoint_is_listed_by_names_alone_and_found_by_its_title(web):
+    [found] = web.client.get("/sdapi/v1/sd-models").json()
+    assert found.keys() == {"title", "model_name", "hash", "sha256", "filename", "config"}
+    assert found["filename"] == "emoji.safetensors"
+    for name in (found["title"], found["model_name"], "emoji.safetensors [0123456789]"):
+        post(web, "txt2img", **SMALL, override_settings={"sd_model_checkpoint": name})
+
+
+def test_the_labels_that_are_listed_are_those_that_a_refusal_names(web):
+    sentence = refused(web, sampler_name="Restart")
+    assert all(one.label in sentence for one in SAMPLERS.values())
+    assert "Karras" in refused(web, scheduler="Align Your Steps")
+    assert "use Latent or Lanczos" in refused(web, enable_hr=True, hr_upscaler="R-ESRGAN 4x+")
+    for mode in web.client.get("/sdapi/v1/latent-upscale-modes").json():
+        post(web, "txt2img", **SMALL, enable_hr=True, hr_scale=1.5, hr_upscaler=mode["name"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        ({"hr_resize_x": 128, "hr_resize_y": 96}, (128, 96)),
+        ({"hr_resize_x": 128}, (128, 96)),
+        ({"hr_resize_y": 72}, (96, 72)),
+        ({"hr_resize_x": 104, "hr_scale": 4}, (104, 72)),
+    ],
+)
+def test_a_second_pass_to_a_size(web, asked, size):
+    body = SMALL | {"width": 64, "height": 48, "enable_hr": True}
+    assert opened(post(web, "txt2img", **body | asked)["images"][0]).size == size
+
+
+def test_a_second_pass_of_another_shape_is_refused_with_one_that_fits(web):
+    sentence = refused(web, enable_hr=True, hr_resize_x=128, hr_resize_y=96)
+    assert "use 128 and 128, or let one of them be 0" in sentence
+    assert "over 1" in refused(web, enable_hr=True, hr_scale=1)
+
+
+def test_a_second_pass_of_its_own_number_of_steps(web):
+    body = SMALL | {"enable_hr": True, "hr_scale": 1.5, "sampler_name": "Euler", "hr_sampler_name": "Use same sampler"}
+    more = post(web, "txt2img", **body, hr_second_pass_steps=8)
+    written = parse_infotext(json.loads(more["info"])["infotexts"][0])
+    assert (written["Steps"], written["Hires steps"]) == ("2", "8")
+    same = post(web, "txt2img", **body, hr_second_pass_steps=2)
+    assert same["images"] != more["images"]
+    alone = web.pipe("a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler", width=64, height=64)
+    large = web.pipe(
+        *("a red apple",),
+        **dict(steps=2, seed=7, guidance_scale=7.0, sampler="euler", width=64, height=64),
+        **dict(hires_scale=1.5, hires_strength=0.75, hires_steps=8),
+    )
+    assert opened(more["images"][0]).tobytes() == large.images[0].tobytes() != alone.images[0].tobytes()
+
+
+def test_an_image_that_is_interrupted_comes_as_far_as_it_was(web):
+    """Alone with its seed, so `images` would be empty."""
+    answers = []
+    body = SMALL | {"steps": 900, "force_task_id": "task(mine)"}
+    asking = threading.Thread(target=lambda: answers.append(post(web, "txt2img", **body)))
+    asking.start()
+    while web.client.get("/sdapi/v1/progress").json()["state"]["sampling_step"] < 2:
+        pass
+    task = web.client.post("/internal/progress", json={"id_task": "task(mine)"}).json()
+    assert (task["active"], task["queued"], task["completed"]) == (True, False, False)
+    assert 0 < task["progress"] < 1
+    web.client.post("/sdapi/v1/interrupt")
+    asking.join(60)
+    [image] = answers[0]["images"]
+    assert opened(image).size == (64, 64)
+    assert np.asarray(opened(image)).std() > 0
+    info = json.loads(answers[0]["info"])
+    assert info["all_seeds"] == [7]
+    assert parse_infotext(info["infotexts"][0])["Interrupted at step"].endswith(" of 900")
+    task = web.client.post("/internal/progress", json={"id_task": "task(mine)"}).json()
+    assert (task["active"], task["completed"]) == (False, True)
+    unknown = web.client.post("/internal/progress", json={"id_task": "task(other)"}).json()
+    assert (unknown["active"], unknown["queued"], unknown["completed"]) == (False, False, False)
+
+
+def test_a_job_cancelled_on_the_page_keeps_only_finished_images(web):
+    job = web.client.post("/jobs", json=SMALL | {"steps": 900}).json()
+    for event in web.jobs.events(job["id"]):
+        if event["event"].get("step", 0) > 1:
+            break
+    web.client.delete(f"/jobs/{job['id']}")
+    assert web.ended(job)["result"]["images"] == []
+    assert issubclass(Interrupted, KeyboardInterrupt)
+
+
+def extra(web, photo, **more):
+    return post(web, "extra-single-image", image=base64_of(photo), **more)
+
+
+def test_an_image_is_enlarged_without_a_model(web, photo):
+    for name, how in (("Lanczos", Image.Resampling.LANCZOS), ("nearest", Image.Resampling.NEAREST)):
+        answer = extra(web, photo, upscaler_1=name, upscaling_resize=2)
+        assert opened(answer["image"]).tobytes() == photo.resize((128, 128), how).tobytes()
+    assert opened(extra(web, photo, upscaler_1="None")["image"]).tobytes() == photo.tobytes()
+    to_size = dict(resize_mode=1, upscaling_resize_w=100, upscaling_resize_h=50, upscaler_1="Lanczos")
+    assert opened(extra(web, photo, **to_size)["image"]).size == (100, 50)
+    assert opened(extra(web, photo, **to_size, upscaling_crop=False)["image"]).size == (100, 100)
+    files = [{"data": base64_of(photo), "name": "a.png"}] * 2
+    many = post(web, "extra-batch-images", imageList=files, upscaler_1="Lanczos")
+    assert [opened(one).size for one in many["images"]] == [(128, 128)] * 2
+
+
+def test_settings_survive_being_enlarged(web):
+    made = post(web, "txt2img", **SMALL)["images"][0]
+    larger = post(web, "extra-single-image", image=made, upscaler_1="Lanczos")["image"]
+    assert post(web, "png-info", image=larger)["parameters"]["Seed"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"upscaler_1": "R-ESRGAN 4x+"}, "use None, Lanczos, Nearest"),
+        ({"codeformer_visibility": 1}, "restoring faces"),
+        ({"upscaler_1": "Lanczos", "upscaling_resize": 64, "resize_mode": 0}, "too large"),
+    ],
+)
+def test_what_needs_a_model_or_too_much_is_refused(web, photo, more, sentence):
+    large = photo.resize((512, 512))
+    answer = web.client.post("/sdapi/v1/extra-single-image", json={"image": base64_of(large)} | more)
+    assert answer.status_code in (413, 422)
+    assert sentence in answer.json()["detail"]

@@ -1,0 +1,124 @@
+"""The worker's side of a picture."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from web_client import Web
+
+from sd.pipeline.settings import Settings
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.web.jobs import generate as drawing
+from sd.web.jobs.generate import Drawer, portions
+from sd.web.jobs.job import Job, Skipped
+from sd.web.jobs.model_index import Models
+from sd.web.jobs.submit import Asked, ask
+
+
+def job_of(tmp_path, **settings):
+    request = {"settings": vars(Settings(steps=3, seed=7, **settings)), "checkpoint": "", "batch_size": 2}
+    return Job("id", "draw", request | {"resize_mode": "crop", "mask_options": {}, "title": ""}, tmp_path)
+
+
+@pytest.fixture
+def drawer(tmp_path, pipe):
+    models = Models(*(tmp_path / name for name in ("weights", "loras", "embeddings")))
+    pipe.path = models.checkpoint()
+    return Drawer(models, pipe=pipe)
+
+
+@pytest.mark.parametrize("more", [{}, {"variation_seed": 3, "variation_strength": 0.5}])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_portions_have_the_seeds_of_the_whole(more, batch_size):
+    whole = Settings(seed=10, num_images=5, **more)
+    parts = list(portions(whole, batch_size))
+    assert max(part.num_images for part in parts) == min(batch_size, 5)
+    assert [seed for part in parts for seed in part.seeds()] == whole.seeds()
+    assert [seed for part in parts for seed in part.variation_seeds()] == whole.variation_seeds()
+
+
+def test_steps_are_counted_over_the_whole_job(drawer, tmp_path):
+    told = []
+    drawer(job_of(tmp_path, num_images=3), told.append)
+    assert [(event["step"], event["steps"]) for event in told] == [(step, 9) for step in range(1, 10)]
+
+
+def test_a_skipped_picture_is_left_out(drawer, tmp_path):
+    def skip_the_second(event):
+        if event["step"] == 5:
+            raise Skipped
+
+    made = drawer(job_of(tmp_path, num_images=3), skip_the_second)
+    assert made["seeds"] == [7, 9]
+    assert made["files"] == ["00000.png", "00001.png"]
+
+
+def test_previews(drawer, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "PREVIEW_AFTER", 0)
+    told = []
+    drawer(job_of(tmp_path), told.append)
+    assert told[0]["preview"] == "preview.png"
+    assert Image.open(tmp_path / "preview.png").size == (64, 64)
+    assert "preview" not in told[-1], "after the last step there is the picture itself"
+
+
+def test_another_checkpoint_takes_the_place_of_the_first(drawer, tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "other.safetensors").touch()
+    drawer.models.refresh()
+    loaded, pipe = [], drawer.pipe
+    monkeypatch.setattr(
+        StableDiffusion, "from_pretrained", lambda path, *_: loaded.append((path.name, drawer.pipe)) or pipe
+    )
+    assert drawer.load("emoji") is pipe
+    assert loaded == []
+    drawer.load("other")
+    assert loaded == [("other.safetensors", None)], "the first is let go before"
+    assert pipe.adapters.models.folders["LoRA"] == tmp_path / "loras"
+
+
+@pytest.mark.parametrize(
+    ("title", "name"), [("../Sour: a Lemon", "sour-a-lemon"), ("Зелёное/яблоко?", "зелёное-яблоко"), ("..", "picture")]
+)
+def test_a_title_names_the_files(tmp_path, pipe, title, name):
+    web = Web(tmp_path, pipe)
+    asked = Asked(Settings(steps=1, num_images=2), title=title)
+    job = web.ended(ask(web.jobs, web.models, asked).public())
+    assert job["result"]["images"] == job["result"]["files"] == [f"{name}-00000.png", f"{name}-00001.png"]
+    for file in job["result"]["files"]:
+        assert (web.jobs.folder / job["id"] / file).is_file()
+        assert web.client.get(f"/jobs/{job['id']}/files/{file}").headers["content-type"] == "image/png"
+    web.jobs.close()
+
+
+def test_running_out_of_memory_costs_one_job(tmp_path, pipe, monkeypatch):
+    web = Web(tmp_path, pipe)
+
+    def draw(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "draw", draw)
+        failed = web.ended(ask(web.jobs, web.models, Asked(Settings(steps=1))).public())
+    assert failed["error"].startswith("there was not enough memory")
+    done = web.ended(ask(web.jobs, web.models, Asked(Settings(steps=1))).public())
+    assert done["state"] == "done"
+    web.jobs.close()
+
+
+def test_another_vae_is_another_pipeline(drawer, tmp_path, monkeypatch):
+    (tmp_path / "weights" / "vae").mkdir(parents=True)
+    tensors = {f"{part}.conv_in.weight": torch.zeros(1) for part in ("encoder", "decoder")}
+    save_file(tensors, tmp_path / "weights" / "vae" / "soft.safetensors")
+    drawer.models.refresh()
+    loaded, pipe = [], drawer.pipe
+
+    def load(path, device, dtype, vae):
+        loaded.append(getattr(vae, "name", vae))
+        pipe.vae_path = None if vae == "none" else vae
+        return pipe
+
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", load)
+    for vae in ("", "None", "Automatic", "soft", "Soft.safetensors", "None"):
+        drawer.load("emoji", vae)
+    assert loaded == ["soft.safetensors", "none"]

@@ -1,0 +1,88 @@
+"""A worker in another process: what ends it ends one job."""
+
+import multiprocessing
+import re
+import sys
+
+import pytest
+from fake_jobs import make_counter
+
+from sd.web.jobs.job import Job
+from sd.web.jobs.queue import Jobs
+from sd.web.jobs.worker import Isolated, serve
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    jobs = Jobs(tmp_path_factory.mktemp("jobs"), Isolated(make_counter))
+    yield jobs
+    jobs.close()
+
+
+def ended(jobs, request):
+    job = jobs.submit("count", request)
+    list(jobs.events(job.id))
+    return jobs.get(job.id)
+
+
+def test_it_tells_and_answers(jobs):
+    job = jobs.submit("count", {"steps": 5, "seconds": 0.01})
+    events = list(jobs.events(job.id))
+    assert events[-1]["state"] == "done"
+    assert events[-1]["event"] == {"step": 5, "steps": 5}
+    assert (job.folder / "made.txt").read_text() == "5"
+
+
+def test_cancelling_reaches_it_within_a_step(jobs):
+    job = jobs.submit("count", {"steps": 10_000, "seconds": 0.01})
+    for event in jobs.events(job.id):
+        if event["event"]:
+            jobs.cancel(job.id)
+            reached = job.event["step"]
+            break
+    last = list(jobs.events(job.id))[-1]
+    assert last["state"] == "cancelled"
+    assert last["event"]["step"] <= reached + 1
+
+
+def test_failures_keep_their_sentence(jobs):
+    assert (ended(jobs, {"do": "mend"}).error, ended(jobs, {"do": "mend"}).mendable) == (
+        "the apple is blue: paint it red.",
+        True,
+    )
+    assert ended(jobs, {"do": "break"}).error == "the job failed by a mistake in this program: Odd: no such luck"
+
+
+@pytest.mark.parametrize(
+    ("do", "how"),
+    [
+        ("exit", r"crashed \(exit code 3\)"),
+        pytest.param(
+            "kill", "was killed, as systems do", marks=pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+        ),
+    ],
+)
+def test_a_crash_fails_that_job_and_the_next_one_is_done(jobs, do, how):
+    bad = jobs.submit("count", {"do": do})
+    good = jobs.submit("count", {})
+    list(jobs.events(bad.id))
+    failed = jobs.get(bad.id)
+    assert failed.state == "failed"
+    assert re.search(how, failed.error)
+    assert not failed.mendable
+    list(jobs.events(good.id))
+    assert jobs.get(good.id).state == "done"
+
+
+def test_it_ends_silently_when_the_server_is_gone(tmp_path, capfd):
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=serve, args=[theirs, make_counter])
+    process.start()
+    theirs.close()
+    pipe.send(Job("20260101-000000-000000-0000", "count", {}, tmp_path))
+    assert pipe.poll(60)  # it has told a step, which nobody reads any more: so does kill -9 of the server leave it
+    pipe.close()
+    process.join(60)
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,155 @@
+"""The page without a browser: from widgets to a request and back, and how jobs look."""
+
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from sd.pipeline.settings import Settings
+from sd.pipeline.stable_diffusion import BUNDLED
+from sd.prompts.enhance import Written
+from sd.utils.errors import UserError
+from sd.web.jobs.job import Job
+from sd.web.jobs.model_index import Models
+from sd.web.ui.addons import with_addon
+from sd.web.ui.draw_tab import title_of
+from sd.web.ui.form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
+from sd.web.ui.job_status import stage
+from sd.web.ui.train_tab import curves, lesson_stage
+
+
+@pytest.fixture
+def placed(tmp_path):
+    """(the page, the form on it)"""
+    with gr.Blocks() as page:
+        return page, Form(Models(*(tmp_path / name for name in ("weights", "loras", "embeddings"))))
+
+
+@pytest.fixture
+def form(placed):
+    return placed[1]
+
+
+def values_of(form, **changes):
+    values = {name: widget.value for name, widget in form.widgets.items()} | changes
+    return [values[name] for name in form.widgets]
+
+
+def test_untouched_it_asks_for_a_picture_of_the_models_size(form):
+    asked = form.asked(*values_of(form, seed="5"))
+    expected = Settings("a red apple", seed=5, steps=STEPS, sampler=SAMPLER, width=128, height=128)
+    assert asked.settings.but(variation_seed=0) == expected.but(variation_seed=0)
+    assert (asked.checkpoint, asked.image, asked.mask) == (BUNDLED.stem, None, None)
+
+
+def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
+    settings = Settings(
+        prompt="a fox, (red:1.2)",
+        negative_prompt="blue",
+        strength=0.65,
+        steps=17,
+        guidance_scale=4.5,
+        sampler="dpmpp_2m",
+        schedule="karras",
+        seed=2**63 - 1,  # more than a browser's numbers hold
+        width=192,
+        height=64,
+        clip_skip=2,
+        guidance_rescale=0.3,
+        variation_seed=2**53 + 1,
+        variation_strength=0.25,
+        tiling=True,
+        guidance_start=0.1,
+        guidance_end=0.9,
+        step_cache=2,
+        token_merging=0.5,
+    )
+    text = settings.infotext(0, BUNDLED.stem, "0123456789", from_image=True)
+    filled, notes = form.fill(text)
+    assert notes == ["It was generated from another image, which is not in it."]
+    changes = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
+    asked = form.asked(*values_of(form, **changes))
+    assert asked.settings == settings
+    assert asked.checkpoint == BUNDLED.stem
+
+
+def test_all_settings_are_in_the_form(form):
+    assert set(SETTINGS) <= set(form.widgets)
+
+
+def test_every_slider_on_the_page_has_a_say(placed):
+    page, form = placed
+    sliders = {part for part in page.blocks.values() if isinstance(part, gr.Slider)}
+    assert sliders == {part for part in form.inputs() if isinstance(part, gr.Slider)} | {form.addon_strength}
+
+
+def test_a_text_without_settings_is_one_sentence(form):
+    with pytest.raises(UserError, match="no settings"):
+        form.fill("a red apple")
+
+
+def test_small_things():
+    assert seed_of(" 12 ") == 12
+    assert seed_of("") is None
+    with pytest.raises(UserError, match="whole number"):
+        seed_of("1.5")
+    assert with_addon("a cat", "<lora:x:STRENGTH>", 0.8) == "a cat, <lora:x:0.8>"
+    assert with_addon("", "(word:STRENGTH)", 1) == "(word:1)"
+    with pytest.raises(UserError, match="nothing to add"):
+        with_addon("a cat", None, 1)
+    assert usual_size(BUNDLED) == 128
+    assert usual_size(Path("no such file")) == 512
+
+
+@pytest.mark.parametrize(
+    ("picture", "size"), [((300, 300), (512, 512)), ((4000, 1000), (1024, 256)), ((1, 9999), (8, 51200))]
+)
+def test_a_size_like_a_pictures(picture, size):
+    assert size_like(512, *picture) == size
+
+
+def test_one_unknown_sampler_is_named_and_the_rest_is_filled_in(form):
+    text = "a fox\nSteps: 12, Sampler: Quantum 3000, CFG scale: 4, Seed: 9, Size: 64x96, Model: nowhere"
+    filled, notes = form.fill(text)
+    values = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
+    assert (values["prompt"], values["steps"], values["seed"], values["height"]) == ("a fox", 12, "9", 96)
+    assert "sampler" not in values
+    assert notes[0] == "The sampler 'Quantum 3000' does not exist here."
+    assert "noise" in notes[1]  # the webui's default, where a text names no other, is the GPU's
+    assert "nowhere" in notes[2]
+    assert len(notes) == 3
+
+
+def test_words_for_a_lora():
+    assert with_addon("a cat", "<lora:x:STRENGTH>", 1, "my-dog dog") == "a cat, my-dog dog, <lora:x:1>"
+    assert with_addon("My-Dog dog runs", "<lora:x:STRENGTH>", 1, "my-dog dog") == "My-Dog dog runs, <lora:x:1>"
+
+
+def test_a_title_stays_with_its_prompt():
+    written = Written("a fox, oil painting", "blurry", "A Fox")
+    assert title_of("a fox, oil painting", written) == title_of("a fox, oil painting, <lora:x:1>", written) == "A Fox"
+    assert title_of("a red apple", written) == title_of("a fox", None) == ""
+
+
+def shown(job, show=stage):
+    return "".join(show([job], lambda job: 0).values())
+
+
+def test_what_others_wrote_is_no_html():
+    bad = '<img src=x onerror=alert(1)>"'
+    job = Job("id", "draw", {}, Path(), "failed", error=bad)
+    assert "<img" not in shown(job) + shown(job, lesson_stage)
+    job = Job("id", "draw", {}, Path(), "done", started=0.0, ended=1.0)
+    job.result = {"images": ["00000.png"], "infotexts": [bad], "notes": [bad]}
+    assert "onerror=alert(1)&gt;&quot;" in shown(job)
+    assert shown(job).count("<img") == 1, "the image itself"
+    waiting = Job("id", "draw", {"settings": {"prompt": bad}}, Path())
+    assert "<img" not in "".join(stage([waiting, waiting], lambda job: 1).values())
+
+
+def test_curves_stay_in_their_frame():
+    event = {"steps": 4, "losses": [(1, 0.4), (2, 0.2), (4, 0.3)], "held_out": [(4, 0.35)]}
+    drawn = curves(event)
+    assert 'points="120.0,0.0 240.0,160.0 480.0,80.0"' in drawn
+    assert 'points="480.0,40.0"' in drawn
+    assert curves({"steps": 1, "losses": [(1, 0.5)], "held_out": []})
