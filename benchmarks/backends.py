@@ -22,12 +22,13 @@ from benchmarks.diffusers_backend import (
     shell,
 )
 from benchmarks.tasks import GUIDANCE, PROMPT, SEED, TASKS, Options, RandomModel, guided, touch, twin
-from sd.checkpoints.checkpoint import DTYPES, load_models, read
+from sd.checkpoints.checkpoint import load_models, read
 from sd.checkpoints.diffusers_format import write_configs
 from sd.optimization.registry import EXACT, OPTIMIZATIONS
 from sd.pipeline.noise import Noise
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
+from sd.utils.device import DTYPES
 from sd.utils.errors import UserError
 
 Turn = Callable[[], object]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd.checkpoints.checkpoint import DTYPES
 from sd.checkpoints.config import build, complete
 from sd.denoiser import Guidance
 from sd.schedule import sigma_of
+from sd.utils.device import DTYPES
 from sd.utils.errors import UserError
 from sd.utils.images import to_tensor
 

@@ -16,8 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import approximations
-from benchmarks import sampler_steps as fewer_steps
+from benchmarks import approximations, sampler_steps
 from benchmarks.tasks import Options
 from sd.evaluation.clip_score import load_clip
 from sd.pipeline.settings import Settings
@@ -57,7 +56,7 @@ def main() -> None:
 
 def by_ways(args, pipe, scorer):
     prompts = [f"a {name}" for name in PROMPTS.split(", ")[: args.count]]
-    every = dict(steps=args.steps, sampler="dpmpp_2m", guidance_scale=fewer_steps.GUIDANCE, num_images=args.images)
+    every = dict(steps=args.steps, sampler="dpmpp_2m", guidance_scale=sampler_steps.GUIDANCE, num_images=args.images)
     asked = [Settings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
     ways = approximations.ways_here(pipe.device, pipe.dtype)
     found = approximations.measure(pipe, scorer, asked, ways, lambda part: print(f"{part:.0%}", file=sys.stderr))
@@ -71,10 +70,10 @@ def by_ways(args, pipe, scorer):
 def by_samplers(args, pipe, scorer):
     pictures = EmojiPictures(args.data, ("train", "pair"))
     asked = random.Random(0).sample(pictures.emoji, args.count)
-    samplers = args.only or [name for name in SAMPLERS if name not in fewer_steps.LEFT_OUT]
-    rows = fewer_steps.measure(pipe, scorer, asked, pictures, samplers, on_row=lambda row: print(row, file=sys.stderr))
-    fewer_steps.plot(rows, args.out / "samplers.png")
-    return "samplers", fewer_steps.table(rows), [asdict(row) for row in rows]
+    samplers = args.only or [name for name in SAMPLERS if name not in sampler_steps.LEFT_OUT]
+    rows = sampler_steps.measure(pipe, scorer, asked, pictures, samplers, lambda row: print(row, file=sys.stderr))
+    sampler_steps.plot(rows, args.out / "samplers.png")
+    return "samplers", sampler_steps.table(rows), [asdict(row) for row in rows]
 
 
 if __name__ == "__main__":

@@ -10,17 +10,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoints.checkpoint import DTYPES
-from sd.cli.args import add_vae, choose_checkpoint, load_pipeline
+from sd.checkpoints.discovery import choose_checkpoint
+from sd.cli.args import add_vae, column_of, load_pipeline
 from sd.evaluation.clip_score import Opened, load_clip
-from sd.evaluation.comparison import Column, column_of, compare
+from sd.evaluation.comparison import Column, compare
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS
 from sd.prompts.wildcards import expand_wildcards
 from sd.samplers import SAMPLERS
 from sd.training.finetune.data.image_folder import Photos
+from sd.utils.device import DTYPES
 from sd.utils.errors import UserError, plain_errors
-from sd.utils.images import check_outdir, save_png
+from sd.utils.files import check_outdir, save_png
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoints.checkpoint import DTYPES, load_models, save
+from sd.checkpoints.checkpoint import load_models, save
 from sd.checkpoints.discovery import locate
+from sd.utils.device import DTYPES
 from sd.utils.errors import plain_errors
 
 

@@ -24,7 +24,7 @@ from sd.training.pretrain.export import load_scorer
 from sd.training.pretrain.style_classifier import StyleJudge
 from sd.training.pretrain.train_vae import psnr, reconstructed
 from sd.utils.errors import plain_errors
-from sd.utils.images import grid
+from sd.utils.image_grid import grid
 
 NAMES = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
 SYNONYMS = ("a puppy", "a kitten", "an automobile", "a plane", "a bike", "a burger", "a donut", "a bunny")

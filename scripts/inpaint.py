@@ -5,9 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli.args import draw_and_save, drawing_parser, load_pipeline, settings_of, spelled_out, with_picture_size
+from sd.cli.args import drawing_parser, load_pipeline, settings_of, with_picture_size
+from sd.cli.run import draw_and_save, spelled_out
 from sd.utils.errors import plain_errors
-from sd.utils.images import check_outdir, open_image
+from sd.utils.files import check_outdir
+from sd.utils.images import open_image
 
 
 @plain_errors

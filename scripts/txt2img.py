@@ -6,12 +6,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli.args import add_hires, draw_and_save, drawing_parser, given_flags, load_pipeline, settings_of, spelled_out
+from sd.cli.args import add_hires, drawing_parser, given_flags, load_pipeline, settings_of
 from sd.cli.distributed import agreed, one_of_many, plan, share
 from sd.cli.from_png import settings_again
-from sd.cli.requests import Drawing, read_prompts
+from sd.cli.requests import Drawing
+from sd.cli.run import draw_and_save, spelled_out
 from sd.utils.errors import UserError, plain_errors
-from sd.utils.images import check_outdir
+from sd.utils.files import check_outdir, read_prompts
 
 
 @plain_errors

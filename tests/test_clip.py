@@ -4,7 +4,8 @@ from reference_models import TINY, peer_text, randomize, relative_error
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from transformers.image_utils import PILImageResampling
 
-from sd.clip import CLIP, CLIPTextModel, CLIPVisionModel, clip_pixels
+from sd.clip import CLIPTextModel
+from sd.evaluation.clip_vision import CLIP, CLIPVisionModel, clip_pixels
 from sd.tokenizer import Tokenizer
 
 PROMPTS = ["", "a red apple", "an astronaut " * 60]

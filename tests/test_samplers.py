@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sd.denoiser import Denoiser, Inpaint
-from sd.samplers import SAMPLERS, find_sampler
+from sd.pipeline.sampler_names import find_sampler
+from sd.samplers import SAMPLERS
 from sd.schedule import sigma_list, t_of
 from sd.utils.errors import UserError
 

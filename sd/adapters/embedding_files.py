@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from sd.adapters.lora_files import WIDTHS, Contents, token_keys
+from sd.checkpoints.families import EMBEDDING_NAMES
 from sd.checkpoints.pickle_objects import Inert
-from sd.checkpoints.weight_files import read_weights, replacing, what_is, write_safetensors
+from sd.checkpoints.weight_files import read_weights, what_is, write_safetensors
 from sd.utils.errors import UserError
+from sd.utils.files import replacing
 from sd.utils.images import open_image
 
-EMBEDDING_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder that diffusers made
 PNG_KEY = "sd-ti-embedding"
 MOST_HIDDEN = 1 << 24  # bytes of a picture's margins, and of what they unpack to
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sd.adapters.injection import patchable_layers, patches_of
-from sd.adapters.lora_files import PEFT_CONFIG
 from sd.adapters.variants import IA3, DoRA, GLoRA, LoRA, Patch
 from sd.checkpoints.diffusers_keys import unet_names
-from sd.checkpoints.weight_files import replacing, write_safetensors
+from sd.checkpoints.families import PEFT_CONFIG
+from sd.checkpoints.weight_files import write_safetensors
 from sd.utils.errors import UserError
+from sd.utils.files import replacing
 
 KOHYA_PREFIXES = {"unet": "lora_unet_", "clip": "lora_te_text_model_"}
 DIFFUSERS_PREFIXES = {"unet": "unet.", "clip": "text_encoder.text_model."}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sd.checkpoints.families import PEFT_CONFIG
 from sd.checkpoints.weight_files import read_weights, what_is
 from sd.utils.errors import UserError
 
 WEIGHT_NAMES = ("adapter_model", "pytorch_lora_weights", "pytorch_attn_procs")
-PEFT_CONFIG = "adapter_config.json"
 ADAPTER_NAME = re.compile(  # PEFT's name for an adapter inside a model, which its own files leave out
     r"(?P<field>\.(lora_[AB]|lora_magnitude_vector|(hada|lokr)_[wt][12](_[ab])?))\.(?P<name>(?!weight$).+?)(?P<end>\.weight)?$"
 )

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sd.adapters.injection import patchable_layers
-from sd.adapters.lora_files import PEFT_CONFIG, Contents, open_adapter, refuse_others, token_keys
+from sd.adapters.lora_files import Contents, open_adapter, refuse_others, token_keys
 from sd.adapters.variants import Patch, make
 from sd.checkpoints.diffusers_keys import unet_names
+from sd.checkpoints.families import PEFT_CONFIG
 from sd.checkpoints.weight_files import what_is
 from sd.utils.errors import UserError
 

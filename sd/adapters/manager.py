@@ -1,44 +1,17 @@
-"""Adapters in a pipeline: loaded by hand and kept, or named in a prompt and there for that prompt only."""
+"""The adapters of one pipeline: LoRAs and embeddings, loaded by path or by name, unloaded and fused."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd.adapters import injection as lora
 from sd.adapters import lora_loader as lora_files
 from sd.adapters import textual_inversion
 from sd.adapters.lora_loader import LoraReport
-from sd.adapters.lora_tags import Tag, split_tags
 from sd.adapters.textual_inversion import EmbeddingReport
 from sd.checkpoints.discovery import Models, locate
 from sd.clip import CLIPTextModel
-from sd.prompts.weighting import parse
-from sd.tokenizer import Tokenizer, clean, spelled_in, spelling
+from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
-
-
-@dataclass
-class Named:
-    """What two prompts ask for. prompt, negative_prompt: without tags. reports: of what was loaded for them.
-
-    notes: what is not honored or deserves a warning, in sentences.
-    """
-
-    prompt: str
-    negative_prompt: str
-    notes: list[str]
-    reports: list[LoraReport | EmbeddingReport] = field(default_factory=list)
-
-    def has(self, word: str) -> bool:
-        """Whether an embedding's word stands in one of the prompts."""
-        texts = [text for prompt in (self.prompt, self.negative_prompt) for text, _ in parse(prompt)]
-        return any(spelled_in(word, clean(text)) for text in texts)
-
-    def add(self, report: LoraReport | EmbeddingReport) -> None:
-        self.reports.append(report)
-        self.notes += report.notes
 
 
 class Adapters:
@@ -140,50 +113,3 @@ class Adapters:
                 f"the embedding {next(iter(self.tokenizer.added))} is loaded, which a checkpoint does not hold: call "
                 "unload_textual_inversion() first, and keep its own file."
             )
-
-    @contextmanager
-    def named_in(self, prompt: str, negative_prompt: str) -> Iterator[Named]:
-        """While it lasts, the LoRAs and embeddings that these prompts name are in, beside those loaded by hand."""
-        positive, negative = split_tags(prompt), split_tags(negative_prompt)
-        named = Named(positive.text, negative.text, [*positive.notes, *negative.notes])
-        named.notes += [
-            f"the LoRA {tag.name} stands in the negative prompt, where it does nothing: name it in the prompt."
-            for tag in negative.tags
-        ]
-        before = self.names()
-        try:
-            for tag in positive.tags:
-                named.add(self.load_tag(tag))
-            by_hand = list(self.tokenizer.added)
-            self.load_words(named)
-            named.notes += [
-                f"the embedding {word} is loaded, but its word stands in neither prompt, so it does nothing."
-                for word in by_hand
-                if not named.has(word)
-            ]
-            yield named
-        finally:
-            for name in self.names():
-                if name not in before and name in self.names():  # a LoRA takes its words with it
-                    self.unload(name)
-
-    def load_tag(self, tag: Tag) -> LoraReport:
-        path = self.models.find("LoRA", tag.name)
-        name, count = f"<lora:{tag.name}>", 1
-        while name in self.names():  # a prompt may name one twice: they add up
-            count += 1
-            name = f"<lora:{tag.name}> {count}"
-        report = self.load_lora(path, tag.unet, tag.te, name)
-        report.name = tag.name
-        return report
-
-    def load_words(self, named: Named) -> None:
-        """The embeddings of the folder whose file's name stands in a prompt; what cannot be used is a note."""
-        for name, path in self.models.names("embedding").items():
-            word = name.rpartition("/")[2]
-            if not named.has(word) or spelling(word) in map(spelling, self.tokenizer.added):
-                continue
-            try:
-                named.add(self.load_embedding(path, word))
-            except UserError as error:
-                named.notes.append(f"the embedding {word} is not used: {error}")

@@ -24,7 +24,6 @@ from sd.checkpoints.weight_files import read_weights, what_is, write_weights
 from sd.utils.errors import UserError
 
 PREFIXES = {"unet": UNET, "vae": VAE, "clip": CLIP}  # after CLIP's comes `text_model.`, which some files leave out
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SPOKEN = {"unet": "the U-Net", "vae": "the VAE", "clip": "the text encoder"}
 
 NON_WEIGHTS = {

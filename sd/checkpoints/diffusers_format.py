@@ -9,9 +9,10 @@ from torch import Tensor
 
 from sd.checkpoints import diffusers_keys as names
 from sd.checkpoints.mmap_files import MappedFile, write_safetensors
-from sd.checkpoints.weight_files import read_weights, replacing
+from sd.checkpoints.weight_files import read_weights
 from sd.tokenizer import END, MAX_LENGTH, START, Tokenizer
 from sd.utils.errors import UserError
+from sd.utils.files import replacing
 from sd.vae import LATENT_SCALE
 
 FOLDERS = {"unet": "unet", "vae": "vae", "clip": "text_encoder"}

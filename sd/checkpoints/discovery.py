@@ -264,3 +264,9 @@ def locate(kind: str, text: str | Path, models: Models | None = None) -> Path:
         if len(path.parts) > 1:
             raise UserError(f"there is no file {path}: check the path, or give a name in weights/.") from None
         raise UserError(f"there is no file {path}, and {error}") from None
+
+
+def choose_checkpoint(name: str | None, folder: Path) -> Path:
+    """A path as it is, or a name in `folder`; without one, the person's own checkpoint there, or the bundled one."""
+    models = Models(folder)
+    return locate("checkpoint", name, models) if name else models.checkpoint()

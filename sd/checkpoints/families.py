@@ -12,6 +12,10 @@ from torch import Tensor
 
 from sd.checkpoints.pickle_objects import ScriptObject
 
+PEFT_CONFIG = "adapter_config.json"
+
+EMBEDDING_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder that diffusers made
+
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 VERSIONS = [  # whole checkpoints: what any key's beginning says
     (r"conditioner\.embedders\.1\.", "Stable Diffusion XL"),

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sd.adapters.embedding_files import EMBEDDING_NAMES
-from sd.adapters.lora_files import PEFT_CONFIG
 from sd.checkpoints.diffusers_format import MODEL_INDEX
-from sd.checkpoints.families import kind_of, what_checkpoint
+from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, kind_of, what_checkpoint
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
 

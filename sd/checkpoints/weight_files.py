@@ -1,19 +1,13 @@
-"""One file of weights, told by its contents and not by its name; and a safe way to write one.
+"""One file of weights, recognized by its content and not by its name.
 
 Checkpoints, LoRAs and embeddings all arrive as either a torch.save file or a .safetensors, under any name.
 """
 
-import os
 import re
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sd.checkpoints.families import what_is as what_is
@@ -21,9 +15,7 @@ from sd.checkpoints.mmap_files import MappedFile, read_safetensors, write_safete
 from sd.checkpoints.pickle_objects import StandIn
 from sd.checkpoints.unpickler import read_legacy, read_zip
 from sd.utils.errors import UserError
-
-UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>part|earlier)", re.DOTALL)  # as `replacing` names them
-STARTED = time.time()
+from sd.utils.files import replacing, write_torch
 
 
 @dataclass
@@ -78,78 +70,3 @@ def write_weights(path: str | Path, kind: str, tensors: dict[str, Tensor], metad
             write_safetensors(part, tensors, metadata)
             return
         write_torch({**metadata, "state_dict": tensors}, part)
-
-
-def write_torch(content: Any, path: Path) -> None:
-    """`torch.save`, with an OSError where the disk is full, and all of it on the disk when this returns."""
-    try:
-        with open(path, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # of a full disk torch then says "unexpected pos"
-            raise error.__context__ from None
-        raise
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it takes the place of `path` once all is written, and not before.
-
-    Raises UserError where that cannot be written; then nothing is left of it.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        if path.is_dir() and part.is_dir():  # one folder does not replace another in one step: the earlier one waits
-            earlier = part.with_suffix(".earlier")
-            os.replace(path, earlier)
-            os.replace(part, path)
-            shutil.rmtree(earlier)
-        else:
-            os.replace(part, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path} could not be written: {reason}; what was there before is unchanged.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        with suppress(OSError):
-            part.unlink()
-
-
-def remove_orphans(folder: Path) -> list[Path]:
-    """Removes what `replacing` left in `folder` when its process was killed; returns what was removed.
-
-    A folder that was moved aside and not yet replaced gets its name back. Files of processes that run are left alone,
-    and whatever cannot be removed.
-    """
-    removed = []
-    for path in list(folder.iterdir()) if folder.is_dir() else []:
-        match = UNFINISHED.fullmatch(path.name)
-        if match is None or is_in_use(path, int(match["pid"])):
-            continue
-        with suppress(OSError):
-            if match["kind"] == "earlier" and not path.with_name(match["name"]).exists():
-                path.rename(path.with_name(match["name"]))
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            removed.append(path)
-    return removed
-
-
-def is_in_use(path: Path, pid: int) -> bool:
-    """Whether process `pid` may still write to `path`. One older than this process, of its own number, is another's."""
-    try:
-        changed = path.lstat().st_mtime
-        if pid == os.getpid():
-            return changed >= STARTED
-        if os.name == "nt":  # where signal 0 would end the process
-            return time.time() - changed < 3600
-        os.kill(pid, 0)
-    except (ProcessLookupError, FileNotFoundError, OverflowError):
-        return False
-    except OSError:  # it runs, as somebody else's
-        return True
-    return True

@@ -1,31 +1,22 @@
-"""What the drawing scripts share: their flags, the choice of a checkpoint, the progress bar, the saving."""
+"""The flags that the generating scripts share, and what they mean: settings, and a loaded pipeline."""
 
 import argparse
 import copy
-import time
-from contextlib import closing
 from pathlib import Path
 
-import torch
 from PIL import Image
-from tqdm import tqdm
 
-from sd.checkpoints.checkpoint import DTYPES
-from sd.checkpoints.discovery import BUNDLED, WEIGHTS, Models, locate
-from sd.cli.distributed import processes
-from sd.cli.requests import Drawing, spell_out
-from sd.optimization.registry import NO_OPTIMIZATIONS, list_optimizations
+from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
+from sd.cli.run import PREVIEW_EVERY
+from sd.evaluation.comparison import Column
+from sd.optimization.registry import list_optimizations, optimizations_of
 from sd.pipeline.settings import HIRES_UPSCALERS, MAX_IMAGES, Settings, check_whole
-from sd.pipeline.stable_diffusion import Pictures, StableDiffusion, default_device, default_dtype
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.pipeline.taesd import load_taesd
-from sd.prompts.enhance import PromptWriter, in_style
-from sd.prompts.llm import find_endpoint
 from sd.samplers import SAMPLERS
 from sd.schedule import SCHEDULES
+from sd.utils.device import DTYPES, check_device, device_of, dtype_of
 from sd.utils.errors import UserError
-from sd.utils.images import check_outdir, grid, save_png, write_png
-
-PREVIEW_EVERY = 5  # steps
 
 
 def drawing_parser(description: str) -> argparse.ArgumentParser:
@@ -185,29 +176,6 @@ def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
     return pipe
 
 
-def device_of(name: str | None) -> torch.device:
-    """None: a GPU where there is one. Raises UserError for what is no device's name."""
-    try:
-        return default_device() if name is None else torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"there is no device {name!r}: write cpu, cuda, cuda:1 or mps.") from error
-
-
-def check_device(device: torch.device) -> None:
-    """Raises UserError for one that cannot be used here. On a GPU it takes what memory a process takes there."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-def optimizations_of(names: str | None) -> list[str] | None:
-    """Names with commas between; None, the exact ones, where there are none."""
-    if names is None:
-        return None
-    return [] if names == NO_OPTIMIZATIONS else [name.strip() for name in names.split(",")]
-
-
 def split_end(text: str) -> tuple[str, str | None]:
     """FILE[:END]; a file whose own name has a colon is taken as it is."""
     path, colon, end = text.rpartition(":")
@@ -221,96 +189,18 @@ def number(text: str, strength: str) -> float:
         raise UserError(f"--lora {text} ends in no strength: write FILE or FILE:0.8.") from error
 
 
-def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """What a flag means. "autocast", CompVis' word, is half precision where the device is made for it."""
-    if precision == "autocast" and device.type != "cpu":
-        return torch.float16
-    if precision == "autocast":
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    return DTYPES.get("fp32" if precision == "full" else precision, default_dtype(device))
-
-
-def choose_checkpoint(name: str | None, folder: Path) -> Path:
-    """A path as it is, or a name in `folder`; without one, the person's own checkpoint there, or the bundled one."""
-    models = Models(folder)
-    return locate("checkpoint", name, models) if name else models.checkpoint()
-
-
-def spelled_out(pipe: StableDiffusion, settings: list[Settings], args: argparse.Namespace) -> list[Drawing]:
-    """Each picture's own words: its wildcards by its seed, then --enhance or --style."""
-    write = None
-    if args.enhance:
-        endpoint = find_endpoint(args.llm_url, args.llm_model)
-        write = PromptWriter(endpoint, args.style, emoji=pipe.path.resolve() == BUNDLED)
-    elif args.style is not None:
-        write = in_style(args.style)
-    drawings = [drawing for one in settings for drawing in spell_out(one, write)]
-    for note in dict.fromkeys(drawing.note for drawing in drawings if drawing.note):
-        print(f"note: {note}")
-    return drawings
-
-
-def draw_and_save(
-    pipe: StableDiffusion,
-    drawings: list[Drawing],
-    args: argparse.Namespace,
-    image: Image.Image | None = None,
-    mask: Image.Image | None = None,
-) -> None:
-    """Makes one drawing after another with a progress bar; saves each one's pictures at once, then a sheet.
-
-    One of several processes makes no sheet: it has a share of the pictures only.
-    """
-    folder, (rank, count) = check_outdir(args.outdir), processes()
-    drawn, prompts, told = [], [], set()
-    for drawing in drawings:
-        one = drawing.settings
-        if drawing.template:
-            print(f"prompt: {one.prompt}")
-        began = time.perf_counter()
-        with closing(Shower(pipe, folder if args.preview and rank == 0 else None)) as shower:
-            pictures = pipe.draw(one, image, mask, on_step=shower)
-        seconds = time.perf_counter() - began
-        tell(pictures, told)
-        texts = drawing.texts(pictures.infotexts)
-        for i, (picture, seed, text) in enumerate(zip(pictures.images, pictures.seeds, texts)):
-            number = None if drawing.number is None else drawing.number + i
-            path = save_png(picture, folder, text, drawing.prefix, number)
-            print(f"{path}  seed {seed}  {seconds / len(pictures.images):.1f} s")
-        if not args.skip_grid and count == 1:
-            drawn += pictures.images
-            prompts += [one.prompt] * len(pictures.images)
-    if len(drawn) > 1:
-        labels = prompts if len(set(prompts)) > 1 else None
-        print(f"{save_png(grid(drawn, labels=labels), folder, prefix='grid-')}  all {len(drawn)}")
-
-
-def tell(pictures: Pictures, told: set[str]) -> None:
-    """Prints the reports and notes that came with some pictures, unless they are among those told before."""
-    for report in pictures.reports:
-        if str(report) not in told:
-            print(report)
-            told |= {str(report), *report.notes}  # a report has its warnings in it
-    for note in pictures.notes:
-        if note not in told:
-            print(f"note: {note}")
-            told.add(note)
-
-
-class Shower:
-    """An `on_step` that moves a progress bar and, where there is a folder, writes a preview into it now and then."""
-
-    def __init__(self, pipe: StableDiffusion, folder: Path | None):
-        self.pipe, self.folder = pipe, folder
-        self.bar: tqdm | None = None  # from the first step on: a mistake found before it is one clean line
-
-    def __call__(self, done: int, total: int, x0: torch.Tensor) -> None:
-        if self.bar is None:
-            self.bar = tqdm(total=total, desc="drawing", unit="step", leave=False)
-        self.bar.update(done - self.bar.n)
-        if self.folder is not None and done % PREVIEW_EVERY == 0:
-            write_png(grid(self.pipe.preview(x0)), self.folder / "preview.png")
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+def column_of(text: str) -> Column:
+    """A column as people write it: lora=FILE[:STRENGTH], embedding=FILE[:WORD], ckpt=FILE, several joined by " + "."""
+    ckpt, loras, embeddings = None, [], []
+    for part in text.split(" + "):
+        kind, _, value = part.strip().partition("=")
+        if not value or kind not in ("lora", "embedding", "ckpt") or (kind == "ckpt" and ckpt):
+            raise UserError(f"{part!r} is no column: write lora=FILE:0.8, embedding=FILE or ckpt=FILE.")
+        path, end = split_end(value)
+        if kind == "ckpt":
+            ckpt = value
+        elif kind == "lora":
+            loras.append((path, 1.0 if end is None else number(value, end)))
+        else:
+            embeddings.append((path, end))
+    return Column(ckpt, tuple(loras), tuple(embeddings))

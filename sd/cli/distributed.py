@@ -24,7 +24,7 @@ from sd.pipeline.infotext import read_infotext
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.errors import UserError
-from sd.utils.images import next_number
+from sd.utils.files import next_number
 
 
 def processes() -> tuple[int, int]:

@@ -2,15 +2,15 @@
 
 import argparse
 
+from sd.checkpoints.discovery import choose_checkpoint
 from sd.checkpoints.hashing import model_hash
-from sd.cli.args import choose_checkpoint
-from sd.cli.requests import read_prompts
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.pipeline.metadata.foreign_metadata import name_of
 from sd.pipeline.settings import Settings, read_settings
 from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
+from sd.utils.files import read_prompts
 
 FIELDS = Settings.__dataclass_fields__
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}

@@ -1,16 +1,13 @@
 """What a person asked for, spelled out: every picture's own words."""
 
-import codecs
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 
 from sd.pipeline.infotext import with_setting
 from sd.pipeline.settings import Settings
 from sd.prompts.enhance import Written, file_name
 from sd.prompts.wildcards import expand_wildcards
-from sd.utils.errors import UserError
 
 Writer = Callable[[str, int], Written]
 
@@ -38,19 +35,6 @@ class Drawing:
     def texts(self, infotexts: list[str]) -> list[str]:
         """What is written into its pictures."""
         return [with_setting(text, "Template", self.template) for text in infotexts] if self.template else infotexts
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """One prompt a line; empty lines do not count. Raises UserError where there is none."""
-    try:
-        data = Path(path).read_bytes()
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' Notepad may save it
-        lines = [line.strip() for line in data.decode("utf-16" if utf16 else "utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {path}: give a UTF-8 text file with one prompt a line.") from error
-    if not any(lines):
-        raise UserError(f"{path} holds no prompts: write one a line.")
-    return [line for line in lines if line]
 
 
 def spell_out(asked: Settings, write: Writer | None = None) -> list[Drawing]:

@@ -18,7 +18,8 @@ from sd.checkpoints.config import CLIP_HEAD_WIDTH, Unfilled, clip_sizes, numbers
 from sd.checkpoints.diffusers_format import read_json, read_part
 from sd.checkpoints.pickle_objects import ScriptObject
 from sd.checkpoints.weight_files import read_weights, what_is
-from sd.clip import CLIP, CLIPTextModel, CLIPVisionModel
+from sd.clip import CLIPTextModel
+from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.tokenizer import MAX_LENGTH
 from sd.utils.errors import UserError
 

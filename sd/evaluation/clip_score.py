@@ -17,16 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from sd.adapters.lora_tags import TAG
-from sd.cli.requests import read_prompts
-from sd.clip import CLIP, clip_pixels
 from sd.evaluation.clip_loader import read_clip
+from sd.evaluation.clip_vision import CLIP, clip_pixels
 from sd.evaluation.confidence import Mean, mean_of
 from sd.evaluation.memorization import COPY, pixel_closeness
 from sd.pipeline.infotext import parse_infotext, read_infotext
-from sd.pipeline.stable_diffusion import WEIGHTS, default_device
+from sd.pipeline.stable_diffusion import WEIGHTS
 from sd.prompts.weighting import BREAK, parse
 from sd.tokenizer import Tokenizer
+from sd.utils.device import default_device
 from sd.utils.errors import UserError
+from sd.utils.files import read_prompts
 from sd.utils.images import open_image, to_rgb, to_tensor
 
 BUNDLED_CLIP = WEIGHTS / "emoji-clip.safetensors"

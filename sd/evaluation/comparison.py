@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from sd.checkpoints.checkpoint import read
-from sd.cli.args import choose_checkpoint, number, split_end
+from sd.checkpoints.discovery import choose_checkpoint
 from sd.evaluation.clip_score import Evaluation, Scorer, evaluate, replace_word, without_placeholder
 from sd.pipeline.sampling_loop import OnStep
 from sd.pipeline.settings import Settings
@@ -153,20 +153,3 @@ def loaded(pipe: StableDiffusion, column: Column) -> Iterator[list[str]]:
         for name in pipe.adapters.names():
             if name not in before:
                 pipe.unload(name)
-
-
-def column_of(text: str) -> Column:
-    """A column as people write it: lora=FILE[:STRENGTH], embedding=FILE[:WORD], ckpt=FILE, several joined by " + "."""
-    ckpt, loras, embeddings = None, [], []
-    for part in text.split(" + "):
-        kind, _, value = part.strip().partition("=")
-        if not value or kind not in ("lora", "embedding", "ckpt") or (kind == "ckpt" and ckpt):
-            raise UserError(f"{part!r} is no column: write lora=FILE:0.8, embedding=FILE or ckpt=FILE.")
-        path, end = split_end(value)
-        if kind == "ckpt":
-            ckpt = value
-        elif kind == "lora":
-            loras.append((path, 1.0 if end is None else number(value, end)))
-        else:
-            embeddings.append((path, end))
-    return Column(ckpt, tuple(loras), tuple(embeddings))

@@ -171,3 +171,10 @@ def list_optimizations(device: torch.device, dtype: torch.dtype) -> str:
         state = "not here" if not one.fits(device, dtype) else "on" if one.usual else "off"
         lines.append(f"{name:20} {state:9} {one.what}")
     return "\n".join(lines)
+
+
+def optimizations_of(names: str | None) -> list[str] | None:
+    """Names with commas between; None, the exact ones, where there are none."""
+    if names is None:
+        return None
+    return [] if names == NO_OPTIMIZATIONS else [name.strip() for name in names.split(",")]

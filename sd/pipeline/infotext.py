@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sd.pipeline.metadata.comfyui import Unreadable
+from sd.pipeline.metadata.embedded_text import embedded_texts
 from sd.pipeline.metadata.foreign_metadata import Foreign, read_foreign
-from sd.utils.embedded_text import embedded_texts
 from sd.utils.errors import UserError
 from sd.utils.images import INFOTEXT_KEY, open_image
 

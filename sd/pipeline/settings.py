@@ -10,7 +10,8 @@ from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.infotext import parse_infotext, write_infotext
 from sd.pipeline.metadata.infotext_fields import HIRES_UPSCALERS, SCHEDULE_LABELS, Reading, read_fields
 from sd.pipeline.noise import random_seed
-from sd.samplers import SAMPLERS, find_sampler
+from sd.pipeline.sampler_names import find_sampler
+from sd.samplers import SAMPLERS
 from sd.schedule import TIMES
 from sd.utils.errors import UserError
 from sd.utils.images import check_size

@@ -41,9 +41,11 @@ from sd.pipeline.sampling_loop import OnStep, Progress, sigma_lists, walk
 from sd.pipeline.seamless import seamless
 from sd.pipeline.settings import MAX_SEED, Settings, list_prompts
 from sd.pipeline.taesd import TAESD
+from sd.prompts.prompt_adapters import adapters_named_in
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
+from sd.utils.device import default_device, default_dtype
 from sd.utils.errors import UserError
 from sd.utils.images import from_tensor, to_tensor, upright
 from sd.vae import AutoencoderKL
@@ -219,7 +221,7 @@ class StableDiffusion(AdapterCalls):
         start = start_from(self.unet, self.vae, image, mask, settings.width, settings.height)
         latents, images = [], []
         edges = seamless(self.unet, self.vae) if settings.tiling else nullcontext()
-        with edges, self.adapters.named_in(settings.prompt, settings.negative_prompt) as named:
+        with edges, adapters_named_in(self.adapters, settings.prompt, settings.negative_prompt) as named:
             contexts = self.encode_prompts(settings.but(prompt=named.prompt, negative_prompt=named.negative_prompt))
             for row in rows:
                 latents.append(self.draw_latents(settings, row, contexts, start, walks, on_each))
@@ -305,13 +307,3 @@ class StableDiffusion(AdapterCalls):
         more |= {"Adapters": ", ".join(self.adapters.names())} if self.adapters.names() else {}
         more |= {"Approximations": ", ".join(inexact)} if (inexact := approximate_ones(self.optimizations)) else {}
         return [settings.infotext(i, name, hashed, from_image, **more) for i in range(settings.num_images)]
-
-
-def default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "cpu" else torch.float16

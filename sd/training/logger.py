@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sd.checkpoints.weight_files import replacing
+from sd.utils.files import replacing
 
 
 class Log:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from sd.checkpoints.weight_files import replacing, write_torch
 from sd.utils.errors import UserError
+from sd.utils.files import replacing, write_torch
 
 
 class TrainingState:

@@ -4,7 +4,7 @@ import math
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from sd.utils.images import to_rgb, wrap
+from sd.utils.images import to_rgb
 
 LARGEST = 512  # pixels: the longer side of a picture on the sheet; larger ones are shrunk
 WIDEST_LABEL = 256  # pixels, beside a row
@@ -78,3 +78,37 @@ def split_word(word: str, font: ImageFont.ImageFont, width: int) -> list[str]:
             pieces.append("")
         pieces[-1] += letter
     return pieces
+
+
+def grid(images: list[Image.Image], columns: int | None = None, labels: list[str] | None = None) -> Image.Image:
+    """All pictures on one white sheet, row by row, each with its label (if any) below it; near square by default."""
+    columns = min(math.ceil(math.sqrt(len(images))) if columns is None else columns, len(images))
+    width, height = (max(sizes) for sizes in zip(*(image.size for image in images)))
+    texts = [""] * len(images) if labels is None else labels
+    font = ImageFont.load_default(size=max(11, width // 24))
+    texts = [wrap(text, font, width) for text in texts]
+    canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    text_height = math.ceil(max(canvas.textbbox((0, 0), text, font=font)[3] for text in texts))
+    gap = 2 if text_height == 0 else 4
+    rows = math.ceil(len(images) / columns)
+    cell = (width + gap, height + text_height + gap)
+    sheet = Image.new("RGB", (columns * cell[0] - gap, rows * cell[1] - gap), "white")
+    for i, (image, text) in enumerate(zip(images, texts)):
+        x, y = i % columns * cell[0], i // columns * cell[1]
+        sheet.paste(to_rgb(image), (x, y))
+        label = Image.new("RGB", (width, text_height), "white")  # a sheet of its own cuts off what is too wide
+        ImageDraw.Draw(label).text((0, 0), text, font=font, fill="black")
+        sheet.paste(label, (x, y + height))
+    return sheet
+
+
+def wrap(text: str, font: ImageFont.ImageFont, width: int) -> str:
+    """The text with line breaks between words, so that lines stay within `width` pixels where words allow it."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)

@@ -1,25 +1,19 @@
-"""Pictures in and out: files, tensors in [-1, 1], contact sheets.
+"""Images in and out: files, PIL images, tensors in [-1, 1].
 
 A picture is a PIL image at the edges of the program and a tensor (B, 3, H, W) in [-1, 1] inside it.
 """
 
 import io
-import math
-import os
-import re
-import tempfile
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngInfo
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, iTXt
 from torch import Tensor
 
-from sd.checkpoints.weight_files import replacing
-from sd.utils.embedded_text import ambiguous_in_latin
 from sd.utils.errors import UserError
 
 MAX_SIDE = 4096
@@ -171,104 +165,20 @@ def from_tensor(image: Tensor) -> list[Image.Image]:
     return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def grid(images: list[Image.Image], columns: int | None = None, labels: list[str] | None = None) -> Image.Image:
-    """All pictures on one white sheet, row by row, each with its label (if any) below it; near square by default."""
-    columns = min(math.ceil(math.sqrt(len(images))) if columns is None else columns, len(images))
-    width, height = (max(sizes) for sizes in zip(*(image.size for image in images)))
-    texts = [""] * len(images) if labels is None else labels
-    font = ImageFont.load_default(size=max(11, width // 24))
-    texts = [wrap(text, font, width) for text in texts]
-    canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    text_height = math.ceil(max(canvas.textbbox((0, 0), text, font=font)[3] for text in texts))
-    gap = 2 if text_height == 0 else 4
-    rows = math.ceil(len(images) / columns)
-    cell = (width + gap, height + text_height + gap)
-    sheet = Image.new("RGB", (columns * cell[0] - gap, rows * cell[1] - gap), "white")
-    for i, (image, text) in enumerate(zip(images, texts)):
-        x, y = i % columns * cell[0], i // columns * cell[1]
-        sheet.paste(to_rgb(image), (x, y))
-        label = Image.new("RGB", (width, text_height), "white")  # a sheet of its own cuts off what is too wide
-        ImageDraw.Draw(label).text((0, 0), text, font=font, fill="black")
-        sheet.paste(label, (x, y + height))
-    return sheet
-
-
-def wrap(text: str, font: ImageFont.ImageFont, width: int) -> str:
-    """The text with line breaks between words, so that lines stay within `width` pixels where words allow it."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return "\n".join(lines)
-
-
-def check_outdir(outdir: str | Path) -> Path:
-    """The folder, made if it was not there. Raises UserError if nothing can be written there: ask before long work."""
-    folder = Path(outdir)
+def decode_chunk(text: str) -> str:
+    """A PNG's text. `tEXt` is Latin-1 by its definition, but many programs write UTF-8 there, which is told apart."""
+    if isinstance(text, iTXt) or text.isascii():
+        return str(text)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise UserError(f"cannot write into {outdir} ({error.strerror}): choose another --outdir.") from error
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return str(text)
 
 
-def save_png(
-    image: Image.Image, outdir: str | Path, infotext: str = "", prefix: str = "", number: int | None = None
-) -> Path:
-    """Saves as the next free `{prefix}00000.png` of a folder, made if needed, and returns its path.
-
-    Nothing is ever overwritten, also not by several programs at once, and no half-written PNG is ever to be seen.
-    infotext: settings to keep inside. number: the first to try, one after the highest if None. Raises UserError where
-    the folder cannot be written to.
-    """
-    info = PngInfo()
-    if infotext:
-        add = info.add_itxt if ambiguous_in_latin(infotext) else info.add_text
-        add(INFOTEXT_KEY, infotext)
-    folder = check_outdir(outdir)
+def ambiguous_in_latin(text: str) -> bool:
+    """True where `decode_chunk` would take a text of Latin-1 characters for something else."""
     try:
-        target, part = claim(folder, prefix, next_number(folder, prefix) if number is None else number)
-        try:
-            image.save(part, format="PNG", pnginfo=info)
-            part.replace(target)
-        except BaseException:
-            part.unlink()
-            raise
-    except OSError as error:
-        raise UserError(f"cannot save a picture in {outdir} ({error.strerror or error}).") from error
-    return target
-
-
-def write_png(image: Image.Image, path: Path) -> None:
-    """As a file of this name, in place of an earlier one; a reader sees the old one or the new, never half of one.
-
-    Raises UserError where it cannot be written.
-    """
-    with replacing(path) as part:
-        image.save(part, format="PNG")
-
-
-def next_number(folder: Path, prefix: str) -> int:
-    """One more than the highest of the files `{prefix}00000.png`."""
-    numbered = re.compile(re.escape(prefix) + r"(\d{5,})\.png")
-    return 1 + max((int(match[1]) for match in map(numbered.fullmatch, os.listdir(folder)) if match), default=-1)
-
-
-def claim(folder: Path, prefix: str, number: int) -> tuple[Path, Path]:
-    """A free file name from `number` on, and beside it a hidden file whose exclusive creation keeps others off it."""
-    while True:
-        target = folder / f"{prefix}{number:05}.png"
-        part = folder / f".{target.name}.part"
-        try:
-            part.open("xb").close()
-        except FileExistsError:
-            number += 1
-            continue
-        if not target.exists():
-            return target, part
-        part.unlink()  # another program finished this number between our look and our claim
-        number += 1
+        text.encode("latin-1")
+    except UnicodeError:
+        return False
+    return decode_chunk(text) != text

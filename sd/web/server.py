@@ -19,11 +19,12 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from sd.cli.args import add_ways_to_compute, device_of, dtype_of, optimizations_of
-from sd.optimization.registry import checked
+from sd.cli.args import add_ways_to_compute
+from sd.optimization.registry import checked, optimizations_of
 from sd.pipeline.settings import VERSION
+from sd.utils.device import device_of, dtype_of
 from sd.utils.errors import UserError
-from sd.utils.images import check_outdir
+from sd.utils.files import check_outdir
 from sd.web.a1111.api import sdapi_router
 from sd.web.jobs.api import jobs_router
 from sd.web.jobs.generate import Drawer

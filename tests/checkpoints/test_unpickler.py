@@ -282,7 +282,7 @@ HOSTILE = {
     "builtins.print": Call(print, "ran"),
     "subprocess.Popen": Call(subprocess.Popen, ["true"]),
     "torch.serialization.load": Call(torch.load, "x"),
-    "test_pickles.forbidden": Call(forbidden, "x"),
+    f"{__name__}.forbidden": Call(forbidden, "x"),
     "pickle.loads": Call(pickle.loads, b"N."),
     "builtins.__import__": Call(__import__, "antigravity"),
     "importlib.import_module": Call(importlib.import_module, "antigravity"),

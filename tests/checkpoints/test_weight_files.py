@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 
 from sd.checkpoints.mmap_files import SAFETENSORS_DTYPES, write_safetensors
-from sd.checkpoints.weight_files import read_weights, replacing, what_is, write_weights
+from sd.checkpoints.weight_files import read_weights, what_is, write_weights
 from sd.utils.errors import UserError
+from sd.utils.files import replacing
 
 
 def tensors():

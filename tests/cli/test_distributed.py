@@ -14,7 +14,7 @@ from sd.pipeline.infotext import read_infotext
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.utils.errors import UserError, plain_errors
-from sd.utils.images import save_png
+from sd.utils.files import save_png
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = ["--steps", "2", "--seed", "5", "--ckpt", str(BUNDLED), "--sampler", "dpmpp_2m"]

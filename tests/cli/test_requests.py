@@ -2,12 +2,13 @@ from itertools import pairwise
 
 import pytest
 
-from sd.cli.requests import Drawing, read_prompts, spell_out
+from sd.cli.requests import Drawing, spell_out
 from sd.pipeline.infotext import parse_infotext, with_setting, write_infotext
 from sd.pipeline.settings import Settings
 from sd.prompts.enhance import Written
 from sd.prompts.wildcards import expand_wildcards
 from sd.utils.errors import UserError
+from sd.utils.files import read_prompts
 
 
 def test_prompts_from_a_file(tmp_path):

@@ -14,8 +14,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from sd.checkpoints.pickle_objects import ScriptObject
 from sd.checkpoints.weight_files import read_weights, what_is
-from sd.clip import CLIP, CLIPVisionModel
 from sd.evaluation.clip_loader import read_clip
+from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.tokenizer import Tokenizer
 from sd.utils.errors import UserError
 

@@ -10,7 +10,6 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 from transformers.image_utils import PILImageResampling
 
-from sd.clip import PIXEL_MEAN, PIXEL_STD
 from sd.evaluation.clip_score import (
     Opened,
     clip_i,
@@ -22,8 +21,10 @@ from sd.evaluation.clip_score import (
     prompts_of,
     without_placeholder,
 )
+from sd.evaluation.clip_vision import PIXEL_MEAN, PIXEL_STD
 from sd.utils.errors import UserError
-from sd.utils.images import save_png, to_tensor
+from sd.utils.files import save_png
+from sd.utils.images import to_tensor
 
 COLOURS = {"red": (1.0, 0.1, 0.1), "green": (0.1, 1.0, 0.1), "blue": (0.1, 0.1, 1.0), "grey": (0.5, 0.5, 0.5)}
 

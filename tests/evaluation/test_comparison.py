@@ -12,8 +12,9 @@ from evaluation.test_clip_score import Colours
 from PIL import Image
 from safetensors.torch import save_file
 
+from sd.cli.args import column_of
 from sd.evaluation.clip_score import evaluate
-from sd.evaluation.comparison import Column, Comparison, column_of, compare
+from sd.evaluation.comparison import Column, Comparison, compare
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.utils.errors import UserError

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sd.pipeline.infotext import parse_infotext, read_infotext, write_infotext
 from sd.utils.errors import UserError
-from sd.utils.images import save_png
+from sd.utils.files import save_png
 
 SETTINGS = {
     "Steps": 20,

@@ -11,19 +11,9 @@ from PIL import Image
 
 from sd.pipeline.mask import latent_mask, mask_to_tensor
 from sd.utils.errors import UserError
-from sd.utils.images import (
-    MAX_SIDE,
-    check_outdir,
-    check_size,
-    fit,
-    from_tensor,
-    grid,
-    open_image,
-    save_png,
-    to_rgb,
-    to_tensor,
-    write_png,
-)
+from sd.utils.files import check_outdir, save_png, write_png
+from sd.utils.image_grid import grid
+from sd.utils.images import MAX_SIDE, check_size, fit, from_tensor, open_image, to_rgb, to_tensor
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sd.optimization.token_merging import MAX_RATIO
-from sd.samplers import SAMPLERS, find_sampler
+from sd.pipeline.sampler_names import find_sampler
+from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 
 HIRES_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}

@@ -4,8 +4,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from sd.checkpoints.checkpoint import DTYPES
-from sd.cli.args import add_vae, check_device, choose_checkpoint, device_of
+from sd.checkpoints.discovery import choose_checkpoint
+from sd.cli.args import add_vae
 from sd.pipeline.stable_diffusion import WEIGHTS
 from sd.training.finetune.finetune import Result, teach
 from sd.training.finetune.recipes import (
@@ -19,6 +19,7 @@ from sd.training.finetune.recipes import (
     recipe_for,
 )
 from sd.training.finetune.setup import load_to_teach
+from sd.utils.device import DTYPES, check_device, device_of
 
 
 class Options:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sd.checkpoints.weight_files import remove_orphans, replacing, write_torch
 from sd.pipeline.latents import in_enough_precision
 from sd.training.finetune.data.buckets import bucket_sizes, cover_scale, cut, nearest
 from sd.training.finetune.data.image_folder import Photos
 from sd.utils.errors import UserError
+from sd.utils.files import remove_orphans, replacing, write_torch
 from sd.utils.images import check_size, to_tensor
 from sd.vae import LATENT_SCALE, AutoencoderKL
 

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 
 from sd.adapters.embedding_files import read_embeddings, save_embedding
 from sd.checkpoints.checkpoint import read, save
-from sd.checkpoints.weight_files import read_weights, replacing, write_weights
+from sd.checkpoints.weight_files import read_weights, write_weights
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune.recipes import Recipe
 from sd.utils.errors import UserError
+from sd.utils.files import replacing
 
 SUFFIXES = {"ti": (".safetensors", ".pt"), "lora": (".safetensors",), "dreambooth": (".safetensors", ".ckpt", "")}
 WHAT = {"ti": "an embedding", "lora": "a LoRA", "dreambooth": "a checkpoint"}

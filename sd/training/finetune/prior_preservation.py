@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.utils.images import write_png
+from sd.utils.files import write_png
 
 
 def class_pictures(

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sd.checkpoints.hashing import model_hash
-from sd.checkpoints.weight_files import remove_orphans, replacing
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune.data.image_folder import Photos
 from sd.training.finetune.recipes import Recipe
 from sd.training.finetune.validation import step_files, step_of
 from sd.training.train_state import steps_done
 from sd.utils.errors import UserError
+from sd.utils.files import remove_orphans, replacing
 
 LASTING = ("kind", "word", "class_word", "init", "vectors", "rank", "alpha", "targets", "size", "seed", "prompts")
 LASTING += ("guidance_scale", "preview_steps", "max_token_length", "dialect")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sd.checkpoints.checkpoint import DTYPES
-from sd.pipeline.stable_diffusion import StableDiffusion, default_device
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.distributed import join_processes
 from sd.training.finetune.batch import Source
 from sd.training.finetune.data.captions import KINDS, Captions
@@ -17,6 +16,7 @@ from sd.training.finetune.data.long_captions import fits
 from sd.training.finetune.latent_cache import LatentCache
 from sd.training.finetune.recipes import Recipe, is_small
 from sd.training.loop import Settings
+from sd.utils.device import DTYPES, default_device
 
 FEWEST_TO_HOLD_OUT = 5  # pictures: of fewer none can be spared
 MOST_HELD_OUT = 8

@@ -9,15 +9,14 @@ from pathlib import Path
 from PIL import Image
 from torch import nn
 
-from sd.checkpoints.weight_files import replacing
 from sd.evaluation.clip_score import Scorer, evaluate
 from sd.evaluation.confidence import mean_of
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune.advice import HELD_OUT, UNFAMILIAR, Advice, Scores, advise, unfamiliar
 from sd.training.finetune.batch import Example, Objective
 from sd.training.finetune.recipes import Recipe
-from sd.utils.image_grid import contact_sheet
-from sd.utils.images import grid, write_png
+from sd.utils.files import replacing, write_png
+from sd.utils.image_grid import contact_sheet, grid
 
 OnEvent = Callable[[dict], None]
 

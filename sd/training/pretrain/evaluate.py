@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd.clip import CLIP, clip_pixels
+from sd.evaluation.clip_vision import CLIP, clip_pixels
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
 from sd.training.pretrain.dataset import Emoji, EmojiPictures, with_article

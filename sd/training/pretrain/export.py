@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from sd.checkpoints.checkpoint import load_models, save
-from sd.clip import CLIP
 from sd.evaluation.clip_loader import read_clip
+from sd.evaluation.clip_vision import CLIP
 from sd.training.logger import last_line
 from sd.training.loop import is_kept, keep, kept
 from sd.training.pretrain import run as scratch

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd.checkpoints.weight_files import replacing, write_torch
 from sd.training.pretrain.scene_vae import encode_images
 from sd.training.pretrain.scenes.grammar import Scene
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.training.pretrain.scenes.wording import random_caption
 from sd.utils.errors import UserError
+from sd.utils.files import replacing, write_torch
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
 SHARD = 1000  # scenes in a file

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.clip import CLIP, clip_pixels
+from sd.evaluation.clip_vision import CLIP, clip_pixels
 from sd.tokenizer import Tokenizer
 from sd.training.loop import Settings, keep, train
 from sd.training.pretrain.scenes.backgrounds import FLAT, LANDSCAPES

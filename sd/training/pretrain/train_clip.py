@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.clip import CLIP, CLIPTextModel, CLIPVisionModel, clip_pixels
+from sd.clip import CLIPTextModel
+from sd.evaluation.clip_vision import CLIP, CLIPVisionModel, clip_pixels
 from sd.tokenizer import Tokenizer
 from sd.training.loop import Settings, keep, train
 from sd.training.pretrain.dataset import EmojiPictures

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sd.checkpoints.weight_files import replacing, write_torch
 from sd.clip import CLIPTextModel
 from sd.denoiser import Guidance
 from sd.samplers import ddim
@@ -17,7 +16,9 @@ from sd.training.loss import eps_errors, snr_weights
 from sd.training.pretrain.dataset import EmojiPictures
 from sd.training.pretrain.train_vae import encode
 from sd.unet import ResBlock, SpatialTransformer, UNetModel
-from sd.utils.images import from_tensor, grid
+from sd.utils.files import replacing, write_torch
+from sd.utils.image_grid import grid
+from sd.utils.images import from_tensor
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
 EMPTY_CAPTIONS = 0.1  # the share of captions left out, so that the U-Net learns the unconditional picture too

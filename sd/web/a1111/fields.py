@@ -6,7 +6,7 @@ and listed in the answer. A name that the webui has, at a value that would chang
 
 from typing import Any
 
-from sd.samplers import find_sampler
+from sd.pipeline.sampler_names import find_sampler
 from sd.utils.errors import UserError
 
 # Fields that say nothing about the picture, or nothing without another that is refused. SillyTavern sends the server's

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sd.pipeline.infotext import parse_infotext
+from sd.pipeline.sampler_names import find_sampler
 from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION, Settings
 from sd.prompts.styles import find_style
-from sd.samplers import SAMPLERS, find_sampler
+from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 from sd.web.a1111.fields import check_fields, check_scripts
 from sd.web.a1111.options import vae_of

@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sd.cli.args import device_of, dtype_of, optimizations_of
 from sd.cli.requests import Drawing
+from sd.optimization.registry import optimizations_of
 from sd.pipeline.infotext import with_setting
 from sd.pipeline.mask import stretch
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import Pictures, StableDiffusion
-from sd.utils.images import grid, open_image, save_png, to_rgb, write_png
+from sd.utils.device import device_of, dtype_of
+from sd.utils.files import save_png, write_png
+from sd.utils.image_grid import grid
+from sd.utils.images import open_image, to_rgb
 from sd.web.jobs.job import Cancelled, Interrupted, Job, Skipped
 from sd.web.jobs.masks import MaskOptions, fill_masked, prepare_mask, put_back, region_of
 from sd.web.jobs.model_index import Models

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sd.checkpoints.weight_files import remove_orphans
 from sd.utils.errors import UserError
+from sd.utils.files import remove_orphans
 from sd.web.jobs.job import JOB_ID, Busy, Cancelled, Job, JobFailed, Missing, Skipped, explain, load_job, new_id
 
 WAITING = 64  # jobs that may wait before the next is told "busy"

@@ -7,8 +7,9 @@ from foreign_images import png_with, saved, with_user_comment
 from PIL import Image
 
 from sd.pipeline.infotext import read_infotext
-from sd.utils.embedded_text import decode_comment, embedded_texts
-from sd.utils.images import open_image, save_png
+from sd.pipeline.metadata.embedded_text import decode_comment, embedded_texts
+from sd.utils.files import save_png
+from sd.utils.images import open_image
 
 TEXT = "a café, 猫\nNegative prompt: é\nSteps: 3, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 8x8"
 LATIN = "a café\nSteps: 3, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 8x8"

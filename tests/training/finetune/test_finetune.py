@@ -15,8 +15,9 @@ from reference_models import randomize
 
 from sd.adapters.embedding_files import read_embeddings
 from sd.checkpoints import weight_files
-from sd.clip import CLIP, CLIPTextModel, CLIPVisionModel
+from sd.clip import CLIPTextModel
 from sd.evaluation.clip_score import Scorer
+from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.training.finetune import finetune as personalize
 from sd.training.finetune.advice import Scores, advised, table
 from sd.training.finetune.methods import METHODS

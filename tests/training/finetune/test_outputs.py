@@ -16,7 +16,7 @@ from safetensors import safe_open
 from training.finetune.test_finetune import WORD, images, own_folders, quick, scorer, teach  # noqa: F401 - fixtures
 
 from sd.checkpoints.checkpoint import load_models, read
-from sd.checkpoints.weight_files import read_weights, remove_orphans
+from sd.checkpoints.weight_files import read_weights
 from sd.training.finetune import finetune as personalize
 from sd.training.finetune import runs
 from sd.training.finetune.advice import Scores, advise, table
@@ -26,6 +26,7 @@ from sd.training.finetune.recipes import METHODS, NUMBERS, WHOLE, Recipe, recipe
 from sd.training.finetune.validation import step_files, step_of
 from sd.training.train_state import steps_done
 from sd.utils.errors import UserError
+from sd.utils.files import remove_orphans
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

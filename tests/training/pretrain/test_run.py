@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
         import os, signal, sys
         from pathlib import Path
         from dataclasses import replace
-        from tests.test_training import FAST, line, noisy_line
+        from training.pretrain.test_run import FAST, line, noisy_line
         from sd.training.loop import train
         run, kill = Path(sys.argv[1]), sys.argv[2] == "kill"
         steps = []
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 
     def run(name, *arguments):
         command = [sys.executable, "-c", program, str(tmp_path / name), *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."})
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": f".{os.pathsep}tests"})
 
     assert run("killed", "kill").returncode == -signal.SIGKILL
     assert run("killed", "go on").stdout == run("whole", "go on").stdout != ""

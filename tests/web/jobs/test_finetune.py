@@ -6,8 +6,9 @@ from PIL import Image
 from reference_models import randomize
 from web_client import png
 
-from sd.clip import CLIP, CLIPTextModel, CLIPVisionModel
+from sd.clip import CLIPTextModel
 from sd.evaluation.clip_score import Scorer
+from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.training.finetune import finetune as personalize
 from sd.utils.errors import UserError

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sd.checkpoints.weight_files import replacing
 from sd.training.pretrain.emoji_dataset import (
     SISTERS,
     SIZE,
@@ -26,6 +25,7 @@ from sd.training.pretrain.emoji_dataset import (
 )
 from sd.training.pretrain.scenes.colors import COLORS, color_word, main_color, recolor
 from sd.utils.errors import UserError
+from sd.utils.files import replacing
 
 ONE_COLOR = 0.55  # the least share of its area that the main color of a recolorable object has
 OTHER_COLORS = 0.3  # the largest share that other clear colors have

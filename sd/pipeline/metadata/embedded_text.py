@@ -4,7 +4,8 @@ import re
 from xml.etree import ElementTree
 
 from PIL import ExifTags, Image
-from PIL.PngImagePlugin import iTXt
+
+from sd.utils.images import decode_chunk
 
 MAX_XMP = 4 << 20  # bytes of an XMP packet to parse
 # In the order in which settings are looked for. Make and Model hold ComfyUI's graphs in WEBP files.
@@ -21,25 +22,6 @@ def embedded_texts(image: Image.Image) -> dict[str, str]:
         texts["comment"] = decode_bytes(comment)
     found = {key: text for key, text in texts.items() if text.strip("\0 \n")}
     return xmp_texts(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")) | found
-
-
-def decode_chunk(text: str) -> str:
-    """A PNG's text. `tEXt` is Latin-1 by its definition, but many programs write UTF-8 there, which is told apart."""
-    if isinstance(text, iTXt) or text.isascii():
-        return str(text)
-    try:
-        return text.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return str(text)
-
-
-def ambiguous_in_latin(text: str) -> bool:
-    """True where `decode_chunk` would take a text of Latin-1 characters for something else."""
-    try:
-        text.encode("latin-1")
-    except UnicodeError:
-        return False
-    return decode_chunk(text) != text
 
 
 def user_comment(image: Image.Image) -> bytes:

@@ -1,0 +1,85 @@
+"""The LoRAs and embeddings that a prompt names: loaded for that prompt only, and unloaded after it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sd.adapters.lora_loader import LoraReport
+from sd.adapters.lora_tags import Tag, split_tags
+from sd.adapters.manager import Adapters
+from sd.adapters.textual_inversion import EmbeddingReport
+from sd.prompts.weighting import parse
+from sd.tokenizer import clean, spelled_in, spelling
+from sd.utils.errors import UserError
+
+
+@dataclass
+class Named:
+    """What two prompts ask for. prompt, negative_prompt: without tags. reports: of what was loaded for them.
+
+    notes: what is not honored or deserves a warning, in sentences.
+    """
+
+    prompt: str
+    negative_prompt: str
+    notes: list[str]
+    reports: list[LoraReport | EmbeddingReport] = field(default_factory=list)
+
+    def has(self, word: str) -> bool:
+        """Whether an embedding's word stands in one of the prompts."""
+        texts = [text for prompt in (self.prompt, self.negative_prompt) for text, _ in parse(prompt)]
+        return any(spelled_in(word, clean(text)) for text in texts)
+
+    def add(self, report: LoraReport | EmbeddingReport) -> None:
+        self.reports.append(report)
+        self.notes += report.notes
+
+
+@contextmanager
+def adapters_named_in(adapters: Adapters, prompt: str, negative_prompt: str) -> Iterator[Named]:
+    """While it lasts, the LoRAs and embeddings that these prompts name are in, beside those loaded by hand."""
+    positive, negative = split_tags(prompt), split_tags(negative_prompt)
+    named = Named(positive.text, negative.text, [*positive.notes, *negative.notes])
+    named.notes += [
+        f"the LoRA {tag.name} stands in the negative prompt, where it does nothing: name it in the prompt."
+        for tag in negative.tags
+    ]
+    before = adapters.names()
+    try:
+        for tag in positive.tags:
+            named.add(load_tag(adapters, tag))
+        by_hand = list(adapters.tokenizer.added)
+        load_words(adapters, named)
+        named.notes += [
+            f"the embedding {word} is loaded, but its word stands in neither prompt, so it does nothing."
+            for word in by_hand
+            if not named.has(word)
+        ]
+        yield named
+    finally:
+        for name in adapters.names():
+            if name not in before and name in adapters.names():  # a LoRA takes its words with it
+                adapters.unload(name)
+
+
+def load_tag(adapters: Adapters, tag: Tag) -> LoraReport:
+    path = adapters.models.find("LoRA", tag.name)
+    name, count = f"<lora:{tag.name}>", 1
+    while name in adapters.names():  # a prompt may name one twice: they add up
+        count += 1
+        name = f"<lora:{tag.name}> {count}"
+    report = adapters.load_lora(path, tag.unet, tag.te, name)
+    report.name = tag.name
+    return report
+
+
+def load_words(adapters: Adapters, named: Named) -> None:
+    """The embeddings of the folder whose file's name stands in a prompt; what cannot be used is a note."""
+    for name, path in adapters.models.names("embedding").items():
+        word = name.rpartition("/")[2]
+        if not named.has(word) or spelling(word) in map(spelling, adapters.tokenizer.added):
+            continue
+        try:
+            named.add(adapters.load_embedding(path, word))
+        except UserError as error:
+            named.notes.append(f"the embedding {word} is not used: {error}")

@@ -1,0 +1,42 @@
+"""Devices and number formats: the defaults of this machine, and names as users give them."""
+
+import torch
+
+from sd.utils.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def device_of(name: str | None) -> torch.device:
+    """None: a GPU where there is one. Raises UserError for what is no device's name."""
+    try:
+        return default_device() if name is None else torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"there is no device {name!r}: write cpu, cuda, cuda:1 or mps.") from error
+
+
+def check_device(device: torch.device) -> None:
+    """Raises UserError for one that cannot be used here. On a GPU it takes what memory a process takes there."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """What a flag means. "autocast", CompVis' word, is half precision where the device is made for it."""
+    if precision == "autocast" and device.type != "cpu":
+        return torch.float16
+    if precision == "autocast":
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return DTYPES.get("fp32" if precision == "full" else precision, default_dtype(device))
