@@ -112,7 +112,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 
     def run(name, *arguments):
         command = [sys.executable, "-c", program, str(tmp_path / name), *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": f".{os.pathsep}tests"})
+        paths = os.pathsep.join((".", "tests"))
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
 
     assert run("killed", "kill").returncode == -signal.SIGKILL
     assert run("killed", "go on").stdout == run("whole", "go on").stdout != ""
