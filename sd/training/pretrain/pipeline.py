@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sd.checkpoints.checkpoint import save
 from sd.clip import CLIPTextModel
-from sd.training.logger import last_line
+from sd.training.logger import lines_of
 from sd.training.loop import Settings, is_kept, kept
 from sd.training.pretrain import run as scratch
 from sd.training.pretrain.export import machine, revision, unpack
@@ -101,8 +101,8 @@ def history(runs: Path) -> dict:
     """For each stage its command, settings and last logged figures; and the machine and the revision of the code."""
     made = {}
     for stage in STAGES:
-        run = runs / stage
-        if (run / "log.jsonl").exists():
+        logged = lines_of(runs / stage / "log.jsonl")
+        if logged:  # a run of a few steps has no line yet
             command = f"python scripts/train_scenes.py {stage}"
-            made[stage] = {"command": command, "batch": STAGES[stage].batch} | last_line(run)
+            made[stage] = {"command": command, "batch": STAGES[stage].batch} | logged[-1]
     return made | {"machine": machine(), "revision": revision()}

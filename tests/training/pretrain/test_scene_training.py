@@ -174,6 +174,7 @@ def test_an_exported_model_loads_and_generates(tmp_path):
     for name, network in (("unet", scene_unet.widened_unet(unet.state_dict())), ("text", text)):
         (runs / "unet" / name).mkdir(parents=True)
         keep(network, runs / "unet" / name)
+    (runs / "unet" / "log.jsonl").touch()  # as a run of a few steps leaves it
     model, scorer = pipeline.export_scenes(runs, tmp_path / "scenes.safetensors")
     assert scorer.exists()
     made, shipped = (
