@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sd.adapters.lora_files import WIDTHS, Contents, token_keys
 from sd.checkpoints.families import EMBEDDING_NAMES
-from sd.checkpoints.pickle_objects import Inert
+from sd.checkpoints.pickles.objects import InertObject
 from sd.checkpoints.weight_files import read_weights, what_is, write_safetensors
 from sd.utils.errors import UserError
 from sd.utils.files import replacing
@@ -101,9 +101,9 @@ def is_rows(tensor: Tensor) -> bool:
 
 def tensors_in(value) -> dict[str, Tensor]:
     """The tensors of a dict, or of a pickled ParameterDict: its attributes, and `_parameters` among them."""
-    if isinstance(value, Inert):
+    if isinstance(value, InertObject):
         state = value.state if isinstance(value.state, dict) else {}
-        value = state | tensors_in(state.get("_parameters"))
+        value = {**value, **state, **tensors_in(state.get("_parameters"))}
     entries = value.items() if isinstance(value, dict) else ()
     return {str(key): tensor for key, tensor in entries if isinstance(tensor, Tensor)}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sd.checkpoints.pickle_objects import ScriptObject
+from sd.checkpoints.pickles.objects import ScriptObject
 
 PEFT_CONFIG = "adapter_config.json"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sd.checkpoints.checkpoint import few, read
 from sd.checkpoints.config import CLIP_HEAD_WIDTH, Unfilled, clip_sizes, numbers
 from sd.checkpoints.diffusers_format import read_json, read_part
-from sd.checkpoints.pickle_objects import ScriptObject
+from sd.checkpoints.pickles.objects import ScriptObject
 from sd.checkpoints.weight_files import read_weights, what_is
 from sd.clip import CLIPTextModel
 from sd.evaluation.clip_vision import CLIP, CLIPVisionModel

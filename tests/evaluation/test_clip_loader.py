@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from sd.checkpoints.pickle_objects import ScriptObject
+from sd.checkpoints.pickles.objects import ScriptObject
 from sd.checkpoints.weight_files import read_weights, what_is
 from sd.evaluation.clip_loader import read_clip
 from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
