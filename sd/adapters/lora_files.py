@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sd.checkpoints.families import PEFT_CONFIG
-from sd.checkpoints.weight_files import read_weights, what_is
+from sd.checkpoints.weight_files import describe_contents, read_weights
 from sd.utils.errors import UserError
 
 WEIGHT_NAMES = ("adapter_model", "pytorch_lora_weights", "pytorch_attn_procs")
@@ -73,13 +73,13 @@ def read_content(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], dict[str
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
-        if (what := what_is(content)) != "a LoRA":
+        if (what := describe_contents(content)) != "a LoRA":
             raise UserError(f"{path} is {what}: use one for Stable Diffusion 1.")
         return content, {}
     entries = content.items() if isinstance(content, dict) else ()
     tensors = {str(key): value for key, value in entries if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{path} holds no LoRA: it is {what_is(content) or 'something else'}.")
+        raise UserError(f"{path} holds no LoRA: it is {describe_contents(content) or 'something else'}.")
     return without_adapter_name(path, tensors), found.metadata
 
 

@@ -9,15 +9,15 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-UNET_ENDS = {
+UNET_KEY_MAP = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-UNET_RESIZE = {"op": "downsamplers.0.conv", "conv": "upsamplers.0.conv"}
-UNET_RESNET = {
+UNET_RESIZE_KEY_MAP = {"op": "downsamplers.0.conv", "conv": "upsamplers.0.conv"}
+UNET_RESNET_KEY_MAP = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -37,7 +37,7 @@ VAE_RULES = [
     (r"\bnorm_out\b", "conv_norm_out"),
 ]
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+LEGACY_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def unet_names(paths: Iterable[str]) -> dict[str, str]:
@@ -54,7 +54,7 @@ def unet_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def unet_name(path: str, per_level: int) -> str | None:
-    if name := change_head(path, UNET_ENDS):
+    if name := replace_prefix(path, UNET_KEY_MAP):
         return name
     if found := re.match(r"middle_block\.(\d)\.(.+)", path):
         block, index, is_resnet, rest = "mid_block", int(found[1]) // 2, found[1] != "1", found[2]
@@ -64,15 +64,15 @@ def unet_name(path: str, per_level: int) -> str | None:
         block, is_resnet, rest = f"{'down' if down else 'up'}_blocks.{level}", found[3] == "0", found[4]
     else:
         return None
-    if name := change_head(rest, UNET_RESIZE):
+    if name := replace_prefix(rest, UNET_RESIZE_KEY_MAP):
         return f"{block}.{name}"
     if not is_resnet:
         return f"{block}.attentions.{index}.{rest}"
-    name = change_head(rest, UNET_RESNET)
+    name = replace_prefix(rest, UNET_RESNET_KEY_MAP)
     return name and f"{block}.resnets.{index}.{name}"
 
 
-def change_head(path: str, table: dict[str, str]) -> str | None:
+def replace_prefix(path: str, table: dict[str, str]) -> str | None:
     """The path with its beginning exchanged as the table says; None where the table does not know it."""
     for ours, theirs in table.items():
         if path == ours or path.startswith(ours + "."):
@@ -131,7 +131,7 @@ def vae_from_diffusers(state: dict[str, Tensor], ours: Iterable[str]) -> dict[st
     names = {theirs: key for key, theirs in vae_names(ours).items()}
     renamed = {}
     for key, tensor in state.items():
-        key = re.sub(r"(?<=attentions\.0\.)(\w+)", lambda word: OLD_VAE_ATTENTION.get(word[1], word[1]), key)
+        key = re.sub(r"(?<=attentions\.0\.)(\w+)", lambda word: LEGACY_VAE_ATTENTION.get(word[1], word[1]), key)
         is_projection = "attentions" in key and tensor.dim() == 2
         renamed[names.get(key, key)] = tensor[:, :, None, None] if is_projection else tensor
     return renamed

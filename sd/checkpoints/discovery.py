@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sd.checkpoints.diffusers_format import MODEL_INDEX
 from sd.checkpoints.hashing import full_hash, known_hash, old_hash
-from sd.checkpoints.model_files import FILE_ENDINGS, PICTURE_ENDINGS, Content, content_of, models_below
+from sd.checkpoints.model_files import FILE_ENDINGS, IMAGE_ENDINGS, Content, content_of, models_below
 from sd.utils.errors import UserError
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -39,7 +39,7 @@ ENDINGS = {
     "checkpoint": (".safetensors", ".ckpt", ".pt", ".pth"),
     "VAE": (".safetensors", ".ckpt", ".pt", ".pth", ".bin"),
     "LoRA": (".safetensors", ".pt", ".bin", ".ckpt"),
-    "embedding": (".safetensors", ".pt", ".bin", *PICTURE_ENDINGS),
+    "embedding": (".safetensors", ".pt", ".bin", *IMAGE_ENDINGS),
 }
 INSTEAD = {  # what to do with a file of each kind
     "checkpoint": "choose it as the checkpoint",
@@ -127,7 +127,7 @@ class Models:
             apart = {other.resolve() for other in self.folders.values()} - {folder.resolve()}
             is_own = folder == self.folders[kind]
             paths = [path for path in models_below(folder, apart) if is_listed(path, kind, is_own)]
-            stems = {path.with_suffix("") for path in paths if path.suffix.lower() not in PICTURE_ENDINGS}
+            stems = {path.with_suffix("") for path in paths if path.suffix.lower() not in IMAGE_ENDINGS}
             found += [Candidate(folder, path, is_own) for path in paths if not is_preview(path, stems)]
         return found
 
@@ -203,7 +203,7 @@ def is_listed(path: Path, kind: str, is_own: bool) -> bool:
     """Whether files of its ending count as that kind. A picture holds an embedding only where embeddings are kept."""
     if path.resolve() == BUNDLED:
         return False  # it stands first, under its own name
-    endings = ENDINGS[kind] if is_own else tuple(set(ENDINGS[kind]) - set(PICTURE_ENDINGS))
+    endings = ENDINGS[kind] if is_own else tuple(set(ENDINGS[kind]) - set(IMAGE_ENDINGS))
     return path.is_dir() or path.suffix.lower() in endings
 
 
@@ -223,7 +223,7 @@ def is_alias(content: Content, kind: str, wanted: str) -> bool:
 
 def is_preview(path: Path, stems: set[Path]) -> bool:
     """Whether a picture only shows what the file beside it does."""
-    if path.suffix.lower() not in PICTURE_ENDINGS:
+    if path.suffix.lower() not in IMAGE_ENDINGS:
         return False
     return path.stem.endswith(".preview") or path.with_suffix("") in stems
 

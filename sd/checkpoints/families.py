@@ -57,10 +57,10 @@ MOST_VECTORS = 10  # tensors in a file that holds nothing but embeddings
 CHANNELS = {5: "with a depth map", 7: "an upscaler", 9: "for inpainting"}  # what a U-Net takes beside the latent
 
 
-def what_is(content: Any) -> str | None:
+def describe_contents(content: Any) -> str | None:
     """What these weights are, if no Stable Diffusion 1.x checkpoint, in a few words; None where it does not show."""
     if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
-        return what_lists_are(content)
+        return describe_list(content)
     if isinstance(content, ScriptObject):
         return "a TorchScript program, such as OpenAI's CLIP"
     if not isinstance(content, dict):
@@ -68,10 +68,10 @@ def what_is(content: Any) -> str | None:
     if is_hypernetwork(content):
         return "a hypernetwork"
     keys = [str(key) for key in content]
-    if what := first_match(VERSIONS, keys):
-        return what + variant(content)
+    if what := match_first(VERSIONS, keys):
+        return what + describe_variant(content)
     has_unet = any(key.startswith(UNET) for key in keys)
-    if what := first_match(PARTS[:1] if has_unet else PARTS, keys):
+    if what := match_first(PARTS[:1] if has_unet else PARTS, keys):
         return what
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -79,7 +79,7 @@ def what_is(content: Any) -> str | None:
     return "a textual inversion embedding" if are_embeddings(tensors) else None
 
 
-def what_lists_are(tensors: list[Tensor]) -> str:
+def describe_list(tensors: list[Tensor]) -> str:
     """cloneofsimo's .pt is a LoRA as a list: up, down, up, down. Its widths tell the model that it is for."""
     widths = {tensor.shape[-1] for tensor in tensors[1::2] if tensor.dim() > 1}
     if 768 not in widths:
@@ -103,13 +103,13 @@ def channels_of(content: dict) -> int:
     return weight.shape[1] if isinstance(weight, Tensor) and weight.dim() == 4 else 4
 
 
-def variant(content: dict) -> str:
+def describe_variant(content: dict) -> str:
     """What a checkpoint's U-Net takes beside the latent, in words that follow the family's name."""
     channels = channels_of(content)
     return f", {CHANNELS[channels]}" if channels in CHANNELS else ""
 
 
-def first_match(table: list[tuple[str, str]], keys: Iterable[str]) -> str | None:
+def match_first(table: list[tuple[str, str]], keys: Iterable[str]) -> str | None:
     return next((what for pattern, what in table if any(re.match(pattern, key) for key in keys)), None)
 
 
@@ -133,17 +133,17 @@ def kind_of(content: Any) -> tuple[str, str]:
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     keys = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-    what = what_is(content)
+    what = describe_contents(content)
     if what is None and any(key.startswith(UNET) for key in keys):
         if not any(key.startswith(CLIP) for key in keys):
             return "other", "a U-Net without its text encoder"
-        return what_checkpoint(channels_of(keys))
+        return describe_checkpoint(channels_of(keys))
     if what is None or what == "a file without weights":
         return "", what or "a file of an unknown kind"
     return next((kind for beginning, kind in KINDS if what.startswith(beginning)), "other"), what
 
 
-def what_checkpoint(channels: object) -> tuple[str, str]:
+def describe_checkpoint(channels: object) -> tuple[str, str]:
     """As `kind_of`, for a Stable Diffusion 1.x by how many channels its U-Net takes."""
     if channels in (4, 9):
         return "checkpoint", "a checkpoint" if channels == 4 else "a checkpoint for inpainting"

@@ -8,12 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from sd.checkpoints.diffusers_format import MODEL_INDEX
-from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, kind_of, what_checkpoint
+from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, describe_checkpoint, kind_of
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
 
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-PICTURE_ENDINGS = (".png", ".webp")  # an embedding may be hidden in one
+IMAGE_ENDINGS = (".png", ".webp")  # an embedding may be hidden in one
 TRAINED_FROM = "sd_trained_from"  # metadata: the base that somebody trained this one from
 TRAINING_SIGNS = {TRAINED_FROM, "ss_training_comment", "ss_max_train_steps"}
 
@@ -47,7 +47,7 @@ def content_of(path: Path) -> Content:
 def read_content(path: Path, changed: int, size: int) -> Content:
     if path.is_dir():
         return folder_content(path)
-    if path.suffix.lower() in PICTURE_ENDINGS:
+    if path.suffix.lower() in IMAGE_ENDINGS:
         return Content("embedding", "a picture with an embedding")
     try:
         found = read_weights(path)
@@ -61,23 +61,23 @@ def read_content(path: Path, changed: int, size: int) -> Content:
 def folder_content(folder: Path) -> Content:
     """Raises OSError where the folder cannot be read."""
     if (folder / MODEL_INDEX).is_file():
-        index = read_table(folder / MODEL_INDEX)
+        index = read_json_or_empty(folder / MODEL_INDEX)
         pipeline = str(index.get("_class_name"))
         if not pipeline.startswith("StableDiffusion") or pipeline.startswith(("StableDiffusionXL", "StableDiffusion3")):
             return Content("other", f"a folder for {pipeline}")
-        channels = read_table(folder / "unet" / "config.json").get("in_channels", 4)
-        kind, what = what_checkpoint(channels)
+        channels = read_json_or_empty(folder / "unet" / "config.json").get("in_channels", 4)
+        kind, what = describe_checkpoint(channels)
         return Content(kind, what, f"_{TRAINED_FROM}" in index)
     if (folder / PEFT_CONFIG).is_file() or (folder / "unet" / PEFT_CONFIG).is_file():
         return Content("LoRA", "a LoRA")
     if any((folder / name).is_file() for name in EMBEDDING_NAMES):
         return Content("embedding", "a textual inversion embedding")
-    if read_table(folder / "config.json").get("_class_name") == "AutoencoderKL":
+    if read_json_or_empty(folder / "config.json").get("_class_name") == "AutoencoderKL":
         return Content("VAE", "a VAE alone")
     return UNKNOWN
 
 
-def read_table(path: Path) -> dict:
+def read_json_or_empty(path: Path) -> dict:
     """A JSON file's table; an empty one where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -110,11 +110,11 @@ def models_below(folder: Path, apart: set[Path] = frozenset()) -> Iterator[Path]
         for path in entries:
             if path.is_dir():
                 (found if is_one_model(path) else todo).append(path)
-            elif path.suffix.lower() in FILE_ENDINGS + PICTURE_ENDINGS and path.is_file():
+            elif path.suffix.lower() in FILE_ENDINGS + IMAGE_ENDINGS and path.is_file():
                 found.append(path)
-    return iter(sorted(found, key=lambda path: order(path.relative_to(folder))))
+    return iter(sorted(found, key=lambda path: sort_key(path.relative_to(folder))))
 
 
-def order(path: Path) -> tuple:
+def sort_key(path: Path) -> tuple:
     """Near files before those in folders below, and the safetensors of a name before its other files."""
     return len(path.parts), path.with_suffix("").as_posix().lower(), path.suffix.lower() != ".safetensors", path.name

@@ -29,7 +29,14 @@ import pytest
 import torch
 
 from sd.adapters.embedding_files import read_embeddings
-from sd.checkpoints.pickles.objects import ALLOWED, GlobalName, InertObject, ScriptObject, StorageDescription, describe_call
+from sd.checkpoints.pickles.objects import (
+    ALLOWED,
+    GlobalName,
+    InertObject,
+    ScriptObject,
+    StorageDescription,
+    describe_call,
+)
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
 
@@ -374,7 +381,9 @@ def test_malformed_programs_are_one_sentence_and_change_no_class(tmp_path, progr
 def test_no_name_on_the_list_is_more_than_data():
     for name, describe in ALLOWED.items():
         assert describe.__module__ == "sd.checkpoints.pickles.objects", name
-        made = describe_call(GlobalName(name), (("text", "latin1") if name == "_codecs.encode" else ((),)), lambda _: None)
+        made = describe_call(
+            GlobalName(name), (("text", "latin1") if name == "_codecs.encode" else ((),)), lambda _: None
+        )
         assert type(made) in (dict, set, tuple, bytes, InertObject), name
 
 
