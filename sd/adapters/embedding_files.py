@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sd.adapters.lora_files import WIDTHS, Contents, token_keys
 from sd.checkpoints.families import EMBEDDING_NAMES
+from sd.checkpoints.foreign_files import reads_file
 from sd.checkpoints.pickles.objects import InertObject
 from sd.checkpoints.weight_files import describe_contents, read_weights, write_safetensors
 from sd.utils.errors import UserError
@@ -35,6 +36,7 @@ class EmbeddingFile:
     warnings: list[str]
 
 
+@reads_file
 def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
     """Reads a file of any dialect for a text encoder of this width. Where no word is in the file its name is the word.
 

@@ -1,6 +1,5 @@
 """What an adapter's file or folder holds: tensors by key, metadata, PEFT's settings; and which model it is not for."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sd.checkpoints.families import PEFT_CONFIG
+from sd.checkpoints.foreign_files import parse_json_object, reads_file
 from sd.checkpoints.weight_files import describe_contents, read_weights
 from sd.utils.errors import UserError
 
@@ -46,6 +46,7 @@ class Contents:
     config_name: str = ""
 
 
+@reads_file
 def open_adapter(path: Path) -> Contents:
     """A file, or a folder of PEFT's or diffusers'. cloneofsimo's lists become keys `unet:0:up`, `unet:0:down`, ...
 
@@ -60,7 +61,7 @@ def open_adapter(path: Path) -> Contents:
         return open_lists(path, content)
     configs = {}
     if METADATA_CONFIG in metadata:
-        flat = parse_json(metadata[METADATA_CONFIG], path)
+        flat = parse_json_object(metadata[METADATA_CONFIG], path)
         for part, prefix in (("unet", "unet."), ("clip", "text_encoder.")):
             if config := {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}:
                 configs[part] = config
@@ -117,7 +118,7 @@ def open_folder(path: Path) -> Contents:
     contents = Contents({}, config_name=PEFT_CONFIG)
     for part, folder in folders.items():
         contents.tensors |= read_content(weights_in(folder))[0]
-        contents.configs[part] = parse_json((folder / PEFT_CONFIG).read_bytes(), folder / PEFT_CONFIG)
+        contents.configs[part] = parse_json_object((folder / PEFT_CONFIG).read_bytes(), folder / PEFT_CONFIG)
     return contents
 
 
@@ -127,16 +128,6 @@ def weights_in(folder: Path) -> Path:
     if not found or (len(found) > 1 and found[0] not in usual):
         raise UserError(f"{folder} holds {len(found) or 'no'} files that could be a LoRA: give the file itself.")
     return found[0]
-
-
-def parse_json(text: str | bytes, path: Path) -> dict:
-    try:
-        found = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: its settings are no JSON; fetch it again.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: its settings are no table; fetch it again.")
-    return found
 
 
 def token_keys(contents: Contents) -> dict[str, str]:

@@ -19,7 +19,8 @@ from sd.adapters.injection import patchable_layers
 from sd.adapters.lora_files import Contents, open_adapter, refuse_others, token_keys
 from sd.adapters.variants import Patch, make
 from sd.checkpoints.diffusers_keys import unet_names
-from sd.checkpoints.families import PEFT_CONFIG
+from sd.checkpoints.families import PEFT_CONFIG, describe_contents
+from sd.checkpoints.foreign_files import reads_file
 from sd.utils.errors import UserError
 
 LABELS = [  # the first that any key begins with
@@ -79,6 +80,7 @@ class LoraFile:
     metadata: dict[str, str]
 
 
+@reads_file
 def read_lora(path: str | Path, unet: nn.Module, clip: nn.Module) -> LoraFile:
     """Reads a file or folder of any dialect for these networks, and changes nothing in them.
 

@@ -48,7 +48,7 @@ class LoraReport:
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
         parts = [
-            f"{DISPLAY_NAMES[part]}: strength {self.strengths[part]:g}, |ΔW|/|W| = {size:.2g}"
+            f"{SPOKEN[part]}: strength {self.strengths[part]:g}, |ΔW|/|W| = {size:.2g}"
             for part, size in self.sizes.items()
         ]
         lines = [

@@ -71,6 +71,8 @@ def read_json_file(path: Path) -> dict:
         if path.stat().st_size > LARGEST_JSON:
             raise UserError(f"{path} is too large for a configuration: download it again.")
         return parse_json_object(path.read_bytes(), path)
+    except FileNotFoundError as error:
+        raise UserError(f"file not found: {path}; download the whole folder again.") from error
     except OSError as error:
         raise UserError(refusal(error)) from error
 

@@ -1,6 +1,5 @@
 """What one file or folder of a model holds, told by its content, and remembered while the file stays as it is."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from sd.checkpoints.diffusers_format import MODEL_INDEX
 from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, describe_checkpoint, kind_of
+from sd.checkpoints.foreign_files import read_json_file
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
 
@@ -78,12 +78,11 @@ def folder_content(folder: Path) -> Content:
 
 
 def read_json_or_empty(path: Path) -> dict:
-    """A JSON file's table; an empty one where there is none."""
+    """Returns a JSON file's object, or an empty one where there is none or where it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+        return read_json_file(path)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_one_model(folder: Path) -> bool:

@@ -14,8 +14,8 @@ from torch import Tensor
 from sd.checkpoints import diffusers_keys
 from sd.checkpoints.config import build_network, infer_diffusers_vae_config, infer_vae_config
 from sd.checkpoints.diffusers_format import FOLDERS, read_network
-from sd.checkpoints.families import VAE
-from sd.checkpoints.foreign_files import read_json_file
+from sd.checkpoints.families import VAE, describe_contents
+from sd.checkpoints.foreign_files import read_json_file, reads_file
 from sd.checkpoints.mmap_files import MappedFile
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
@@ -38,6 +38,7 @@ class VaeFile:
     files: list[MappedFile]
 
 
+@reads_file
 def read_vae(path: str | Path) -> VaeFile:
     """Reads a file or folder of any layout. Raises UserError for what holds no VAE of Stable Diffusion 1.x."""
     path = Path(path).expanduser()

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sd.checkpoints.families import describe_contents as describe_contents
 from sd.checkpoints.foreign_files import reads_file
 from sd.checkpoints.mmap_files import MappedFile, read_safetensors, write_safetensors
 from sd.checkpoints.pickles.objects import InertObject, ScriptObject

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sd.checkpoints.checkpoint import read_checkpoint
+from sd.checkpoints.checkpoint import read_checkpoint, summarize_keys
 from sd.checkpoints.config import CLIP_HEAD_WIDTH, block_numbers, infer_clip_config, skip_init
 from sd.checkpoints.diffusers_format import read_network
-from sd.checkpoints.foreign_files import read_json_file
+from sd.checkpoints.foreign_files import read_json_file, reads_file
 from sd.checkpoints.pickles.objects import ScriptObject
 from sd.checkpoints.weight_files import describe_contents, read_weights
 from sd.clip import CLIPTextModel
@@ -46,6 +46,7 @@ VOCABULARY = 49408
 WIDEST = 1024  # ViT-L's vision tower; wider ones have heads of other widths, which no tensor shows
 
 
+@reads_file
 def read_clip(path: str | Path) -> CLIP:
     """Both towers from a file or folder of any of these kinds, told by its contents; fp32, in eval mode, not to train.
 

@@ -16,6 +16,7 @@ from sd.checkpoints.checkpoint import (
     read_checkpoint,
     read_checkpoint_file,
     save_checkpoint,
+    summarize_keys,
 )
 from sd.checkpoints.config import fill_defaults
 from sd.checkpoints.diffusers_format import write_configs
