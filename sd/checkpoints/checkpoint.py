@@ -1,4 +1,4 @@
-"""Checkpoints of Stable Diffusion 1.x: read, loaded strictly and written, in the three formats that people keep them in.
+"""Checkpoints of Stable Diffusion 1.x: read, loaded strictly and written, in three formats.
 
 A .ckpt or .safetensors holds the three networks under three prefixes, and our module tree *is* that checkpoint: nothing
 is renamed. A diffusers folder has names of its own (`diffusers_keys`). Every key belongs to a network, is on the short
@@ -175,7 +175,7 @@ def warn_unknown_keys(checkpoint: Checkpoint, unknown: list[str]) -> None:
 
 
 def belongs_to(part: str, key: str) -> bool:
-    """Whether a key may belong to that network. Every key may belong to the U-Net: one layer more is another network."""
+    """Whether a key may belong to that network. All may to the U-Net: one layer more is another network."""
     return part not in PART_ROOTS or key.removeprefix("text_model.").startswith(PART_ROOTS[part])
 
 

@@ -1,4 +1,4 @@
-"""The folder that diffusers keeps a model in: one sub-folder a network, each with its config.json and its weights."""
+"""The folder format of diffusers: one subfolder for each network, with its config.json and its weights."""
 
 import json
 import re
@@ -31,14 +31,14 @@ OTHER_FOLDERS = {"tokenizer", "scheduler", "safety_checker", "feature_extractor"
 
 
 def read_folder_config(folder: Path, separate_vae: dict | None = None) -> dict:
-    """The config of a Stable Diffusion 1.x folder, from its configs. Raises UserError for any other kind of model.
+    """Returns the configuration of a Stable Diffusion 1.x folder. Raises UserError for any other kind of model.
 
-    separate_vae: of a separate VAE, where the folder has none.
+    separate_vae: the configuration of a separate VAE, where the folder has none.
     """
     unet, clip = read_network_config(folder, "unet"), read_network_config(folder, "clip")
     vae = None if separate_vae is not None else read_network_config(folder, "vae")
     if unet.get("use_linear_projection") or common_value(unet.get("cross_attention_dim")) == 1024:
-        raise UserError(f"{folder} is Stable Diffusion 2, which works otherwise: give a model of the 1.x family.")
+        raise UserError(f"{folder} is Stable Diffusion 2, which is not supported: give a model of the 1.x family.")
     if (activation := clip.get("hidden_act", "quick_gelu")) != "quick_gelu":
         raise UserError(f"{folder} has a text encoder with {activation}, as Stable Diffusion 2: give a 1.x model.")
     try:
@@ -66,11 +66,13 @@ def read_folder_config(folder: Path, separate_vae: dict | None = None) -> dict:
             "image_size": common_value(unet.get("sample_size") or 64) * 2 ** (len(separate_vae["channel_mult"]) - 1),
         }
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"the configs in {folder} do not say all config of the model ({error!r}).") from error
+        raise UserError(
+            f"the config files in {folder} are incomplete ({error!r}): download the folder again."
+        ) from error
 
 
 def read_network_config(folder: Path, part: str) -> dict:
-    """A network's config.json. That of a whole CLIP has the text encoder's in it, without what is as usual."""
+    """Reads a network's config.json. That of a whole CLIP contains the text encoder's, without default values."""
     config = read_json_file(folder / FOLDERS[part] / "config.json")
     if part == "clip" and isinstance(config.get("text_config"), dict) and "hidden_size" not in config:
         return CLIP_DEFAULTS | config["text_config"]
@@ -78,11 +80,11 @@ def read_network_config(folder: Path, part: str) -> dict:
 
 
 def common_value(value: object) -> object:
-    """diffusers takes a list of one value for each level as well. Raises ValueError where they differ."""
+    """Returns the value, or the common one of a list with one for each level. Raises ValueError where they differ."""
     if not isinstance(value, list):
         return value
     if len(set(value)) != 1:
-        raise ValueError(f"other numbers at other levels: {value}")
+        raise ValueError(f"different values for different levels: {value}")
     return value[0]
 
 
@@ -97,7 +99,7 @@ def vae_config_from_diffusers(config: dict) -> dict:
 
 
 def check_pipeline_config(folder: Path) -> list[str]:
-    """Warnings, in sentences. Raises UserError where the folder's model is no Stable Diffusion 1.x, or predicts v."""
+    """Returns warnings, in sentences. Raises UserError where the model is not Stable Diffusion 1.x, or predicts v."""
     if not (folder / MODEL_INDEX).exists():
         raise UserError(f"{folder} has no {MODEL_INDEX}: give a diffusers folder, or a checkpoint file.")
     pipeline = str(read_json_file(folder / MODEL_INDEX).get("_class_name"))
@@ -118,9 +120,10 @@ def check_pipeline_config(folder: Path) -> list[str]:
 
 
 def read_network(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile], str]:
-    """A network's tensors by diffusers' names, the files they lie in, and the kind of those.
+    """Returns a network's tensors by diffusers' names, the files they are in, and the name of the first file.
 
-    Of several the first: whole precision before its variants, safetensors before pickles, a file before its shards.
+    Of several files the first in this order: full precision before variants, safetensors before pickles, a single file
+    before shards.
     """
     found = []
     for path in sorted(folder.glob("*")):
@@ -147,16 +150,16 @@ def read_weight_files(paths: list[Path]) -> tuple[dict[str, Tensor], list[Mapped
         if not isinstance(found.content, dict) or not all(
             isinstance(value, Tensor) for value in found.content.values()
         ):
-            raise UserError(f"{path} does not hold a network's weights: fetch it again.")
+            raise UserError(f"{path} does not contain a network's weights: download it again.")
         tensors |= found.content
         files.append(found.file)
     return tensors, files, paths[0].name
 
 
 def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], config: dict) -> None:
-    """Writes a folder that diffusers and transformers load. `parts`: the state dicts by our names; config: all of them.
+    """Writes a folder that diffusers and transformers load. parts: the state dicts by our names; config: complete.
 
-    Raises UserError where `path` is a folder with anything else in it: that is never removed.
+    Raises UserError where `path` is a folder with anything else in it, which is never removed.
     """
     strangers = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     strangers -= {"model_index.json", *FOLDERS.values(), *OTHER_FOLDERS}
@@ -178,7 +181,7 @@ def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], config: dict) 
 
 
 def write_configs(folder: Path, config: dict) -> None:
-    """A new folder with all that says what the networks are, and no weights."""
+    """Creates a folder with the config files of the networks and no weights."""
     for part, name in FOLDERS.items():
         (folder / name).mkdir(parents=True)
         write_json(folder / name / "config.json", CONFIGS[part](config))
@@ -245,7 +248,7 @@ def clip_config(config: dict) -> dict:
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "bos_token_id": 0,  # these three are as published with v1-5; transformers knows them as a sign of old files
+        "bos_token_id": 0,  # these three are as published with v1-5; transformers recognizes old files by them
         "eos_token_id": 2,
         "pad_token_id": 1,
         "hidden_act": "quick_gelu",
@@ -264,7 +267,7 @@ def model_index(config: dict) -> dict:
     inpaints = config["unet"]["in_channels"] == 9
     return {
         "_class_name": "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline",
-        "_diffusers_version": "0.6.0",  # v1-5's; without one, inpainting models count as older and are refused
+        "_diffusers_version": "0.6.0",  # v1-5's; without one, inpainting models are taken for older ones and refused
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],

@@ -1,7 +1,7 @@
-"""What diffusers calls our modules: a few string rules over the model's own paths.
+"""Maps our module names to those of diffusers, with a few string rules over the model's own paths.
 
-Our names are the checkpoint's. diffusers renamed the U-Net's and the VAE's modules and left CLIP's as they are, below
-`text_model.`. Nothing here knows v1-5: how many blocks a level has is read off the paths, so small models obey too.
+Our names are the checkpoint's. diffusers renamed the modules of the U-Net and the VAE and kept CLIP's, below
+`text_model.`. Nothing here is specific to v1-5: the number of blocks in a level is inferred from the paths.
 """
 
 import re
@@ -41,7 +41,7 @@ LEGACY_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_a
 
 
 def unet_names(paths: Iterable[str]) -> dict[str, str]:
-    """Our U-Net's paths to diffusers' paths. `paths`: all its parameters or all its modules, by our names.
+    """Maps the paths of our U-Net to diffusers' paths. paths: all its parameters or all its modules, by our names.
 
     A container that diffusers does not have (`input_blocks.1`, or "" itself) is left out.
     """
@@ -73,7 +73,7 @@ def unet_name(path: str, per_level: int) -> str | None:
 
 
 def replace_prefix(path: str, table: dict[str, str]) -> str | None:
-    """The path with its beginning exchanged as the table says; None where the table does not know it."""
+    """Returns the path with its prefix replaced as in the table, or None where the table has no prefix of it."""
     for ours, theirs in table.items():
         if path == ours or path.startswith(ours + "."):
             return theirs + path.removeprefix(ours)
@@ -81,7 +81,7 @@ def replace_prefix(path: str, table: dict[str, str]) -> str | None:
 
 
 def vae_names(paths: Iterable[str]) -> dict[str, str]:
-    """Our VAE's paths to diffusers' paths. `paths`: all its parameters or all its modules; containers may be left out.
+    """Maps the paths of our VAE to diffusers' paths. paths: all its parameters or modules; containers may be omitted.
 
     The decoder's levels are numbered by size here and by order there.
     """
@@ -99,13 +99,13 @@ def vae_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def unet_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net's whole state dict under diffusers' names."""
+    """Returns the U-Net's whole state dict under diffusers' names."""
     names = unet_names(state)
     return {names[key]: tensor for key, tensor in state.items()}
 
 
 def vae_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The VAE's whole state dict under diffusers' names; its attention is (C, C, 1, 1) here and (C, C) there."""
+    """Returns the VAE's whole state dict under diffusers' names; its attention is (C, C, 1, 1) here, (C, C) there."""
     names, renamed = vae_names(state), {}
     for key, tensor in state.items():
         is_projection = "attentions" in names[key] and tensor.dim() == 4
@@ -118,16 +118,16 @@ def clip_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unet_from_diffusers(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """diffusers' U-Net under our names. `ours`: the keys of our model at the same sizes.
+    """Returns diffusers' U-Net under our names. ours: the keys of our model with the same configuration.
 
-    A key that no name of ours stands for keeps its own, and so shows up as unexpected when it is loaded strictly.
+    A key that has no name here is kept, so that strict loading reports it as unexpected.
     """
     names = {theirs: key for key, theirs in unet_names(ours).items()}
     return {names.get(key, key): tensor for key, tensor in state.items()}
 
 
 def vae_from_diffusers(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """diffusers' VAE under our names, whether its attention says `to_q` or, as before 2023, `query`."""
+    """Returns diffusers' VAE under our names; its attention has keys like `to_q` or, before 2023, `query`."""
     names = {theirs: key for key, theirs in vae_names(ours).items()}
     renamed = {}
     for key, tensor in state.items():
@@ -138,5 +138,5 @@ def vae_from_diffusers(state: dict[str, Tensor], ours: Iterable[str]) -> dict[st
 
 
 def clip_from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' text tower under our names; it wrote `text_model.` before every key, and newer versions do not."""
+    """Returns transformers' text encoder under our names; older versions prefix every key with `text_model.`."""
     return {key.removeprefix("text_model."): tensor for key, tensor in state.items()}

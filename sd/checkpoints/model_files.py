@@ -1,4 +1,4 @@
-"""What one file or folder of a model holds, told by its content, and remembered while the file stays as it is."""
+"""Recognizes the model in a file or folder by its contents, and caches the result while the file is unchanged."""
 
 import os
 from collections.abc import Iterator
@@ -13,16 +13,17 @@ from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
 
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-IMAGE_ENDINGS = (".png", ".webp")  # an embedding may be hidden in one
-TRAINED_FROM = "sd_trained_from"  # metadata: the base that somebody trained this one from
+IMAGE_ENDINGS = (".png", ".webp")  # an embedding may be stored in one
+TRAINED_FROM = "sd_trained_from"  # metadata: the base model that this one was fine-tuned from
 TRAINING_SIGNS = {TRAINED_FROM, "ss_training_comment", "ss_max_train_steps"}
 
 
 @dataclass(frozen=True)
 class Content:
-    """kind: "checkpoint", "VAE", "LoRA" or "embedding"; "other" for what has no name here; "" where it does not show.
+    """The model in a file or folder.
 
-    what: the same in words. trained: whether somebody fine-tuned it here. alias: the name in its metadata, or "".
+    kind: "checkpoint", "VAE", "LoRA" or "embedding"; "other" for models that are not used here; "" if unknown.
+    what: a description. trained: whether it was fine-tuned here. alias: the name in its metadata, or "".
     """
 
     kind: str
@@ -35,7 +36,7 @@ UNKNOWN = Content("", "a file of an unknown kind")
 
 
 def content_of(path: Path) -> Content:
-    """What a file or folder holds. Never raises: what cannot be read is of no kind."""
+    """Returns the model in a file or folder. Never raises: a file that cannot be read is of an unknown kind."""
     try:
         stat = (path / MODEL_INDEX if (path / MODEL_INDEX).is_file() else path).stat()
         return read_content(path, stat.st_mtime_ns, stat.st_size)
@@ -48,7 +49,7 @@ def read_content(path: Path, changed: int, size: int) -> Content:
     if path.is_dir():
         return folder_content(path)
     if path.suffix.lower() in IMAGE_ENDINGS:
-        return Content("embedding", "a picture with an embedding")
+        return Content("embedding", "an image with an embedding")
     try:
         found = read_weights(path)
     except UserError:
@@ -86,15 +87,15 @@ def read_json_or_empty(path: Path) -> dict:
 
 
 def is_one_model(folder: Path) -> bool:
-    """Whether a folder is a model itself, as diffusers and PEFT write them, and not a place for models."""
+    """Returns whether a folder is a model itself, as diffusers and PEFT write them, and not a folder of models."""
     signs = (MODEL_INDEX, PEFT_CONFIG, f"unet/{PEFT_CONFIG}", *EMBEDDING_NAMES)
     return any((folder / sign).is_file() for sign in signs) or folder_content(folder).kind != ""
 
 
 def models_below(folder: Path, apart: set[Path] = frozenset()) -> Iterator[Path]:
-    """The files and folders that may be models, by depth and name; hidden ones and those in `apart` are passed over.
+    """Yields the files and folders that may be models, by depth and name, except hidden ones and those in `apart`.
 
-    Links are followed: whoever owns the folder made them, and no request can.
+    Links are followed: only the owner of the folder can create them, and no request can.
     """
     found, seen, todo = [], set(), [folder]
     while todo:
@@ -115,5 +116,5 @@ def models_below(folder: Path, apart: set[Path] = frozenset()) -> Iterator[Path]
 
 
 def sort_key(path: Path) -> tuple:
-    """Near files before those in folders below, and the safetensors of a name before its other files."""
+    """Sorts files before those in subfolders, and the safetensors of a name before its other files."""
     return len(path.parts), path.with_suffix("").as_posix().lower(), path.suffix.lower() != ".safetensors", path.name

@@ -1,6 +1,6 @@
-"""A VAE by itself, in each layout that people keep one in, under our names.
+"""Separate VAE files, in each of their layouts, under our names.
 
-first_stage_model.decoder...    taken out of a checkpoint, or a checkpoint as it is
+first_stage_model.decoder...    extracted from a checkpoint, or a whole checkpoint
 decoder.mid.block_1...          as it was trained, often with `loss.` and a nested `state_dict`
 decoder.mid_block.resnets.0...  diffusers', a file or a folder with its config.json
 """
@@ -30,7 +30,7 @@ USE_ANOTHER = "give a VAE of Stable Diffusion 1.x, such as vae-ft-mse-840000-ema
 
 @dataclass
 class VaeFile:
-    """tensors: by our names, still in their files. config: the arguments of `vae.AutoencoderKL`."""
+    """A VAE in a file. tensors: by our names, still in their files. config: the arguments of `vae.AutoencoderKL`."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -62,7 +62,7 @@ def read_vae(path: str | Path) -> VaeFile:
 
 
 def read_vae_folder(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile]]:
-    """Of a VAE's own folder, or of a whole model's."""
+    """Reads the folder of a VAE, or that of a whole model."""
     inside = folder / FOLDERS["vae"]
     folder = inside if inside.is_dir() else folder
     config = read_json_file(folder / "config.json") if (folder / "config.json").exists() else {}
@@ -75,7 +75,7 @@ def read_vae_folder(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile]]:
 
 
 def extract_vae(content: Any, path: Path) -> dict[str, Tensor]:
-    """The VAE's tensors in a file, whatever stands before their names."""
+    """Returns the VAE's tensors in a file, whatever the prefix of their names."""
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     entries = content.items() if isinstance(content, dict) else ()
@@ -87,10 +87,10 @@ def extract_vae(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def check_vae_family(tensors: dict[str, Tensor], path: Path) -> None:
-    """Raises UserError, naming it, for a VAE of another family. XL's has the same shapes and cannot be told."""
+    """Raises UserError, naming it, for a VAE of another family. XL's has the same shapes and is not recognized."""
     first = tensors.get("decoder.conv_in.weight")
     if any(key.startswith("quantize.") for key in tensors):
-        raise UserError(f"{path} is a VQ autoencoder, whose latents are words of a table: {USE_ANOTHER}.")
+        raise UserError(f"{path} is a VQ autoencoder, whose latents are entries of a codebook: {USE_ANOTHER}.")
     if first is not None and first.dim() == 5:
         raise UserError(f"{path} is a VAE for video: {USE_ANOTHER}.")
     if first is not None and first.dim() == 4 and first.shape[1] != LATENT_CHANNELS:

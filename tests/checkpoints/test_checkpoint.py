@@ -363,7 +363,8 @@ def test_an_extra_tensor_is_left_out_and_named_once(tmp_path, weights, what, kin
         safetensors.torch.save_file({key: tensor.clone() for key, tensor in state.items()}, path)
     checkpoint = assert_loads(path, weights)
     assert checkpoint.warnings == [
-        f"model.{kind} has entries that no Stable Diffusion 1.x uses, which are left out: {summarize_keys(sorted(EXTRA[what]))}."
+        f"model.{kind} has entries that no Stable Diffusion 1.x uses, which are left out: "
+        f"{summarize_keys(sorted(EXTRA[what]))}."
     ]
     assert set(checkpoint.ignored) == set(EXTRA[what])
     assert assert_loads(path, weights).ignored == checkpoint.ignored

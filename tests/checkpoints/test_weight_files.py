@@ -190,7 +190,7 @@ def test_random_bytes_are_never_weights_and_never_a_traceback(tmp_path):
 
 
 def test_no_file_at_all(tmp_path):
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="file not found"):
         read_weights(tmp_path / "nothing.ckpt")
     with pytest.raises(UserError, match="is a folder"):
         read_weights(tmp_path)
