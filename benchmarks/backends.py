@@ -22,7 +22,7 @@ from benchmarks.diffusers_backend import (
     shell,
 )
 from benchmarks.tasks import GUIDANCE, PROMPT, SEED, TASKS, Options, RandomModel, guided, touch, twin
-from sd.checkpoints.checkpoint import load_models, read
+from sd.checkpoints.checkpoint import load_models, read_checkpoint
 from sd.checkpoints.diffusers_format import write_configs
 from sd.optimization.registry import EXACT, OPTIMIZATIONS
 from sd.pipeline.noise import Noise
@@ -173,7 +173,7 @@ class Diffusers(TheirNetworks):
 
     def load(self, model: RandomModel) -> Turn:
         folder, ckpt = TemporaryDirectory(), model.options.ckpt
-        write_configs(Path(folder.name), read(ckpt).sizes)
+        write_configs(Path(folder.name), read_checkpoint(ckpt).config)
 
         def load() -> list[nn.Module]:
             networks = [each.to(model.device) for each in load_single_file(ckpt, Path(folder.name), model.dtype)]

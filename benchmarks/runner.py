@@ -22,8 +22,8 @@ from benchmarks import multi_process as many
 from benchmarks.backends import SIDES, sides_of
 from benchmarks.results import Result
 from benchmarks.tasks import SEED, TASKS, Options, RandomModel, random_network
-from sd.checkpoints.checkpoint import save
-from sd.checkpoints.config import build
+from sd.checkpoints.checkpoint import save_checkpoint
+from sd.checkpoints.config import build_networks
 
 MATMUL_SIDE = 4096  # large enough for a processor's best
 STEPS_FOR_PEAK = 2  # of a picture: more of them take no more memory
@@ -40,8 +40,10 @@ def run(names: list[str], options: Options) -> Iterator[Result]:
 def random_checkpoint(path: Path, options: Options) -> Path:
     """Writes a .ckpt in fp32, as v1-5's is: 4.27 GB unless tiny."""
     sizes = RandomModel(options).sizes
-    networks = {part: random_network(network, torch.float32) for part, network in build(sizes, "the benchmark").items()}
-    save(path, **networks, sizes=sizes)
+    networks = {
+        part: random_network(network, torch.float32) for part, network in build_networks(sizes, "the benchmark").items()
+    }
+    save_checkpoint(path, **networks, sizes=sizes)
     return path
 
 

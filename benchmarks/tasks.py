@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd.checkpoints.config import build, complete
+from sd.checkpoints.config import build_networks, fill_defaults
 from sd.denoiser import Guidance
 from sd.schedule import SD1_SCHEDULE
 from sd.utils.device import DTYPES
@@ -69,13 +69,13 @@ class RandomModel:
 
     def __init__(self, options: Options, device: str | None = None):
         self.options = options
-        self.sizes = complete(TINY if options.tiny else {}, "the benchmark")
+        self.sizes = fill_defaults(TINY if options.tiny else {}, "the benchmark")
         self.size = options.size or self.sizes["image_size"]
         self.dtype, self.device = DTYPES[options.dtype], options.device if device is None else device
 
     def network(self, part: str) -> nn.Module:
         """In channels-last order, as our pipeline lays them out and as diffusers recommends."""
-        network = random_network(build(self.sizes, "the benchmark")[part], self.dtype, self.device)
+        network = random_network(build_networks(self.sizes, "the benchmark")[part], self.dtype, self.device)
         return network.to(memory_format=torch.channels_last)
 
     @cached_property

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.checkpoints.checkpoint import load_models, save
+from sd.checkpoints.checkpoint import load_models, save_checkpoint
 from sd.schedule import SD1_SCHEDULE
 from sd.tokenizer import Tokenizer
 from sd.vae import LATENT_SCALE, sample_latent
@@ -61,4 +61,4 @@ def train(images, caption, checkpoint=ROOT / "weights/emoji.safetensors", steps=
 if __name__ == "__main__":
     folder, caption, path, *steps = sys.argv[1:]
     clip, vae, unet, source, _ = train(load_images(folder, size=128), caption, steps=int(steps[0]) if steps else 200)
-    print(path, save(path, clip, vae, unet, source.sizes))
+    print(path, save_checkpoint(path, clip, vae, unet, source.config))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoints.checkpoint import load_models, save
+from sd.checkpoints.checkpoint import load_models, save_checkpoint
 from sd.checkpoints.discovery import locate
 from sd.utils.device import DTYPES
 from sd.utils.errors import plain_errors
@@ -30,7 +30,7 @@ def main():
     separate = locate("VAE", options.vae) if options.vae else None
     dtype = DTYPES.get(options.dtype)
     clip, vae, unet, found = load_models(locate("checkpoint", options.source), dtype, vae=separate)
-    kind = save(options.target, clip, vae, unet, found.sizes, found.metadata)
+    kind = save_checkpoint(options.target, clip, vae, unet, found.config, found.metadata)
 
     print(f"read     {found.path}: {found.kind}{''.join(f', {note}' for note in found.notes)}")
     for warning in found.warnings:
@@ -42,7 +42,7 @@ def main():
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
         count = sum(tensor.numel() for tensor in tensors)
         print(f"{name:<8} {len(tensors)} tensors, {count:,} parameters, {', '.join(dtypes)}")
-        print("         " + ", ".join(f"{key} {value}" for key, value in found.sizes[name].items()))
+        print("         " + ", ".join(f"{key} {value}" for key, value in found.config[name].items()))
     print(f"ignored  {', '.join(found.ignored) or 'nothing'}")
     print(f"written  {options.target}: {kind}, {time.perf_counter() - start:.1f} seconds")
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sd.adapters.lora_files import WIDTHS, Contents, token_keys
 from sd.checkpoints.families import EMBEDDING_NAMES
-from sd.checkpoints.pickle_objects import Inert
-from sd.checkpoints.weight_files import read_weights, what_is, write_safetensors
+from sd.checkpoints.foreign_files import reads_file
+from sd.checkpoints.pickles.objects import InertObject
+from sd.checkpoints.weight_files import describe_contents, read_weights, write_safetensors
 from sd.utils.errors import UserError
 from sd.utils.files import replacing
 from sd.utils.images import open_image
@@ -35,6 +36,7 @@ class EmbeddingFile:
     warnings: list[str]
 
 
+@reads_file
 def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
     """Reads a file of any dialect for a text encoder of this width. Where no word is in the file its name is the word.
 
@@ -69,7 +71,7 @@ def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
 def read_tensors(path: Path) -> tuple[dict, dict[str, str]]:
     found = read_weights(path)
     if not isinstance(found.content, dict):
-        raise UserError(f"{path} holds no embedding: it is {what_is(found.content) or 'something else'}.")
+        raise UserError(f"{path} holds no embedding: it is {describe_contents(found.content) or 'something else'}.")
     return found.content, found.metadata
 
 
@@ -89,7 +91,7 @@ def sort_out(path: Path, content: dict, metadata: dict[str, str]) -> tuple[str, 
             return dialect, {word: tensors[key]}
     if bundled := token_keys(Contents(tensors, metadata)):
         return "part of a LoRA", {token: tensors[key] for key, token in bundled.items()}
-    kind = what_is(content)
+    kind = describe_contents(content)
     if not tensors or not all(map(is_rows, tensors.values())) or kind not in (None, "a textual inversion embedding"):
         raise UserError(f"{path} holds no embedding: it is {kind or 'something else'}.")
     return "diffusers'", {word if key == "*" else key: tensor for key, tensor in tensors.items()}
@@ -101,9 +103,9 @@ def is_rows(tensor: Tensor) -> bool:
 
 def tensors_in(value) -> dict[str, Tensor]:
     """The tensors of a dict, or of a pickled ParameterDict: its attributes, and `_parameters` among them."""
-    if isinstance(value, Inert):
+    if isinstance(value, InertObject):
         state = value.state if isinstance(value.state, dict) else {}
-        value = state | tensors_in(state.get("_parameters"))
+        value = {**value, **state, **tensors_in(state.get("_parameters"))}
     entries = value.items() if isinstance(value, dict) else ()
     return {str(key): tensor for key, tensor in entries if isinstance(tensor, Tensor)}
 

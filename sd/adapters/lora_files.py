@@ -1,6 +1,5 @@
 """What an adapter's file or folder holds: tensors by key, metadata, PEFT's settings; and which model it is not for."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from sd.checkpoints.families import PEFT_CONFIG
-from sd.checkpoints.weight_files import read_weights, what_is
+from sd.checkpoints.foreign_files import parse_json_object, reads_file
+from sd.checkpoints.weight_files import describe_contents, read_weights
 from sd.utils.errors import UserError
 
 WEIGHT_NAMES = ("adapter_model", "pytorch_lora_weights", "pytorch_attn_procs")
@@ -46,6 +46,7 @@ class Contents:
     config_name: str = ""
 
 
+@reads_file
 def open_adapter(path: Path) -> Contents:
     """A file, or a folder of PEFT's or diffusers'. cloneofsimo's lists become keys `unet:0:up`, `unet:0:down`, ...
 
@@ -60,7 +61,7 @@ def open_adapter(path: Path) -> Contents:
         return open_lists(path, content)
     configs = {}
     if METADATA_CONFIG in metadata:
-        flat = parse_json(metadata[METADATA_CONFIG], path)
+        flat = parse_json_object(metadata[METADATA_CONFIG], path)
         for part, prefix in (("unet", "unet."), ("clip", "text_encoder.")):
             if config := {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}:
                 configs[part] = config
@@ -73,13 +74,13 @@ def read_content(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], dict[str
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
-        if (what := what_is(content)) != "a LoRA":
+        if (what := describe_contents(content)) != "a LoRA":
             raise UserError(f"{path} is {what}: use one for Stable Diffusion 1.")
         return content, {}
     entries = content.items() if isinstance(content, dict) else ()
     tensors = {str(key): value for key, value in entries if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{path} holds no LoRA: it is {what_is(content) or 'something else'}.")
+        raise UserError(f"{path} holds no LoRA: it is {describe_contents(content) or 'something else'}.")
     return without_adapter_name(path, tensors), found.metadata
 
 
@@ -117,7 +118,7 @@ def open_folder(path: Path) -> Contents:
     contents = Contents({}, config_name=PEFT_CONFIG)
     for part, folder in folders.items():
         contents.tensors |= read_content(weights_in(folder))[0]
-        contents.configs[part] = parse_json((folder / PEFT_CONFIG).read_bytes(), folder / PEFT_CONFIG)
+        contents.configs[part] = parse_json_object((folder / PEFT_CONFIG).read_bytes(), folder / PEFT_CONFIG)
     return contents
 
 
@@ -127,16 +128,6 @@ def weights_in(folder: Path) -> Path:
     if not found or (len(found) > 1 and found[0] not in usual):
         raise UserError(f"{folder} holds {len(found) or 'no'} files that could be a LoRA: give the file itself.")
     return found[0]
-
-
-def parse_json(text: str | bytes, path: Path) -> dict:
-    try:
-        found = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: its settings are no JSON; fetch it again.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: its settings are no table; fetch it again.")
-    return found
 
 
 def token_keys(contents: Contents) -> dict[str, str]:

@@ -19,8 +19,8 @@ from sd.adapters.injection import patchable_layers
 from sd.adapters.lora_files import Contents, open_adapter, refuse_others, token_keys
 from sd.adapters.variants import Patch, make
 from sd.checkpoints.diffusers_keys import unet_names
-from sd.checkpoints.families import PEFT_CONFIG
-from sd.checkpoints.weight_files import what_is
+from sd.checkpoints.families import PEFT_CONFIG, describe_contents
+from sd.checkpoints.foreign_files import reads_file
 from sd.utils.errors import UserError
 
 LABELS = [  # the first that any key begins with
@@ -80,6 +80,7 @@ class LoraFile:
     metadata: dict[str, str]
 
 
+@reads_file
 def read_lora(path: str | Path, unet: nn.Module, clip: nn.Module) -> LoraFile:
     """Reads a file or folder of any dialect for these networks, and changes nothing in them.
 
@@ -92,7 +93,7 @@ def read_lora(path: str | Path, unet: nn.Module, clip: nn.Module) -> LoraFile:
     tokens = token_keys(contents)
     named, unmatched = group([key for key in contents.tensors if key not in tokens])
     if not named:
-        raise UserError(f"{path} holds no LoRA: it is {what_is(contents.tensors) or 'something else'}.")
+        raise UserError(f"{path} holds no LoRA: it is {describe_contents(contents.tensors) or 'something else'}.")
     is_numbered = all(re.fullmatch(r"\w*:\d+", module) for module in named)
     places = numbered(path, contents, named, layers) if is_numbered else spelled(layers)
     patches: dict[str, dict[str, Patch]] = {"unet": {}, "clip": {}}

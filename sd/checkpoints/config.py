@@ -1,11 +1,13 @@
-"""How large a model is: `{"unet": {...}, "vae": {...}, "clip": {...}, "image_size": 512}`, the networks' arguments.
+"""The configuration of a model: `{"unet": {...}, "vae": {...}, "clip": {...}, "image_size": 512}`.
 
-v1-5 is the networks' defaults. Our files carry their sizes; those of others are read off the shapes of their tensors.
+The first three are the arguments of the networks' constructors, whose defaults are v1-5's. Our files carry their
+configuration as `sd_sizes` in their metadata; that of other files is inferred from the shapes of their tensors.
 """
 
 import inspect
 import json
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,44 +19,80 @@ from sd.utils.errors import UserError
 from sd.vae import AutoencoderKL
 
 NETWORKS = {"unet": UNetModel, "vae": AutoencoderKL, "clip": CLIPTextModel}
-IMAGE_SIZE = 512  # pixels: what v1-5 was trained at
-UNET_HEADS, CLIP_HEAD_WIDTH = 8, 64  # no shape tells them; these are v1-5's
+IMAGE_SIZE = 512  # pixels: the resolution that v1-5 was trained at
+UNET_HEADS, CLIP_HEAD_WIDTH = 8, 64  # v1-5's; no shape shows them
+MOST_LEVELS = 8
+LARGEST = {  # of each argument: far above any Stable Diffusion 1.x, and small enough to be built
+    "in_channels": 64,
+    "out_channels": 64,
+    "model_channels": 2048,
+    "channel_mult": 64,
+    "num_res_blocks": 8,
+    "attention_levels": MOST_LEVELS,
+    "num_heads": 256,
+    "context_dim": 8192,
+    "channels": 2048,
+    "z_channels": 64,
+    "width": 8192,
+    "layers": 64,
+    "heads": 256,
+    "vocab_size": 1 << 20,
+    "max_length": 1 << 14,
+    "image_size": 1 << 14,
+}
 
 
-def complete(sizes: dict | str, source: object) -> dict:
-    """Sizes with all arguments in, from a dict or its JSON. `source`: the file, for the message.
+def fill_defaults(config: dict | str, source: object) -> dict:
+    """Returns a configuration, given as a dict or as its JSON, with every argument that it leaves out.
 
-    Raises UserError where they are no such dict, or name an argument that a network does not have.
+    source: the file, for the message. Raises UserError where it is no such dict, names an argument that a network does
+    not have, or gives a number that no model of this family can have.
     """
     try:
-        sizes = json.loads(sizes) if isinstance(sizes, str) else sizes
-        full = {"image_size": int(sizes.get("image_size", IMAGE_SIZE))}
+        config = json.loads(config) if isinstance(config, str) else config
+        full: dict[str, Any] = {"image_size": int(config.get("image_size", IMAGE_SIZE))}
         for part, network in NETWORKS.items():
             defaults = {name: p.default for name, p in inspect.signature(network).parameters.items()}
-            full[part] = defaults | sizes.get(part, {})
+            full[part] = defaults | config.get(part, {})
             if unknown := full[part].keys() - defaults.keys():
-                raise UserError(f"{source}: its sd_sizes give {part} an unknown {min(unknown)}; write the file anew.")
+                raise UserError(f"{source}: its sd_sizes give {part} an unknown {min(unknown)}; save the file again.")
     except UserError:
         raise
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: its sd_sizes cannot be understood ({error}); write the file anew.") from error
-    return json.loads(json.dumps(full))  # tuples to lists: equal to what a file gives back
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: its sd_sizes are malformed ({error}); save the file again.") from error
+    return check_bounds(json.loads(json.dumps(full)), source)  # tuples to lists: equal to what a file gives back
 
 
-def infer(unet: dict[str, Tensor], vae: dict[str, Tensor], clip: dict[str, Tensor], source: object) -> dict:
-    """The sizes that the shapes of three state dicts tell. Raises UserError where they are not of these networks."""
+def check_bounds(config: dict, source: object) -> dict:
+    """Returns the configuration. Raises UserError where an argument is no integer, or larger than any model needs."""
+    named = [("image_size", config["image_size"])] + [pair for part in NETWORKS for pair in config[part].items()]
+    for name, value in named:
+        values = value if isinstance(value, list) else [value]
+        least = 0 if name == "attention_levels" else 1
+        whole = all(type(number) is int and least <= number <= LARGEST.get(name, 1 << 14) for number in values)
+        if not whole or len(values) > MOST_LEVELS:
+            raise UserError(f"{source}: no Stable Diffusion 1.x has {name} {str(value)[:50]}; download the file again.")
+    return config
+
+
+def infer_config(unet: dict[str, Tensor], vae: dict[str, Tensor], clip: dict[str, Tensor], source: object) -> dict:
+    """Returns the configuration that the shapes of three state dicts show.
+
+    Raises UserError where they are not of these networks.
+    """
     try:
-        return {"unet": unet_sizes(unet), "vae": vae_sizes(vae), "clip": clip_sizes(clip), "image_size": IMAGE_SIZE}
+        parts = {"unet": infer_unet_config(unet), "vae": infer_vae_config(vae), "clip": infer_clip_config(clip)}
     except KeyError as error:
         raise UserError(f"{source} is not a whole Stable Diffusion 1.x: it lacks {error.args[0]}.") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{source} is not a Stable Diffusion 1.x: its tensors have other shapes.") from error
+    return check_bounds({**parts, "image_size": IMAGE_SIZE}, source)
 
 
-def unet_sizes(state: dict[str, Tensor]) -> dict:
+def infer_unet_config(state: dict[str, Tensor]) -> dict:
     width, in_channels = state["input_blocks.0.0.weight"].shape[:2]
-    blocks = numbers(r"input_blocks\.(\d+)\.0\.in_layers\.", state)
-    halvings = numbers(r"input_blocks\.(\d+)\.0\.op\.", state)
+    blocks = block_numbers(r"input_blocks\.(\d+)\.0\.in_layers\.", state)
+    halvings = block_numbers(r"input_blocks\.(\d+)\.0\.op\.", state)
     per_level = min(halvings, default=max(blocks) + 1)  # num_res_blocks + 1: block 0 is the first convolution
     firsts = range(1, max(blocks) + 1, per_level)  # the first block of each level
     return {
@@ -69,46 +107,50 @@ def unet_sizes(state: dict[str, Tensor]) -> dict:
     }
 
 
-def vae_sizes(state: dict[str, Tensor]) -> dict:
+def infer_vae_config(state: dict[str, Tensor]) -> dict:
     width = state["encoder.conv_in.weight"].shape[0]
-    levels = range(max(numbers(r"encoder\.down\.(\d+)\.", state)) + 1)
+    levels = range(max(block_numbers(r"encoder\.down\.(\d+)\.", state)) + 1)
     return {
         "channels": width,
         "channel_mult": [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] // width for i in levels],
-        "num_res_blocks": max(numbers(r"encoder\.down\.0\.block\.(\d+)\.", state)) + 1,
+        "num_res_blocks": max(block_numbers(r"encoder\.down\.0\.block\.(\d+)\.", state)) + 1,
         "z_channels": state["post_quant_conv.weight"].shape[0],
     }
 
 
-def diffusers_vae_sizes(state: dict[str, Tensor]) -> dict:
-    """As `vae_sizes`, of a VAE under diffusers' names."""
+def infer_diffusers_vae_config(state: dict[str, Tensor]) -> dict:
+    """As `infer_vae_config`, for a VAE under diffusers' names."""
     width = state["encoder.conv_in.weight"].shape[0]
-    levels = range(max(numbers(r"encoder\.down_blocks\.(\d+)\.", state)) + 1)
+    levels = range(max(block_numbers(r"encoder\.down_blocks\.(\d+)\.", state)) + 1)
     return {
         "channels": width,
         "channel_mult": [state[f"encoder.down_blocks.{i}.resnets.0.conv2.weight"].shape[0] // width for i in levels],
-        "num_res_blocks": max(numbers(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", state)) + 1,
+        "num_res_blocks": max(block_numbers(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", state)) + 1,
         "z_channels": state["post_quant_conv.weight"].shape[0],
     }
 
 
-def clip_sizes(state: dict[str, Tensor]) -> dict:
+def infer_clip_config(state: dict[str, Tensor]) -> dict:
     vocab_size, width = state["embeddings.token_embedding.weight"].shape
     return {
         "width": width,
-        "layers": max(numbers(r"encoder\.layers\.(\d+)\.", state)) + 1,
+        "layers": max(block_numbers(r"encoder\.layers\.(\d+)\.", state)) + 1,
         "heads": max(1, width // CLIP_HEAD_WIDTH),
         "vocab_size": vocab_size,
         "max_length": state["embeddings.position_embedding.weight"].shape[0],
     }
 
 
-def numbers(pattern: str, keys) -> set[int]:
+def block_numbers(pattern: str, keys) -> set[int]:
+    """Returns the numbers that the pattern's first group matches in the keys."""
     return {int(found[1]) for key in keys if (found := re.match(pattern, key))}
 
 
-class Unfilled(TorchFunctionMode):
-    """Leaves parameters undrawn. On meta drawing is quick, but it loads a part of torch that takes two seconds."""
+class skip_init(TorchFunctionMode):
+    """Leaves parameters uninitialized within a `with` block.
+
+    On the meta device initialization is quick, but it imports a part of torch that takes two seconds.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":
@@ -116,15 +158,19 @@ class Unfilled(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def build(sizes: dict, source: object) -> dict[str, nn.Module]:
-    """The three networks on the meta device: shapes without memory. Raises UserError where the sizes make none."""
-    return {part: build_part(part, sizes[part], source) for part in NETWORKS}
+def build_networks(config: dict, source: object) -> dict[str, nn.Module]:
+    """Builds the three networks on the meta device: shapes without memory.
+
+    Raises UserError where no network can have that configuration.
+    """
+    return {part: build_network(part, config[part], source) for part in NETWORKS}
 
 
-def build_part(part: str, sizes: dict, source: object) -> nn.Module:
-    """As `build`, one network. part: "unet", "vae" or "clip"."""
+def build_network(part: str, config: dict, source: object) -> nn.Module:
+    """Builds one network as `build_networks` does. part: "unet", "vae" or "clip"."""
     try:
-        with torch.device("meta"), Unfilled():
-            return NETWORKS[part](**sizes)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(f"{source}: no network has such sizes ({error}).") from error
+        with torch.device("meta"), skip_init():
+            return NETWORKS[part](**config)
+    except (IndexError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{source}: no network has such a configuration ({reason}).") from error

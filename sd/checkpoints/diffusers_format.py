@@ -1,4 +1,4 @@
-"""The folder that diffusers keeps a model in: one sub-folder a network, each with its config.json and its weights."""
+"""The folder format of diffusers: one subfolder for each network, with its config.json and its weights."""
 
 import json
 import re
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sd.checkpoints import diffusers_keys as names
+from sd.checkpoints import diffusers_keys
+from sd.checkpoints.foreign_files import read_json_file
 from sd.checkpoints.mmap_files import MappedFile, write_safetensors
 from sd.checkpoints.weight_files import read_weights
 from sd.tokenizer import END, MAX_LENGTH, START, Tokenizer
@@ -29,44 +30,32 @@ CLIP_DEFAULTS = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_hea
 OTHER_FOLDERS = {"tokenizer", "scheduler", "safety_checker", "feature_extractor"}
 
 
-def read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: this is not a whole diffusers folder.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: fetch it again.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} does not say what it should: fetch it again.")
-    return found
+def read_folder_config(folder: Path, separate_vae: dict | None = None) -> dict:
+    """Returns the configuration of a Stable Diffusion 1.x folder. Raises UserError for any other kind of model.
 
-
-def read_sizes(folder: Path, vae_sizes: dict | None = None) -> dict:
-    """The sizes of a Stable Diffusion 1.x folder, from its configs. Raises UserError for any other kind of model.
-
-    vae_sizes: of a separate VAE, where the folder has none.
+    separate_vae: the configuration of a separate VAE, where the folder has none.
     """
-    unet, clip = read_config(folder, "unet"), read_config(folder, "clip")
-    vae = None if vae_sizes is not None else read_config(folder, "vae")
-    if unet.get("use_linear_projection") or one_of(unet.get("cross_attention_dim")) == 1024:
-        raise UserError(f"{folder} is Stable Diffusion 2, which works otherwise: give a model of the 1.x family.")
+    unet, clip = read_network_config(folder, "unet"), read_network_config(folder, "clip")
+    vae = None if separate_vae is not None else read_network_config(folder, "vae")
+    if unet.get("use_linear_projection") or common_value(unet.get("cross_attention_dim")) == 1024:
+        raise UserError(f"{folder} is Stable Diffusion 2, which is not supported: give a model of the 1.x family.")
     if (activation := clip.get("hidden_act", "quick_gelu")) != "quick_gelu":
         raise UserError(f"{folder} has a text encoder with {activation}, as Stable Diffusion 2: give a 1.x model.")
     try:
         width = unet["block_out_channels"][0]
-        vae_sizes = vae_sizes or sizes_of_vae(vae)
+        separate_vae = separate_vae or vae_config_from_diffusers(vae)
         return {
             "unet": {
                 "in_channels": unet["in_channels"],
                 "out_channels": unet["out_channels"],
                 "model_channels": width,
                 "channel_mult": [channels // width for channels in unet["block_out_channels"]],
-                "num_res_blocks": one_of(unet["layers_per_block"]),
+                "num_res_blocks": common_value(unet["layers_per_block"]),
                 "attention_levels": [i for i, kind in enumerate(unet["down_block_types"]) if "CrossAttn" in kind],
-                "num_heads": one_of(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)),
-                "context_dim": one_of(unet["cross_attention_dim"]),
+                "num_heads": common_value(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)),
+                "context_dim": common_value(unet["cross_attention_dim"]),
             },
-            "vae": vae_sizes,
+            "vae": separate_vae,
             "clip": {
                 "width": clip["hidden_size"],
                 "layers": clip["num_hidden_layers"],
@@ -74,30 +63,32 @@ def read_sizes(folder: Path, vae_sizes: dict | None = None) -> dict:
                 "vocab_size": clip["vocab_size"],
                 "max_length": clip.get("max_position_embeddings", MAX_LENGTH),
             },
-            "image_size": one_of(unet.get("sample_size") or 64) * 2 ** (len(vae_sizes["channel_mult"]) - 1),
+            "image_size": common_value(unet.get("sample_size") or 64) * 2 ** (len(separate_vae["channel_mult"]) - 1),
         }
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"the configs in {folder} do not say all sizes of the model ({error!r}).") from error
+        raise UserError(
+            f"the config files in {folder} are incomplete ({error!r}): download the folder again."
+        ) from error
 
 
-def read_config(folder: Path, part: str) -> dict:
-    """A network's config.json. That of a whole CLIP has the text encoder's in it, without what is as usual."""
-    config = read_json(folder / FOLDERS[part] / "config.json")
+def read_network_config(folder: Path, part: str) -> dict:
+    """Reads a network's config.json. That of a whole CLIP contains the text encoder's, without default values."""
+    config = read_json_file(folder / FOLDERS[part] / "config.json")
     if part == "clip" and isinstance(config.get("text_config"), dict) and "hidden_size" not in config:
         return CLIP_DEFAULTS | config["text_config"]
     return config
 
 
-def one_of(value: object) -> object:
-    """diffusers takes a list of one value for each level as well. Raises ValueError where they differ."""
+def common_value(value: object) -> object:
+    """Returns the value, or the common one of a list with one for each level. Raises ValueError where they differ."""
     if not isinstance(value, list):
         return value
     if len(set(value)) != 1:
-        raise ValueError(f"other numbers at other levels: {value}")
+        raise ValueError(f"different values for different levels: {value}")
     return value[0]
 
 
-def sizes_of_vae(config: dict) -> dict:
+def vae_config_from_diffusers(config: dict) -> dict:
     width = config["block_out_channels"][0]
     return {
         "channels": width,
@@ -107,15 +98,15 @@ def sizes_of_vae(config: dict) -> dict:
     }
 
 
-def check_scheduler(folder: Path) -> list[str]:
-    """Warnings, in sentences. Raises UserError where the folder's model is no Stable Diffusion 1.x, or predicts v."""
+def check_pipeline_config(folder: Path) -> list[str]:
+    """Returns warnings, in sentences. Raises UserError where the model is not Stable Diffusion 1.x, or predicts v."""
     if not (folder / MODEL_INDEX).exists():
         raise UserError(f"{folder} has no {MODEL_INDEX}: give a diffusers folder, or a checkpoint file.")
-    pipeline = str(read_json(folder / MODEL_INDEX).get("_class_name"))
+    pipeline = str(read_json_file(folder / MODEL_INDEX).get("_class_name"))
     if not re.match("StableDiffusion(?!XL|3)", pipeline):
         raise UserError(f"{folder} is for {pipeline}, not Stable Diffusion 1.x: give a model of the 1.x family.")
     path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path) if path.exists() else {}
+    config = read_json_file(path) if path.exists() else {}
     prediction = config.get("prediction_type") or "epsilon"
     if prediction != "epsilon":
         raise UserError(f"{folder} predicts {prediction}, not the noise: give a model that predicts epsilon.")
@@ -128,10 +119,11 @@ def check_scheduler(folder: Path) -> list[str]:
     return []
 
 
-def read_part(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile], str]:
-    """A network's tensors by diffusers' names, the files they lie in, and the kind of those.
+def read_network(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile], str]:
+    """Returns a network's tensors by diffusers' names, the files they are in, and the name of the first file.
 
-    Of several the first: whole precision before its variants, safetensors before pickles, a file before its shards.
+    Of several files the first in this order: full precision before variants, safetensors before pickles, a single file
+    before shards.
     """
     found = []
     for path in sorted(folder.glob("*")):
@@ -146,40 +138,40 @@ def read_part(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile], str]:
         raise UserError(f"{folder} holds no weights (diffusion_pytorch_model.safetensors or the like){there}: {AGAIN}.")
     *_, is_index, _, path = min(found)
     if not is_index:
-        return read_shards([path])
-    shards = read_json(path).get("weight_map", {}).values()
-    return read_shards([folder / Path(shard).name for shard in sorted(set(shards))])
+        return read_weight_files([path])
+    shards = read_json_file(path).get("weight_map", {}).values()
+    return read_weight_files([folder / Path(shard).name for shard in sorted(set(shards))])
 
 
-def read_shards(paths: list[Path]) -> tuple[dict[str, Tensor], list[MappedFile], str]:
+def read_weight_files(paths: list[Path]) -> tuple[dict[str, Tensor], list[MappedFile], str]:
     tensors, files = {}, []
     for path in paths:
         found = read_weights(path)
         if not isinstance(found.content, dict) or not all(
             isinstance(value, Tensor) for value in found.content.values()
         ):
-            raise UserError(f"{path} does not hold a network's weights: fetch it again.")
+            raise UserError(f"{path} does not contain a network's weights: download it again.")
         tensors |= found.content
         files.append(found.file)
     return tensors, files, paths[0].name
 
 
-def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], sizes: dict) -> None:
-    """Writes a folder that diffusers and transformers load. `parts`: the state dicts by our names; sizes: all of them.
+def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], config: dict) -> None:
+    """Writes a folder that diffusers and transformers load. parts: the state dicts by our names; config: complete.
 
-    Raises UserError where `path` is a folder with anything else in it: that is never removed.
+    Raises UserError where `path` is a folder with anything else in it, which is never removed.
     """
     strangers = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     strangers -= {"model_index.json", *FOLDERS.values(), *OTHER_FOLDERS}
     if strangers:
         raise UserError(f"{path} is a folder with other things in it ({min(strangers)}): name a new or an empty one.")
     rename: dict[str, Callable] = {
-        "unet": names.unet_to_diffusers,
-        "vae": names.vae_to_diffusers,
-        "clip": names.clip_to_diffusers,
+        "unet": diffusers_keys.unet_to_diffusers,
+        "vae": diffusers_keys.vae_to_diffusers,
+        "clip": diffusers_keys.clip_to_diffusers,
     }
     with replacing(path) as part:
-        write_configs(part, sizes)
+        write_configs(part, config)
         for name, folder in FOLDERS.items():
             file = "model.safetensors" if name == "clip" else "diffusion_pytorch_model.safetensors"
             write_safetensors(part / folder / file, rename[name](parts[name]), {"format": "pt"})
@@ -188,12 +180,12 @@ def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], sizes: dict) -
         write_tokenizer(part / "tokenizer")
 
 
-def write_configs(folder: Path, sizes: dict) -> None:
-    """A new folder with all that says what the networks are, and no weights."""
+def write_configs(folder: Path, config: dict) -> None:
+    """Creates a folder with the config files of the networks and no weights."""
     for part, name in FOLDERS.items():
         (folder / name).mkdir(parents=True)
-        write_json(folder / name / "config.json", CONFIGS[part](sizes))
-    write_json(folder / "model_index.json", model_index(sizes))
+        write_json(folder / name / "config.json", CONFIGS[part](config))
+    write_json(folder / "model_index.json", model_index(config))
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -212,8 +204,8 @@ def write_tokenizer(folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", about | {"add_prefix_space": False} | marks)
 
 
-def unet_config(sizes: dict) -> dict:
-    unet = sizes["unet"]
+def unet_config(config: dict) -> dict:
+    unet = config["unet"]
     attention = [level in unet["attention_levels"] for level in range(len(unet["channel_mult"]))]
     return {
         "_class_name": "UNet2DConditionModel",
@@ -227,13 +219,13 @@ def unet_config(sizes: dict) -> dict:
         "norm_eps": 1e-5,
         "norm_num_groups": 32,
         "out_channels": unet["out_channels"],
-        "sample_size": sizes["image_size"] // 2 ** (len(sizes["vae"]["channel_mult"]) - 1),
+        "sample_size": config["image_size"] // 2 ** (len(config["vae"]["channel_mult"]) - 1),
         "up_block_types": ["CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)],
     }
 
 
-def vae_config(sizes: dict) -> dict:
-    vae = sizes["vae"]
+def vae_config(config: dict) -> dict:
+    vae = config["vae"]
     levels = len(vae["channel_mult"])
     return {
         "_class_name": "AutoencoderKL",
@@ -245,18 +237,18 @@ def vae_config(sizes: dict) -> dict:
         "layers_per_block": vae["num_res_blocks"],
         "norm_num_groups": 32,
         "out_channels": 3,
-        "sample_size": sizes["image_size"],
+        "sample_size": config["image_size"],
         "scaling_factor": LATENT_SCALE,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
 
 
-def clip_config(sizes: dict) -> dict:
-    clip = sizes["clip"]
+def clip_config(config: dict) -> dict:
+    clip = config["clip"]
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "bos_token_id": 0,  # these three are as published with v1-5; transformers knows them as a sign of old files
+        "bos_token_id": 0,  # these three are as published with v1-5; transformers recognizes old files by them
         "eos_token_id": 2,
         "pad_token_id": 1,
         "hidden_act": "quick_gelu",
@@ -271,11 +263,11 @@ def clip_config(sizes: dict) -> dict:
     }
 
 
-def model_index(sizes: dict) -> dict:
-    inpaints = sizes["unet"]["in_channels"] == 9
+def model_index(config: dict) -> dict:
+    inpaints = config["unet"]["in_channels"] == 9
     return {
         "_class_name": "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline",
-        "_diffusers_version": "0.6.0",  # v1-5's; without one, inpainting models count as older and are refused
+        "_diffusers_version": "0.6.0",  # v1-5's; without one, inpainting models are taken for older ones and refused
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],

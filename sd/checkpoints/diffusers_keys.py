@@ -1,7 +1,7 @@
-"""What diffusers calls our modules: a few string rules over the model's own paths.
+"""Maps our module names to those of diffusers, with a few string rules over the model's own paths.
 
-Our names are the checkpoint's. diffusers renamed the U-Net's and the VAE's modules and left CLIP's as they are, below
-`text_model.`. Nothing here knows v1-5: how many blocks a level has is read off the paths, so small models obey too.
+Our names are the checkpoint's. diffusers renamed the modules of the U-Net and the VAE and kept CLIP's, below
+`text_model.`. Nothing here is specific to v1-5: the number of blocks in a level is inferred from the paths.
 """
 
 import re
@@ -9,15 +9,15 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-UNET_ENDS = {
+UNET_KEY_MAP = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-UNET_RESIZE = {"op": "downsamplers.0.conv", "conv": "upsamplers.0.conv"}
-UNET_RESNET = {
+UNET_RESIZE_KEY_MAP = {"op": "downsamplers.0.conv", "conv": "upsamplers.0.conv"}
+UNET_RESNET_KEY_MAP = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -37,11 +37,11 @@ VAE_RULES = [
     (r"\bnorm_out\b", "conv_norm_out"),
 ]
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+LEGACY_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def unet_names(paths: Iterable[str]) -> dict[str, str]:
-    """Our U-Net's paths to diffusers' paths. `paths`: all its parameters or all its modules, by our names.
+    """Maps the paths of our U-Net to diffusers' paths. paths: all its parameters or all its modules, by our names.
 
     A container that diffusers does not have (`input_blocks.1`, or "" itself) is left out.
     """
@@ -54,7 +54,7 @@ def unet_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def unet_name(path: str, per_level: int) -> str | None:
-    if name := change_head(path, UNET_ENDS):
+    if name := replace_prefix(path, UNET_KEY_MAP):
         return name
     if found := re.match(r"middle_block\.(\d)\.(.+)", path):
         block, index, is_resnet, rest = "mid_block", int(found[1]) // 2, found[1] != "1", found[2]
@@ -64,16 +64,16 @@ def unet_name(path: str, per_level: int) -> str | None:
         block, is_resnet, rest = f"{'down' if down else 'up'}_blocks.{level}", found[3] == "0", found[4]
     else:
         return None
-    if name := change_head(rest, UNET_RESIZE):
+    if name := replace_prefix(rest, UNET_RESIZE_KEY_MAP):
         return f"{block}.{name}"
     if not is_resnet:
         return f"{block}.attentions.{index}.{rest}"
-    name = change_head(rest, UNET_RESNET)
+    name = replace_prefix(rest, UNET_RESNET_KEY_MAP)
     return name and f"{block}.resnets.{index}.{name}"
 
 
-def change_head(path: str, table: dict[str, str]) -> str | None:
-    """The path with its beginning exchanged as the table says; None where the table does not know it."""
+def replace_prefix(path: str, table: dict[str, str]) -> str | None:
+    """Returns the path with its prefix replaced as in the table, or None where the table has no prefix of it."""
     for ours, theirs in table.items():
         if path == ours or path.startswith(ours + "."):
             return theirs + path.removeprefix(ours)
@@ -81,7 +81,7 @@ def change_head(path: str, table: dict[str, str]) -> str | None:
 
 
 def vae_names(paths: Iterable[str]) -> dict[str, str]:
-    """Our VAE's paths to diffusers' paths. `paths`: all its parameters or all its modules; containers may be left out.
+    """Maps the paths of our VAE to diffusers' paths. paths: all its parameters or modules; containers may be omitted.
 
     The decoder's levels are numbered by size here and by order there.
     """
@@ -99,13 +99,13 @@ def vae_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def unet_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net's whole state dict under diffusers' names."""
+    """Returns the U-Net's whole state dict under diffusers' names."""
     names = unet_names(state)
     return {names[key]: tensor for key, tensor in state.items()}
 
 
 def vae_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The VAE's whole state dict under diffusers' names; its attention is (C, C, 1, 1) here and (C, C) there."""
+    """Returns the VAE's whole state dict under diffusers' names; its attention is (C, C, 1, 1) here, (C, C) there."""
     names, renamed = vae_names(state), {}
     for key, tensor in state.items():
         is_projection = "attentions" in names[key] and tensor.dim() == 4
@@ -118,25 +118,25 @@ def clip_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unet_from_diffusers(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """diffusers' U-Net under our names. `ours`: the keys of our model at the same sizes.
+    """Returns diffusers' U-Net under our names. ours: the keys of our model with the same configuration.
 
-    A key that no name of ours stands for keeps its own, and so shows up as unexpected when it is loaded strictly.
+    A key that has no name here is kept, so that strict loading reports it as unexpected.
     """
     names = {theirs: key for key, theirs in unet_names(ours).items()}
     return {names.get(key, key): tensor for key, tensor in state.items()}
 
 
 def vae_from_diffusers(state: dict[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """diffusers' VAE under our names, whether its attention says `to_q` or, as before 2023, `query`."""
+    """Returns diffusers' VAE under our names; its attention has keys like `to_q` or, before 2023, `query`."""
     names = {theirs: key for key, theirs in vae_names(ours).items()}
     renamed = {}
     for key, tensor in state.items():
-        key = re.sub(r"(?<=attentions\.0\.)(\w+)", lambda word: OLD_VAE_ATTENTION.get(word[1], word[1]), key)
+        key = re.sub(r"(?<=attentions\.0\.)(\w+)", lambda word: LEGACY_VAE_ATTENTION.get(word[1], word[1]), key)
         is_projection = "attentions" in key and tensor.dim() == 2
         renamed[names.get(key, key)] = tensor[:, :, None, None] if is_projection else tensor
     return renamed
 
 
 def clip_from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' text tower under our names; it wrote `text_model.` before every key, and newer versions do not."""
+    """Returns transformers' text encoder under our names; older versions prefix every key with `text_model.`."""
     return {key.removeprefix("text_model."): tensor for key, tensor in state.items()}

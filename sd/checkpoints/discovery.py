@@ -1,14 +1,14 @@
-"""Checkpoints, VAEs, LoRAs and embeddings by name: one way to find them for scripts, Python, the page and the HTTP API.
+"""Checkpoints, VAEs, LoRAs and embeddings by name, for scripts, Python, the web UI and the HTTP API.
 
-A name is looked up among the files of a few folders and is never a path, so a request reaches nothing else:
+A name is looked up among the files of a few folders and is never a path, so no request reaches other files:
 
     dreamy                             the file's name without its ending, in any case
     anime/dreamy, anime\\dreamy.ckpt    with its folder and ending, either slash
     dreamy.safetensors [0123456789]    as the webui writes it; the hash alone finds a checkpoint as well
-    my-dog                             what the metadata calls it, `ss_output_name`
+    my-dog                             the name in its metadata, `ss_output_name`
 
-What a file is, its content says. Files outside `weights/` that a link in it leads to are found as well: only whoever
-owns the folder can put a link there.
+Files are recognized by their contents. Links that lead outside `weights/` are followed: only the owner of the folder
+can create them.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sd.checkpoints.diffusers_format import MODEL_INDEX
 from sd.checkpoints.hashing import full_hash, known_hash, old_hash
-from sd.checkpoints.model_files import FILE_ENDINGS, PICTURE_ENDINGS, Content, content_of, models_below
+from sd.checkpoints.model_files import FILE_ENDINGS, IMAGE_ENDINGS, Content, content_of, models_below
 from sd.utils.errors import UserError
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -31,27 +31,27 @@ EMBEDDINGS = WEIGHTS / "embeddings"
 VAES = WEIGHTS / "vae"
 PREFERRED = "v1-5-pruned-emaonly"
 
-FRESH = 5.0  # seconds for which a listing is believed
-LONGEST = 200  # letters of a name in a message
+FRESH = 5.0  # seconds for which a listing is cached
+LONGEST = 200  # characters of a name in a message
 OWN_VAE, AUTOMATIC = ("none",), ("", "automatic", "auto")  # the webui's words, in any case
 HASH = re.compile(r"[0-9a-f]{8}|[0-9a-f]{10,64}", re.IGNORECASE)
 ENDINGS = {
     "checkpoint": (".safetensors", ".ckpt", ".pt", ".pth"),
     "VAE": (".safetensors", ".ckpt", ".pt", ".pth", ".bin"),
     "LoRA": (".safetensors", ".pt", ".bin", ".ckpt"),
-    "embedding": (".safetensors", ".pt", ".bin", *PICTURE_ENDINGS),
+    "embedding": (".safetensors", ".pt", ".bin", *IMAGE_ENDINGS),
 }
 INSTEAD = {  # what to do with a file of each kind
     "checkpoint": "choose it as the checkpoint",
     "VAE": "choose it as the VAE of a checkpoint",
     "LoRA": "name it in the prompt, <lora:NAME:1>",
-    "embedding": "say its word in the prompt",
+    "embedding": "write its token in the prompt",
     "other": "choose another file",
 }
 
 
 class Models:
-    """The folders of models. What is added to them is found within seconds, or at once after `refresh`."""
+    """The folders of models. New files are found within seconds, or at once after `refresh`."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class Models:
         self.listings = {}
 
     def names(self, kind: str) -> dict[str, Path]:
-        """The files and folders of a kind by name. kind: "checkpoint", "VAE", "LoRA" or "embedding".
+        """Returns the files and folders of a kind by name. kind: "checkpoint", "VAE", "LoRA" or "embedding".
 
-        A name is the file's own without ending; of equal ones the later has its folder too, and then its ending.
+        A name is the file's without suffix; of equal names the later one has its folder too, and then its suffix.
         """
         return self.remember(f"names of {kind}", lambda: self.name_all(kind))
 
     def find(self, kind: str, name: str) -> Path:
-        """The file or folder of that name. Raises UserError where there is none, saying what there is instead."""
+        """Returns the file or folder of that name. Raises UserError, with similar names, where there is none."""
         text, digits = split_hash(name)
         wanted = text.replace("\\", "/")
         if (wanted == "" and not digits) or re.search(r"\0|^/|(^|/)\.{1,2}(/|$)", wanted):
@@ -89,13 +89,13 @@ class Models:
         return found
 
     def checkpoint(self, name: str = "") -> Path:
-        """The checkpoint of that name; the one to take unless told if ""."""
+        """Returns the checkpoint of that name, or the default one if ""."""
         return self.find("checkpoint", name) if name else self.names("checkpoint")[self.default_checkpoint()]
 
     def default_checkpoint(self) -> str:
-        """v1-5 where it is there, otherwise somebody's own, otherwise the bundled one; never one that was trained here.
+        """Returns the name of v1-5 if there is one, otherwise of another checkpoint, otherwise of the bundled one.
 
-        A model for inpainting is taken only where there is no other.
+        A checkpoint that was fine-tuned here is never the default, and one for inpainting only if there is no other.
         """
         own = {name: content_of(path) for name, path in self.names("checkpoint").items() if path != BUNDLED}
         fit = [name for name, content in own.items() if content.kind == "checkpoint" and not content.trained]
@@ -103,7 +103,7 @@ class Models:
         return fit[0] if fit else BUNDLED.stem
 
     def vae(self, name: str | None, checkpoint: Path) -> Path | None:
-        """The separate VAE to use with a checkpoint: by its name, the one beside it, or None for the checkpoint's own.
+        """Returns the separate VAE for a checkpoint: by its name, the one beside it, or None for the checkpoint's own.
 
         name: "" or "Automatic" takes NAME.vae.safetensors (or .vae.pt, .vae.ckpt) beside NAME.safetensors; "None" does
         not.
@@ -118,7 +118,7 @@ class Models:
         return found
 
     def files(self, kind: str) -> list["Candidate"]:
-        """What may be of that kind: in its own folder, then among the checkpoints."""
+        """Returns the candidates for that kind: in its own folder, then among the checkpoints."""
         return self.remember(f"files of {kind}", lambda: self.list_files(kind))
 
     def list_files(self, kind: str) -> list["Candidate"]:
@@ -127,7 +127,7 @@ class Models:
             apart = {other.resolve() for other in self.folders.values()} - {folder.resolve()}
             is_own = folder == self.folders[kind]
             paths = [path for path in models_below(folder, apart) if is_listed(path, kind, is_own)]
-            stems = {path.with_suffix("") for path in paths if path.suffix.lower() not in PICTURE_ENDINGS}
+            stems = {path.with_suffix("") for path in paths if path.suffix.lower() not in IMAGE_ENDINGS}
             found += [Candidate(folder, path, is_own) for path in paths if not is_preview(path, stems)]
         return found
 
@@ -140,7 +140,7 @@ class Models:
         return named
 
     def spelled(self, kind: str, wanted: str) -> list["Candidate"]:
-        """What may be meant, the closest first: to the letter before any case, the name before the folder."""
+        """Returns the candidates for a name, the best first: exact case before any case, the name before the folder."""
         ranked = []
         for one in self.files(kind):
             ranks = [
@@ -152,12 +152,12 @@ class Models:
         return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
 
     def by_alias(self, kind: str, wanted: str) -> Path | None:
-        """What the metadata of a file calls it."""
+        """Returns the file that has this name in its metadata."""
         contents = ((content_of(one.path), one.path) for one in self.files(kind))
         return next((path for content, path in contents if is_alias(content, kind, wanted)), None)
 
     def by_hash(self, kind: str, digits: str) -> Path | None:
-        """A checkpoint by its hash. A file of gigabytes is hashed only when no hash that is known already fits."""
+        """Returns a checkpoint by its hash. Files are hashed only if no cached hash matches."""
         if kind != "checkpoint" or not HASH.fullmatch(digits):
             return None
         paths, digits = list(self.names(kind).values()), digits.lower()
@@ -165,7 +165,7 @@ class Models:
         return next((path for hashed in ways for path in paths if hashed(path).startswith(digits)), None)
 
     def missing(self, kind: str, name: str) -> str:
-        """Why there is nothing of that kind and name, and what comes near."""
+        """Returns the message for a name that is not found, with similar names."""
         shown = name[:LONGEST]
         for other in self.folders:
             for one in self.spelled(other, name.replace("\\", "/")):
@@ -180,7 +180,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file or folder that may be a model. is_own: whether it lies where models of the kind are kept."""
+    """A file or folder that may be a model. is_own: whether it is in the folder for models of that kind."""
 
     folder: Path
     path: Path
@@ -188,22 +188,22 @@ class Candidate:
 
     @cached_property
     def spellings(self) -> list[str]:
-        """All that it may be called, the shortest first."""
+        """All names that it may have, the shortest first."""
         short, inside = self.path.name, self.path.relative_to(self.folder).as_posix()
         ending = 0 if self.path.is_dir() else len(self.path.suffix)
         return list(dict.fromkeys(name[: len(name) - cut] for cut in (ending, 0) for name in (short, inside)))
 
     def is_of(self, kind: str) -> bool:
-        """Whether its content is of that kind, or does not show and it lies where that kind is kept."""
+        """Returns whether it has that kind, or is not recognized and lies in the folder for that kind."""
         found = content_of(self.path).kind
         return found == kind or (found == "" and self.is_own)
 
 
 def is_listed(path: Path, kind: str, is_own: bool) -> bool:
-    """Whether files of its ending count as that kind. A picture holds an embedding only where embeddings are kept."""
+    """Returns whether its suffix fits that kind. Images hold embeddings only in the embeddings folder."""
     if path.resolve() == BUNDLED:
-        return False  # it stands first, under its own name
-    endings = ENDINGS[kind] if is_own else tuple(set(ENDINGS[kind]) - set(PICTURE_ENDINGS))
+        return False  # it is listed first, under its own name
+    endings = ENDINGS[kind] if is_own else tuple(set(ENDINGS[kind]) - set(IMAGE_ENDINGS))
     return path.is_dir() or path.suffix.lower() in endings
 
 
@@ -212,7 +212,7 @@ def an(kind: str) -> str:
 
 
 def split_hash(name: str) -> tuple[str, str]:
-    """(name, hash) of "name.safetensors [0123456789]", the hash "" where there is none."""
+    """Returns (name, hash) of "name.safetensors [0123456789]", with the hash "" where there is none."""
     found = re.fullmatch(r"(.*?)\s*\[([0-9a-fA-F]+)\]\s*", name, re.DOTALL)
     return (found[1], found[2]) if found else (name, "")
 
@@ -222,14 +222,14 @@ def is_alias(content: Content, kind: str, wanted: str) -> bool:
 
 
 def is_preview(path: Path, stems: set[Path]) -> bool:
-    """Whether a picture only shows what the file beside it does."""
-    if path.suffix.lower() not in PICTURE_ENDINGS:
+    """Returns whether an image is the preview of the file beside it."""
+    if path.suffix.lower() not in IMAGE_ENDINGS:
         return False
     return path.stem.endswith(".preview") or path.with_suffix("") in stems
 
 
 def vae_beside(checkpoint: Path) -> Path | None:
-    """NAME.vae.safetensors, NAME.vae.pt or NAME.vae.ckpt beside a checkpoint's file NAME."""
+    """Returns NAME.vae.safetensors, NAME.vae.pt or NAME.vae.ckpt beside a checkpoint's file NAME."""
     if not checkpoint.is_file():
         return None
     beside = [checkpoint.with_name(f"{checkpoint.stem}.vae{ending}") for ending in (".safetensors", ".pt", ".ckpt")]
@@ -237,7 +237,7 @@ def vae_beside(checkpoint: Path) -> Path | None:
 
 
 def separate_vae(name: str | Path | None, checkpoint: Path, find: Callable[[str], Path]) -> Path | None:
-    """As `Models.vae`, with another way to find what is named."""
+    """Returns what `Models.vae` does, with another way to find a name."""
     text = str(name or "").lower()
     if text in AUTOMATIC:
         return vae_beside(checkpoint)
@@ -245,7 +245,7 @@ def separate_vae(name: str | Path | None, checkpoint: Path, find: Callable[[str]
 
 
 def locate(kind: str, text: str | Path, models: Models | None = None) -> Path:
-    """What somebody at the keyboard means: a path if there is one, otherwise a name, as in `Models.find`.
+    """Resolves a command-line argument: a path if it exists, otherwise a name as in `Models.find`.
 
     A diffusers folder may be given by the path of its model_index.json.
     """
@@ -258,15 +258,15 @@ def locate(kind: str, text: str | Path, models: Models | None = None) -> Path:
         return (models or Models()).find(kind, str(text))
     except UserError as error:
         if path.exists():
-            return path  # whatever reads it says what it is
+            return path  # its reader describes what it is
         if path.suffix.lower() not in FILE_ENDINGS or not str(error).startswith(("there is no", "that is not")):
             raise
         if len(path.parts) > 1:
-            raise UserError(f"there is no file {path}: check the path, or give a name in weights/.") from None
-        raise UserError(f"there is no file {path}, and {error}") from None
+            raise UserError(f"file not found: {path}; check the path, or give a name in weights/.") from None
+        raise UserError(f"file not found: {path}, and {error}") from None
 
 
 def choose_checkpoint(name: str | None, folder: Path) -> Path:
-    """A path as it is, or a name in `folder`; without one, the person's own checkpoint there, or the bundled one."""
+    """Resolves a path or a name in `folder`; without one, returns the default checkpoint."""
     models = Models(folder)
     return locate("checkpoint", name, models) if name else models.checkpoint()

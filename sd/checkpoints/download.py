@@ -1,4 +1,4 @@
-"""A large file from the web: taken up where it stopped, shown as it comes, and checked by its SHA-256."""
+"""Downloads large files: resumable, with a progress bar, verified by their SHA-256."""
 
 import hashlib
 import http.client
@@ -19,91 +19,91 @@ SHA256 = {
     "v1-5-pruned-emaonly.safetensors": "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa",
     "v1-5-pruned-emaonly.ckpt": "cc6cb27103417325ff94f52b7a5d2dde45a7515b25c255d8e396c90014281516",
 }
-PIECE = 1 << 20  # bytes
-SILENCE = 30  # seconds without a byte before a connection counts as cut
-PASSING = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 30  # seconds without a byte after which a connection counts as lost
+TRANSIENT_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
-def fetch(url: str, path: Path, sha256: str, patience: int = 5, pause: float = 2.0) -> None:
-    """Brings `url` to `path`. What has come so far waits in `<path>.part`, and a later call goes on from there.
+def download_file(url: str, path: Path, sha256: str, patience: int = 5, pause: float = 2.0) -> None:
+    """Downloads `url` to `path`. An unfinished download is kept as `<path>.part`, and a later call resumes it.
 
-    patience: how many times in a row a try may bring nothing, waiting `pause` seconds before the next, then twice that
-    and so on. Raises UserError where the server does not have the file, keeps failing, or sends another file, and where
+    patience: how many attempts in a row may receive nothing; the wait between them starts at `pause` seconds and
+    doubles. Raises UserError where the server does not have the file, keeps failing, or sends another file, and where
     the disk is full.
     """
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            if digest(path) == sha256:
+            if sha256_of(path) == sha256:
                 return
-            raise UserError(f"{path} is there already, but is another file: move it away first.")
-        fetch_part(url, part, sha256, patience, pause)
-        if digest(part) != sha256:
+            raise UserError(f"{path} exists already and is another file: move it away first.")
+        download_part(url, part, sha256, patience, pause)
+        if sha256_of(part) != sha256:
             part.unlink()
-            raise UserError(f"what {url} sent is not {path.name}: its SHA-256 differs; try another --url.")
+            raise UserError(f"{url} is not {path.name}: its SHA-256 differs; try another --url.")
         os.replace(part, path)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
 
 
-def fetch_part(url: str, part: Path, sha256: str, patience: int, pause: float) -> None:
-    """Tries until `part` is whole."""
+def download_part(url: str, part: Path, sha256: str, patience: int, pause: float) -> None:
+    """Retries until `part` is complete."""
     failures = 0
     while True:
-        before = size(part)
+        before = size_of(part)
         try:
-            receive(url, part)
+            receive_part(url, part)
             return
-        except PASSING as error:
+        except TRANSIENT_ERRORS as error:
             reason, code = error, getattr(error, "code", None)
-        if code == 416 and before > 0:  # nothing lies behind what we have: it is whole, or from another file
-            if digest(part) == sha256:
+        if code == 416 and before > 0:  # there is nothing beyond what we have: it is complete, or of another file
+            if sha256_of(part) == sha256:
                 return
             part.unlink()
-        elif code is not None and code < 500 and code not in (408, 429):  # those two, and 5xx, may pass
+        elif code is not None and code < 500 and code not in (408, 429):  # those two and 5xx are transient
             raise UserError(f"{url} answers {code} {reason.reason}: check the address, or try another --url.")
-        failures = 0 if size(part) > before else failures + 1
+        failures = 0 if size_of(part) > before else failures + 1
         if failures >= patience:
-            raise UserError(f"{url} cannot be reached ({reason}): run this again later, it goes on where it stopped.")
+            raise UserError(f"{url} cannot be reached ({reason}): run this again later to resume the download.")
         time.sleep(pause * 2**failures)
 
 
-def receive(url: str, part: Path) -> None:
-    """One connection: appends to `part` what is missing. Raises ConnectionError where it ends too early."""
-    have = size(part)
+def receive_part(url: str, part: Path) -> None:
+    """Appends what is missing to `part` over one connection. Raises ConnectionError where it ends too early."""
+    have = size_of(part)
     headers = {"User-Agent": "sd-by-hand"} | ({"Range": f"bytes={have}-"} if have else {})
     request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=SILENCE) as response, open(part, "ab") as file:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response, open(part, "ab") as file:
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            file.truncate(have := 0)  # it sends the whole file, whatever was asked
+            file.truncate(have := 0)  # the server sends the whole file despite the Range header
             if response.status == 206:
-                raise ConnectionError("it went on at another place than asked")
+                raise ConnectionError("the server sent another range than requested")
         length = response.headers.get("Content-Length")
         whole = None if length is None else have + int(length)
         if whole and whole - have > shutil.disk_usage(part.parent).free:
             raise UserError(f"{part.parent} has no room for {(whole - have) / 1e9:.1f} GB more: free some space.")
-        with progress(whole, "fetching", have) as bar:
-            while piece := response.read(PIECE):
+        with progress_bar(whole, "downloading", have) as bar:
+            while piece := response.read(CHUNK):
                 file.write(piece)
                 bar.update(len(piece))
-    if whole is not None and size(part) < whole:
-        raise ConnectionError(f"the connection was cut after {size(part):,} of {whole:,} bytes")
+    if whole is not None and size_of(part) < whole:
+        raise ConnectionError(f"the connection was cut after {size_of(part):,} of {whole:,} bytes")
 
 
-def digest(path: Path) -> str:
-    """A file's SHA-256."""
+def sha256_of(path: Path) -> str:
+    """Returns a file's SHA-256."""
     found = hashlib.sha256()
-    with open(path, "rb") as file, progress(size(path), "checking") as bar:
-        while piece := file.read(PIECE):
+    with open(path, "rb") as file, progress_bar(size_of(path), "verifying") as bar:
+        while piece := file.read(CHUNK):
             found.update(piece)
             bar.update(len(piece))
     return found.hexdigest()
 
 
-def progress(total: int | None, what: str, initial: int = 0) -> tqdm:
+def progress_bar(total: int | None, what: str, initial: int = 0) -> tqdm:
     return tqdm(total=total, initial=initial, desc=what, unit="B", unit_scale=True, leave=False)
 
 
-def size(path: Path) -> int:
+def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0

@@ -1,7 +1,7 @@
-"""Which family and kind of model a file holds, told by the names of its tensors.
+"""Recognizes the family and the kind of a model by the names of its tensors.
 
-People keep many kinds of models side by side, with file names that say little. Whatever reads one kind of file names
-the kind that it was given instead.
+File names say little about what a file holds. A reader that is given another kind of model than its own names that kind
+in its error message.
 """
 
 import re
@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sd.checkpoints.pickle_objects import ScriptObject
+from sd.checkpoints.pickles.objects import ScriptObject
 
 PEFT_CONFIG = "adapter_config.json"
 
 EMBEDDING_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder that diffusers made
 
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
-VERSIONS = [  # whole checkpoints: what any key's beginning says
+VERSIONS = [  # whole checkpoints, by how any key begins
     (r"conditioner\.embedders\.1\.", "Stable Diffusion XL"),
     (r"conditioner\.embedders\.0\.model\.", "a Stable Diffusion XL refiner"),
     (r"conditioner\.embedders\.", "Stable Diffusion XL"),
@@ -47,20 +47,24 @@ PARTS = [  # all others
     (r"(.*\.)?(text_model\.|embeddings\.token_embedding\.|transformer\.resblocks\.)", "a text encoder alone"),
     (r"(encoder|decoder)\.block\.\d+\.layer\.|(.*\.)?encoder\.block\.\d+\.layer\.", "a T5 text encoder"),
 ]
-KINDS = [  # how the words for a file begin, and the kind that people choose by name
+KINDS = [  # how the description of a file begins, and the kind of model that it is
     ("a LoRA", "LoRA"),
     ("a textual inversion embedding", "embedding"),
     ("a VAE alone", "VAE"),
 ]
 EMBEDDING_WIDTHS = {768, 1024, 1280}  # of Stable Diffusion 1, 2 and XL
-MOST_VECTORS = 10  # tensors in a file that holds nothing but embeddings
-CHANNELS = {5: "with a depth map", 7: "an upscaler", 9: "for inpainting"}  # what a U-Net takes beside the latent
+MOST_VECTORS = 10  # the most tensors in a file that holds nothing but embeddings
+CHANNELS = {
+    5: "with a depth map",
+    7: "an upscaler",
+    9: "for inpainting",
+}  # a U-Net's inputs beside the latent, by its channels
 
 
-def what_is(content: Any) -> str | None:
-    """What these weights are, if no Stable Diffusion 1.x checkpoint, in a few words; None where it does not show."""
+def describe_contents(content: Any) -> str | None:
+    """Describes weights in a few words; None for a Stable Diffusion 1.x checkpoint, or where they are unknown."""
     if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
-        return what_lists_are(content)
+        return describe_list(content)
     if isinstance(content, ScriptObject):
         return "a TorchScript program, such as OpenAI's CLIP"
     if not isinstance(content, dict):
@@ -68,10 +72,10 @@ def what_is(content: Any) -> str | None:
     if is_hypernetwork(content):
         return "a hypernetwork"
     keys = [str(key) for key in content]
-    if what := first_match(VERSIONS, keys):
-        return what + variant(content)
+    if what := match_first(VERSIONS, keys):
+        return what + describe_variant(content)
     has_unet = any(key.startswith(UNET) for key in keys)
-    if what := first_match(PARTS[:1] if has_unet else PARTS, keys):
+    if what := match_first(PARTS[:1] if has_unet else PARTS, keys):
         return what
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -79,8 +83,8 @@ def what_is(content: Any) -> str | None:
     return "a textual inversion embedding" if are_embeddings(tensors) else None
 
 
-def what_lists_are(tensors: list[Tensor]) -> str:
-    """cloneofsimo's .pt is a LoRA as a list: up, down, up, down. Its widths tell the model that it is for."""
+def describe_list(tensors: list[Tensor]) -> str:
+    """Describes a list of tensors: cloneofsimo's .pt is a LoRA as [up, down, ...], whose widths show its model."""
     widths = {tensor.shape[-1] for tensor in tensors[1::2] if tensor.dim() > 1}
     if 768 not in widths:
         if 2048 in widths:
@@ -91,30 +95,30 @@ def what_lists_are(tensors: list[Tensor]) -> str:
 
 
 def is_hypernetwork(content: dict) -> bool:
-    """The webui's: pairs of small networks by the width of what they change; and the same without torch's objects."""
+    """Returns whether this is the webui's format: pairs of small networks by the width of the layer they change."""
     return any(isinstance(key, int) and isinstance(value, (list, tuple)) for key, value in content.items()) or any(
         re.match(r"(320|640|768|1024|1280)\.[01]\.linear", str(key)) for key in content
     )
 
 
 def channels_of(content: dict) -> int:
-    """How many channels the U-Net of a checkpoint takes."""
+    """Returns the number of input channels of a checkpoint's U-Net."""
     weight = content.get(UNET + "input_blocks.0.0.weight")
     return weight.shape[1] if isinstance(weight, Tensor) and weight.dim() == 4 else 4
 
 
-def variant(content: dict) -> str:
-    """What a checkpoint's U-Net takes beside the latent, in words that follow the family's name."""
+def describe_variant(content: dict) -> str:
+    """Describes a U-Net's inputs beside the latent, in words that follow the family's name."""
     channels = channels_of(content)
     return f", {CHANNELS[channels]}" if channels in CHANNELS else ""
 
 
-def first_match(table: list[tuple[str, str]], keys: Iterable[str]) -> str | None:
+def match_first(table: list[tuple[str, str]], keys: Iterable[str]) -> str | None:
     return next((what for pattern, what in table if any(re.match(pattern, key) for key in keys)), None)
 
 
 def are_embeddings(tensors: dict[str, Tensor]) -> bool:
-    """A few tables of vectors, each under a word."""
+    """Returns whether the tensors are a few embeddings, each a table of vectors under its token."""
     return len(tensors) < MOST_VECTORS and all(
         0 < tensor.dim() <= 2
         and tensor.is_floating_point()
@@ -124,34 +128,34 @@ def are_embeddings(tensors: dict[str, Tensor]) -> bool:
 
 
 def is_width(size: int) -> bool:
-    """Whether a text encoder may be so wide: its attention has heads of 64."""
+    """Returns whether a text encoder may have that width: its attention heads have 64 channels."""
     return size > 0 and size % 64 == 0
 
 
 def kind_of(content: Any) -> tuple[str, str]:
-    """(kind, what it is in words). The kind is "checkpoint", "VAE", "LoRA", "embedding", "other", or "" if unknown."""
+    """Returns (kind, description). The kind is "checkpoint", "VAE", "LoRA", "embedding", "other", or "" if unknown."""
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     keys = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-    what = what_is(content)
+    what = describe_contents(content)
     if what is None and any(key.startswith(UNET) for key in keys):
         if not any(key.startswith(CLIP) for key in keys):
             return "other", "a U-Net without its text encoder"
-        return what_checkpoint(channels_of(keys))
+        return describe_checkpoint(channels_of(keys))
     if what is None or what == "a file without weights":
         return "", what or "a file of an unknown kind"
     return next((kind for beginning, kind in KINDS if what.startswith(beginning)), "other"), what
 
 
-def what_checkpoint(channels: object) -> tuple[str, str]:
-    """As `kind_of`, for a Stable Diffusion 1.x by how many channels its U-Net takes."""
+def describe_checkpoint(channels: object) -> tuple[str, str]:
+    """Returns what `kind_of` does for a Stable Diffusion 1.x model, by the number of its U-Net's input channels."""
     if channels in (4, 9):
         return "checkpoint", "a checkpoint" if channels == 4 else "a checkpoint for inpainting"
     return "other", unsupported_unet(channels)
 
 
 def unsupported_unet(channels: object) -> str:
-    """A U-Net that takes neither 4 channels nor the 9 of inpainting, in words."""
+    """Describes a U-Net that takes neither 4 channels nor the 9 of inpainting."""
     if channels == 8:
         return "an instruct-pix2pix model, whose U-Net takes 8 channels"
     return f"a model whose U-Net takes {channels} channels, neither 4 nor the 9 of inpainting"

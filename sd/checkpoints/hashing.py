@@ -1,4 +1,4 @@
-"""A checkpoint's hashes, by which pictures and other programs name the model that drew them."""
+"""Hashes of checkpoints, by which images and other programs identify the model that generated an image."""
 
 import hashlib
 import json
@@ -9,14 +9,14 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-b
 
 
 def model_hash(path: Path) -> str:
-    """The first ten digits of the file's SHA-256, as in the webui; "" for a folder, which has no hash there."""
+    """Returns the first ten digits of the file's SHA-256, as the webui does; "" for a folder, which has none."""
     return full_hash(path)[:10]
 
 
 def full_hash(path: Path) -> str:
-    """The file's SHA-256; "" for a folder.
+    """Returns the file's SHA-256; "" for a folder.
 
-    4 GB take seconds to hash, so what was hashed once is remembered by its path, size and time of change.
+    Hashing 4 GB takes seconds, so hashes are cached by path, size and modification time.
     """
     if not path.is_file():
         return ""
@@ -32,12 +32,12 @@ def full_hash(path: Path) -> str:
 
 
 def known_hash(path: Path) -> str:
-    """The file's SHA-256 where it is remembered, otherwise ""."""
+    """Returns the file's SHA-256 where it is cached, otherwise ""."""
     return read_cache().get(cache_key(path), "") if path.is_file() else ""
 
 
 def old_hash(path: Path) -> str:
-    """The eight digits by which the webui named a checkpoint until 2023: the hash of 64 kB at 1 MB."""
+    """Returns the eight digits by which the webui named checkpoints until 2023: a hash of 64 kB at 1 MB."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -65,4 +65,4 @@ def write_cache(known: dict[str, str]) -> None:
         part.write_text(json.dumps(known, indent=1))
         part.replace(CACHE)
     except OSError:
-        pass  # a home that cannot be written to only costs the time of hashing again
+        pass  # without a cache, files are hashed again

@@ -1,6 +1,5 @@
-"""What one file or folder of a model holds, told by its content, and remembered while the file stays as it is."""
+"""Recognizes the model in a file or folder by its contents, and caches the result while the file is unchanged."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,21 +7,23 @@ from functools import lru_cache
 from pathlib import Path
 
 from sd.checkpoints.diffusers_format import MODEL_INDEX
-from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, kind_of, what_checkpoint
+from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, describe_checkpoint, kind_of
+from sd.checkpoints.foreign_files import read_json_file
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
 
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-PICTURE_ENDINGS = (".png", ".webp")  # an embedding may be hidden in one
-TRAINED_FROM = "sd_trained_from"  # metadata: the base that somebody trained this one from
+IMAGE_ENDINGS = (".png", ".webp")  # an embedding may be stored in one
+TRAINED_FROM = "sd_trained_from"  # metadata: the base model that this one was fine-tuned from
 TRAINING_SIGNS = {TRAINED_FROM, "ss_training_comment", "ss_max_train_steps"}
 
 
 @dataclass(frozen=True)
 class Content:
-    """kind: "checkpoint", "VAE", "LoRA" or "embedding"; "other" for what has no name here; "" where it does not show.
+    """The model in a file or folder.
 
-    what: the same in words. trained: whether somebody fine-tuned it here. alias: the name in its metadata, or "".
+    kind: "checkpoint", "VAE", "LoRA" or "embedding"; "other" for models that are not used here; "" if unknown.
+    what: a description. trained: whether it was fine-tuned here. alias: the name in its metadata, or "".
     """
 
     kind: str
@@ -35,7 +36,7 @@ UNKNOWN = Content("", "a file of an unknown kind")
 
 
 def content_of(path: Path) -> Content:
-    """What a file or folder holds. Never raises: what cannot be read is of no kind."""
+    """Returns the model in a file or folder. Never raises: a file that cannot be read is of an unknown kind."""
     try:
         stat = (path / MODEL_INDEX if (path / MODEL_INDEX).is_file() else path).stat()
         return read_content(path, stat.st_mtime_ns, stat.st_size)
@@ -47,8 +48,8 @@ def content_of(path: Path) -> Content:
 def read_content(path: Path, changed: int, size: int) -> Content:
     if path.is_dir():
         return folder_content(path)
-    if path.suffix.lower() in PICTURE_ENDINGS:
-        return Content("embedding", "a picture with an embedding")
+    if path.suffix.lower() in IMAGE_ENDINGS:
+        return Content("embedding", "an image with an embedding")
     try:
         found = read_weights(path)
     except UserError:
@@ -61,41 +62,40 @@ def read_content(path: Path, changed: int, size: int) -> Content:
 def folder_content(folder: Path) -> Content:
     """Raises OSError where the folder cannot be read."""
     if (folder / MODEL_INDEX).is_file():
-        index = read_table(folder / MODEL_INDEX)
+        index = read_json_or_empty(folder / MODEL_INDEX)
         pipeline = str(index.get("_class_name"))
         if not pipeline.startswith("StableDiffusion") or pipeline.startswith(("StableDiffusionXL", "StableDiffusion3")):
             return Content("other", f"a folder for {pipeline}")
-        channels = read_table(folder / "unet" / "config.json").get("in_channels", 4)
-        kind, what = what_checkpoint(channels)
+        channels = read_json_or_empty(folder / "unet" / "config.json").get("in_channels", 4)
+        kind, what = describe_checkpoint(channels)
         return Content(kind, what, f"_{TRAINED_FROM}" in index)
     if (folder / PEFT_CONFIG).is_file() or (folder / "unet" / PEFT_CONFIG).is_file():
         return Content("LoRA", "a LoRA")
     if any((folder / name).is_file() for name in EMBEDDING_NAMES):
         return Content("embedding", "a textual inversion embedding")
-    if read_table(folder / "config.json").get("_class_name") == "AutoencoderKL":
+    if read_json_or_empty(folder / "config.json").get("_class_name") == "AutoencoderKL":
         return Content("VAE", "a VAE alone")
     return UNKNOWN
 
 
-def read_table(path: Path) -> dict:
-    """A JSON file's table; an empty one where there is none."""
+def read_json_or_empty(path: Path) -> dict:
+    """Returns a JSON file's object, or an empty one where there is none or where it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+        return read_json_file(path)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_one_model(folder: Path) -> bool:
-    """Whether a folder is a model itself, as diffusers and PEFT write them, and not a place for models."""
+    """Returns whether a folder is a model itself, as diffusers and PEFT write them, and not a folder of models."""
     signs = (MODEL_INDEX, PEFT_CONFIG, f"unet/{PEFT_CONFIG}", *EMBEDDING_NAMES)
     return any((folder / sign).is_file() for sign in signs) or folder_content(folder).kind != ""
 
 
 def models_below(folder: Path, apart: set[Path] = frozenset()) -> Iterator[Path]:
-    """The files and folders that may be models, by depth and name; hidden ones and those in `apart` are passed over.
+    """Yields the files and folders that may be models, by depth and name, except hidden ones and those in `apart`.
 
-    Links are followed: whoever owns the folder made them, and no request can.
+    Links are followed: only the owner of the folder can create them, and no request can.
     """
     found, seen, todo = [], set(), [folder]
     while todo:
@@ -110,11 +110,11 @@ def models_below(folder: Path, apart: set[Path] = frozenset()) -> Iterator[Path]
         for path in entries:
             if path.is_dir():
                 (found if is_one_model(path) else todo).append(path)
-            elif path.suffix.lower() in FILE_ENDINGS + PICTURE_ENDINGS and path.is_file():
+            elif path.suffix.lower() in FILE_ENDINGS + IMAGE_ENDINGS and path.is_file():
                 found.append(path)
-    return iter(sorted(found, key=lambda path: order(path.relative_to(folder))))
+    return iter(sorted(found, key=lambda path: sort_key(path.relative_to(folder))))
 
 
-def order(path: Path) -> tuple:
-    """Near files before those in folders below, and the safetensors of a name before its other files."""
+def sort_key(path: Path) -> tuple:
+    """Sorts files before those in subfolders, and the safetensors of a name before its other files."""
     return len(path.parts), path.with_suffix("").as_posix().lower(), path.suffix.lower() != ".safetensors", path.name

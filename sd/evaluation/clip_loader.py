@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sd.checkpoints.checkpoint import few, read
-from sd.checkpoints.config import CLIP_HEAD_WIDTH, Unfilled, clip_sizes, numbers
-from sd.checkpoints.diffusers_format import read_json, read_part
-from sd.checkpoints.pickle_objects import ScriptObject
-from sd.checkpoints.weight_files import read_weights, what_is
+from sd.checkpoints.checkpoint import read_checkpoint, summarize_keys
+from sd.checkpoints.config import CLIP_HEAD_WIDTH, block_numbers, infer_clip_config, skip_init
+from sd.checkpoints.diffusers_format import read_network
+from sd.checkpoints.foreign_files import read_json_file, reads_file
+from sd.checkpoints.pickles.objects import ScriptObject
+from sd.checkpoints.weight_files import describe_contents, read_weights
 from sd.clip import CLIPTextModel
 from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.tokenizer import MAX_LENGTH
@@ -45,6 +46,7 @@ VOCABULARY = 49408
 WIDEST = 1024  # ViT-L's vision tower; wider ones have heads of other widths, which no tensor shows
 
 
+@reads_file
 def read_clip(path: str | Path) -> CLIP:
     """Both towers from a file or folder of any of these kinds, told by its contents; fp32, in eval mode, not to train.
 
@@ -55,14 +57,16 @@ def read_clip(path: str | Path) -> CLIP:
     path = Path(path).expanduser()
     if path.is_dir():
         heads = read_heads(path)
-        return build(two_towers(read_part(path)[0], path), heads, path)
+        return build(two_towers(read_network(path)[0], path), heads, path)
     found = read_weights(path)
     state = two_towers(found.content, path)
     if "sd_sizes" not in found.metadata:
         return build(state, None, path)
-    drawing = read(path.with_name(path.name.replace("-clip", "")))  # the bundled one: its text tower draws as well
+    drawing = read_checkpoint(
+        path.with_name(path.name.replace("-clip", ""))
+    )  # the bundled one: its text tower draws as well
     text = {f"text_model.{key}": tensor for key, tensor in drawing.clip.items()}
-    heads = {"text": drawing.sizes["clip"]["heads"], "vision": vision_heads(found.metadata["sd_sizes"], path)}
+    heads = {"text": drawing.config["clip"]["heads"], "vision": vision_heads(found.metadata["sd_sizes"], path)}
     return build(state | text, heads, path)
 
 
@@ -84,7 +88,7 @@ def two_towers(content: Any, path: Path) -> dict[str, Tensor]:
             return rename({key: tensor for key, tensor in inside.items() if not NOT_WEIGHTS.fullmatch(key)})
     if any(key.endswith("visual.attnpool.positional_embedding") for key in tensors):
         raise UserError(f"{path} is a CLIP with a ResNet: give one with a vision transformer, such as ViT-L/14.")
-    what = what_is(tensors) or "another kind of model"
+    what = describe_contents(tensors) or "another kind of model"
     raise UserError(f"{path} is {what}, not a CLIP with both towers: give OpenAI's ViT-L-14.pt, or a CLIP folder.")
 
 
@@ -122,7 +126,7 @@ def read_heads(folder: Path) -> dict[str, int]:
     """The towers' numbers of heads, as a transformers folder's config gives them."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} has no config.json: give a transformers folder of CLIP, or a file.")
-    config = read_json(folder / "config.json")
+    config = read_json_file(folder / "config.json")
     if config.get("model_type") != "clip":
         raise UserError(f"{folder} is for {config.get('model_type')}, not CLIP with both towers: give another folder.")
     heads = {}
@@ -144,12 +148,12 @@ def sizes_of(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path)
     width, _, patch, _ = vision["embeddings.patch_embedding.weight"].shape
     patches = vision["embeddings.position_embedding.weight"].shape[0] - 1
     for_vision = {"image_size": round(patches**0.5) * patch, "patch_size": patch, "width": width}
-    sizes = {"text": clip_sizes(text), "vision": for_vision}
+    sizes = {"text": infer_clip_config(text), "vision": for_vision}
     if heads is None and width > WIDEST:
         raise UserError(f"{path} is larger than ViT-L/14, and the file does not say how: give ViT-L/14 or B/32.")
     for tower, tensors in (("text", text), ("vision", vision)):
         width = sizes[tower]["width"]
-        sizes[tower]["layers"] = len(numbers(r"encoder\.layers\.(\d+)\.", tensors))
+        sizes[tower]["layers"] = len(block_numbers(r"encoder\.layers\.(\d+)\.", tensors))
         sizes[tower]["heads"] = max(1, width // CLIP_HEAD_WIDTH) if heads is None else heads[tower]
         if width % sizes[tower]["heads"] or sizes[tower]["layers"] == 0:
             raise ValueError("no such tower")
@@ -160,7 +164,7 @@ def build(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path) ->
     """The networks of the sizes that the shapes tell, with these weights in them, strictly."""
     try:
         text, vision, projection_dim = sizes_of(state, heads, path)
-        with torch.device("meta"), Unfilled():
+        with torch.device("meta"), skip_init():
             clip = CLIP(CLIPTextModel(**text), CLIPVisionModel(**vision), projection_dim)
     except UserError:
         raise
@@ -173,6 +177,6 @@ def build(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path) ->
     expected = clip.state_dict()
     wrong = [key for key, place in expected.items() if key not in state or state[key].shape != place.shape]
     if wrong := wrong + [key for key in state if key not in expected]:
-        raise UserError(f"{path} is not a CLIP as OpenAI made them: it differs in {few(wrong)}.")
+        raise UserError(f"{path} is not a CLIP as OpenAI made them: it differs in {summarize_keys(wrong)}.")
     clip.load_state_dict({key: tensor.float() for key, tensor in state.items()}, strict=True, assign=True)
     return clip.requires_grad_(False).eval()

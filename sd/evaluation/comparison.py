@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from sd.checkpoints.checkpoint import read
+from sd.checkpoints.checkpoint import read_checkpoint
 from sd.checkpoints.discovery import choose_checkpoint
 from sd.evaluation.clip_score import Evaluation, Scorer, evaluate, replace_word, without_placeholder
 from sd.pipeline.sampling_loop import OnStep
@@ -119,7 +119,7 @@ def check_files(columns: list[Column]) -> None:
             if not Path(path).expanduser().exists():
                 raise UserError(f"there is no file {path}: check the path of the adapter.")
         if column.ckpt:
-            read(choose_checkpoint(column.ckpt, WEIGHTS))
+            read_checkpoint(choose_checkpoint(column.ckpt, WEIGHTS))
 
 
 def draw_columns(

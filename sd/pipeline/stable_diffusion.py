@@ -24,8 +24,8 @@ from sd.adapters.adapter_calls import AdapterCalls
 from sd.adapters.lora_loader import LoraReport
 from sd.adapters.manager import Adapters
 from sd.adapters.textual_inversion import EmbeddingReport
-from sd.checkpoints.checkpoint import load_models, refuse_latents, save
-from sd.checkpoints.config import complete
+from sd.checkpoints.checkpoint import check_latents, load_models, save_checkpoint
+from sd.checkpoints.config import fill_defaults
 from sd.checkpoints.discovery import BUNDLED, locate, separate_vae
 from sd.checkpoints.discovery import EMBEDDINGS as EMBEDDINGS
 from sd.checkpoints.discovery import LORAS as LORAS
@@ -88,7 +88,7 @@ class StableDiffusion(AdapterCalls):
         vae_path: Path | None = None,
     ):
         self.tokenizer, self.clip, self.vae, self.unet = tokenizer, clip, vae, unet
-        self.sizes = complete({} if sizes is None else sizes, "the pipeline")
+        self.sizes = fill_defaults({} if sizes is None else sizes, "the pipeline")
         self.image_size = self.sizes["image_size"]  # pixels: what the model was trained at
         self.path, self.vae_path = path, vae_path
         self.notes: list[str] = []
@@ -118,8 +118,8 @@ class StableDiffusion(AdapterCalls):
         path = BUNDLED if path is None else locate("checkpoint", path)
         separate = separate_vae(vae, path, lambda text: locate("VAE", text))
         clip, autoencoder, unet, checkpoint = load_models(path, dtype=dtype, device=device, vae=separate)
-        refuse_latents(checkpoint)
-        pipe = cls(Tokenizer(), clip, autoencoder, unet, checkpoint.sizes, path, separate)
+        check_latents(checkpoint)
+        pipe = cls(Tokenizer(), clip, autoencoder, unet, checkpoint.config, path, separate)
         pipe.notes = list(checkpoint.warnings)
         if separate is not None and str(separate) != str(vae):
             pipe.notes.append(f"the VAE is {separate}{'' if vae else ', which lies beside the checkpoint'}.")
@@ -133,7 +133,7 @@ class StableDiffusion(AdapterCalls):
         LoRAs are saved in the weights after `fuse_lora`; one that is loaded beside them is refused, as embeddings are.
         """
         self.adapters.check_saving()
-        save(path, self.clip, self.vae, self.unet, self.sizes)
+        save_checkpoint(path, self.clip, self.vae, self.unet, self.sizes)
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sd.checkpoints.foreign_files import reads_file
 from sd.utils.errors import UserError
 
 WIDTH = 64
@@ -131,6 +132,7 @@ def files_of(path: Path) -> list[Path]:
     return [path, *(other for other in others if other != path and other.is_file())]
 
 
+@reads_file
 def read(file: Path) -> dict[str, dict[str, Tensor]]:
     """{"encoder": tensors, "decoder": tensors}, either or both, under the keys of TAESD's own files."""
     try:

@@ -21,7 +21,7 @@ from benchmarks.report import KEPT, kept_path, lines, load_before, remark, repor
 from benchmarks.results import Result
 from benchmarks.runner import alternate, count_flops, measure, peak_in_child, random_checkpoint, run
 from benchmarks.tasks import TASKS, TINY, Options, RandomModel, guided, touch, twin
-from sd.checkpoints.checkpoint import load_models, read
+from sd.checkpoints.checkpoint import load_models, read_checkpoint
 from sd.checkpoints.diffusers_format import write_configs
 from sd.optimization.registry import OPTIMIZATIONS, Optimization
 from sd.schedule import SD1_SCHEDULE
@@ -140,7 +140,7 @@ def test_touch_sees_every_weight(tmp_path):
 
 def test_diffusers_is_allowed_the_names_in_a_lightning_checkpoint(tmp_path):
     torch.save(lightning_checkpoint(random_weights(TINY)), tmp_path / "lightning.ckpt")
-    write_configs(tmp_path / "configs", read(tmp_path / "lightning.ckpt").sizes)
+    write_configs(tmp_path / "configs", read_checkpoint(tmp_path / "lightning.ckpt").config)
     theirs = load_single_file(tmp_path / "lightning.ckpt", tmp_path / "configs", torch.float32)
     assert torch.equal(touch(theirs), touch(load_models(tmp_path / "lightning.ckpt")[:3]))
 

@@ -10,9 +10,15 @@ import safetensors.torch
 import torch
 from make_full_checkpoint import PREFIXES, SCHEDULE, SMALL, lightning_checkpoint, random_weights
 
-from sd.checkpoints import diffusers_keys as names
-from sd.checkpoints.checkpoint import few, load_models, read, read_file, save
-from sd.checkpoints.config import complete
+from sd.checkpoints import diffusers_keys
+from sd.checkpoints.checkpoint import (
+    load_models,
+    read_checkpoint,
+    read_checkpoint_file,
+    save_checkpoint,
+    summarize_keys,
+)
+from sd.checkpoints.config import fill_defaults
 from sd.checkpoints.diffusers_format import write_configs
 from sd.utils.errors import UserError
 
@@ -52,7 +58,7 @@ def assert_loads(path, weights, dtype=None):
 def test_the_published_layout(file, weights):
     checkpoint = assert_loads(file, weights)
     assert checkpoint.kind == "ckpt"
-    assert checkpoint.sizes == complete(SMALL, "here")
+    assert checkpoint.config == fill_defaults(SMALL, "here")
     assert checkpoint.metadata == {}
     assert set(checkpoint.ignored) == {
         *SCHEDULE,
@@ -63,7 +69,7 @@ def test_the_published_layout(file, weights):
 
 
 def test_reading_touches_no_weight(file, weights):
-    checkpoint = read(file)
+    checkpoint = read_checkpoint(file)
     start = checkpoint.files[0].address
     for prefix, part in {U: checkpoint.unet, V: checkpoint.vae, C: checkpoint.clip}.items():
         for key, tensor in part.items():
@@ -151,7 +157,7 @@ def test_half_precision_merge_in_either_container(tmp_path, weights, zipped):
 def test_sizes_are_read_off_the_shapes(tmp_path, sizes):
     state = random_weights(SMALL | sizes)
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
-    assert assert_loads(tmp_path / "model.safetensors", state).sizes == complete(SMALL | sizes, "here")
+    assert assert_loads(tmp_path / "model.safetensors", state).config == fill_defaults(SMALL | sizes, "here")
 
 
 def test_sizes_that_no_shape_tells_come_from_the_file(tmp_path, weights):
@@ -160,7 +166,7 @@ def test_sizes_that_no_shape_tells_come_from_the_file(tmp_path, weights):
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"sd_sizes": json.dumps(sizes)})
     for name in ("model.ckpt", "model.safetensors"):
         clip, _, unet, checkpoint = load_models(tmp_path / name)
-        assert checkpoint.sizes == complete(sizes, "here")
+        assert checkpoint.config == fill_defaults(sizes, "here")
         assert clip.encoder.layers[0].self_attn.heads == 4
         assert unet.middle_block[1].transformer_blocks[0].attn1.heads == 4
 
@@ -185,10 +191,10 @@ def test_loaded_weights_can_be_trained_and_the_file_does_not_change(file, dtype)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_round_trip_through_each_kind_is_exact(tmp_path, file, weights, name, dtype):
     clip, vae, unet, checkpoint = load_models(file, dtype)
-    kind = save(tmp_path / name, clip, vae, unet, checkpoint.sizes, {"note": 'ünïcode, and a "quote"'})
+    kind = save_checkpoint(tmp_path / name, clip, vae, unet, checkpoint.config, {"note": 'ünïcode, and a "quote"'})
     again = assert_loads(tmp_path / name, {key: tensor.to(dtype) for key, tensor in weights.items()})
     assert again.kind == kind
-    assert again.sizes == checkpoint.sizes | ({} if kind != "diffusers" else {"image_size": 512})
+    assert again.config == checkpoint.config | ({} if kind != "diffusers" else {"image_size": 512})
     if kind != "diffusers":
         assert again.metadata == {"note": 'ünïcode, and a "quote"'}
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [name]
@@ -196,8 +202,8 @@ def test_a_round_trip_through_each_kind_is_exact(tmp_path, file, weights, name, 
 
 def test_other_libraries_read_our_files(tmp_path, file, weights):
     clip, vae, unet, checkpoint = load_models(file)
-    save(tmp_path / "out.ckpt", clip, vae, unet, checkpoint.sizes)
-    save(tmp_path / "out.safetensors", clip, vae, unet, checkpoint.sizes)
+    save_checkpoint(tmp_path / "out.ckpt", clip, vae, unet, checkpoint.config)
+    save_checkpoint(tmp_path / "out.safetensors", clip, vae, unet, checkpoint.config)
     theirs = {
         "ckpt": torch.load(tmp_path / "out.ckpt", weights_only=True)["state_dict"],
         "safetensors": safetensors.torch.load_file(tmp_path / "out.safetensors"),
@@ -212,7 +218,7 @@ def test_layouts_other_than_plain_are_written_as_plain(tmp_path, file, weights):
     clip, vae, unet, checkpoint = load_models(file)
     unet.to(memory_format=torch.channels_last)
     for name in ("out.ckpt", "out.safetensors"):
-        save(tmp_path / name, clip, vae, unet, checkpoint.sizes)
+        save_checkpoint(tmp_path / name, clip, vae, unet, checkpoint.config)
         assert_loads(tmp_path / name, weights)
 
 
@@ -220,7 +226,7 @@ def test_saving_over_the_file_that_is_loaded(tmp_path, file, weights):
     path = tmp_path / "model.ckpt"
     path.write_bytes(file.read_bytes())
     clip, vae, unet, checkpoint = load_models(path)
-    save(path, clip, vae, unet, checkpoint.sizes)
+    save_checkpoint(path, clip, vae, unet, checkpoint.config)
     assert_loads(path, weights)
     assert all(torch.equal(tensor, weights[key]) for key, tensor in everything(clip, vae, unet).items())
 
@@ -229,12 +235,12 @@ def test_saving_over_the_file_that_is_loaded(tmp_path, file, weights):
 def test_a_full_disk_leaves_what_was_there(tmp_path, file, weights, name):
     """A process that may write no file above 1 MB stands for a disk that is full: the system refuses alike."""
     program = (
-        "import resource\nfrom sd.checkpoints.checkpoint import load_models, save\n"
+        "import resource\nfrom sd.checkpoints.checkpoint import load_models, save_checkpoint\n"
         "from sd.utils.errors import UserError\n"
         f"clip, vae, unet, found = load_models({str(file)!r})\n"
-        f"save({str(tmp_path / name)!r}, clip, vae, unet, found.sizes)\n"
+        f"save_checkpoint({str(tmp_path / name)!r}, clip, vae, unet, found.config)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1))\n"
-        f"try: save({str(tmp_path / name)!r}, clip, vae, unet, found.sizes, {{'note': 'second'}})\n"
+        f"try: save_checkpoint({str(tmp_path / name)!r}, clip, vae, unet, found.config, {{'note': 'second'}})\n"
         "except UserError as error: print(error)\n"
     )
     root = Path(__file__).resolve().parents[2]
@@ -253,7 +259,7 @@ def test_places_that_cannot_be_written(tmp_path, file):
     (tmp_path / "folder.ckpt").mkdir()
     for name in ("a file/model.ckpt", "a file", "folder", "folder.ckpt"):
         with pytest.raises(UserError, match=r"could not be written|folder with other things"):
-            save(tmp_path / name, clip, vae, unet, checkpoint.sizes)
+            save_checkpoint(tmp_path / name, clip, vae, unet, checkpoint.config)
     assert (tmp_path / "a file").read_text() == "mine"
     assert (tmp_path / "folder" / "diary.txt").read_text() == "mine"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a file", "folder", "folder.ckpt"]
@@ -261,7 +267,7 @@ def test_places_that_cannot_be_written(tmp_path, file):
 
 def test_a_missing_folder_is_made(tmp_path, file, weights):
     clip, vae, unet, checkpoint = load_models(file)
-    save(tmp_path / "new" / "one" / "model.safetensors", clip, vae, unet, checkpoint.sizes)
+    save_checkpoint(tmp_path / "new" / "one" / "model.safetensors", clip, vae, unet, checkpoint.config)
     assert_loads(tmp_path / "new" / "one" / "model.safetensors", weights)
 
 
@@ -357,14 +363,15 @@ def test_an_extra_tensor_is_left_out_and_named_once(tmp_path, weights, what, kin
         safetensors.torch.save_file({key: tensor.clone() for key, tensor in state.items()}, path)
     checkpoint = assert_loads(path, weights)
     assert checkpoint.warnings == [
-        f"model.{kind} has entries that no Stable Diffusion 1.x uses, which are left out: {few(sorted(EXTRA[what]))}."
+        f"model.{kind} has entries that no Stable Diffusion 1.x uses, which are left out: "
+        f"{summarize_keys(sorted(EXTRA[what]))}."
     ]
     assert set(checkpoint.ignored) == set(EXTRA[what])
     assert assert_loads(path, weights).ignored == checkpoint.ignored
 
 
 def test_a_plain_checkpoint_has_nothing_to_say(file):
-    assert read(file).warnings == []
+    assert read_checkpoint(file).warnings == []
 
 
 OTHER_PREDICTIONS = [
@@ -408,9 +415,12 @@ def test_a_unet_of_other_channels_is_refused_by_name(tmp_path, channels, said, i
     safetensors.torch.save_file(random_weights(sizes), path)
     if is_folder:
         path = tmp_path / "folder"
-        write_configs(path, complete(sizes, "here"))
-        from_file = read_file(tmp_path / "model.safetensors")
-        tensors = {"unet": names.unet_to_diffusers(from_file.unet), "vae": names.vae_to_diffusers(from_file.vae)}
+        write_configs(path, fill_defaults(sizes, "here"))
+        from_file = read_checkpoint_file(tmp_path / "model.safetensors")
+        tensors = {
+            "unet": diffusers_keys.unet_to_diffusers(from_file.unet),
+            "vae": diffusers_keys.vae_to_diffusers(from_file.vae),
+        }
         for part, folder in (("unet", "unet"), ("vae", "vae")):
             safetensors.torch.save_file(tensors[part], path / folder / "diffusion_pytorch_model.safetensors")
         safetensors.torch.save_file(from_file.clip, path / "text_encoder" / "model.safetensors")

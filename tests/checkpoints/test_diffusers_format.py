@@ -10,8 +10,8 @@ import torch
 import transformers
 from make_full_checkpoint import SMALL, random_weights
 
-from sd.checkpoints.checkpoint import PREFIXES, load_models, save
-from sd.checkpoints.config import complete
+from sd.checkpoints.checkpoint import PREFIXES, load_models, save_checkpoint
+from sd.checkpoints.config import fill_defaults
 from sd.tokenizer import Tokenizer
 from sd.utils.errors import UserError
 
@@ -26,7 +26,7 @@ def ours(tmp_path_factory):
     metadata = {"sd_sizes": json.dumps(SIZES)}
     safetensors.torch.save_file(random_weights(SIZES), root / "model.safetensors", metadata)
     models = load_models(root / "model.safetensors")
-    assert save(root / "ours", *models[:3], models[3].sizes) == "diffusers"
+    assert save_checkpoint(root / "ours", *models[:3], models[3].config) == "diffusers"
     return root / "ours", models
 
 
@@ -91,7 +91,7 @@ def test_folders_that_diffusers_saved(tmp_path, ours, theirs, way):
     assert any("00001-of-" in name for name in written) == ("shards" in way)
     checkpoint = same_weights(tmp_path / "theirs", ours[1])
     assert checkpoint.kind == "diffusers"
-    assert checkpoint.sizes == complete(SIZES, "here")
+    assert checkpoint.config == fill_defaults(SIZES, "here")
 
 
 def test_whole_precision_goes_before_its_fp16_variant(tmp_path, ours, theirs):
@@ -133,18 +133,18 @@ def test_the_inpainting_unet_is_for_the_inpainting_pipeline(tmp_path):
     sizes = SIZES | {"unet": SIZES["unet"] | {"in_channels": 9}}
     safetensors.torch.save_file(random_weights(sizes), tmp_path / "a", {"sd_sizes": json.dumps(sizes)})
     clip, vae, unet, checkpoint = load_models(tmp_path / "a")
-    save(tmp_path / "folder", clip, vae, unet, checkpoint.sizes)
+    save_checkpoint(tmp_path / "folder", clip, vae, unet, checkpoint.config)
     pipe = diffusers.AutoPipelineForInpainting.from_pretrained(tmp_path / "folder", local_files_only=True)
     assert pipe.unet.config.in_channels == 9
     assert type(pipe).__name__ == "StableDiffusionInpaintPipeline"
-    assert load_models(tmp_path / "folder")[3].sizes == complete(sizes, "here")
+    assert load_models(tmp_path / "folder")[3].config == fill_defaults(sizes, "here")
 
 
 def test_v1_5_configs_are_what_was_published():
     """The arguments that v1-5's own configs give, and what is left to defaults there is left to them here."""
     from sd.checkpoints.diffusers_format import clip_config, unet_config, vae_config
 
-    sizes = complete({}, "here")
+    sizes = fill_defaults({}, "here")
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel.from_config(unet_config(sizes))
         vae = diffusers.AutoencoderKL.from_config(vae_config(sizes))
@@ -202,20 +202,20 @@ def test_a_folder_replaces_one_of_its_own_kind_only(tmp_path, ours):
     target = tmp_path / "folder"
     shutil.copytree(ours[0], target)
     (target / "unet" / "config.json").write_text("broken")
-    save(target, clip, vae, unet, checkpoint.sizes)
+    save_checkpoint(target, clip, vae, unet, checkpoint.config)
     same_weights(target, ours[1])
     (target / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"other things in it \(notes.txt\)"):
-        save(target, clip, vae, unet, checkpoint.sizes)
+        save_checkpoint(target, clip, vae, unet, checkpoint.config)
     assert (target / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("missing", PREFIXES)
 def test_parts_that_do_not_fit_their_sizes_are_not_written(tmp_path, ours, missing):
     clip, vae, unet, checkpoint = ours[1]
-    wrong = checkpoint.sizes | {missing: {}}
+    wrong = checkpoint.config | {missing: {}}
     with pytest.raises(UserError, match=r"lacks|instead of"):
-        save(tmp_path / "folder", clip, vae, unet, wrong)
+        save_checkpoint(tmp_path / "folder", clip, vae, unet, wrong)
     assert not (tmp_path / "folder").exists()
 
 
@@ -283,8 +283,8 @@ def test_folders_as_other_programs_write_them(tmp_path, ours, what):
     for path in (folder, folder / "model_index.json"):
         checkpoint = same_weights(path, ours[1])
         assert checkpoint.path == folder
-        assert checkpoint.sizes["unet"] == complete(SIZES, "here")["unet"]
-        assert checkpoint.sizes["clip"] == complete(SIZES, "here")["clip"]
+        assert checkpoint.config["unet"] == fill_defaults(SIZES, "here")["unet"]
+        assert checkpoint.config["clip"] == fill_defaults(SIZES, "here")["clip"]
     if what == "more than a text encoder":
         assert checkpoint.ignored == ["text_projection.weight", "text_encoder/vision_model.post_layernorm.bias"]
         assert len(checkpoint.warnings) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from sd.checkpoints import diffusers_keys as names
+from sd.checkpoints import diffusers_keys
 from sd.clip import CLIPTextModel
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
@@ -64,17 +64,17 @@ def leaves(module):
 def test_unet_keys_and_shapes_are_diffusers_and_come_back(sizes):
     with torch.device("meta"):
         ours, theirs = UNetModel(**sizes).state_dict(), diffusers_unet(**sizes).state_dict()
-    renamed = names.unet_to_diffusers(ours)
+    renamed = diffusers_keys.unet_to_diffusers(ours)
     assert shapes(renamed) == shapes(theirs)
-    assert shapes(names.unet_from_diffusers(theirs, ours)) == shapes(ours)
+    assert shapes(diffusers_keys.unet_from_diffusers(theirs, ours)) == shapes(ours)
 
 
 @pytest.mark.parametrize("sizes", VAES, ids=str)
 def test_vae_keys_and_shapes_are_diffusers_and_come_back(sizes):
     with torch.device("meta"):
         ours, theirs = AutoencoderKL(**sizes).state_dict(), diffusers_vae(**sizes).state_dict()
-    assert shapes(names.vae_to_diffusers(ours)) == shapes(theirs)
-    assert shapes(names.vae_from_diffusers(theirs, ours)) == shapes(ours)
+    assert shapes(diffusers_keys.vae_to_diffusers(ours)) == shapes(theirs)
+    assert shapes(diffusers_keys.vae_from_diffusers(theirs, ours)) == shapes(ours)
 
 
 def test_vae_attention_of_old_diffusers_files():
@@ -86,7 +86,7 @@ def test_vae_attention_of_old_diffusers_files():
             key = key.replace(f"attentions.0.{now}.", f"attentions.0.{before}.")
         old[key] = tensor
     assert sum(".query." in key for key in old) == 4
-    assert shapes(names.vae_from_diffusers(old, ours)) == shapes(ours)
+    assert shapes(diffusers_keys.vae_from_diffusers(old, ours)) == shapes(ours)
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model."])
@@ -95,8 +95,8 @@ def test_clip_with_and_without_the_prefix(prefix):
         ours = CLIPTextModel().state_dict()
         theirs = transformers.CLIPTextModel(transformers.CLIPTextConfig(projection_dim=768)).state_dict()
     theirs = {prefix + key.removeprefix("text_model."): tensor for key, tensor in theirs.items()}
-    assert set(names.clip_from_diffusers(theirs)) == set(ours)
-    assert set(names.clip_to_diffusers(ours)) == {f"text_model.{key}" for key in ours}
+    assert set(diffusers_keys.clip_from_diffusers(theirs)) == set(ours)
+    assert set(diffusers_keys.clip_to_diffusers(ours)) == {f"text_model.{key}" for key in ours}
 
 
 def test_module_paths_reach_the_same_kinds_of_layer():
@@ -104,10 +104,10 @@ def test_module_paths_reach_the_same_kinds_of_layer():
     with torch.device("meta"):
         unet, peer_unet, vae, peer_vae = UNetModel(), diffusers_unet(), AutoencoderKL(), diffusers_vae()
     ours, theirs = leaves(unet), leaves(peer_unet)
-    table = names.unet_names(ours)
+    table = diffusers_keys.unet_names(ours)
     assert len(table) == 391
     assert {table[path]: kind for path, kind in ours.items()} == theirs
-    table = names.vae_names(leaves(vae))
+    table = diffusers_keys.vae_names(leaves(vae))
     assert len(table) == 124
     assert set(table.values()) == set(leaves(peer_vae))
 
@@ -115,7 +115,7 @@ def test_module_paths_reach_the_same_kinds_of_layer():
 def test_containers_have_no_counterpart_or_the_right_one():
     with torch.device("meta"):
         unet, peer = UNetModel(), diffusers_unet()
-    table = names.unet_names(name for name, _ in unet.named_modules())
+    table = diffusers_keys.unet_names(name for name, _ in unet.named_modules())
     assert "" not in table
     assert "output_blocks.2.1" not in table  # an Upsample here; attention at the same place of other blocks
     assert (
@@ -136,4 +136,4 @@ def test_all_keys_of_the_published_file():
     unet = {key.removeprefix(prefix): shape for key, shape in published.items() if key.startswith(prefix)}
     with torch.device("meta"):
         assert shapes(UNetModel().state_dict()) == unet
-    assert len(names.unet_names(unet)) == 686
+    assert len(diffusers_keys.unet_names(unet)) == 686

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sd.checkpoints import download
-from sd.checkpoints.download import fetch
+from sd.checkpoints.download import download_file
 from sd.utils.errors import UserError
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -73,7 +73,7 @@ def serve():
 
 
 def run(server, path, **options):
-    fetch(server.url, path, SHA256, pause=0, **options)
+    download_file(server.url, path, SHA256, pause=0, **options)
     assert path.read_bytes() == CONTENT
     assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name]
 

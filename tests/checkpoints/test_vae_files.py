@@ -8,9 +8,9 @@ import torch
 from make_full_checkpoint import PREFIXES, SMALL, random_weights
 from PIL import Image
 
-from sd.checkpoints import diffusers_keys as names
-from sd.checkpoints.checkpoint import load_models, with_vae
-from sd.checkpoints.config import complete
+from sd.checkpoints import diffusers_keys
+from sd.checkpoints.checkpoint import apply_separate_vae, load_models
+from sd.checkpoints.config import fill_defaults
 from sd.checkpoints.diffusers_format import vae_config
 from sd.checkpoints.discovery import BUNDLED
 from sd.checkpoints.vae_files import read_vae
@@ -32,15 +32,15 @@ def checkpoint(tmp_path):
 
 def folder(path, **changes):
     (path / "vae").mkdir(parents=True)
-    (path / "vae" / "config.json").write_text(json.dumps(vae_config(complete(SMALL, "here")) | changes))
-    theirs = names.vae_to_diffusers(VAE)
+    (path / "vae" / "config.json").write_text(json.dumps(vae_config(fill_defaults(SMALL, "here")) | changes))
+    theirs = diffusers_keys.vae_to_diffusers(VAE)
     safetensors.torch.save_file(theirs, path / "vae" / "diffusion_pytorch_model.safetensors")
 
 
 def layouts(path):
     """Files and folders below `path`, each with the VAE in a layout of its own."""
     path.mkdir()
-    prefixed, theirs = {V + key: tensor for key, tensor in VAE.items()}, names.vae_to_diffusers(VAE)
+    prefixed, theirs = {V + key: tensor for key, tensor in VAE.items()}, diffusers_keys.vae_to_diffusers(VAE)
     loss = {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(2)}
     average = {"model_ema.decay": torch.zeros(()), "model_ema.encoderconv_inweight": torch.zeros(2)}
     safetensors.torch.save_file(prefixed, path / "prefixed.safetensors")
@@ -65,7 +65,7 @@ def test_every_layout_takes_the_place_of_the_checkpoints_own(tmp_path, checkpoin
     for path in found:
         clip, vae, unet, read = load_models(checkpoint, vae=path)
         assert read.vae_path == path
-        assert read.sizes == complete(SMALL, "here")
+        assert read.config == fill_defaults(SMALL, "here")
         state = vae.state_dict()
         assert state.keys() == VAE.keys()
         assert all(torch.equal(state[key], VAE[key]) for key in VAE), path
@@ -168,10 +168,10 @@ def test_xls_vae_is_known_where_its_folder_says_so(tmp_path):
 
 def test_a_model_of_v1s_sizes_without_a_vae_takes_v1s_vae_only(tmp_path):
     """The U-Net and the text encoder are v1-5's, in memory that is never filled."""
-    sizes = complete({}, "here")
+    sizes = fill_defaults({}, "here")
     safetensors.torch.save_file(VAE, tmp_path / "vae.safetensors")
     with pytest.raises(UserError, match="does not fit"):
-        with_vae(tmp_path / "v1", {"vae": {}}, sizes, read_vae(tmp_path / "vae.safetensors"))
+        apply_separate_vae(tmp_path / "v1", {"vae": {}}, sizes, read_vae(tmp_path / "vae.safetensors"))
 
 
 # Every way in

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from sd.checkpoints.mmap_files import SAFETENSORS_DTYPES, write_safetensors
-from sd.checkpoints.weight_files import read_weights, what_is, write_weights
+from sd.checkpoints.weight_files import describe_contents, read_weights, write_weights
 from sd.utils.errors import UserError
 from sd.utils.files import replacing
 
@@ -190,7 +190,7 @@ def test_random_bytes_are_never_weights_and_never_a_traceback(tmp_path):
 
 
 def test_no_file_at_all(tmp_path):
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="file not found"):
         read_weights(tmp_path / "nothing.ckpt")
     with pytest.raises(UserError, match="is a folder"):
         read_weights(tmp_path)
@@ -205,8 +205,8 @@ def test_a_file_that_may_not_be_read(tmp_path):
 
 
 def test_what_is_says_nothing_where_nothing_shows():
-    assert what_is({"a.weight": torch.zeros(3, 4)}) is None
-    assert what_is({f"{i}": torch.zeros(768) for i in range(20)}) is None
+    assert describe_contents({"a.weight": torch.zeros(3, 4)}) is None
+    assert describe_contents({f"{i}": torch.zeros(768) for i in range(20)}) is None
 
 
 def test_an_interrupted_write_leaves_nothing_and_an_error_of_ours_stays_itself(tmp_path):

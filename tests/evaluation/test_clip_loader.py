@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from sd.checkpoints.pickle_objects import ScriptObject
-from sd.checkpoints.weight_files import read_weights, what_is
+from sd.checkpoints.pickles.objects import ScriptObject
+from sd.checkpoints.weight_files import describe_contents, read_weights
 from sd.evaluation.clip_loader import read_clip
 from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.tokenizer import Tokenizer
@@ -147,7 +147,7 @@ def test_of_a_torchscript_archive_nothing_is_built_and_nothing_run(openai, tmp_p
     content = read_weights(tmp_path / "ViT.pt").content
     assert type(content) is ScriptObject
     assert type(content.state["visual"].state["transformer"]) is ScriptObject
-    assert what_is(content) == "a TorchScript program, such as OpenAI's CLIP"
+    assert describe_contents(content) == "a TorchScript program, such as OpenAI's CLIP"
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors", "training"])

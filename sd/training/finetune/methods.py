@@ -23,7 +23,7 @@ from sd.adapters import textual_inversion
 from sd.adapters.embedding_files import save_embedding
 from sd.adapters.lora_export import save_lora
 from sd.adapters.variants import LoRA
-from sd.checkpoints.checkpoint import save
+from sd.checkpoints.checkpoint import save_checkpoint
 from sd.clip import CLIPTextModel
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ class TextualInversion:
         told = NOT_MOVED.format(f"a vector has cosine {cosine:.4f} to the word it started as")
         return told if cosine > 0.995 else None
 
-    def save(self, path: Path, step: int, facts: dict[str, str]) -> None:
+    def save_checkpoint(self, path: Path, step: int, facts: dict[str, str]) -> None:
         model_name = self.pipe.path.stem if self.pipe.path else None
         save_embedding(path, self.word, self.rows, step, model_name, facts | {"ss_steps": str(step)})
 
@@ -114,7 +114,7 @@ class LoraTraining:
         networks = self.networks.items()
         return [(part, *item) for part, network in networks for item in lora.patches_of(network, self.name).items()]
 
-    def save(self, path: Path, step: int, facts: dict[str, str]) -> None:
+    def save_checkpoint(self, path: Path, step: int, facts: dict[str, str]) -> None:
         metadata = facts | {"ss_steps": str(step)}
         save_lora(path, self.pipe.unet, self.pipe.clip, self.name, self.recipe.dialect, metadata)
 
@@ -144,11 +144,11 @@ class DreamBooth:
     def complaint(self) -> str | None:
         return None
 
-    def save(self, path: Path, step: int, facts: dict[str, str]) -> None:
+    def save_checkpoint(self, path: Path, step: int, facts: dict[str, str]) -> None:
         """The whole checkpoint, in fp16."""
         networks = (self.pipe.clip, self.pipe.vae, self.pipe.unet)
         halves = [SimpleNamespace(state_dict=lambda part=part: half(part)) for part in networks]
-        save(path, *halves, self.pipe.sizes, facts | {"ss_steps": str(step)})
+        save_checkpoint(path, *halves, self.pipe.sizes, facts | {"ss_steps": str(step)})
 
     def close(self) -> None:
         freeze(self.pipe)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from sd.adapters.embedding_files import read_embeddings, save_embedding
-from sd.checkpoints.checkpoint import read, save
+from sd.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from sd.checkpoints.weight_files import read_weights, write_weights
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune.recipes import Recipe
@@ -126,10 +126,10 @@ def write_as(saved: Path, output: Path, step: int, pipe: StableDiffusion, recipe
 
 def write_diffusers(saved: Path, output: Path, facts: dict[str, str]) -> None:
     """A checkpoint's file as a folder for diffusers, with the base's name in `model_index.json`."""
-    whole = read(saved)
+    whole = read_checkpoint(saved)
     networks = [SimpleNamespace(state_dict=partial(getattr, whole, part)) for part in ("clip", "vae", "unet")]
     with replacing(output) as part:
-        save(part, *networks, whole.sizes, kind="diffusers")
+        save_checkpoint(part, *networks, whole.config, kind="diffusers")
         index = part / "model_index.json"
         about = json.loads(index.read_text(encoding="utf-8")) | {f"_{TRAINED_FROM}": facts.get(TRAINED_FROM, "")}
         index.write_text(json.dumps(about, indent=2), encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sd.checkpoints.checkpoint import load_models, save
+from sd.checkpoints.checkpoint import load_models, save_checkpoint
 from sd.evaluation.clip_loader import read_clip
 from sd.evaluation.clip_vision import CLIP
 from sd.training.logger import last_line
@@ -35,7 +35,7 @@ def export(runs: Path, weights: Path) -> list[Path]:
     clip, vae, unet = (kept(scratch.new(part), runs / part).half() for part in parts)
     about = {"training": json.dumps(history(runs))}
     model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"
-    save(model, clip.text_model, vae, unet, scratch.SIZES, about)
+    save_checkpoint(model, clip.text_model, vae, unet, scratch.SIZES, about)
     rest = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
     sizes = {"vision": scratch.VISION, "projection_dim": scratch.PROJECTION_DIM}
     save_file(rest, scorer, about | {"sd_sizes": json.dumps(sizes)})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from sd.checkpoints.checkpoint import save
+from sd.checkpoints.checkpoint import save_checkpoint
 from sd.clip import CLIPTextModel
 from sd.training.logger import lines_of
 from sd.training.loop import Settings, is_kept, kept
@@ -89,7 +89,7 @@ def export_scenes(runs: Path, target: Path) -> list[Path]:
     unet = kept(UNetModel(**UNET_SIZES), runs / "unet" / "unet").half()
     text = kept(CLIPTextModel(**SIZES["clip"]), runs / "unet" / "text").half()
     about = {"training": json.dumps(history(runs))}
-    save(target, text, vae, unet, SIZES, about)
+    save_checkpoint(target, text, vae, unet, SIZES, about)
     scorer = target.with_name(f"{target.stem}-clip.safetensors")
     rest = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
     sizes = {"vision": scratch.VISION, "projection_dim": scratch.PROJECTION_DIM}

@@ -121,9 +121,9 @@ def test_targets_are_the_layers_of_their_names(pipe):
 def test_targets_of_v1_5_are_as_many_as_other_trainers_have():
     """attn1 and attn2 of 16 blocks, 4 layers each: 128 as diffusers has; with both of ff 160 of kohya's 192 layers."""
     from sd.adapters.injection import patchable_layers
-    from sd.checkpoints.config import build, complete
+    from sd.checkpoints.config import build_networks, fill_defaults
 
-    networks = build(complete({}, "v1-5"), "v1-5")
+    networks = build_networks(fill_defaults({}, "v1-5"), "v1-5")
     paths = list(patchable_layers(networks["unet"]))
     count = {name: sum(is_one(pattern, path) for path in paths) for name, pattern in TARGETS.items()}
     assert count == {"cross": 64, "attention": 128, "ff": 32, "text": 0}

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from training.finetune.test_finetune import WORD, images, own_folders, quick, scorer, teach  # noqa: F401 - fixtures
 
-from sd.checkpoints.checkpoint import load_models, read
+from sd.checkpoints.checkpoint import load_models, read_checkpoint
 from sd.checkpoints.weight_files import read_weights
 from sd.training.finetune import finetune as personalize
 from sd.training.finetune import runs
@@ -353,7 +353,7 @@ def test_a_hash_of_a_diffusers_folder_is_of_its_weights(based, tmp_path):
     shutil.rmtree(tmp_path / "folder")
     based.save_pretrained(tmp_path / "folder")
     assert runs.content_hash(based) != first
-    assert read(tmp_path / "folder").sizes["image_size"] == 64
+    assert read_checkpoint(tmp_path / "folder").config["image_size"] == 64
 
 
 STOPPED = """

@@ -181,7 +181,7 @@ def test_clip_vae_and_unet_learn_one_after_another_and_are_exported(tiny, tmp_pa
     (tmp_path / "weights").mkdir()
     model, scorer = export(tmp_path, tmp_path / "weights")
     _, _, unet, checkpoint = load_models(model)
-    assert checkpoint.sizes["unet"]["context_dim"] == 64
+    assert checkpoint.config["unet"]["context_dim"] == 64
     assert json.loads(checkpoint.metadata["training"])["vae"]["step"] == 40
     trained = load_file(tmp_path / "unet" / "model.safetensors")
     assert all(torch.equal(tensor, trained[key].half()) for key, tensor in unet.state_dict().items())
@@ -190,7 +190,7 @@ def test_clip_vae_and_unet_learn_one_after_another_and_are_exported(tiny, tmp_pa
 
 
 def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
-    from sd.checkpoints.checkpoint import read
+    from sd.checkpoints.checkpoint import read_checkpoint
     from sd.training.pretrain.export import export, unpack
 
     first, second, weights = tmp_path / "first", tmp_path / "second", tmp_path / "weights"
@@ -211,7 +211,7 @@ def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
     assert losses(second / "clip")[0] < 0.9 * losses(first / "clip")[0]
 
     model, _ = export(second, weights)
-    made = json.loads(read(model).metadata["training"])
+    made = json.loads(read_checkpoint(model).metadata["training"])
     assert made["clip"]["step"] == 10
     assert made["clip"]["earlier"]["step"] == 40
     assert "step" not in made["vae"]  # it was not touched
@@ -222,7 +222,7 @@ def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
 
 
 def test_a_decoder_learns_alone_and_takes_the_old_ones_place(tiny, tmp_path):
-    from sd.checkpoints.checkpoint import load_models, read
+    from sd.checkpoints.checkpoint import load_models, read_checkpoint
     from sd.training.pretrain.export import export, unpack
 
     torch.manual_seed(0)
@@ -239,7 +239,7 @@ def test_a_decoder_learns_alone_and_takes_the_old_ones_place(tiny, tmp_path):
     assert json.loads(checkpoint.metadata["training"])["decoder"]["step"] == 10
     unpack(tmp_path / "weights", tmp_path / "again")
     model, _ = export(tmp_path / "again", tmp_path / "weights")
-    assert json.loads(read(model).metadata["training"])["decoder"]["earlier"]["step"] == 10
+    assert json.loads(read_checkpoint(model).metadata["training"])["decoder"]["earlier"]["step"] == 10
 
 
 def test_an_untrained_part_is_named(tmp_path):

@@ -1,0 +1,162 @@
+"""Reads one file in every way that the project has, and reports what must never happen while it does."""
+
+import faulthandler
+import gc
+import os
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from corpus import MARKER
+
+from sd.adapters.embedding_files import read_embeddings
+from sd.adapters.lora_files import open_adapter
+from sd.checkpoints import checkpoint
+from sd.checkpoints.model_files import content_of
+from sd.checkpoints.vae_files import read_vae
+from sd.checkpoints.weight_files import read_weights
+from sd.evaluation.clip_loader import read_clip
+from sd.utils.errors import UserError
+
+SLOWEST = 5.0  # seconds of the processor
+LARGEST = 300 << 20  # bytes beyond the file's own size
+FORBIDDEN_EVENTS = (  # of Python's audit hooks: whatever runs a program, reaches out, or changes the disk
+    *("exec", "compile", "code.__new__", "pickle.find_class", "marshal.loads", "import", "ctypes.", "os.system"),
+    *("os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod"),
+    *("os.kill", "os.putenv", "os.symlink", "os.link", "subprocess.", "socket.", "shutil.", "tempfile.", "urllib."),
+    *("webbrowser.", "pty.", "sqlite3.", "http.", "ftplib.", "smtplib.", "setopencodehook", "sys.settrace"),
+)
+
+READERS = {
+    "weights": read_weights,
+    "checkpoint": checkpoint.load_models,
+    "vae": read_vae,
+    "embeddings": lambda path: read_embeddings(path, 768),
+    "adapter": open_adapter,
+    "content": content_of,
+    "clip": read_clip,
+}
+
+
+@dataclass
+class Findings:
+    """What happened: `problems` must stay empty."""
+
+    files: int = 0
+    runs: int = 0
+    refused: int = 0
+    problems: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+    largest: int = 0
+
+    def summary(self) -> str:
+        return (
+            f"{self.files:,} files in {self.runs:,} runs, {self.refused:,} refused, {len(self.problems)} problems; "
+            f"slowest {self.slowest:.2f} s, most memory {self.largest / 2**20:.0f} MiB beyond the file's size"
+        )
+
+
+class Watch:
+    """Notes forbidden audit events while `on`. An audit hook cannot be removed, so there is one for the process."""
+
+    def __init__(self):
+        self.on, self.events = False, []
+        sys.addaudithook(self.note)
+
+    def note(self, event: str, args: tuple) -> None:
+        if not self.on:
+            return
+        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event.startswith(FORBIDDEN_EVENTS):
+            self.events.append(f"{event} {args!r:.120}")
+
+
+WATCH = Watch()
+
+
+def reset_peak() -> int:
+    """Sets the process's peak memory to what it has now, where Linux allows it; returns that."""
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+    return peak_memory()
+
+
+def peak_memory() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) << 10
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def check_bytes(name: str, data: bytes, folder: Path, found: Findings) -> None:
+    path = folder / "file.ckpt"
+    path.write_bytes(data)
+    found.files += 1
+    for way, read in READERS.items():
+        was_read = check_reader(f"{name} as {way}", read, path, len(data), found)
+        if way == "weights" and not was_read:
+            break  # all others begin with it
+    if (folder / MARKER).exists():
+        (folder / MARKER).unlink()
+        found.problems.append(f"{name}: EXECUTED")
+
+
+def check_reader(name: str, read, path: Path, size: int, found: Findings) -> bool:
+    """Returns whether the file was read."""
+    was_read = False
+    before, started = reset_peak(), time.process_time()
+    faulthandler.dump_traceback_later(120, exit=True)
+    WATCH.events, WATCH.on = [], True
+    try:
+        read(path)
+        was_read = True
+    except UserError as error:
+        found.refused += 1
+        if "\n" in str(error) or len(str(error)) > 1000:
+            found.problems.append(f"{name}: not one sentence: {str(error)[:300]!r}")
+    except Exception as error:
+        found.problems.append(f"{name}: TRACEBACK {type(error).__name__}: {str(error)[:300]}")
+    finally:
+        WATCH.on = False
+        faulthandler.cancel_dump_traceback_later()
+    found.runs += 1
+    seconds, memory = time.process_time() - started, peak_memory() - before - size
+    found.slowest, found.largest = max(found.slowest, seconds), max(found.largest, memory)
+    if WATCH.events:
+        found.problems.append(f"{name}: EXECUTED {WATCH.events[:3]}")
+    if seconds > SLOWEST:
+        found.problems.append(f"{name}: {seconds:.1f} s")
+    if memory > LARGEST:
+        found.problems.append(f"{name}: {memory >> 20} MiB beyond the file's size")
+    return was_read
+
+
+def in_folder() -> tempfile.TemporaryDirectory:
+    """A new folder, which is the current one from now on, so that programs that ran would leave their marks in it."""
+    folder = tempfile.TemporaryDirectory()
+    os.chdir(folder.name)
+    return folder
+
+
+def warm_up(folder: Path) -> None:
+    """Lets torch and others import what they import on first use, so that imports later are the file's doing."""
+    from programs import as_legacy, as_safetensors, as_zip, program, table, tensor
+
+    body = program(table(emb_params=tensor(size=(1, 16), stride=(16, 1))))
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    found = Findings()
+    for data in (as_zip(body), as_legacy(body), as_safetensors(header, b"\0" * 4), as_zip(b"\x80\x02cos\nsystem\n.")):
+        check_bytes("warm-up", data, folder, found)
+    from corpus import sizes
+
+    for name, data in list(sizes())[:30]:
+        check_bytes(name, data, folder, found)
+    gc.collect()
+    gc.freeze()  # so that collecting before each file is quick
