@@ -8,6 +8,7 @@ from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import CSS, head
 from sd.web.ui.draw_tab import DrawTab
 from sd.web.ui.follow import page_router
+from sd.web.ui.keep import keep_images
 from sd.web.ui.train_tab import TeachTab
 
 TITLE = "Stable Diffusion by hand"
@@ -36,6 +37,8 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
                 teach = TeachTab(jobs, models, draw.form)
         draw.connect(page)
         teach.connect(page, tabs)
+        keep_images(page, "start", draw.form.widgets["painted"])
+        keep_images(page, "photos", teach.pictures)
     app.include_router(page_router(jobs, [draw.followed, teach.followed], draw.gallery.html))
     return gr.mount_gradio_app(
         app,
