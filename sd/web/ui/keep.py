@@ -20,5 +20,5 @@ def keep_form(page: gr.Blocks, key: str, widgets: dict[str, gr.Component]) -> gr
 
 
 def keep_images(page: gr.Blocks, key: str, widget: gr.HTML) -> None:
-    """Each load fills in the images that the widget's own script has kept in this tab; it asks nothing of the server."""
+    """Each load fills in the images that the widget's own script has kept in this tab, without the server."""
     page.load(None, widget, widget, js=f"(value) => [sd.stored('{key}') ?? value]", **EVENT)
