@@ -14,7 +14,7 @@ from sd.checkpoints.discovery import choose_checkpoint
 from sd.cli.args import add_vae, column_of, load_pipeline
 from sd.evaluation.clip_score import Opened, load_clip
 from sd.evaluation.comparison import Column, compare
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS
 from sd.prompts.wildcards import expand_wildcards
 from sd.samplers import SAMPLERS
@@ -56,8 +56,8 @@ def main():
     args = parser().parse_args()
     if not args.columns:
         raise UserError("say what to compare the base with: give --with lora=FILE:0.8, embedding=FILE or ckpt=FILE.")
-    given = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
-    settings = [Settings(prompt=expand_wildcards(prompt, args.seed), **given) for prompt in args.prompts]
+    given = {name: value for name, value in vars(args).items() if name in GenerationSettings.__dataclass_fields__}
+    settings = [GenerationSettings(prompt=expand_wildcards(prompt, args.seed), **given) for prompt in args.prompts]
     columns = [Column(), *map(column_of, args.columns)]
     folder, bundled = check_outdir(args.outdir), choose_checkpoint(args.ckpt, WEIGHTS).resolve() == BUNDLED
     scorer = load_clip(args.clip, args.device) if args.clip or bundled else None

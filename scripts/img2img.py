@@ -22,7 +22,7 @@ def main():
     settings, image = settings_of(args), open_image(args.init_img)
     pipe = load_pipeline(args)
     settings = with_picture_size(settings, image, pipe.image_size)
-    todo = [settings.but(seed=settings.seed + i * settings.num_images) for i in range(args.n_iter)]
+    todo = [settings.replace(seed=settings.seed + i * settings.num_images) for i in range(args.n_iter)]
     draw_and_save(pipe, spelled_out(pipe, todo, args), args, image)
 
 

@@ -23,7 +23,7 @@ def main():
     settings, image, mask = settings_of(args), open_image(args.image), open_image(args.mask)
     pipe = load_pipeline(args)
     settings = with_picture_size(settings, image, pipe.image_size)
-    todo = [settings.but(seed=settings.seed + i * settings.num_images) for i in range(args.n_iter)]
+    todo = [settings.replace(seed=settings.seed + i * settings.num_images) for i in range(args.n_iter)]
     draw_and_save(pipe, spelled_out(pipe, todo, args), args, image, mask)
 
 

@@ -41,7 +41,7 @@ def draw_all(args: argparse.Namespace) -> None:
         todo = [settings_of(args)]
     first, count = todo[0].seed, todo[0].num_images
     again = [one for one in todo for _ in range(args.n_iter)]
-    again = [one.but(seed=first + i * count) for i, one in enumerate(again)]
+    again = [one.replace(seed=first + i * count) for i, one in enumerate(again)]
     pipe = load_pipeline(args)
 
     def decide() -> list[Drawing]:

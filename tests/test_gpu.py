@@ -8,7 +8,7 @@ from sd.optimization.registry import EXACT
 from sd.pipeline.init_image import Start
 from sd.pipeline.noise import Noise
 from sd.pipeline.sampling_loop import sigma_lists, walk
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.samplers import SAMPLERS
 
@@ -24,7 +24,7 @@ def pipe() -> StableDiffusion:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @torch.no_grad()
 def test_no_step_waits_for_the_gpu(pipe, sampler):
-    settings = Settings("a red apple", steps=4, sampler=sampler)
+    settings = GenerationSettings("a red apple", steps=4, sampler=sampler)
     contexts, noise = pipe.encode_prompts(settings), Noise([1], (4, 16, 16), pipe.device)
     sigmas = sigma_lists(settings, from_image=False)[0]
     steps = []

@@ -10,7 +10,7 @@ from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
 from sd.cli.run import PREVIEW_EVERY
 from sd.evaluation.comparison import Column
 from sd.optimization.registry import list_optimizations, optimizations_of
-from sd.pipeline.settings import HIRES_UPSCALERS, MAX_IMAGES, Settings, check_whole
+from sd.pipeline.settings import HIRES_UPSCALERS, MAX_IMAGES, GenerationSettings, check_whole
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.pipeline.taesd import load_taesd
 from sd.samplers import SAMPLERS
@@ -128,18 +128,20 @@ def add_hires(parser: argparse.ArgumentParser) -> None:
     add("--hires-upscaler", default="latent", help=f"one of {', '.join(HIRES_UPSCALERS)} (latent)")
 
 
-def settings_of(args: argparse.Namespace, **changes: object) -> Settings:
-    """The flags as `Settings`."""
+def settings_of(args: argparse.Namespace, **changes: object) -> GenerationSettings:
+    """The flags as `GenerationSettings`."""
     prompt = args.prompt if args.prompt is not None else args.words
     start, end = args.guidance_interval
     given = vars(args) | {"prompt": prompt, "guidance_start": start, "guidance_end": end} | changes
     if given["prompt"] is None:
         raise UserError('say what to draw: give a prompt in quotes, such as "a red apple".')
     check_whole("number of times over (--n-iter)", args.n_iter, 1, MAX_IMAGES)
-    return Settings(**{name: given[name] for name in Settings.__dataclass_fields__ if name in given})
+    return GenerationSettings(
+        **{name: given[name] for name in GenerationSettings.__dataclass_fields__ if name in given}
+    )
 
 
-def with_picture_size(settings: Settings, image: Image.Image, model_size: int) -> Settings:
+def with_picture_size(settings: GenerationSettings, image: Image.Image, model_size: int) -> GenerationSettings:
     """The picture's own size where none is asked for; one far larger than the model's is drawn at the model's area."""
     if settings.width is not None or settings.height is not None:
         return settings
@@ -149,7 +151,7 @@ def with_picture_size(settings: Settings, image: Image.Image, model_size: int) -
         return settings
     width, height = (max(8, round(side * scale) // 8 * 8) for side in image.size)
     print(f"the picture is {image.width}x{image.height}: drawing at {width}x{height}; --W and --H choose another size.")
-    return settings.but(width=width, height=height)
+    return settings.replace(width=width, height=height)
 
 
 def load_pipeline(args: argparse.Namespace) -> StableDiffusion:

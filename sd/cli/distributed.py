@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from sd.cli.requests import Drawing, apart
 from sd.pipeline.infotext import read_infotext
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.errors import UserError
 from sd.utils.files import next_number
@@ -63,7 +63,7 @@ def agreed(make: Callable[[], list[Drawing]]) -> list[Drawing]:
         return drawings
     store.set_timeout(timedelta(days=1))  # a chat model may be writing the prompts
     given = json.loads(zlib.decompress(store.get("drawings")))
-    return [Drawing(**one | {"settings": Settings(**one["settings"])}) for one in given]
+    return [Drawing(**one | {"settings": GenerationSettings(**one["settings"])}) for one in given]
 
 
 def share(drawings: list[Drawing]) -> list[Drawing]:
@@ -84,7 +84,7 @@ def plan(pipe: StableDiffusion, drawings: list[Drawing], folder: Path, resume: b
     counts, first, missing = Counter(), {}, []
     for drawing in drawings:
         prefix, index = drawing.prefix, counts[drawing.prefix]
-        settings = pipe.with_size(drawing.settings, None)
+        settings = pipe.resolve_size(drawing.settings, None)
         texts = drawing.texts(pipe.infotexts(settings, from_image=False))
         left = [k for k, text in enumerate(texts) if text not in there]
         for k, text in enumerate(texts):

@@ -6,17 +6,17 @@ from sd.checkpoints.discovery import choose_checkpoint
 from sd.checkpoints.hashing import model_hash
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.pipeline.metadata.foreign_metadata import name_of
-from sd.pipeline.settings import Settings, read_settings
+from sd.pipeline.settings import GenerationSettings, read_settings
 from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 from sd.utils.files import read_prompts
 
-FIELDS = Settings.__dataclass_fields__
+FIELDS = GenerationSettings.__dataclass_fields__
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
 
 
-def settings_again(path: str, args: argparse.Namespace) -> tuple[list[Settings], bool]:
+def settings_again(path: str, args: argparse.Namespace) -> tuple[list[GenerationSettings], bool]:
     """The settings in an image's file, one for each prompt; and whether the prompts are as they were generated.
 
     args.given: the names of the flags that were given, which go before the file. args.precision and args.ckpt become
@@ -28,7 +28,7 @@ def settings_again(path: str, args: argparse.Namespace) -> tuple[list[Settings],
     if problems := [sentence for name, sentence in reading.problems.items() if name not in changes]:
         raise UserError(f"{path}: {' '.join(problems)}")
     file_values = own_schedule(reading.values, changes)
-    settings = Settings(**file_values | changes)
+    settings = GenerationSettings(**file_values | changes)
     prompts = read_prompts(args.from_file) if args.from_file else [settings.prompt]
     choose_model(path, found, args)
     if args.precision == "auto" and "precision" not in args.given:
@@ -37,11 +37,11 @@ def settings_again(path: str, args: argparse.Namespace) -> tuple[list[Settings],
     if "Adapters" in found and not (args.lora or args.embedding):
         print(f"note: {path} was generated with {found['Adapters']}: give them as well for the same pixels.")
     as_saved = not {"prompt", "negative_prompt"} & changes.keys() and not (args.from_file or args.style or args.enhance)
-    return [settings.but(prompt=prompt) for prompt in prompts], as_saved
+    return [settings.replace(prompt=prompt) for prompt in prompts], as_saved
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, object]:
-    """The flags that were given, as fields of `Settings`."""
+    """The flags that were given, as fields of `GenerationSettings`."""
     changes = {name: value for name, value in vars(args).items() if name in FIELDS and name in args.given}
     prompt = args.prompt if args.prompt is not None else args.words
     if prompt is not None:
@@ -49,7 +49,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, object]:
     if "guidance_interval" in args.given:
         changes["guidance_start"], changes["guidance_end"] = args.guidance_interval
     if "sampler" in changes:
-        Settings(sampler=changes["sampler"])  # an unknown one is refused by its own sentence
+        GenerationSettings(sampler=changes["sampler"])  # an unknown one is refused by its own sentence
     return changes
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from sd.pipeline.infotext import with_setting
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.prompts.enhance import Written, file_name
 from sd.prompts.wildcards import expand_wildcards
 
@@ -21,7 +21,7 @@ class Drawing:
     next free ones.
     """
 
-    settings: Settings
+    settings: GenerationSettings
     title: str = ""
     template: str = ""
     note: str = ""
@@ -37,7 +37,7 @@ class Drawing:
         return [with_setting(text, "Template", self.template) for text in infotexts] if self.template else infotexts
 
 
-def spell_out(asked: Settings, write: Writer | None = None) -> list[Drawing]:
+def spell_out(asked: GenerationSettings, write: Writer | None = None) -> list[Drawing]:
     """Wildcards chosen, and prompts written, by each picture's own seed; neighbours with equal words stay together.
 
     write: (words, seed) to a prompt, a negative prompt that is added to the person's own, and a title.
@@ -48,18 +48,20 @@ def spell_out(asked: Settings, write: Writer | None = None) -> list[Drawing]:
     return [together(list(run)) for _, run in runs]
 
 
-def apart(settings: Settings) -> list[Settings]:
+def apart(settings: GenerationSettings) -> list[GenerationSettings]:
     seeds = zip(settings.seeds(), settings.variation_seeds())
-    return [settings.but(seed=seed, variation_seed=varied, num_images=1) for seed, varied in seeds]
+    return [settings.replace(seed=seed, variation_seed=varied, num_images=1) for seed, varied in seeds]
 
 
 def together(run: list[Drawing]) -> Drawing:
-    return replace(run[0], settings=run[0].settings.but(num_images=len(run)))
+    return replace(run[0], settings=run[0].settings.replace(num_images=len(run)))
 
 
-def spell_one(asked: Settings, write: Writer | None) -> Drawing:
+def spell_one(asked: GenerationSettings, write: Writer | None) -> Drawing:
     prompt, negative = (expand_wildcards(text, asked.seed) for text in (asked.prompt, asked.negative_prompt))
     written = Written(prompt, "", "") if write is None else write(prompt, asked.seed)
     negative = ", ".join(part for part in (negative, written.negative_prompt) if part)
     template = "" if written.prompt == asked.prompt else asked.prompt
-    return Drawing(asked.but(prompt=written.prompt, negative_prompt=negative), written.title, template, written.note)
+    return Drawing(
+        asked.replace(prompt=written.prompt, negative_prompt=negative), written.title, template, written.note
+    )

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sd.checkpoints.discovery import BUNDLED
 from sd.cli.distributed import processes
 from sd.cli.requests import Drawing, spell_out
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import Pictures, StableDiffusion
 from sd.prompts.enhance import PromptWriter, in_style
 from sd.prompts.llm import find_endpoint
@@ -22,7 +22,7 @@ from sd.utils.image_grid import grid
 PREVIEW_EVERY = 5  # steps
 
 
-def spelled_out(pipe: StableDiffusion, settings: list[Settings], args: argparse.Namespace) -> list[Drawing]:
+def spelled_out(pipe: StableDiffusion, settings: list[GenerationSettings], args: argparse.Namespace) -> list[Drawing]:
     """Each picture's own words: its wildcards by its seed, then --enhance or --style."""
     write = None
     if args.enhance:
@@ -55,7 +55,7 @@ def draw_and_save(
             print(f"prompt: {one.prompt}")
         began = time.perf_counter()
         with closing(Shower(pipe, folder if args.preview and rank == 0 else None)) as shower:
-            pictures = pipe.draw(one, image, mask, on_step=shower)
+            pictures = pipe.generate(one, image, mask, on_step=shower)
         seconds = time.perf_counter() - began
         tell(pictures, told)
         texts = drawing.texts(pictures.infotexts)

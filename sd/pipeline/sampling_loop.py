@@ -11,7 +11,7 @@ from sd.optimization.deepcache import StepCached
 from sd.optimization.token_merging import token_merging
 from sd.pipeline.init_image import Start
 from sd.pipeline.noise import Noise
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.samplers import SAMPLERS
 from sd.schedule import sigma_list
 from sd.unet import UNetModel
@@ -21,7 +21,7 @@ OnStep = Callable[[int, int, Tensor], None]
 
 def walk(
     unet: UNetModel,
-    settings: Settings,
+    settings: GenerationSettings,
     sigmas: list[float],
     contexts: tuple[Tensor, Tensor],
     start: Start,
@@ -58,7 +58,7 @@ def walk(
     return latent if start.mask is None else denoise.keep(latent)
 
 
-def sigma_lists(settings: Settings, from_image: bool) -> list[list[float]]:
+def sigma_lists(settings: GenerationSettings, from_image: bool) -> list[list[float]]:
     """The noise levels of each walk: from pure noise or from a picture, then, with `hires_scale`, the second."""
     to_zero = SAMPLERS[settings.sampler].to_zero
     sigmas = sigma_list(settings.steps, settings.schedule, to_zero)

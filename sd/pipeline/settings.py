@@ -23,7 +23,7 @@ VERSION = "sd-by-hand 0.1"
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """Raises UserError for what cannot be drawn. Sizes are pixels; None for a size is the model's own, for a seed any.
 
     strength: 0 to 1, how far a given picture is taken back to noise. schedule: "" is the sampler's own.
@@ -137,7 +137,7 @@ class Settings:
         )
 
     @classmethod
-    def from_infotext(cls, text: str) -> "Settings":
+    def from_infotext(cls, text: str) -> "GenerationSettings":
         """The settings in an image's text. Everything that is not honored is a Python warning.
 
         Raises UserError where there are none, or where one of them cannot be used, such as an unknown sampler.
@@ -150,9 +150,9 @@ class Settings:
             warnings.warn(f"{note[:1].upper()}{note[1:]}", stacklevel=2)
         return cls(**reading.values)
 
-    def but(self, **changes: object) -> "Settings":
-        """A copy with the changes that are not None."""
-        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+    def replace(self, **changes: object) -> "GenerationSettings":
+        """Returns a copy with some fields changed, checked like a new one."""
+        return replace(self, **changes)
 
 
 def list_prompts(prompt: str | list[str], negative_prompt: str | list[str] | None) -> tuple[list[str], list[str]]:
@@ -178,12 +178,12 @@ def read_settings(text: str) -> Reading:
     reading = read_fields(found)
     for name in list(reading.values):
         try:
-            Settings(**{name: reading.values[name]})
+            GenerationSettings(**{name: reading.values[name]})
         except UserError as problem:
             reading.problems[name] = str(problem)
             del reading.values[name]
     try:
-        Settings(**reading.values)
+        GenerationSettings(**reading.values)
     except UserError as problem:  # two that do not go together, such as a size and a second pass
         reading.problems["hires_scale"] = str(problem)
         for name in ("hires_scale", "guidance_start", "guidance_end"):
@@ -192,7 +192,7 @@ def read_settings(text: str) -> Reading:
 
 
 def settings_from_infotext(text: str) -> tuple[dict[str, object], list[str]]:
-    """For a form to fill: the fields of `Settings` that a text gives, and a sentence on everything that is not in them.
+    """For a form to fill: the fields of `GenerationSettings` that a text gives, and a sentence on everything that is not in them.
 
     Raises UserError where the text holds no settings at all, and for nothing else.
     """

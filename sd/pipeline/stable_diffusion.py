@@ -39,7 +39,7 @@ from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.noise import Noise
 from sd.pipeline.sampling_loop import OnStep, Progress, sigma_lists, walk
 from sd.pipeline.seamless import seamless
-from sd.pipeline.settings import MAX_SEED, Settings, list_prompts
+from sd.pipeline.settings import MAX_SEED, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD
 from sd.prompts.prompt_adapters import adapters_named_in
 from sd.prompts.weighting import encode_prompts
@@ -169,7 +169,7 @@ class StableDiffusion(AdapterCalls):
         width, height: pixels, multiples of 8; if None, the image's, or the model's own without one.
         on_step: called as on_step(steps done, steps in all, x0), x0 the scaled latents (B, 4, h, w) as the model now
         thinks they will be; what it raises stops the drawing.
-        more: the other fields of `Settings`, such as schedule="karras" or hires_scale=2, and batch_size: how many
+        more: the other fields of `GenerationSettings`, such as schedule="karras" or hires_scale=2, and batch_size: how many
         pictures at once (on a CPU one, which makes each the same bits as alone; on a GPU all of them).
         Raises UserError, one sentence, for whatever cannot be drawn.
         """
@@ -177,16 +177,16 @@ class StableDiffusion(AdapterCalls):
         asked = dict(strength=strength, steps=steps, guidance_scale=guidance_scale)
         asked |= dict(sampler=sampler, seed=seed, width=width, height=height, num_images=num_images)
         asked |= dict(clip_skip=clip_skip) | more
-        if unknown := asked.keys() - Settings.__dataclass_fields__.keys():
+        if unknown := asked.keys() - GenerationSettings.__dataclass_fields__.keys():
             raise UserError(f"there is no setting called {min(unknown)!r}.")
         prompts, negatives = list_prompts(prompt, negative_prompt)
-        first = Settings(**asked)
+        first = GenerationSettings(**asked)
         image, mask = (None if one is None else as_image(one, name) for one, name in ((image, "image"), (mask, "mask")))
         many = [
             replace(first, prompt=one, negative_prompt=negative, seed=(first.seed + i * num_images) % (MAX_SEED + 1))
             for i, (one, negative) in enumerate(zip(prompts, negatives))
         ]
-        made = [self.draw(settings, image, mask, on_step, batch_size) for settings in many]
+        made = [self.generate(settings, image, mask, on_step, batch_size) for settings in many]
         return Pictures(
             images=[picture for part in made for picture in part.images],
             seeds=[seed for part in made for seed in part.seeds],
@@ -197,17 +197,17 @@ class StableDiffusion(AdapterCalls):
         )
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
-        settings: Settings,
+        settings: GenerationSettings,
         image: ImageLike | None = None,
         mask: ImageLike | None = None,
         on_step: OnStep | None = None,
         batch_size: int | None = None,
     ) -> Pictures:
-        """As a call, with one `Settings`."""
+        """As a call, with one `GenerationSettings`."""
         image, mask = (None if one is None else as_image(one, name) for one, name in ((image, "image"), (mask, "mask")))
-        settings = self.with_size(settings, image)
+        settings = self.resolve_size(settings, image)
         if mask is not None and image is None:
             raise UserError("a mask was given without a picture: give the picture that it belongs to as well.")
         if image is not None and settings.hires_scale > 1:
@@ -222,9 +222,9 @@ class StableDiffusion(AdapterCalls):
         latents, images = [], []
         edges = seamless(self.unet, self.vae) if settings.tiling else nullcontext()
         with edges, adapters_named_in(self.adapters, settings.prompt, settings.negative_prompt) as named:
-            contexts = self.encode_prompts(settings.but(prompt=named.prompt, negative_prompt=named.negative_prompt))
+            contexts = self.encode_prompts(settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt))
             for row in rows:
-                latents.append(self.draw_latents(settings, row, contexts, start, walks, on_each))
+                latents.append(self.sample_latents(settings, row, contexts, start, walks, on_each))
                 images += from_tensor(start.paste(self.decode(latents[-1])))
         return Pictures(
             images=images,
@@ -235,9 +235,9 @@ class StableDiffusion(AdapterCalls):
             reports=named.reports,
         )
 
-    def draw_latents(
+    def sample_latents(
         self,
-        settings: Settings,
+        settings: GenerationSettings,
         row: slice,
         contexts: tuple[Tensor, Tensor],
         start: Start,
@@ -251,15 +251,15 @@ class StableDiffusion(AdapterCalls):
         latent = walk(self.unet, settings, walks[0], contexts, start, noise, on_each)
         if len(walks) > 1:
             second = start_from(self.unet, self.vae, None, None, *settings.hires_size)
-            second.known = self.enlarge(latent, settings)
+            second.known = self.upscale_latent(latent, settings)
             noise.shape = tuple(second.known.shape[1:])
             latent = walk(self.unet, settings, walks[1], contexts, second, noise, on_each)
         return latent
 
-    def with_size(self, settings: Settings, image: Image.Image | None) -> Settings:
+    def resolve_size(self, settings: GenerationSettings, image: Image.Image | None) -> GenerationSettings:
         """The settings with a width and height: as given, or the picture's cut to multiples of 8, or the model's."""
         width, height = [self.image_size] * 2 if image is None else [side // 8 * 8 for side in upright(image).size]
-        return settings.but(
+        return settings.replace(
             width=width if settings.width is None else settings.width,
             height=height if settings.height is None else settings.height,
         )
@@ -268,7 +268,7 @@ class StableDiffusion(AdapterCalls):
         """Puts on what `optimizations` asks for; says what is on. Takes a moment before the first picture only."""
         return optimize(self.unet, self.vae, self.optimizations, self.clip)
 
-    def encode_prompts(self, settings: Settings) -> tuple[Tensor, Tensor]:
+    def encode_prompts(self, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
         """(uncond, cond), each (1, M, D), of equal length."""
         texts = [settings.negative_prompt, settings.prompt]
         uncond, cond = encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip).chunk(2)
@@ -277,10 +277,10 @@ class StableDiffusion(AdapterCalls):
     def decode(self, latent: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) to pictures (B, 3, H, W), in [-1, 1] but for overshoot, fp32."""
         if self.taesd is not None and self.decode_with_taesd:
-            return self.decode_quickly(latent)
+            return self.decode_preview(latent)
         return decode_latent(self.vae, latent)
 
-    def decode_quickly(self, latent: Tensor) -> Tensor:
+    def decode_preview(self, latent: Tensor) -> Tensor:
         """As `decode`, by TAESD."""
         weight = next(self.taesd.parameters())
         return self.taesd.decode(latent.to(weight.device, weight.dtype)).float()
@@ -288,9 +288,9 @@ class StableDiffusion(AdapterCalls):
     @torch.no_grad()
     def preview(self, latent: Tensor) -> list[Image.Image]:
         """Scaled latents (B, 4, h, w), such as `on_step` is given, as pictures: by TAESD where there is one."""
-        return from_tensor(self.decode(latent) if self.taesd is None else self.decode_quickly(latent))
+        return from_tensor(self.decode(latent) if self.taesd is None else self.decode_preview(latent))
 
-    def enlarge(self, latent: Tensor, settings: Settings) -> Tensor:
+    def upscale_latent(self, latent: Tensor, settings: GenerationSettings) -> Tensor:
         """The latent of the second walk's size: interpolated itself, or its picture enlarged and encoded again."""
         width, height = settings.hires_size
         if settings.hires_upscaler == "latent":
@@ -299,7 +299,7 @@ class StableDiffusion(AdapterCalls):
         pictures = [p.resize((width, height), Image.Resampling.LANCZOS) for p in from_tensor(self.decode(latent))]
         return torch.cat([encode_image(self.vae, to_tensor(picture)) for picture in pictures])
 
-    def infotexts(self, settings: Settings, from_image: bool) -> list[str]:
+    def infotexts(self, settings: GenerationSettings, from_image: bool) -> list[str]:
         name, hashed = (self.path.stem, model_hash(self.path)) if self.path else ("", "")
         more = {} if self.dtype == torch.float32 else {"Precision": str(self.dtype).removeprefix("torch.")}
         if self.vae_path is not None:

@@ -11,7 +11,7 @@ from PIL import Image
 from sd.cli.distributed import agreed, one_of_many, plan, processes, saved, share
 from sd.cli.requests import Drawing, spell_out
 from sd.pipeline.infotext import read_infotext
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.utils.errors import UserError, plain_errors
 from sd.utils.files import save_png
@@ -22,13 +22,16 @@ ONE = ["--steps", "2", "--seed", "5", "--ckpt", str(BUNDLED), "--sampler", "dpmp
 
 def drawings(count: int = 5, **settings) -> list[Drawing]:
     asked = dict(steps=2, width=64, height=64, variation_seed=0) | settings
-    return [Drawing(Settings(f"picture {i}", seed=10 + i * asked.get("num_images", 1), **asked)) for i in range(count)]
+    return [
+        Drawing(GenerationSettings(f"picture {i}", seed=10 + i * asked.get("num_images", 1), **asked))
+        for i in range(count)
+    ]
 
 
 def fill(pipe, folder: Path, planned: list[Drawing]) -> None:
     """Pictures as `draw_and_save` would name and sign them, without drawing them."""
     for one in planned:
-        for i, text in enumerate(one.texts(pipe.infotexts(pipe.with_size(one.settings, None), from_image=False))):
+        for i, text in enumerate(one.texts(pipe.infotexts(pipe.resolve_size(one.settings, None), from_image=False))):
             save_png(Image.new("RGB", (8, 8)), folder, text, one.prefix, one.number + i)
 
 
@@ -114,7 +117,7 @@ def test_what_is_there_is_left_out_and_gaps_are_filled(pipe, tmp_path, capsys):
 def test_other_settings_are_another_picture(pipe, tmp_path, change):
     asked = drawings(1)
     fill(pipe, tmp_path, plan(pipe, asked, tmp_path))
-    other = [Drawing(asked[0].settings.but(**change))]
+    other = [Drawing(asked[0].settings.replace(**change))]
     assert [one.number for one in plan(pipe, other, tmp_path, resume=True)] == [1]
 
 

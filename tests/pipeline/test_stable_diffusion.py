@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from sd.checkpoints.discovery import Models
 from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.sampling_loop import last_part
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.prompts.weighting import encode_prompt
 from sd.samplers import SAMPLERS
@@ -140,7 +140,7 @@ def test_inpainting_unet_draws_from_text_alone(inpainting_pipe):
 def test_a_guidance_interval_written_out(pipe):
     """Five steps of Euler by hand: t = 801, 601, 401 lie between shares 0.15 and 0.65 of the way, 201 and 1 do not."""
     made = pipe("a red apple", "blurry", steps=5, sampler="euler", seed=4, guidance_start=0.15, guidance_end=0.65)
-    uncond, cond = pipe.encode_prompts(Settings("a red apple", "blurry"))
+    uncond, cond = pipe.encode_prompts(GenerationSettings("a red apple", "blurry"))
     sigmas = sigma_list(5)
     x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(4))[None] * (1 + sigmas[0] ** 2) ** 0.5
     for sigma, to, t in zip(sigmas, sigmas[1:], (801.0, 601.0, 401.0, 201.0, 1.0)):
@@ -161,7 +161,7 @@ def test_approximations_together_in_every_sampler(pipe, sampler):
     asked = dict(steps=4, seed=1, sampler=sampler)
     made = pipe("a red apple", num_images=2, **asked, **APPROXIMATE)
     assert made.latents.isfinite().all()
-    alone = pipe.draw(Settings.from_infotext(made.infotexts[1]))
+    alone = pipe.generate(GenerationSettings.from_infotext(made.infotexts[1]))
     assert torch.equal(alone.latents, made.latents[1:])
     assert not torch.allclose(pipe("a red apple", **asked).latents, made.latents[:1])
 
@@ -263,7 +263,7 @@ def test_the_infotext_draws_the_same_again(pipe, tmp_path):
     made = pipe(
         "a (red:1.2) apple,\nround", "blurry", steps=3, sampler="dpmpp_2m", schedule="karras", num_images=2, clip_skip=2
     )
-    again = pipe.draw(Settings.from_infotext(made.infotexts[1]))
+    again = pipe.generate(GenerationSettings.from_infotext(made.infotexts[1]))
     assert same(again.images[0], made.images[1])
     assert again.infotexts[0] == made.infotexts[1]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.enhance import Written
 from sd.utils.errors import UserError
@@ -37,13 +37,13 @@ def values_of(form, **changes):
 
 def test_untouched_it_asks_for_a_picture_of_the_models_size(form):
     asked = form.asked(*values_of(form, seed="5"))
-    expected = Settings("a red apple", seed=5, steps=STEPS, sampler=SAMPLER, width=128, height=128)
-    assert asked.settings.but(variation_seed=0) == expected.but(variation_seed=0)
+    expected = GenerationSettings("a red apple", seed=5, steps=STEPS, sampler=SAMPLER, width=128, height=128)
+    assert asked.settings.replace(variation_seed=0) == expected.replace(variation_seed=0)
     assert (asked.checkpoint, asked.image, asked.mask) == (BUNDLED.stem, None, None)
 
 
 def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
-    settings = Settings(
+    settings = GenerationSettings(
         prompt="a fox, (red:1.2)",
         negative_prompt="blue",
         strength=0.65,

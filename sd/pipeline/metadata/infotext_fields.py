@@ -1,4 +1,4 @@
-"""From the webui's labels to the fields of `Settings`: what each label means here, and what is said where it cannot.
+"""From the webui's labels to the fields of `GenerationSettings`: what each label means here, and what is said where it cannot.
 
 Every label is obeyed (OBEYED and the functions below), silent (it changes nothing in the image), or named in a note.
 """
@@ -73,7 +73,7 @@ LATENT_UPSCALER = re.compile("latent", re.IGNORECASE)
 
 @dataclass
 class Reading:
-    """What a text says. values: by the fields of `Settings`.
+    """What a text says. values: by the fields of `GenerationSettings`.
 
     notes: sentences on what is not honoured, by label. problems: sentences on what would give another image and has to
     be decided by a person, by field; "image" where it was generated from another image.

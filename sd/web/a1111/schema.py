@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.sampler_names import find_sampler
-from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION, Settings
+from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
@@ -95,7 +95,7 @@ class ImageToImage(TextToImage):
     inpainting_mask_invert: bool = False
 
 
-def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> Settings:
+def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> GenerationSettings:
     """Raises UserError for what cannot be generated. clip_skip: from the options."""
     sampler, schedule = sampler_of(body)
     prompt, negative_prompt = body.prompt, body.negative_prompt
@@ -104,7 +104,7 @@ def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> Settings:
             prompt, negative_prompt = find_style(style).apply(prompt, negative_prompt)
     if found := OTHER_NETWORKS.search(prompt + negative_prompt):
         raise UserError(f"{found[0]}name> in a prompt is not supported here: use <lora:name>, or leave it out.")
-    return Settings(
+    return GenerationSettings(
         prompt=prompt,
         negative_prompt=negative_prompt,
         strength=body.denoising_strength,
@@ -236,7 +236,7 @@ def info_of(result: dict, body: TextToImage, ignored: list[str], notes: list[str
     Beside the webui's keys, where there is something to say: "ignored", the fields that changed nothing, and "notes",
     sentences on what was not done as asked.
     """
-    settings = Settings(**result["settings"])
+    settings = GenerationSettings(**result["settings"])
     written = parse_infotext(next(iter(result["infotexts"]), ""))
     count = len(result["images"])
     varied = settings.variation_strength > 0

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.limits import check_picture, check_settings
@@ -22,7 +22,7 @@ class Asked:
     jobs; "" for the API.
     """
 
-    settings: Settings
+    settings: GenerationSettings
     checkpoint: str = ""
     image: bytes | None = None
     mask: bytes | None = None
@@ -58,12 +58,12 @@ def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
     return jobs.submit("draw", request, {name: data for name, data in files.items() if data is not None})
 
 
-def with_picture_size(settings: Settings, image: bytes) -> Settings:
+def with_picture_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:
     """With the picture's own size, cut to multiples of 8, where none is asked for."""
     if settings.width is not None and settings.height is not None:
         return settings
     width, height = check_picture(image).size
-    return settings.but(
+    return settings.replace(
         width=max(width // 8 * 8, 8) if settings.width is None else settings.width,
         height=max(height // 8 * 8, 8) if settings.height is None else settings.height,
     )

@@ -12,7 +12,7 @@ from sd.checkpoints.config import IMAGE_SIZE
 from sd.optimization.deepcache import MAX_EVERY
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, Settings, settings_from_infotext
+from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, GenerationSettings, settings_from_infotext
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
 from sd.samplers import SAMPLERS
@@ -24,7 +24,7 @@ from sd.web.jobs.submit import Asked
 from sd.web.ui.addons import addons
 from sd.web.ui.components import examples, painter
 
-SETTINGS = [field.name for field in fields(Settings)]
+SETTINGS = [field.name for field in fields(GenerationSettings)]
 SEEDS = ("seed", "variation_seed")  # texts: a browser's numbers are exact to 2^53 only
 SAMPLER, STEPS = "dpmpp_2m", 25
 HIRES = 2.0  # times the size, once it is switched on
@@ -33,7 +33,7 @@ CUSTOM = "Custom"
 # What an image's text leaves out where it is off.
 OFF = {
     one.name: one.default
-    for one in fields(Settings)
+    for one in fields(GenerationSettings)
     if one.name
     in (
         *("clip_skip", "guidance_rescale", "variation_strength", "hires_scale", "hires_steps", "tiling"),
@@ -57,7 +57,7 @@ EXAMPLES = (
 
 
 class Form:
-    """Its widgets are placed where it is made. widgets: by the names of `Settings`' fields, and some more."""
+    """Its widgets are placed where it is made. widgets: by the names of `GenerationSettings`' fields, and some more."""
 
     def __init__(self, models: Models):
         self.models = models
@@ -209,7 +209,7 @@ class Form:
         painted = given["painted"]
         image, mask = (decode_picture(painted[part]) if painted[part] else None for part in ("picture", "mask"))
         return Asked(
-            Settings(**chosen),
+            GenerationSettings(**chosen),
             given["checkpoint"],
             image,
             mask,
