@@ -69,7 +69,7 @@ def main():
     def show(part):
         print(f"\rdrawing {part:4.0%}", end="" if part < 1 else "\n", file=sys.stderr, flush=True)
 
-    done = compare(load, columns, settings, scorer, references, args.word, args.class_word, show)
+    done = compare(load, columns, settings, scorer, references, args.word, args.class_word, show, args.vae)
     print(done)
     print(f"{save_png(done.sheet(), folder, prefix='compare-')}  {len(columns)} columns, {len(done.rows)} rows")
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from sd.checkpoints.checkpoint import read_checkpoint
-from sd.checkpoints.discovery import choose_checkpoint
+from sd.checkpoints.discovery import choose_checkpoint, locate, separate_vae
 from sd.evaluation.clip_score import Evaluation, Scorer, evaluate, replace_word, without_placeholder
 from sd.pipeline.sampling_loop import OnStep
 from sd.pipeline.settings import GenerationSettings
@@ -84,6 +84,7 @@ def compare(
     word: str | None = None,
     class_word: str = "",
     on_progress: Callable[[float], None] | None = None,
+    vae: str | None = None,
 ) -> Comparison:
     """Draws every settings' pictures in every column.
 
@@ -91,10 +92,11 @@ def compare(
     scorer: scores each column against its prompts, and against `references` where there are some.
     word: what the base was not taught: it draws the class word there, and CLIP reads it.
     on_progress: called after each step with the part that is drawn, over 0 to 1; what it raises stops the drawing.
+    vae: the separate VAE that `load` gives every checkpoint, as a file or by its name.
     Raises UserError for a missing file or what is no checkpoint before anything is drawn, and for an adapter that does
     not fit before anything is drawn with its checkpoint.
     """
-    check_files(columns)
+    check_files(columns, vae)
     rows = [f"{one.prompt} (seed {seed})" for one in settings for seed in one.seeds()]
     done = Comparison(columns, rows, [[] for _ in columns])
     drawn = 0
@@ -113,13 +115,14 @@ def compare(
     return done
 
 
-def check_files(columns: list[Column]) -> None:
+def check_files(columns: list[Column], vae: str | None) -> None:
     for column in columns:
         for path, _ in column.loras + column.embeddings:
             if not Path(path).expanduser().exists():
                 raise UserError(f"there is no file {path}: check the path of the adapter.")
         if column.ckpt:
-            read_checkpoint(choose_checkpoint(column.ckpt, WEIGHTS))
+            path = choose_checkpoint(column.ckpt, WEIGHTS)
+            read_checkpoint(path, separate_vae(vae, path, lambda name: locate("VAE", name)))
 
 
 def draw_columns(

@@ -68,7 +68,17 @@ async def answer_user_error(request: Request, error: UserError) -> JSONResponse:
 
 
 async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
-    return problem(request, error.status_code, "HTTPException", str(error.detail), error.headers)
+    return problem(request, error.status_code, "HTTPException", http_sentence(request, error), error.headers)
+
+
+def http_sentence(request: Request, error: HTTPException) -> str:
+    """The error's own detail, or what stands for the framework's two words where there is no such address or method."""
+    address = f"{request.method} {request.url.path[:100]}"
+    if (error.status_code, error.detail) == (404, "Not Found"):
+        return f"unknown address: {address}; /docs lists the addresses of this server."
+    if (error.status_code, error.detail) == (405, "Method Not Allowed"):
+        return f"unsupported method: {address}; /docs lists the methods of each address."
+    return str(error.detail)
 
 
 async def answer_invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -10,7 +10,7 @@ import torch
 from conftest import fresh_copy
 from evaluation.test_clip_score import Colours
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sd.cli.args import column_of
 from sd.evaluation.clip_score import evaluate
@@ -125,6 +125,17 @@ def test_a_mistake_costs_no_drawing(pipe, files, tmp_path, spoilt):
         compare(lambda ckpt: pipe, [Column(), wrong], ASKED, on_progress=told.append)
     assert told == []
     assert pipe.adapters.names() == []
+
+
+def test_a_checkpoint_without_a_vae_is_compared_with_the_vae_given_beside_it(pipe, tmp_path):
+    whole, bare = tmp_path / "whole.safetensors", tmp_path / "bare.safetensors"
+    pipe.save_pretrained(whole)
+    save_file({key: one for key, one in load_file(whole).items() if not key.startswith("first_stage_model.")}, bare)
+    columns = [Column(), Column(str(bare))]
+    with pytest.raises(UserError, match="VAE"):
+        compare(lambda ckpt: pipe, columns, ASKED[1:])
+    done = compare(lambda ckpt: pipe, columns, ASKED[1:], vae=str(whole))
+    assert same(done.images[0][0], done.images[1][0])
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,17 @@ def test_gradios_own_addresses_want_the_password_and_the_host(closed, path):
     assert closed.post("/gradio_api/queue/join", json={}, auth=("me", "secret"), headers=headers).status_code == 403
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/controlnet/model_list", "/sdapi/v2/txt2img", "/no/such/address"])
+def test_an_unknown_address_is_one_sentence_with_the_page_too(closed, method, path):
+    answer = closed.request(method, path, auth=("me", "secret"))
+    sentence = f"unknown address: {method} {path}; /docs lists the addresses of this server."
+    assert answer.status_code == 404
+    assert answer.json() == {"error": "HTTPException", "detail": sentence, "body": "", "errors": sentence}
+    answer = closed.put("/config", auth=("me", "secret"))
+    assert (answer.status_code, answer.json()["error"]) == (405, "HTTPException")
+
+
 def test_gradio_hands_out_and_takes_no_files(closed, tmp_path):
     closed.auth = ("me", "secret")
     assert closed.get("/config").status_code == 200

@@ -13,7 +13,7 @@ from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION
 from sd.prompts.styles import read_styles
 from sd.samplers import SAMPLERS
 from sd.web.a1111.extras import UPSCALERS
-from sd.web.a1111.options import title_of
+from sd.web.a1111.options import model_name_of, title_of
 from sd.web.jobs.job import Missing
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
@@ -79,7 +79,7 @@ def describe_checkpoints(models: Models) -> list[dict]:
         described.append(
             {
                 "title": f"{title} [{sha256[:10]}]" if sha256 else title,
-                "model_name": name.replace("/", "_"),
+                "model_name": model_name_of(title),
                 "hash": sha256[:10] or None,
                 "sha256": sha256 or None,
                 "filename": title,

@@ -1,5 +1,6 @@
 """The webui's options that are chosen for all requests, and what a request may say of the others."""
 
+from pathlib import PurePosixPath
 from typing import Any
 
 from sd.pipeline.settings import check_whole
@@ -53,9 +54,11 @@ class Options:
         return checked, notes
 
     def choose_checkpoint(self, value: Any) -> str:
-        path = self.models.checkpoint(str(value))
-        found = self.models.names("checkpoint").items()
-        return title_of(self.models, next(name for name, one in found if one == path))
+        """The title of the checkpoint that a client names by its title, model_name, file name or hash."""
+        titles = {path: title_of(self.models, name) for name, path in self.models.names("checkpoint").items()}
+        by_model_name = {model_name_of(title): title for title in reversed(titles.values())}
+        text = str(value)
+        return by_model_name[text] if text in by_model_name else titles[self.models.checkpoint(text)]
 
     def choose_vae(self, value: Any) -> str:
         """As the webui writes it: "Automatic", "None", or a name."""
@@ -93,9 +96,14 @@ def check_fixed(name: str, value: Any) -> str:
 
 
 def title_of(models: Models, name: str) -> str:
-    """A checkpoint as the webui titles it: its file's name with its folder, without the hash."""
-    suffix = models.names("checkpoint")[name].suffix
-    return name if name.endswith(suffix) else name + suffix
+    """The webui's title of a checkpoint without the hash: its file's path below the folder of checkpoints."""
+    path, folder = models.names("checkpoint")[name], models.folders["checkpoint"]
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
+def model_name_of(title: str) -> str:
+    """The webui's model_name: "anime_dreamy" for "anime/dreamy.safetensors". Two titles may share one."""
+    return title.replace("/", "_").removesuffix(PurePosixPath(title).suffix)
 
 
 def vae_of(options: dict[str, Any]) -> str:

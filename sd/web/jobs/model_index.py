@@ -1,6 +1,5 @@
 """The server's models by name: `sd.checkpoints.discovery`, and what only the page and the HTTP API ask of it."""
 
-import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,15 +14,6 @@ class Models(discovery.Models):
         """Raises UserError where a LoRA that a prompt names is not there."""
         for tag in split_tags(prompt)[1]:
             self.find("LoRA", tag.name)
-
-    def embeddings_in(self, *prompts: str) -> dict[str, Path]:
-        """The embeddings whose word stands in one of these, by the word as it is spelled there."""
-        words = {}
-        for name, path in self.names("embedding").items():
-            pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
-            for prompt in prompts:
-                words |= dict.fromkeys(re.findall(pattern, prompt, re.IGNORECASE), path)
-        return words
 
     def describe_embeddings(self) -> dict[str, dict]:
         """As the webui does: {"loaded": {name: facts}, "skipped": {name: {}}}, these for other files."""

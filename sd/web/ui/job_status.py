@@ -52,18 +52,25 @@ def head(
     before: Callable[[Job], int],
     status: Callable[[Job, int], str] = plain_status,
 ) -> str:
-    """The bar, a sentence about the job that is shown, and one about each that came to nothing."""
-    lines = []
-    if current is not None:
-        lines.append(bar(current) + said(current, status(current, before(current))))
-    elif done := [job for job in run if job.state == "done"]:
-        took = sum(job.ended - job.started for job in done)
-        lines.append(said(done[-1], f"Done in {duration(took)}"))
-    lines += [said(job, status(job, 0)) for job in run if job.has_ended and job.state != "done"]
-    return "".join(dict.fromkeys(lines))
+    """The progress bar and a sentence about the current job, then how the others ended; equal endings share a line."""
+    lines = [] if current is None else [bar(current) + status_line(current, status(current, before(current)))]
+    endings: dict[str, list[Job]] = {}
+    for job in sorted(run, key=lambda job: job.state != "done"):
+        if job.state == "done" and current is None:
+            endings.setdefault("Done", []).append(job)
+        elif job.has_ended and job.state != "done":
+            endings.setdefault(status(job, 0), []).append(job)
+    return "".join([*lines, *(ending_line(text, jobs, len(run)) for text, jobs in endings.items())])
 
 
-def said(job: Job, sentence: str) -> str:
+def ending_line(text: str, jobs: list[Job], total: int) -> str:
+    """One line about jobs that ended alike, of `total` jobs."""
+    if jobs[0].state == "done":
+        text += f" in {duration(sum(job.ended - job.started for job in jobs))}"
+    return status_line(jobs[-1], text + (f" ({len(jobs)} of {total} jobs)" if len(jobs) < total else ""))
+
+
+def status_line(job: Job, sentence: str) -> str:
     return f'<p class="status" role="status" data-state="{job.state}">{escape(sentence)}</p>'
 
 

@@ -17,3 +17,8 @@ def keep_form(page: gr.Blocks, key: str, widgets: dict[str, gr.Component]) -> gr
     names, parts = json.dumps(list(widgets)), list(widgets.values())
     gr.on([part.change for part in parts], None, parts, js=f"(...v) => sd.keep('{key}', {names}, v)", **EVENT)
     return page.load(None, parts, parts, js=f"(...v) => sd.kept('{key}', {names}, v)", **EVENT)
+
+
+def keep_images(page: gr.Blocks, key: str, widget: gr.HTML) -> None:
+    """Each load fills in the images that the widget's own script has kept in this tab, without the server."""
+    page.load(None, widget, widget, js=f"(value) => [sd.stored('{key}') ?? value]", **EVENT)

@@ -5,9 +5,11 @@ from fastapi import FastAPI
 
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
+from sd.web.problems import add_error_handlers
 from sd.web.ui.components import CSS, head
 from sd.web.ui.draw_tab import DrawTab
 from sd.web.ui.follow import page_router
+from sd.web.ui.keep import keep_images
 from sd.web.ui.train_tab import TeachTab
 
 TITLE = "Stable Diffusion by hand"
@@ -36,8 +38,10 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
                 teach = TeachTab(jobs, models, draw.form)
         draw.connect(page)
         teach.connect(page, tabs)
+        keep_images(page, "start", draw.form.widgets["painted"])
+        keep_images(page, "photos", teach.pictures)
     app.include_router(page_router(jobs, [draw.followed, teach.followed], draw.gallery.html))
-    return gr.mount_gradio_app(
+    app = gr.mount_gradio_app(
         app,
         page,
         "/",
@@ -51,3 +55,5 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
         mcp_server=False,
         max_file_size=1,  # byte: nothing is uploaded Gradio's way
     )
+    add_error_handlers(app.routes[-1].app)  # the page takes every address that the API does not have
+    return app

@@ -5,13 +5,19 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from conftest import fresh_copy
 from PIL import Image
+from safetensors.torch import save_file
 from web_client import Web, base64_of, opened
 
 from sd.pipeline.infotext import parse_infotext
+from sd.pipeline.stable_diffusion import BUNDLED
 from sd.samplers import SAMPLERS
+from sd.web.a1111.lists import describe_checkpoints
+from sd.web.a1111.options import Options
 from sd.web.jobs.job import Interrupted
+from sd.web.jobs.model_index import Models
 
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
 STATE = {"skipped", "interrupted", "stopping_generation", "job", "job_count", "job_timestamp", "job_no"}
@@ -240,3 +246,25 @@ def test_what_needs_a_model_or_too_much_is_refused(web, photo, more, sentence):
     answer = web.client.post("/sdapi/v1/extra-single-image", json={"image": base64_of(large)} | more)
     assert answer.status_code in (413, 422)
     assert sentence in answer.json()["detail"]
+
+
+def test_checkpoints_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    models = Models(tmp_path, tmp_path / "loras", tmp_path / "embeddings")
+    for place in ("dreamy", "anime/dreamy", "photo/dreamy", "photo/real"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        save_file({"x": torch.zeros(1)}, tmp_path / f"{place}.safetensors")
+    listed = {one["filename"]: one["model_name"] for one in describe_checkpoints(models)}
+    assert listed == {
+        "emoji.safetensors": "emoji",
+        "dreamy.safetensors": "dreamy",
+        "anime/dreamy.safetensors": "anime_dreamy",
+        "photo/dreamy.safetensors": "photo_dreamy",
+        "photo/real.safetensors": "photo_real",
+    }
+    options = Options(models)
+    for title, model_name in listed.items():
+        for name in (title, model_name, title.replace("/", "\\")):
+            assert options.choose_checkpoint(name) == title
+            path = models.folders["checkpoint"] / title if title != "emoji.safetensors" else BUNDLED
+            assert models.checkpoint(title) == path
+    assert options.choose_checkpoint("real") == "photo/real.safetensors"

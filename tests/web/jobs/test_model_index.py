@@ -96,19 +96,6 @@ def test_loras_of_a_prompt(models):
             models.check_tags(prompt)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "found"),
-    [
-        ("a photo of mine", ["mine"]),
-        ("Mine, mine", ["Mine", "mine"]),
-        ("(mine:1.2)", ["mine"]),
-        ("a miner in determine", []),
-    ],
-)
-def test_embeddings_whose_word_stands_in_a_prompt(models, prompt, found):
-    assert sorted(models.embeddings_in("a cat", prompt)) == found
-
-
 def test_embeddings_are_described(models):
     save_embedding(models.folders["embedding"] / "word.safetensors", "<w>", torch.ones(3, 64))
     save_embedding(models.folders["embedding"] / "old.pt", "old", torch.ones(2, 768))
