@@ -16,7 +16,7 @@ from sd.evaluation.clip_score import Scorer
 from sd.evaluation.confidence import Mean, mean_of
 from sd.optimization.deepcache import StepCached
 from sd.optimization.registry import EXACT as ALL_EXACT
-from sd.optimization.registry import OPTIMIZATIONS, approximate_ones, optimize
+from sd.optimization.registry import OPTIMIZATIONS, approximate_names, optimize
 from sd.optimization.token_merging import token_merging
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
@@ -68,7 +68,7 @@ def ways_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict]:
     """Those of WAYS that this machine has."""
 
     def fits(way: dict) -> bool:
-        return all(OPTIMIZATIONS[name].fits(device, dtype) for name in approximate_ones(way.get("optimizations")))
+        return all(OPTIMIZATIONS[name].fits(device, dtype) for name in approximate_names(way.get("optimizations")))
 
     return {name: way for name, way in WAYS.items() if fits(way)}
 

@@ -244,7 +244,7 @@ class OpenVINO(TheirNetworks):
 
 SIDES = {
     "ours": Ours(),
-    **{name: OurNetworksWith(name) for name, one in OPTIMIZATIONS.items() if not one.usual},
+    **{name: OurNetworksWith(name) for name, one in OPTIMIZATIONS.items() if not one.default},
     "quick": Quick(3),
     "quicker": Quick(4),
     "plain": Plain(),

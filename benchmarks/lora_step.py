@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.diffusers_backend import peer_clip, peer_unet, peer_vae
 from benchmarks.tasks import RANK, SEED, TIME, RandomModel
-from sd.adapters.injection import patches_of
+from sd.adapters.injection import deltas_of
 from sd.checkpoints.diffusers_keys import unet_names
 from sd.optimization.registry import TRAINABLE
 from sd.pipeline.stable_diffusion import StableDiffusion
@@ -51,7 +51,7 @@ def our_step(model: RandomModel, pipe: StableDiffusion) -> Callable[[], Tensor]:
     pipe.optimize()
     asked = recipe(pipe)
     lora = LoraTraining(pipe, NAME, asked)
-    patches = patches_of(pipe.unet, NAME)
+    patches = deltas_of(pipe.unet, NAME)
     downs = {name: patches[path].lora_down for path, name in unet_names(patches).items()}
     ups = {name: patches[path].lora_up for path, name in unet_names(patches).items()}
     start(downs)

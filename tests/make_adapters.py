@@ -8,7 +8,7 @@ from torch import nn
 from transformers import CLIPTextConfig
 from transformers import CLIPTextModel as PeerText
 
-from sd.adapters.injection import patchable_layers, patches_of
+from sd.adapters.injection import deltas_of, patchable_layers
 from sd.checkpoints.diffusers_keys import unet_names, unet_to_diffusers
 from sd.clip import CLIPTextModel
 from sd.unet import UNetModel
@@ -110,7 +110,7 @@ def our_deltas(network: nn.Module, name: str) -> dict[str, torch.Tensor]:
     """ΔW of every layer that the adapter changes, by the peers' names."""
     layers = patchable_layers(network)
     names = unet_names(layers) if isinstance(network, UNetModel) else {path: path for path in layers}
-    return {names[path]: patch.delta(layers[path].weight) for path, patch in patches_of(network, name).items()}
+    return {names[path]: patch.delta(layers[path].weight) for path, patch in deltas_of(network, name).items()}
 
 
 def largest_error(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:

@@ -40,7 +40,7 @@ def test_no_step_waits_for_the_gpu(pipe, sampler):
     assert len(steps) == len(sigmas) - 1
 
 
-@pytest.mark.parametrize("patch", ["parts-in-turn", "graphs"])
+@pytest.mark.parametrize("patch", ["model-cpu-offload", "compile"])
 def test_patches_of_the_gpu_draw_the_same_picture(pipe, patch):
     pipe.optimizations = None
     expected = pipe(**ASKED).latents
@@ -56,6 +56,6 @@ def test_one_network_at_a_time_takes_the_memory_of_one():
     every = StableDiffusion.from_pretrained(device="cuda")
     sizes = [sum(p.nbytes for p in network.parameters()) for network in (every.unet, every.clip, every.vae)]
     before = torch.cuda.memory_allocated()
-    every.optimizations = [EXACT, "parts-in-turn"]
+    every.optimizations = [EXACT, "model-cpu-offload"]
     every(**ASKED | {"steps": 1})
     assert before - torch.cuda.memory_allocated() > 0.9 * (sum(sizes) - sizes[2])

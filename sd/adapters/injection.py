@@ -10,22 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.adapters.variants import Patch
-from sd.optimization.int8 import Int8Conv2d, Int8Linear
-from sd.optimization.prepacked_conv import PackedConv2d
+from sd.adapters.variants import WeightDelta
+from sd.optimization.patching import LayerPatch, apply_patch, make_plain, plain_class, remove_patch
 from sd.utils.errors import UserError
 
 
-class Patched:
-    """Beside a layer's own class: its output plus what its patches add. `through` is the layer with other weights."""
+class Patched(LayerPatch):
+    """Beside a layer's own class: its output plus what its deltas add. `through` is the layer with other weights."""
 
-    patches: nn.ModuleList
+    STATE = ("deltas",)
+    deltas: nn.ModuleList
 
     def forward(self, x: Tensor) -> Tensor:
+        """Input and output are those of the layer itself."""
         y = super().forward(x)
-        for patch in self.patches:
-            if patch.strength != 0:
-                y = y + patch(self, x)
+        for delta in self.deltas:
+            if delta.strength != 0:
+                y = y + delta(self, x)
         return y
 
 
@@ -55,94 +56,98 @@ PATCHED = {
     nn.LayerNorm: PatchedLayerNorm,
     nn.GroupNorm: PatchedGroupNorm,
 }
-PLAIN = {patched: plain for plain, patched in PATCHED.items()}
-PACKED = (PackedConv2d, Int8Conv2d, Int8Linear)  # patches for speed, which give way to these
 
 
 def patchable_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Path to layer, for every layer that can be patched or is."""
-    return {path: layer for path, layer in network.named_modules() if type(layer) in {*PATCHED, *PLAIN, *PACKED}}
+    """Path to layer, for every layer that an adapter can change."""
+    return {path: layer for path, layer in network.named_modules() if plain_class(layer) in PATCHED}
 
 
 def patched_layers(network: nn.Module) -> dict[str, Patched]:
+    """Path to layer, for every layer that an adapter changes."""
     return {path: layer for path, layer in network.named_modules() if isinstance(layer, Patched)}
 
 
-def patches_of(network: nn.Module, name: str) -> dict[str, Patch]:
-    """Path to patch, of one adapter."""
+def deltas_of(network: nn.Module, name: str) -> dict[str, WeightDelta]:
+    """Path to delta, of one adapter."""
     layers = patched_layers(network).items()
-    return {path: patch for path, layer in layers for patch in layer.patches if patch.name == name}
+    return {path: delta for path, layer in layers for delta in layer.deltas if delta.name == name}
 
 
 def adapter_names(network: nn.Module) -> list[str]:
-    """The adapters that are in, in the order they came."""
-    return list(dict.fromkeys(p.name for layer in patched_layers(network).values() for p in layer.patches))
+    """The adapters of a network, in the order in which they were injected."""
+    return list(dict.fromkeys(delta.name for layer in patched_layers(network).values() for delta in layer.deltas))
 
 
-def inject(network: nn.Module, name: str, patches: Mapping[str, Patch], strength: float = 1.0) -> None:
-    """Put an adapter's patches, by the paths of their layers, into a network. Several may be in at once and add up.
+def patch_layer(layer: nn.Module, deltas: nn.ModuleList) -> None:
+    """Makes a layer add these deltas. Patches for speed that compute its output in another way are removed from it."""
+    make_plain(layer)
+    apply_patch(layer, PATCHED[plain_class(layer)], deltas=deltas)
 
-    Raises UserError, before anything is changed, where an adapter of that name is in already.
+
+def unpatch_layer(layer: nn.Module) -> None:
+    """Makes a layer a plain one again."""
+    remove_patch(layer, PATCHED[plain_class(layer)])
+
+
+def inject(network: nn.Module, name: str, deltas: Mapping[str, WeightDelta], strength: float = 1.0) -> None:
+    """Adds an adapter's deltas, by the paths of their layers, to a network. Those of several adapters add up.
+
+    Raises UserError, before anything is changed, where the network has an adapter of that name already.
     """
     if name in adapter_names(network):
         raise UserError(f"an adapter named {name} is loaded already: unload it first, or give this one another name.")
-    for path, layer in [(path, network.get_submodule(path)) for path in patches]:
-        if isinstance(layer, PACKED):
-            layer.unpack()  # patches read the weight in every call
+    for path, layer in [(path, network.get_submodule(path)) for path in deltas]:
         if not isinstance(layer, Patched):
-            layer.__class__ = PATCHED[type(layer)]
-            layer.patches = nn.ModuleList()
-        patches[path].name, patches[path].strength = name, strength
-        layer.patches.append(patches[path].to(layer.weight.device))
+            patch_layer(layer, nn.ModuleList())
+        deltas[path].name, deltas[path].strength = name, strength
+        layer.deltas.append(deltas[path].to(layer.weight.device))
 
 
-def eject(network: nn.Module, name: str) -> dict[str, Patch]:
-    """Take an adapter out again; returns its patches by path (none where it is not in)."""
-    patches = patches_of(network, name)
-    for path in patches:
+def eject(network: nn.Module, name: str) -> dict[str, WeightDelta]:
+    """Removes an adapter from a network. Returns its deltas by path (none where the network does not have it)."""
+    deltas = deltas_of(network, name)
+    for path in deltas:
         layer = network.get_submodule(path)
-        layer.patches = nn.ModuleList(patch for patch in layer.patches if patch.name != name)
-        if not layer.patches:
-            del layer.patches
-            layer.__class__ = PLAIN[type(layer)]
-    return patches
+        layer.deltas = nn.ModuleList(delta for delta in layer.deltas if delta.name != name)
+        if not layer.deltas:
+            unpatch_layer(layer)
+    return deltas
 
 
 def set_strength(network: nn.Module, name: str, strength: float) -> None:
-    for patch in patches_of(network, name).values():
-        patch.strength = strength
+    """Sets how much of an adapter a network uses."""
+    for delta in deltas_of(network, name).values():
+        delta.strength = strength
 
 
-Kept = dict[str, tuple[nn.Parameter, nn.Parameter | None, nn.ModuleList]]
+Originals = dict[str, tuple[nn.Parameter, nn.Parameter | None, nn.ModuleList]]
 
 
 @torch.no_grad()
-def merge(network: nn.Module) -> Kept:
-    """Turn every patched layer into a plain one with weight W + Σ strength · ΔW, rounded once to W's dtype.
+def merge_adapters(network: nn.Module) -> Originals:
+    """Turns every patched layer into a plain one with weight W + Σ strength · ΔW, rounded once to W's dtype.
 
-    Faster to run, and it can be saved as a checkpoint. Returns the originals, which `unmerge` puts back: nothing is
-    ever subtracted. Drop them to save their memory.
+    It runs faster and can be saved as a checkpoint. Returns the originals, which `unmerge_adapters` puts back: nothing
+    is ever subtracted. Drop them to save their memory.
     """
-    kept = {}
+    originals = {}
     for path, layer in patched_layers(network).items():
-        kept[path] = layer.weight, layer.bias, layer.patches
+        originals[path] = layer.weight, layer.bias, layer.deltas
         weight, bias = layer.weight.float(), layer.bias
-        for patch in layer.patches:
-            weight = weight + patch.strength * patch.delta(layer.weight)
-            if (change := patch.delta_bias()) is not None:
-                bias = patch.strength * change + (0 if bias is None else bias.float())
+        for delta in layer.deltas:
+            weight = weight + delta.strength * delta.delta(layer.weight)
+            if (change := delta.delta_bias()) is not None:
+                bias = delta.strength * change + (0 if bias is None else bias.float())
         layer.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
         layer.bias = bias if bias is layer.bias else nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
-        del layer.patches
-        layer.__class__ = PLAIN[type(layer)]
-    return kept
+        unpatch_layer(layer)
+    return originals
 
 
-def unmerge(network: nn.Module, kept: Kept) -> None:
-    """Back to what was there before `merge`: the very same parameters, and their patches."""
-    for path, (weight, bias, patches) in kept.items():
+def unmerge_adapters(network: nn.Module, originals: Originals) -> None:
+    """Puts back what `merge_adapters` replaced: the very same parameters, and their deltas."""
+    for path, (weight, bias, deltas) in originals.items():
         layer = network.get_submodule(path)
-        if isinstance(layer, PACKED):
-            layer.unpack()
-        layer.weight, layer.bias, layer.patches = weight, bias, patches
-        layer.__class__ = PATCHED[type(layer)]
+        patch_layer(layer, deltas)
+        layer.weight, layer.bias = weight, bias

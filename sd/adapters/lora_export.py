@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sd.adapters.injection import patchable_layers, patches_of
-from sd.adapters.variants import IA3, DoRA, GLoRA, LoRA, Patch
+from sd.adapters.injection import deltas_of, patchable_layers
+from sd.adapters.variants import IA3, DoRA, GLoRA, LoRA, WeightDelta
 from sd.checkpoints.diffusers_keys import unet_names
 from sd.checkpoints.families import PEFT_CONFIG
 from sd.checkpoints.weight_files import write_safetensors
@@ -22,7 +22,7 @@ DIFFUSERS_FIELDS = {"unet": "lora.{}.weight", "clip": "lora_linear_layer.{}.weig
 PEFT_FOLDERS = {"unet": "unet", "clip": "text_encoder"}
 PEFT_PREFIXES = {"unet": "base_model.model.", "clip": "base_model.model.text_model."}
 
-Part = dict[str, tuple[Patch, nn.Module]]  # the other programs' name of a layer -> its patch, the layer
+Part = dict[str, tuple[WeightDelta, nn.Module]]  # the other programs' name of a layer -> its delta, the layer
 
 
 def save_lora(
@@ -56,16 +56,16 @@ def save_lora(
 def named_patches(network: nn.Module, name: str, part: str) -> Part:
     paths = patchable_layers(network)
     names = unet_names(paths) if part == "unet" else {path: path for path in paths}
-    return {names[path]: (patch, paths[path]) for path, patch in patches_of(network, name).items()}
+    return {names[path]: (delta, paths[path]) for path, delta in deltas_of(network, name).items()}
 
 
 def is_mixed(part: Part) -> bool:
-    return len({isinstance(patch, DoRA) for patch, _ in part.values()}) > 1
+    return len({isinstance(delta, DoRA) for delta, _ in part.values()}) > 1
 
 
-def shaped_fields(patch: Patch, layer: nn.Module) -> dict[str, Tensor]:
-    """A patch's tensors, LoRA's in the layer's own number of dimensions."""
-    fields = patch.fields()
+def shaped_fields(delta: WeightDelta, layer: nn.Module) -> dict[str, Tensor]:
+    """A delta's tensors, LoRA's in the layer's own number of dimensions."""
+    fields = delta.fields()
     if "lora_up" in fields and "lora_mid" not in fields:
         shape = layer.weight.shape
         fields["lora_down"] = fields["lora_down"].reshape(-1, *shape[1:])
@@ -75,21 +75,21 @@ def shaped_fields(patch: Patch, layer: nn.Module) -> dict[str, Tensor]:
 
 def write_kohya(path: Path, parts: dict[str, Part], metadata: dict[str, str], dtype: torch.dtype | None) -> None:
     tensors = {}
-    for part, patches in parts.items():
-        for name, (patch, layer) in patches.items():
+    for part, deltas in parts.items():
+        for name, (delta, layer) in deltas.items():
             key = KOHYA_PREFIXES[part] + name.replace(".", "_")
-            for field, tensor in shaped_fields(patch, layer).items():
+            for field, tensor in shaped_fields(delta, layer).items():
                 if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
                     field = {"diff": "w_norm", "diff_b": "b_norm"}[field]
-                elif field == "lokr_w1" and patch.rank is None:
-                    tensor = tensor * patch.scale  # without a rank there is no alpha to hold it
-                elif isinstance(patch, IA3):
+                elif field == "lokr_w1" and delta.rank is None:
+                    tensor = tensor * delta.scale  # without a rank there is no alpha to hold it
+                elif isinstance(delta, IA3):
                     tensors[f"{key}.on_input"] = torch.tensor(int(field == "ia3_in"))
                     field = "weight"
-                has_layers = isinstance(patch, GLoRA) or field.startswith("lora_")
+                has_layers = isinstance(delta, GLoRA) or field.startswith("lora_")
                 tensors[f"{key}.{field}.weight" if has_layers else f"{key}.{field}"] = tensor
-            if patch.alpha is not None:
-                tensors[f"{key}.alpha"] = torch.tensor(patch.alpha)
+            if delta.alpha is not None:
+                tensors[f"{key}.alpha"] = torch.tensor(delta.alpha)
     tensors = as_dtype(tensors, dtype)
     metadata = kohya_metadata(parts) | metadata
     write_safetensors(path, tensors, metadata)
@@ -97,9 +97,9 @@ def write_kohya(path: Path, parts: dict[str, Part], metadata: dict[str, str], dt
 
 
 def kohya_metadata(parts: dict[str, Part]) -> dict[str, str]:
-    patches = [patch for part in parts.values() for patch, _ in part.values()]
-    usual = Counter((patch.rank, patch.alpha) for patch in patches).most_common(1)[0][0]
-    is_lora = all(isinstance(patch, LoRA) and patch.lora_mid is None for patch in patches)
+    deltas = [delta for part in parts.values() for delta, _ in part.values()]
+    usual = Counter((delta.rank, delta.alpha) for delta in deltas).most_common(1)[0][0]
+    is_lora = all(isinstance(delta, LoRA) and delta.lora_mid is None for delta in deltas)
     return {
         "ss_base_model_version": "sd_v1",
         "ss_network_module": "networks.lora" if is_lora else "lycoris.kohya",
@@ -123,23 +123,23 @@ def as_dtype(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str,
 def write_diffusers(path: Path, parts: dict[str, Part], metadata: dict[str, str], dtype: torch.dtype | None) -> None:
     """This dialect has no alpha, so that `up` takes the scale in."""
     tensors = {}
-    for part, patches in parts.items():
-        for name, (patch, layer) in patches.items():
+    for part, deltas in parts.items():
+        for name, (delta, layer) in deltas.items():
             key, field = DIFFUSERS_PREFIXES[part] + name, DIFFUSERS_FIELDS[part]
-            down, up, magnitude = low_rank(patch, layer, "diffusers")
-            tensors[f"{key}.{field.format('down')}"], tensors[f"{key}.{field.format('up')}"] = down, up * patch.scale
+            down, up, magnitude = low_rank(delta, layer, "diffusers")
+            tensors[f"{key}.{field.format('down')}"], tensors[f"{key}.{field.format('up')}"] = down, up * delta.scale
             if magnitude is not None:
                 tensors[f"{key}.lora_magnitude_vector"] = magnitude
     write_safetensors(path, as_dtype(tensors, dtype), metadata)
 
 
 def write_peft(path: Path, parts: dict[str, Part], metadata: dict[str, str], dtype: torch.dtype | None) -> None:
-    for part, patches in parts.items():
-        if not patches:
+    for part, deltas in parts.items():
+        if not deltas:
             continue
         tensors = {}
-        for name, (patch, layer) in patches.items():
-            down, up, magnitude = low_rank(patch, layer, "peft")
+        for name, (delta, layer) in deltas.items():
+            down, up, magnitude = low_rank(delta, layer, "peft")
             key = PEFT_PREFIXES[part] + name
             tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = down, up
             if magnitude is not None:
@@ -148,22 +148,22 @@ def write_peft(path: Path, parts: dict[str, Part], metadata: dict[str, str], dty
         folder.mkdir(parents=True)
         write_safetensors(folder / "adapter_model.safetensors", as_dtype(tensors, dtype), metadata)
         prefix = PEFT_PREFIXES[part].removeprefix("base_model.model.")
-        names = {prefix + name: patch for name, (patch, _) in patches.items()}
+        names = {prefix + name: delta for name, (delta, _) in deltas.items()}
         config = {
             "peft_type": "LORA",
             "r": next(iter(names.values())).rank,
             "lora_alpha": next(iter(names.values())).alpha,
-            "rank_pattern": {name: patch.rank for name, patch in names.items()},
-            "alpha_pattern": {name: patch.alpha for name, patch in names.items()},
+            "rank_pattern": {name: delta.rank for name, delta in names.items()},
+            "alpha_pattern": {name: delta.alpha for name, delta in names.items()},
             "target_modules": list(names),
-            "use_dora": any(isinstance(patch, DoRA) for patch in names.values()),
+            "use_dora": any(isinstance(delta, DoRA) for delta in names.values()),
         }
         (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def low_rank(patch: Patch, layer: nn.Module, dialect: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def low_rank(delta: WeightDelta, layer: nn.Module, dialect: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """(down, up, DoRA's magnitude or None); raises UserError where it is anything else."""
-    fields = shaped_fields(patch, layer)
+    fields = shaped_fields(delta, layer)
     magnitude = fields.get("dora_scale")
     per_output = magnitude is None or magnitude.shape[0] == layer.weight.shape[0]
     if fields.keys() - {"dora_scale"} != {"lora_down", "lora_up"} or not per_output:

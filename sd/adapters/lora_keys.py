@@ -1,4 +1,4 @@
-"""Every dialect of adapter file to one form: which layer of which network has which patch.
+"""Every dialect of adapter file to one form: which layer of which network has which delta.
 
 A key is a layer's name and a field: `lora_unet_mid_block_attentions_0_proj_in` and `.alpha`. The dialects differ in
 how they spell both. The fields are few and have a table; the layers are found by spelling every layer of our own
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sd.adapters.injection import patchable_layers
 from sd.adapters.lora_files import Contents, open_adapter, refuse_others, token_keys
-from sd.adapters.variants import Patch, make
+from sd.adapters.variants import WeightDelta, build_delta
 from sd.checkpoints.diffusers_keys import unet_names
 from sd.checkpoints.families import PEFT_CONFIG, describe_contents
 from sd.checkpoints.foreign_files import reads_file
@@ -66,13 +66,13 @@ Layers = dict[str, dict[str, nn.Module]]  # "unet" or "clip" -> path -> layer
 
 @dataclass
 class LoraFile:
-    """patches: "unet" or "clip" -> path -> patch. total: how many layers the file names. unmatched: key -> why not.
+    """deltas: "unet" or "clip" -> path -> delta. total: how many layers the file names. unmatched: key -> why not.
 
     scale: where the scale came from, in words. embeddings: vectors by token, where some came along.
     """
 
     dialect: str
-    patches: dict[str, dict[str, Patch]]
+    deltas: dict[str, dict[str, WeightDelta]]
     total: int
     unmatched: dict[str, str]
     scale: str
@@ -96,23 +96,23 @@ def read_lora(path: str | Path, unet: nn.Module, clip: nn.Module) -> LoraFile:
         raise UserError(f"{path} holds no LoRA: it is {describe_contents(contents.tensors) or 'something else'}.")
     is_numbered = all(re.fullmatch(r"\w*:\d+", module) for module in named)
     places = numbered(path, contents, named, layers) if is_numbered else spelled(layers)
-    patches: dict[str, dict[str, Patch]] = {"unet": {}, "clip": {}}
+    deltas: dict[str, dict[str, WeightDelta]] = {"unet": {}, "clip": {}}
     for module, keys in named.items():
         part, layer = places.get(module if is_numbered else underscored(module), ("", ""))
         try:
             if not part:
                 raise ValueError("no such layer")
-            if layer in patches[part]:
+            if layer in deltas[part]:
                 raise ValueError("this layer is there under another name as well")
-            patches[part][layer] = build(module, keys, contents, part, layers[part][layer])
+            deltas[part][layer] = build(module, keys, contents, part, layers[part][layer])
         except ValueError as reason:
             unmatched |= {key: str(reason) for key in keys.values()}
-    if not any(patches.values()):
+    if not any(deltas.values()):
         key, reason = next(iter(unmatched.items()))
         raise UserError(f"{path} fits no layer of this model, so it is for another one: its {key} ({reason}).")
     return LoraFile(
         dialect=next(label for pattern, label in LABELS if any(re.match(pattern, key) for key in contents.tensors)),
-        patches=patches,
+        deltas=deltas,
         total=len(named),
         unmatched=unmatched,
         scale=scale_source(contents, named),
@@ -211,32 +211,32 @@ def old_order(part: str, layers: dict[str, nn.Module], targets: list[str]) -> li
     return sorted(paths, key=place)  # sorting keeps the order within a block
 
 
-def build(module: str, keys: dict[str, str], contents: Contents, part: str, layer: nn.Module) -> Patch:
-    """One layer's patch, in fp32 and on its own memory. Raises ValueError, saying why, where it does not fit."""
+def build(module: str, keys: dict[str, str], contents: Contents, part: str, layer: nn.Module) -> WeightDelta:
+    """One layer's delta, in fp32 and on its own memory. Raises ValueError, saying why, where it does not fit."""
     fields = {field: contents.tensors[key].to(torch.float32, copy=True) for field, key in keys.items()}
     alpha = fields.pop("alpha", None)
     if "magnitude" in fields:  # PEFT's, always one for each output
         fields["dora_scale"] = fields.pop("magnitude").flatten()
     if "on_input" in fields:
         fields["ia3_in" if fields.pop("on_input").any() else "ia3_out"] = fields.pop("ia3", torch.empty(0))
-    patch = make(fields)
+    delta = build_delta(fields)
     shape = delta_shape(tuple((field, tensor.shape) for field, tensor in fields.items()), layer.weight.shape)
     if shape != layer.weight.shape or ("diff_b" in fields and fields["diff_b"].shape != layer.weight.shape[:1]):
         raise ValueError(f"of another shape than the layer's {list(layer.weight.shape)}")
     if alpha is not None and alpha.numel() != 1:
         raise ValueError("its alpha is not one number")
-    scale = patch.scale_for(None if alpha is None else alpha.item())
+    scale = delta.scale_for(None if alpha is None else alpha.item())
     if alpha is None and part in contents.configs:
-        scale = config_scale(contents.configs[part], module, patch.rank)
-    return make(fields, scale).requires_grad_(False)
+        scale = config_scale(contents.configs[part], module, delta.rank)
+    return build_delta(fields, scale).requires_grad_(False)
 
 
 @lru_cache(maxsize=1024)
 def delta_shape(fields: tuple[tuple[str, torch.Size], ...], weight: torch.Size) -> torch.Size | None:
     """The shape of the ΔW that fields of these shapes make, found without numbers; None where they do not agree."""
-    patch = make({field: torch.empty(shape, device="meta") for field, shape in fields})
+    delta = build_delta({field: torch.empty(shape, device="meta") for field, shape in fields})
     try:
-        return patch.delta(torch.empty(weight, device="meta")).shape
+        return delta.delta(torch.empty(weight, device="meta")).shape
     except (RuntimeError, IndexError):
         return None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sd.adapters.injection import adapter_names, eject, inject
 from sd.adapters.lora_keys import LoraFile, read_lora
-from sd.adapters.variants import DoRA, Patch
+from sd.adapters.variants import DoRA, WeightDelta
 from sd.utils.errors import UserError
 
 SPOKEN = {"unet": "U-Net", "clip": "text encoder"}
@@ -87,11 +87,11 @@ def load_lora(
     if name in loaded(unet, clip):
         raise UserError(f"an adapter named {name} is loaded already: unload it first, or give this one another name.")
     file = read_lora(path, unet, clip)
-    if not all(is_finite(patch) for patches in file.patches.values() for patch in patches.values()):
+    if not all(is_finite(delta) for deltas in file.deltas.values() for delta in deltas.values()):
         raise UserError(f"{path} holds numbers that are not finite: its training broke down; use an earlier save.")
-    sizes = {part: relative_size(networks[part], patches) for part, patches in file.patches.items() if patches}
-    for part, patches in file.patches.items():
-        inject(networks[part], name, patches, strengths[part])
+    sizes = {part: relative_size(networks[part], deltas) for part, deltas in file.deltas.items() if deltas}
+    for part, deltas in file.deltas.items():
+        inject(networks[part], name, deltas, strengths[part])
     return report(name, path, file, strengths, sizes)
 
 
@@ -102,27 +102,27 @@ def check_strength(strength: float) -> None:
         )
 
 
-def is_finite(patch: Patch) -> bool:
-    return math.isfinite(patch.scale) and all(parameter.isfinite().all() for parameter in patch.parameters())
+def is_finite(delta: WeightDelta) -> bool:
+    return math.isfinite(delta.scale) and all(parameter.isfinite().all() for parameter in delta.parameters())
 
 
 @torch.no_grad()
-def relative_size(network: nn.Module, patches: dict[str, Patch]) -> float:
+def relative_size(network: nn.Module, deltas: dict[str, WeightDelta]) -> float:
     """|ΔW| / |W| over the patched layers, at strength 1."""
     change = weight = 0.0
-    for path, patch in patches.items():
+    for path, delta in deltas.items():
         own = network.get_submodule(path).weight
-        change += patch.norm(own) ** 2
+        change += delta.norm(own) ** 2
         weight += torch.linalg.vector_norm(own, dtype=torch.float32).item() ** 2
     return math.sqrt(change / weight)
 
 
 def report(name: str, path: Path, file: LoraFile, strengths: dict[str, float], sizes: dict[str, float]) -> LoraReport:
-    patches = [patch for part in file.patches.values() for patch in part.values()]
+    deltas = [delta for part in file.deltas.values() for delta in part.values()]
     warnings = []
-    if not any(sizes.values()) and all(patch.delta_bias() is None for patch in patches):
+    if not any(sizes.values()) and all(delta.delta_bias() is None for delta in deltas):
         warnings.append("every change in it is zero, so it does nothing: it was saved before it learned anything")
-    if left_out := file.total - len(patches):
+    if left_out := file.total - len(deltas):
         warnings.append(f"{left_out} of its layers are left out, so it does less than it should")
     elif file.unmatched:
         warnings.append(f"keys of an unknown kind are ignored: {', '.join(list(file.unmatched)[:SHOWN])}")
@@ -130,8 +130,8 @@ def report(name: str, path: Path, file: LoraFile, strengths: dict[str, float], s
         name=name,
         path=path,
         dialect=file.dialect,
-        kinds=dict(Counter(describe(patch) for patch in patches)),
-        matched=len(patches),
+        kinds=dict(Counter(describe(delta) for delta in deltas)),
+        matched=len(deltas),
         total=file.total,
         unmatched=file.unmatched,
         scale=file.scale,
@@ -142,11 +142,11 @@ def report(name: str, path: Path, file: LoraFile, strengths: dict[str, float], s
     )
 
 
-def describe(patch: Patch) -> str:
-    if isinstance(patch, DoRA):
-        return f"DoRA of {describe(patch.direction)}"
-    kind = type(patch).__name__
-    return kind if patch.rank is None else f"{kind} of rank {patch.rank}"
+def describe(delta: WeightDelta) -> str:
+    if isinstance(delta, DoRA):
+        return f"DoRA of {describe(delta.direction)}"
+    kind = type(delta).__name__
+    return kind if delta.rank is None else f"{kind} of rank {delta.rank}"
 
 
 def loaded(unet: nn.Module, clip: nn.Module) -> list[str]:

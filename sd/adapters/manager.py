@@ -21,7 +21,9 @@ class Adapters:
         self.tokenizer, self.clip, self.unet = tokenizer, clip, unet
         self.models = Models() if models is None else models
         self.bundled: dict[str, list[str]] = {}  # LoRA -> words of the embeddings that came with it
-        self.fused: dict[str, tuple[lora.Kept, lora.Kept]] = {}  # what the fused LoRAs replaced, in both networks
+        self.fused: dict[
+            str, tuple[lora.Originals, lora.Originals]
+        ] = {}  # what the fused LoRAs replaced, in both networks
 
     def load_lora(
         self, path: str | Path, strength: float = 1.0, text_strength: float | None = None, name: str | None = None
@@ -86,7 +88,7 @@ class Adapters:
         if not names:
             raise UserError("no LoRA is loaded, so there is nothing to fuse: load one first.")
         self.unfuse()
-        kept = lora.merge(self.unet), lora.merge(self.clip)
+        kept = lora.merge_adapters(self.unet), lora.merge_adapters(self.clip)
         self.fused = dict.fromkeys(names, kept)
 
     def unfuse(self) -> None:
@@ -96,9 +98,9 @@ class Adapters:
         kept = next(iter(self.fused.values()))
         for network, originals in zip((self.unet, self.clip), kept):
             later = {name: lora.eject(network, name) for name in lora.adapter_names(network)}
-            lora.unmerge(network, originals)
-            for name, patches in later.items():
-                lora.inject(network, name, patches, next(iter(patches.values())).strength)
+            lora.unmerge_adapters(network, originals)
+            for name, deltas in later.items():
+                lora.inject(network, name, deltas, next(iter(deltas.values())).strength)
         self.fused = {}
 
     def check_saving(self) -> None:

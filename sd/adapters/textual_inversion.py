@@ -13,15 +13,17 @@ from torch import LongTensor, Tensor, nn
 
 from sd.adapters.embedding_files import read_embeddings
 from sd.clip import CLIPTextModel
+from sd.optimization.patching import LayerPatch, apply_patch, remove_patch
 from sd.tokenizer import Tokenizer
 from sd.utils.errors import UserError
 
 MOST_VECTORS = 75  # all that fit into a prompt
 
 
-class ExtendedEmbedding(nn.Embedding):
+class ExtendedEmbedding(LayerPatch, nn.Embedding):
     """An embedding table with `rows`: the id of the first -> (n, D), for ids beyond the table's own."""
 
+    STATE = ("rows",)
     rows: nn.ParameterDict
 
     def forward(self, tokens: LongTensor) -> Tensor:
@@ -44,9 +46,7 @@ def inject(tokenizer: Tokenizer, clip: CLIPTextModel, token: str, vectors: Tenso
         raise UserError(f"the embedding {token} has {len(vectors)} vectors: 1 to {MOST_VECTORS} fit into a prompt.")
     first = tokenizer.add_token(token, len(vectors))[0]
     table = clip.embeddings.token_embedding
-    if not isinstance(table, ExtendedEmbedding):
-        table.__class__ = ExtendedEmbedding
-        table.rows = nn.ParameterDict()
+    apply_patch(table, ExtendedEmbedding, rows=nn.ParameterDict())
     table.rows[str(first)] = nn.Parameter(vectors.to(table.weight.device, torch.float32, copy=True))
     return table.rows[str(first)]
 
@@ -66,8 +66,7 @@ def eject(tokenizer: Tokenizer, clip: CLIPTextModel, token: str) -> Tensor:
     del table.rows[str(tokenizer.added[token][0])]
     tokenizer.remove_token(token)
     if not len(table.rows):
-        del table.rows
-        table.__class__ = nn.Embedding
+        remove_patch(table, ExtendedEmbedding)
     return vectors
 
 

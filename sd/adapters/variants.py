@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Patch(nn.Module):
+class WeightDelta(nn.Module):
     """A change of one layer. Parameters have kohya's and LyCORIS' own names (`FIELDS`); one that is absent is None.
 
     fields: its tensors; beside a kind's own there may be `diff_b`, a change of the bias.
@@ -63,7 +63,7 @@ class Patch(nn.Module):
         return None if bias is None else (self.strength * bias).to(x.dtype)
 
 
-class LoRA(Patch):
+class LoRA(WeightDelta):
     """ΔW = alpha/r · up @ down, with up (out, r) and down (r, in); for convolutions down is (r, in, k, k).
 
     With `lora_mid` (r, r, k, k) it is a Tucker decomposition, and down is (r, in, 1, 1): LyCORIS' LoCon.
@@ -72,7 +72,7 @@ class LoRA(Patch):
     FIELDS = ("lora_down", "lora_up", "lora_mid")
 
     @classmethod
-    def fresh(cls, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator) -> "LoRA":
+    def initialize(cls, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator) -> "LoRA":
         """One to be trained: it changes nothing yet. down ~ U(±1/sqrt(fan in)), as kohya and Hu et al.'s code start."""
         shape = layer.weight.shape
         bound = 1 / math.sqrt(shape[1:].numel())
@@ -107,7 +107,7 @@ class LoRA(Patch):
         return F.linear(h, up, bias) if down.dim() == 2 else F.conv2d(h, up[:, :, None, None], bias)
 
 
-class LoHa(Patch):
+class LoHa(WeightDelta):
     """ΔW = alpha/r · (w1_a @ w1_b) * (w2_a @ w2_b), elementwise: Nam et al. 2021, "FedPara", proposition 1.
 
     With t1 and t2 (r, r, k, k) each half is a Tucker decomposition (proposition 3), and its `a` is (r, out).
@@ -125,7 +125,7 @@ class LoHa(Patch):
         return (self.scale * first * second).flatten(1).unflatten(1, weight.shape[1:])
 
 
-class LoKr(Patch):
+class LoKr(WeightDelta):
     """ΔW = alpha/r · kron(w1, w2), each whole or a product a @ b: Yeh et al. 2023, "LyCORIS", section 3.2.
 
     Where both are whole there is no rank, and the scale is 1.
@@ -156,7 +156,7 @@ def product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
     return torch.einsum("pq..., po, qi -> oi...", core, a, b).contiguous()  # `kron` takes nothing else
 
 
-class Difference(Patch):
+class Difference(WeightDelta):
     """ΔW itself, or a change of the bias alone; of a norm as well."""
 
     FIELDS = ("diff",)
@@ -167,7 +167,7 @@ class Difference(Patch):
         return self.diff if weight.dim() < 2 else self.diff.flatten(1).unflatten(1, weight.shape[1:])
 
 
-class GLoRA(Patch):
+class GLoRA(WeightDelta):
     """ΔW = alpha/r · (W A + B), with A = a1 @ a2 and B = b1 @ b2: Chavan et al. 2023, "One-for-All", equation 7.
 
     Older files call the factors by the other number: a1 is (r, in) there.
@@ -187,7 +187,7 @@ class GLoRA(Patch):
         return self.scale * (through + (b1 @ b2).unflatten(1, weight.shape[1:]))
 
 
-class IA3(Patch):
+class IA3(WeightDelta):
     """ΔW = m · W for a factor m of each output, or of each input: Liu et al. 2022, "Few-Shot ...", section 3.3."""
 
     FIELDS = ("ia3_out", "ia3_in")
@@ -197,7 +197,7 @@ class IA3(Patch):
         return weight.float() * factor.reshape([size if a == axis else 1 for a, size in enumerate(weight.shape)])
 
 
-class OFT(Patch):
+class OFT(WeightDelta):
     """W' = R W, with R orthogonal in blocks of outputs: Qiu et al. 2023, "Controlling ... Orthogonal Finetuning".
 
     R = (I + Q)(I - Q)^-1 for Q = oft_blocks - its transpose, (blocks, n, n), section 3.3; older files have R itself as
@@ -230,7 +230,7 @@ class OFT(Patch):
         return rescale * turned - weight
 
 
-class DoRA(Patch):
+class DoRA(WeightDelta):
     """W' = m · (W + ΔW) / |W + ΔW|, norms over each output, with ΔW of another kind: Liu et al. 2024, equation 5.
 
     m is `dora_scale`, (out,) or (out, 1, ...); older files have (1, in, ...), and norms over each input.
@@ -239,7 +239,7 @@ class DoRA(Patch):
 
     FIELDS = ("dora_scale",)
 
-    def __init__(self, direction: Patch, dora_scale: Tensor):
+    def __init__(self, direction: WeightDelta, dora_scale: Tensor):
         super().__init__({"dora_scale": dora_scale}, direction.scale)
         self.direction = direction
 
@@ -262,7 +262,7 @@ class DoRA(Patch):
         return (self.dora_scale.reshape(size.shape) / size).reshape(shape) * changed - weight
 
 
-def make(fields: Mapping[str, Tensor], scale: float = 1.0) -> Patch:
+def build_delta(fields: Mapping[str, Tensor], scale: float = 1.0) -> WeightDelta:
     """The patch that these fields are. Raises ValueError where they are no whole patch, or more than one."""
     rest = fields.keys() - {"dora_scale", "diff_b"}
     whole = {

@@ -9,7 +9,7 @@ from PIL import Image
 from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
 from sd.cli.run import PREVIEW_EVERY
 from sd.evaluation.comparison import Column
-from sd.optimization.registry import list_optimizations, optimizations_of
+from sd.optimization.registry import list_optimizations, parse_names
 from sd.pipeline.settings import HIRES_UPSCALERS, MAX_IMAGES, GenerationSettings, check_whole
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.pipeline.taesd import load_taesd
@@ -116,7 +116,7 @@ def add_ways_to_compute(parser: argparse.ArgumentParser) -> None:
     add(
         "--optimize",
         metavar="NAMES",
-        help="patches for speed, such as exact,int8 or shared-start,fused-geglu, or none (exact)",
+        help="patches for speed, such as exact,int8 or shared-cfg-prefix,fused-geglu, or none (exact)",
     )
 
 
@@ -162,7 +162,7 @@ def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
     device = device_of(args.device)
     check_device(device)
     pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device), args.vae)
-    pipe.optimizations = optimizations_of(args.optimize)
+    pipe.optimizations = parse_names(args.optimize)
     pipe.optimize()
     for text in args.lora:
         path, strength = split_end(text)

@@ -1,7 +1,7 @@
-"""The U-Net and the VAE's decoder as code made for one GPU and one size: `torch.compile`, replayed as a CUDA graph.
+"""The U-Net and the VAE's decoder, compiled for one GPU and one image size: `torch.compile` and CUDA graphs.
 
-The first picture of a size waits some minutes for it. What was made stays on disk, and the next process waits less. On
-a CPU it does not pay: a bf16 step of v1-5 at 512x512 took 1.1 times as long as without.
+The first image of a size takes some minutes longer. The compiled kernels are kept on disk, so that the next process
+waits less. On a CPU compiling does not pay: a bf16 step of v1-5 at 512x512 takes 1.1 times as long as without.
 """
 
 import os
@@ -11,22 +11,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-KEPT = Path.home() / ".cache" / "stable-diffusion-by-hand"
+CACHE_DIR = Path.home() / ".cache" / "stable-diffusion-by-hand"
 
 
 class Compiled:
-    """In the place of a network's `forward`.
+    """Replaces the `forward` of a network.
 
-    mode: one of `torch.compile`'s; "max-autotune" tries several kernels for each product and replays them as a graph.
+    mode: of `torch.compile`; "max-autotune" tries several kernels for each product and replays them as a CUDA graph.
     """
 
     def __init__(self, network: nn.Module, mode: str = "max-autotune"):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KEPT))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE_DIR))
         self.network, self.sizes = network, set()
         self.run = torch.compile(self.eager, mode=mode, dynamic=False)
         self.works = True
 
     def eager(self, *inputs: Tensor) -> Tensor:
+        """The network's own `forward`."""
         return type(self.network).forward(self.network, *inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -35,32 +36,39 @@ class Compiled:
         sizes = tuple(tuple(tensor.shape) for tensor in inputs)
         if sizes in self.sizes:
             return self.replay(*inputs)
-        print("compiling for this size: some minutes the first time, less from then on.", file=sys.stderr)
+        print(
+            "compiling for this image size: this takes some minutes the first time, and less from then on.",
+            file=sys.stderr,
+        )
         try:
-            answer = self.replay(*inputs)
+            output = self.replay(*inputs)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # of many kinds: a compiler that is missing or too old, a kernel that it cannot make
+        except Exception as error:  # of many kinds: a missing or outdated compiler, a kernel that it cannot generate
             self.works = False
-            print(f"it goes on without compiling, which failed here: {first_line(error)}", file=sys.stderr)
+            print(f"compiling failed: {first_line(error)} The network runs without it.", file=sys.stderr)
             return self.eager(*inputs)
         self.sizes.add(sizes)
-        return answer
+        return output
 
     def replay(self, *inputs: Tensor) -> Tensor:
+        """Runs the compiled network."""
         torch.compiler.cudagraph_mark_step_begin()
-        return self.run(*inputs).clone()  # the graph's next answer will lie where this one does
+        return self.run(*inputs).clone()  # the graph writes its next output to the same memory
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message that is not empty, or the error's type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def compile_forward(network: nn.Module, mode: str = "max-autotune") -> None:
+    """Compiles a network when it first runs; nothing happens where it is compiled already."""
     if "forward" not in vars(network):
         network.forward = Compiled(network, mode)
 
 
 def run_eagerly(network: nn.Module) -> None:
+    """Removes the compiled `forward`."""
     if isinstance(vars(network).get("forward"), Compiled):
         del network.forward

@@ -1,6 +1,7 @@
-"""One network at a time on the GPU, the others in the computer's own memory: v1-5 then draws on a GPU of 4 GB.
+"""Model CPU offload: only the active network is on the GPU, the others wait in main memory.
 
-Its U-Net takes 1.7 GB in fp16, CLIP and the VAE 0.4; what a network gives while it works has the place of the others.
+v1-5 then runs on a GPU of 4 GB. In fp16 its U-Net takes 1.7 GB, CLIP and the VAE 0.4 GB; the activations of the active
+network take the place of the other networks.
 """
 
 from collections.abc import Iterable
@@ -13,56 +14,59 @@ from sd.clip import CLIPTextModel
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
 
-WAITING = torch.device("cpu")
+CPU = torch.device("cpu")
 
 
-class Turns:
-    """Brings in the layers whose turn it is, before they work, and sends away all others.
+class ModelOffloader:
+    """Loads a group of layers onto the device before the group runs, and offloads the group before it.
 
-    groups: what works first when it is a group's turn -> all layers of that group. The few layers that no group has,
-    the U-Net's last convolution for one, stay on `device`, where others look to find out which one it is.
+    groups: the layer that runs first in a group -> all layers of the group. The few layers of no group, such as the
+    U-Net's last convolution, stay on `device`: others read from them which device it is.
     """
 
     def __init__(self, device: torch.device, groups: dict[nn.Module, Iterable[nn.Module]]):
         self.device, self.groups = device, {first: list(layers) for first, layers in groups.items()}
-        self.at_work: nn.Module | None = None
+        self.active: nn.Module | None = None
         self.hooks: list[RemovableHandle] = []
         for first in self.groups:
-            self.hooks.append(first.register_forward_pre_hook(self.bring))
-            self.move(first, WAITING)
+            self.hooks.append(first.register_forward_pre_hook(self.load))
+            self.move(first, CPU)
 
-    def bring(self, first: nn.Module, _: tuple[Tensor, ...]) -> None:
-        if first is not self.at_work:
-            if self.at_work is not None:
-                self.move(self.at_work, WAITING)
+    def load(self, first: nn.Module, _: tuple[Tensor, ...]) -> None:
+        """Makes a group the active one; a hook of the layer that runs first in it."""
+        if first is not self.active:
+            if self.active is not None:
+                self.move(self.active, CPU)
             self.move(first, self.device)
-            self.at_work = first
+            self.active = first
 
     def move(self, first: nn.Module, device: torch.device) -> None:
         for layers in self.groups[first]:
             layers.to(device)
 
-    def end(self) -> None:
-        """All are back on the device, and stay."""
+    def close(self) -> None:
+        """Loads all groups onto the device for good."""
         for first in self.groups:
             self.move(first, self.device)
         for hook in self.hooks:
             hook.remove()
 
 
-def take_turns(unet: UNetModel, vae: AutoencoderKL, clip: CLIPTextModel | None = None) -> None:
-    if not hasattr(unet, "turns"):
+def enable(unet: UNetModel, vae: AutoencoderKL, clip: CLIPTextModel | None = None) -> None:
+    """Offloads all networks but the active one from now on."""
+    if not hasattr(unet, "offloader"):
         groups = {} if clip is None else {clip: [clip.embeddings, clip.encoder]}
         groups |= {
             vae.encoder: [vae.encoder],
             vae.decoder: [vae.decoder],
-            # The time's embedding is computed first, whether or not a step cache leaves out what comes after it.
+            # The time embedding is computed first, whether or not DeepCache leaves out some of the blocks.
             unet.time_embed: [unet.input_blocks, unet.middle_block, unet.output_blocks],
         }
-        unet.turns = Turns(unet.out[2].weight.device, groups)
+        unet.offloader = ModelOffloader(unet.out[2].weight.device, groups)
 
 
-def stay(unet: UNetModel) -> None:
-    if hasattr(unet, "turns"):
-        unet.turns.end()
-        del unet.turns
+def disable(unet: UNetModel) -> None:
+    """Moves all networks back to the device, where they stay."""
+    if hasattr(unet, "offloader"):
+        unet.offloader.close()
+        del unet.offloader

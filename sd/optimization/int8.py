@@ -1,10 +1,10 @@
-"""Products in 8 bits: half of bf16's time where the processor multiplies bytes, and not quite the same picture.
+"""Products in 8 bits: half of bf16's time where the CPU multiplies bytes; the image changes a little.
 
-Weights are rounded once, each row with a step of its own; what comes into a layer is rounded in every call, all of it
-with one step (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference", section 2.1). Sums are exact, in 32 bits; biases and what comes out are as they were. About 1 % of each
-layer's answer changes. The weights themselves stay where they are, so that taken off every bit is as before: the
-bytes come on top, half as much again as bf16 takes.
+Weights are rounded once, each row with its own scale; the input of a layer is rounded in every call, with one scale
+for all of it (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference", section 2.1). Sums are exact, in 32 bits; biases and outputs keep their precision. About 1 % of each
+layer's output changes. The original weights stay where they are, so that every bit is as before once the patch is
+removed: the bytes come on top, half as much memory again as bf16 weights take.
 """
 
 from dataclasses import dataclass
@@ -13,148 +13,199 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.optimization.prepacked_conv import FEWEST_CHANNELS, PackedConv2d
+from sd.optimization.kernels import (
+    BYTES_CONVOLUTION,
+    BYTES_LINEAR,
+    FLOATS,
+    PACK_BYTES_CONVOLUTION,
+    PACK_BYTES_LINEAR,
+    kernel,
+    needs_floats,
+    trial_obstacle,
+)
+from sd.optimization.patching import LayerPatch, apply_patch, is_plain, make_plain, patches_on, remove_patches
+from sd.optimization.prepacked_conv import MIN_CHANNELS
 from sd.unet import GEGLU, BasicTransformerBlock, UNetModel
+from sd.utils.device import cpu_has_vnni
 
-ANY = 1  # a step and a zero for packing, which does not look at them
-TILE = 2**18  # numbers that are rounded at once: the fp32 in between stays in the cache
+ANY = 1  # a scale and a zero point for packing, which does not read them
+CHUNK = 2**18  # numbers that are rounded at once: the fp32 values in between stay in the cache
 
 
-def to_bytes(x: Tensor) -> tuple[Tensor, float, int]:
-    """(uint8 of the same shape and order in memory, the step, the byte that stands for 0): from x's least to its most.
+def quantize(x: Tensor) -> tuple[Tensor, float, int]:
+    """Rounds x to bytes, from its minimum to its maximum.
 
-    x is about (bytes - zero) * step.
+    Returns (uint8 of the same shape and memory layout, the scale, the zero point): x is about (bytes - zero) * scale.
     """
     rounded = torch.empty_like(x, dtype=torch.uint8)
     # One dimension, in the order of memory, whatever that is.
     numbers, levels = (t.as_strided((t.numel(),), (1,)) for t in (x, rounded))
     least, most = (bound.item() for bound in numbers.aminmax())
     least, most = min(least, 0.0), max(most, 0.0)  # 0 itself is a level: edges are padded with it
-    step = max(most - least, 1e-20) / 255
-    zero = round(-least / step)
-    for some, level in zip(numbers.split(TILE), levels.split(TILE)):
-        # What is cut off after adding a half is rounded.
-        level.copy_(some.to(torch.float32, copy=True).mul_(1 / step).add_(zero + 0.5).clamp_(0, 255))
-    return rounded, step, zero
+    scale = max(most - least, 1e-20) / 255
+    zero = round(-least / scale)
+    for some, level in zip(numbers.split(CHUNK), levels.split(CHUNK)):
+        # Adding a half before the fraction is cut off rounds to the nearest.
+        level.copy_(some.to(torch.float32, copy=True).mul_(1 / scale).add_(zero + 0.5).clamp_(0, 255))
+    return rounded, scale, zero
 
 
-def rows_to_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(O, ...) to (int8 of that shape, (O,) steps)."""
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(O, ...) to (int8 of that shape, (O,) scales)."""
     weight = weight.detach().float()
-    steps = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-20) / 127
-    return (weight / steps.view(-1, *[1] * (weight.dim() - 1))).round().to(torch.int8), steps
+    scales = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-20) / 127
+    return (weight / scales.view(-1, *[1] * (weight.dim() - 1))).round().to(torch.int8), scales
 
 
 @dataclass
-class Matrix:
-    """A linear layer's weight in bytes, packed for the processor's kernels."""
+class Int8Matrix:
+    """A linear layer's weight in bytes, packed for oneDNN's kernels."""
 
     packed: Tensor
-    steps: Tensor
+    scales: Tensor
     bias: Tensor | None
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> "Matrix":
-        rows, steps = rows_to_bytes(weight)
+    def from_weight(cls, weight: Tensor, bias: Tensor | None) -> "Int8Matrix":
+        """weight: (out, in). bias: (out,)."""
+        rows, scales = quantize_rows(weight)
         bias = None if bias is None else bias.detach().float()
-        return cls(torch.ops.onednn.qlinear_prepack(rows, None), steps, bias)
+        return cls(kernel(PACK_BYTES_LINEAR)(rows, None), scales, bias)
 
-    def product(self, x: Tensor, step: float, zero: int, dtype: torch.dtype, then: str = "none") -> Tensor:
-        """x, step, zero: as of `to_bytes`. then: "gelu" applies that to the sums, not its approximation by tanh."""
-        weights = (self.packed, self.steps, torch.zeros_like(self.steps, dtype=torch.int32), self.bias)
-        return torch.ops.onednn.qlinear_pointwise(x, step, zero, *weights, 1.0, 0, dtype, then, [], "none")
+    def multiply(self, x: Tensor, scale: float, zero: int, dtype: torch.dtype, activation: str = "none") -> Tensor:
+        """x, scale, zero: as `quantize` returns them. activation: "gelu" applies the exact GELU to the sums."""
+        weights = (self.packed, self.scales, torch.zeros_like(self.scales, dtype=torch.int32), self.bias)
+        return kernel(BYTES_LINEAR)(x, scale, zero, *weights, 1.0, 0, dtype, activation, [], "none")
 
 
-class Int8Linear(nn.Linear):
-    matrix: Matrix | None
+class Int8Linear(LayerPatch, nn.Linear):
+    """A linear layer that multiplies bytes; its weight is quantized when it is first used."""
+
+    STATE = ("matrix",)
+    GIVES_WAY = True
+    matrix: Int8Matrix | None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not can_multiply(x):
-            return super().forward(x)
+        """x: (B, N, in). Returns (B, N, out)."""
+        return self.multiply(x) if can_multiply(x) else super().forward(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
         if self.matrix is None:
-            self.matrix = Matrix.of(self.weight, self.bias)
-        return self.matrix.product(*to_bytes(x.contiguous()), x.dtype)
-
-    def unpack(self) -> None:
-        """A plain layer again."""
-        del self.matrix
-        self.__class__ = nn.Linear
+            self.matrix = Int8Matrix.from_weight(self.weight, self.bias)
+        return self.matrix.multiply(*quantize(x.contiguous()), x.dtype)
 
 
-class Int8GEGLU(GEGLU):
-    """Both halves see the same bytes, and the gate's GELU happens while its sums are in registers."""
+class Int8GEGLU(LayerPatch, GEGLU):
+    """A GEGLU in bytes: both halves share one quantized input, and the GELU is fused onto the gate's sums."""
 
-    matrices: tuple[Matrix, Matrix] | None
+    STATE = ("matrices",)
+    GIVES_WAY = True
+    matrices: tuple[Int8Matrix, Int8Matrix] | None
 
     def forward(self, x: Tensor) -> Tensor:
-        if type(self.proj) is not nn.Linear or not can_multiply(x):  # with an adapter in it, for one
-            return super().forward(x)
+        """x: (B, N, D). Returns (B, N, 4 D)."""
+        plain = is_plain(self.proj)  # not with an adapter on it, for one
+        return self.multiply(x) if plain and can_multiply(x) else super().forward(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
         if self.matrices is None:
             halves = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2))
-            self.matrices = tuple(Matrix.of(weight, bias) for weight, bias in halves)
+            self.matrices = tuple(Int8Matrix.from_weight(weight, bias) for weight, bias in halves)
         value, gate = self.matrices
-        rounded = *to_bytes(x.contiguous()), x.dtype
-        return value.product(*rounded).mul_(gate.product(*rounded, "gelu"))
+        rounded = *quantize(x.contiguous()), x.dtype
+        return value.multiply(*rounded).mul_(gate.multiply(*rounded, "gelu"))
 
 
-class Int8Conv2d(nn.Conv2d):
-    packed: tuple[Tensor, Tensor] | None  # and the steps
+class Int8Conv2d(LayerPatch, nn.Conv2d):
+    """A convolution that multiplies bytes; its weight is quantized when it is first used."""
+
+    STATE = ("quantized",)
+    GIVES_WAY = True
+    quantized: tuple[Tensor, Tensor] | None  # packed bytes and the rows' scales
 
     def forward(self, x: Tensor) -> Tensor:
-        if not can_multiply(x):
-            return super().forward(x)
+        """x: (B, C, H, W)."""
+        return self.multiply(x) if can_multiply(x) else super().forward(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
         x = x.contiguous(memory_format=torch.channels_last)
         how = self.stride, padding, self.dilation, self.groups
-        if self.packed is None:
-            rows, steps = rows_to_bytes(self.weight)
-            self.packed = torch.ops.onednn.qconv_prepack(rows, steps, ANY, ANY, *how, list(x.shape)), steps
-        packed, steps = self.packed
+        if self.quantized is None:
+            rows, scales = quantize_rows(self.weight)
+            self.quantized = kernel(PACK_BYTES_CONVOLUTION)(rows, scales, ANY, ANY, *how, list(x.shape)), scales
+        packed, scales = self.quantized
         bias = None if self.bias is None else self.bias.float()
-        weights = (packed, steps, torch.zeros_like(steps, dtype=torch.int32), bias)
-        return torch.ops.onednn.qconv_pointwise(*to_bytes(x), *weights, *how, 1.0, 0, x.dtype, "none", [], "none")
-
-    def unpack(self) -> None:
-        """A plain convolution again."""
-        del self.packed
-        self.__class__ = nn.Conv2d
+        weights = (packed, scales, torch.zeros_like(scales, dtype=torch.int32), bias)
+        return kernel(BYTES_CONVOLUTION)(*quantize(x), *weights, *how, 1.0, 0, x.dtype, "none", [], "none")
 
 
 def can_multiply(x: Tensor) -> bool:
+    """Whether x is multiplied in bytes: there are no gradients and the CPU has the kernels."""
     return not torch.is_grad_enabled() and fits(x.device, x.dtype)
 
 
+def try_kernels(dtype: torch.dtype) -> None:
+    """Raises where the operators are missing or compute something else."""
+    x = torch.linspace(-1, 1, 16 * 16, dtype=dtype)
+    for patch, layer, given in (
+        (Int8Linear, nn.Linear(16, 16), x.view(1, 16, 16)),
+        (Int8Conv2d, nn.Conv2d(16, 16, 3, padding=1), x.view(1, 16, 4, 4)),
+        (Int8GEGLU, GEGLU(16, 16), x.view(1, 16, 16)),
+    ):
+        expected = layer.to(dtype)(given)
+        apply_patch(layer, patch)
+        # 8 bits of a range of 2, through sums of 16 or 144 products.
+        torch.testing.assert_close(layer.multiply(given), expected, rtol=0.05, atol=0.05)
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Why the patch does not work here; empty where it does."""
+    return hardware_obstacle(device, dtype) or trial_obstacle(try_kernels, dtype)
+
+
+def hardware_obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Why this device does not multiply bytes; empty where it does."""
+    if device.type != "cpu":
+        return "it is for CPUs."
+    if dtype not in FLOATS:
+        return needs_floats()
+    if not torch.backends.mkldnn.is_available():
+        return "this build of PyTorch has no oneDNN."
+    return "" if cpu_has_vnni() else "this CPU has no instruction that multiplies bytes (VNNI)."
+
+
 def fits(device: torch.device, dtype: torch.dtype) -> bool:
-    """A processor that multiplies and adds bytes in one go (VNNI)."""
-    ours = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
-    return ours and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    """Whether the patch works on this device, in this dtype."""
+    return not obstacle(device, dtype)
 
 
-def to_int8(unet: UNetModel) -> None:
-    """All that looks at a picture's places, but for the first and the last convolution; what looks at text stays."""
+def quantize_unet(unet: UNetModel) -> None:
+    """Patches the layers that read feature maps, but for the first and the last convolution.
+
+    The layers that read the text, and those that have an adapter, stay as they are.
+    """
     for layer in unet.modules():
         if isinstance(layer, BasicTransformerBlock):
-            own, across = layer.attn1, layer.attn2
-            for linear in (own.to_q, own.to_k, own.to_v, own.to_out[0], across.to_q, across.to_out[0], layer.ff.net[2]):
-                if type(linear) is nn.Linear:
-                    linear.__class__, linear.matrix = Int8Linear, None
-            gate = layer.ff.net[0]
-            if not isinstance(gate, Int8GEGLU):
-                gate.__class__, gate.matrices = Int8GEGLU, None
-        elif isinstance(layer, nn.Conv2d) and min(layer.in_channels, layer.out_channels) >= FEWEST_CHANNELS:
-            if isinstance(layer, PackedConv2d):
-                layer.unpack()
-            if type(layer) is nn.Conv2d:
-                layer.__class__, layer.packed = Int8Conv2d, None
+            own, cross = layer.attn1, layer.attn2
+            for linear in (own.to_q, own.to_k, own.to_v, own.to_out[0], cross.to_q, cross.to_out[0], layer.ff.net[2]):
+                replace_layer(linear, Int8Linear)
+            replace_layer(layer.ff.net[0], Int8GEGLU)
+        elif isinstance(layer, nn.Conv2d) and min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS:
+            replace_layer(layer, Int8Conv2d)
 
 
-def from_int8(unet: UNetModel) -> None:
-    for layer in unet.modules():
-        if isinstance(layer, (Int8Linear, Int8Conv2d)):
-            layer.unpack()
-        elif isinstance(layer, Int8GEGLU):
-            del layer.matrices
-            layer.__class__ = GEGLU
+def replace_layer(layer: nn.Module, patch: type) -> None:
+    """Applies the patch in place of other patches that compute the same output; a layer with an adapter stays."""
+    if patch not in patches_on(layer):
+        make_plain(layer)
+        if is_plain(layer):
+            apply_patch(layer, patch)
+
+
+def dequantize_unet(unet: UNetModel) -> None:
+    """Removes the patches."""
+    remove_patches(unet, Int8Linear, Int8Conv2d, Int8GEGLU)

@@ -1,4 +1,4 @@
-"""Memory that is free already, given back to the system."""
+"""Return freed heap pages to the operating system (glibc's `malloc_trim`)."""
 
 import ctypes
 import sys
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from torch import nn
 
 
-def give_back_freed(*_: object) -> None:
-    """Ask the C library for the pages that it keeps though nothing is in them; only Linux's (glibc) can.
+def trim_heap(*_: object) -> None:
+    """Asks the C library to return the pages that it keeps although they are free; only Linux's (glibc) can.
 
-    It keeps what was freed between tensors that still live, and new ones of another size do not fit there. Arguments
-    let it be a hook.
+    It keeps memory that was freed between tensors that are still alive, into which new ones of another size do not
+    fit. The arguments are ignored, so that the function can be a hook.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -21,9 +21,9 @@ def give_back_freed(*_: object) -> None:
 
 
 @contextmanager
-def given_back_before(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """While it lasts, `give_back_freed` runs before each of these layers."""
-    hooks = [layer.register_forward_pre_hook(give_back_freed) for layer in layers]
+def trim_before(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Calls `trim_heap` before each of these layers runs, for as long as the context lasts."""
+    hooks = [layer.register_forward_pre_hook(trim_heap) for layer in layers]
     try:
         yield
     finally:

@@ -1,37 +1,61 @@
-"""Convolutions whose weights lie in the order that the processor's kernels read.
+"""Prepacked convolutions: the weights lie in the blocked order that oneDNN's kernels read.
 
-oneDNN brings the weights of a convolution into blocks before it multiplies. A plain layer has that done in every call,
-a packed one once: the same sums in the same order, and at 8x8 places, where the weights are most of the work, in half
-the time. Nothing is kept twice, and unpacked the bits are those from before.
+oneDNN reorders the weights of a convolution into blocks before it multiplies. A plain layer does that in every call, a
+prepacked one once: the same sums in the same order, and in half the time at 8x8 positions, where the weights are most
+of the work. No weight is stored twice, and unpacked weights have the same bits as before.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.optimization.malloc_trim import give_back_freed
+from sd.optimization.kernels import CONVOLUTION, REORDER, kernel, onednn_obstacle, trial_obstacle
+from sd.optimization.malloc_trim import trim_heap
+from sd.optimization.patching import LayerPatch, apply_patch, plain_layers, remove_patch, remove_patches
 
-FEWEST_CHANNELS = 16  # a kernel's block; layers with fewer stay as they are
+MIN_CHANNELS = 16  # a kernel's block; layers with fewer are not packed
 
 
-class PackedConv2d(nn.Conv2d):
-    """A convolution that packs its weight when it is first used, for pictures of that size.
+@dataclass
+class PackedWeight:
+    """A convolution's weight in blocks, and the parameter that it belongs to, which is empty meanwhile."""
 
-    `weight` stays what it was for whoever asks, unpacked for that moment; so do its keys in a state dict. Where there
-    are gradients it computes with that. Moved to another device or dtype it is a plain layer again.
+    blocks: Tensor
+    parameter: nn.Parameter
+    shape: torch.Size
+    strides: tuple[int, ...]
+
+    def unpack(self) -> Tensor:
+        """A copy of the weight, (out, in, k, k), in its own memory layout."""
+        weight = torch.empty_strided(self.shape, self.strides, dtype=self.blocks.dtype)
+        return weight.copy_(self.blocks.to_dense())
+
+    def restore(self) -> nn.Parameter:
+        """The parameter with its values again."""
+        self.parameter.data = self.unpack()
+        return self.parameter
+
+
+class PackedConv2d(LayerPatch, nn.Conv2d):
+    """A convolution that packs its weight when it is first used, for inputs of that size.
+
+    `weight` gives the plain weight, unpacked for each access, and so do the keys of a state dict. Where there are
+    gradients the layer computes with that. Moved to another device or dtype it is a plain layer again.
     """
 
-    packed: Tensor | None
+    STATE = ("packed",)
+    GIVES_WAY = True
+    packed: PackedWeight | None
 
     @property
     def weight(self) -> Tensor:
-        if self.packed is None:
-            return self._parameters["weight"]
-        return self.packed.to_dense().contiguous(memory_format=torch.channels_last)
+        return self._parameters["weight"] if self.packed is None else self.packed.unpack()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W)."""
         if torch.is_grad_enabled() or x.dtype != self.dtype or not has_kernels(x.device, x.dtype):
             return super().forward(x)
         padding = self.padding
@@ -40,30 +64,29 @@ class PackedConv2d(nn.Conv2d):
             padding = (0, 0)
         if self.packed is None:
             self.pack(x.shape)
-        # The last three: what else could be done to each sum, and is not.
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self.packed, self.bias, padding, self.stride, self.dilation, self.groups, "none", [], ""
+        # The last three arguments: no operation is fused onto the sums.
+        return kernel(CONVOLUTION)(
+            x, self.packed.blocks, self.bias, padding, self.stride, self.dilation, self.groups, "none", [], ""
         )
 
     @property
     def dtype(self) -> torch.dtype:
-        return (self._parameters["weight"] if self.packed is None else self.packed).dtype
+        return self._parameters["weight"].dtype if self.packed is None else self.packed.blocks.dtype
 
     def pack(self, shape: torch.Size) -> None:
-        """shape: (B, C, H, W) of what comes in; any other works too, if not as quickly."""
-        blocks = self._parameters["weight"].detach().to_mkldnn()
-        self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
-            blocks, self.padding, self.stride, self.dilation, self.groups, list(shape)
+        """shape: (B, C, H, W) of the input; any other size works too, but may be slower."""
+        parameter = self._parameters["weight"]
+        blocks = kernel(REORDER)(
+            parameter.detach().to_mkldnn(), self.padding, self.stride, self.dilation, self.groups, list(shape)
         )
+        self.packed = PackedWeight(blocks, parameter, parameter.shape, parameter.stride())
+        parameter.data = parameter.new_empty(0)
         self._parameters["weight"] = None
-        give_back_freed()  # or the plain weights leave 700 MB of holes
+        trim_heap()  # or the plain weights leave 700 MB of holes
 
-    def unpack(self) -> None:
-        """A plain convolution again."""
-        weight = nn.Parameter(self.weight, requires_grad=False) if self.packed is not None else self.weight
-        del self.packed
-        self.__class__ = nn.Conv2d
-        self._parameters["weight"] = weight
+    def restore(self) -> None:
+        if self.packed is not None:
+            self._parameters["weight"] = self.packed.restore()
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = self.weight if keep_vars else self.weight.detach()
@@ -71,25 +94,38 @@ class PackedConv2d(nn.Conv2d):
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        self.unpack()
+        remove_patch(self, PackedConv2d)
         return self._apply(change, recurse)
 
 
-def pack(network: nn.Module) -> None:
-    """Every convolution that has no adapter in it."""
-    for layer in network.modules():
-        if type(layer) is nn.Conv2d and min(layer.in_channels, layer.out_channels) >= FEWEST_CHANNELS:
-            layer.__class__, layer.packed = PackedConv2d, None
+def pack_convolutions(network: nn.Module) -> None:
+    """Patches every plain convolution that is wide enough."""
+    for layer in plain_layers(network, nn.Conv2d):
+        if min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS:
+            apply_patch(layer, PackedConv2d)
 
 
-def unpack(network: nn.Module) -> None:
-    for layer in network.modules():
-        if isinstance(layer, PackedConv2d):
-            layer.unpack()
+def unpack_convolutions(network: nn.Module) -> None:
+    """Removes the patch."""
+    remove_patches(network, PackedConv2d)
+
+
+def try_kernels(dtype: torch.dtype) -> None:
+    """Raises where the operators are missing or compute something else."""
+    layer = nn.Conv2d(MIN_CHANNELS, MIN_CHANNELS, 3, padding=1).to(dtype)
+    x = torch.linspace(-1, 1, MIN_CHANNELS * 16, dtype=dtype).view(1, MIN_CHANNELS, 4, 4)
+    how = layer.padding, layer.stride, layer.dilation, layer.groups
+    blocks = kernel(REORDER)(layer.weight.detach().to_mkldnn(), *how, list(x.shape))
+    made = kernel(CONVOLUTION)(x, blocks, layer.bias, *how, "none", [], "")
+    torch.testing.assert_close(made, layer(x), rtol=0.02, atol=0.02)
+    assert torch.equal(blocks.to_dense(), layer.weight), "a packed weight does not unpack to the same bits."
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Why the patch does not work here; empty where it does."""
+    return onednn_obstacle(device, dtype) or trial_obstacle(try_kernels, dtype)
 
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes in it here: in fp32 on any processor, in bf16 where it has that."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether prepacked convolutions work on this device, in this dtype."""
+    return not obstacle(device, dtype)

@@ -1,8 +1,8 @@
-"""Speed as patches on a loaded pipeline: each can be listed, named and taken off, and the networks stay a textbook.
+"""Optimizations as patches on a loaded pipeline: each can be listed, enabled by its name and removed again.
 
-The usual ones are on in every drawing where the machine has them. They are exact: the same sums, if not always in the
-same order. They touch no weight, or give it back bit for bit. Off until asked for is whatever changes the picture, or
-saves in one place what it takes in another.
+The default ones are enabled whenever the pipeline generates images and the machine supports them. They are exact: the
+same sums, if not always in the same order. They change no weight, or restore it bit for bit. Off by default is
+whatever changes the image, or saves in one place what it costs in another.
 """
 
 from collections.abc import Callable, Collection
@@ -11,53 +11,74 @@ from dataclasses import dataclass
 import torch
 
 from sd.clip import CLIPTextModel
-from sd.optimization.compile import compile_forward, run_eagerly
-from sd.optimization.cpu_offload import stay, take_turns
-from sd.optimization.fused_geglu import fuse, separate
-from sd.optimization.int8 import fits as fits_int8
-from sd.optimization.int8 import from_int8, to_int8
-from sd.optimization.prepacked_conv import has_kernels, pack, unpack
-from sd.optimization.shared_cfg_prefix import share_start, start_twice
-from sd.optimization.tiled_attention import fits as fits_tiles
-from sd.optimization.tiled_attention import tile, untile
+from sd.optimization import (
+    compile,
+    cpu_offload,
+    fused_geglu,
+    int8,
+    layerwise_vae,
+    prepacked_conv,
+    shared_cfg_prefix,
+    tiled_attention,
+)
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
 from sd.vae import AutoencoderKL
 
 NO_OPTIMIZATIONS = "none"
-EXACT = "exact"  # in a list of names: the usual ones
+EXACT = "exact"  # in a list of names: the default ones
+ALIASES = {  # older names, still accepted in flags and in infotext
+    "packed-convolutions": "prepacked-conv",
+    "shared-start": "shared-cfg-prefix",
+    "parts-in-turn": "model-cpu-offload",
+    "graphs": "compile",
+}
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Those of a pipeline that can be patched."""
+    """The networks of a pipeline that can be patched."""
 
     unet: UNetModel
     vae: AutoencoderKL
     clip: CLIPTextModel | None = None
 
 
+def no_obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Optimization:
-    """what: a line for the list. fits: whether this device has it, in this dtype. exact: it does not change the
-    picture. usual: on by default.
+    """A patch with its name's line in the list.
 
-    put_on, take_off: both may be called again and again; what is on already stays as it is.
+    obstacle: a sentence why this device and dtype do not support it; empty where they do. exact: it does not change
+    the image. default: it is enabled unless other optimizations are asked for.
+    enable, disable: may be called repeatedly; what is enabled already stays as it is.
     """
 
-    what: str
-    put_on: Callable[[Networks], object]
-    take_off: Callable[[Networks], object]
-    fits: Callable[[torch.device, torch.dtype], bool] = lambda device, dtype: True
+    description: str
+    enable: Callable[[Networks], object]
+    disable: Callable[[Networks], object]
+    obstacle: Callable[[torch.device, torch.dtype], str] = no_obstacle
     exact: bool = True
-    usual: bool = True
+    default: bool = True
+
+    def fits(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether this device and dtype support it."""
+        return not self.obstacle(device, dtype)
 
 
-def on_cuda(device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type == "cuda"
+def needs_cuda(device: torch.device, dtype: torch.dtype) -> str:
+    return "" if device.type == "cuda" else "it is for CUDA GPUs."
 
 
-def lay_out(networks: Networks, order: torch.memory_format) -> None:
+def needs_cpu(device: torch.device, dtype: torch.dtype) -> str:
+    return "" if device.type == "cpu" else "it is for CPUs."
+
+
+def set_memory_format(networks: Networks, order: torch.memory_format) -> None:
+    """Changes the memory layout of the U-Net's and the VAE's weights where it is another one."""
     for network, last in ((networks.unet, networks.unet.out[2]), (networks.vae, networks.vae.decoder.conv_out)):
         if not last.weight.is_contiguous(memory_format=order):
             network.to(memory_format=order)
@@ -65,116 +86,133 @@ def lay_out(networks: Networks, order: torch.memory_format) -> None:
 
 OPTIMIZATIONS = {
     "channels-last": Optimization(
-        "the channels of a place lie together in memory, as convolutions read them",
-        lambda networks: lay_out(networks, torch.channels_last),
-        lambda networks: lay_out(networks, torch.contiguous_format),
+        "stores the channels of a position next to each other in memory, as convolutions read them",
+        lambda networks: set_memory_format(networks, torch.channels_last),
+        lambda networks: set_memory_format(networks, torch.contiguous_format),
     ),
-    "packed-convolutions": Optimization(
-        "weights lie in the blocks that the processor's kernels read",
-        lambda networks: pack(networks.unet),
-        lambda networks: unpack(networks.unet),
-        has_kernels,
+    "prepacked-conv": Optimization(
+        "stores convolution weights in the blocks that the CPU's kernels read",
+        lambda networks: prepacked_conv.pack_convolutions(networks.unet),
+        lambda networks: prepacked_conv.unpack_convolutions(networks.unet),
+        prepacked_conv.obstacle,
     ),
     "fused-geglu": Optimization(
-        "the gate of a feed-forward layer is applied while its sums are in registers",
-        lambda networks: fuse(networks.unet),
-        lambda networks: separate(networks.unet),
-        has_kernels,
+        "applies the gate of a feed-forward layer while its sums are in registers",
+        lambda networks: fused_geglu.fuse_geglu(networks.unet),
+        lambda networks: fused_geglu.unfuse_geglu(networks.unet),
+        fused_geglu.obstacle,
     ),
     "tiled-attention": Optimization(
-        "long self-attentions go a tile at a time, so that their scores stay in the processor's cache",
-        lambda networks: tile(networks.unet),
-        lambda networks: untile(networks.unet),
-        fits_tiles,
+        "computes long self-attentions in tiles, so that their scores stay in the CPU's cache",
+        lambda networks: tiled_attention.tile_attention(networks.unet),
+        lambda networks: tiled_attention.untile_attention(networks.unet),
+        tiled_attention.obstacle,
     ),
-    "shared-start": Optimization(
-        "what comes before the first look at the text is computed once for cond and uncond",
-        lambda networks: share_start(networks.unet),
-        lambda networks: start_twice(networks.unet),
-        lambda device, dtype: device.type == "cpu",  # on a GPU the check for equal rows would wait for it in every step
+    "shared-cfg-prefix": Optimization(
+        "computes the layers before the first cross-attention once for cond and uncond",
+        lambda networks: shared_cfg_prefix.share_prefix(networks.unet),
+        lambda networks: shared_cfg_prefix.unshare_prefix(networks.unet),
+        needs_cpu,  # on a GPU the test for equal rows would wait for the GPU in every step
+    ),
+    "layerwise-vae": Optimization(
+        "runs the VAE layer by layer and frees each input early: less memory",
+        lambda networks: layerwise_vae.run_layerwise(networks.vae),
+        lambda networks: layerwise_vae.run_whole_levels(networks.vae),
     ),
     "int8": Optimization(
-        "products in 8 bits, which is quicker, and changes the picture a little",
-        lambda networks: to_int8(networks.unet),
-        lambda networks: from_int8(networks.unet),
-        fits_int8,
+        "computes products in 8 bits: faster, and the image changes a little",
+        lambda networks: int8.quantize_unet(networks.unet),
+        lambda networks: int8.dequantize_unet(networks.unet),
+        int8.obstacle,
         exact=False,
-        usual=False,
+        default=False,
     ),
-    "parts-in-turn": Optimization(
-        "one network at a time on the GPU: for those of 4 GB, and slower",
-        lambda networks: take_turns(networks.unet, networks.vae, networks.clip),
-        lambda networks: stay(networks.unet),
-        on_cuda,
-        usual=False,
+    "model-cpu-offload": Optimization(
+        "keeps only the active network on the GPU: for GPUs of 4 GB, and slower",
+        lambda networks: cpu_offload.enable(networks.unet, networks.vae, networks.clip),
+        lambda networks: cpu_offload.disable(networks.unet),
+        needs_cuda,
+        default=False,
     ),
-    "graphs": Optimization(
-        "kernels compiled for this GPU and size, replayed as one: quicker, after minutes before the first picture",
-        lambda networks: [compile_forward(network) for network in (networks.unet, networks.vae.decoder)],
-        lambda networks: [run_eagerly(network) for network in (networks.unet, networks.vae.decoder)],
-        on_cuda,
-        usual=False,
+    "compile": Optimization(
+        "compiles kernels for this GPU and image size: faster, after some minutes before the first image",
+        lambda networks: [compile.compile_forward(network) for network in (networks.unet, networks.vae.decoder)],
+        lambda networks: [compile.run_eagerly(network) for network in (networks.unet, networks.vae.decoder)],
+        needs_cuda,
+        default=False,
     ),
 }
-APART = {"parts-in-turn", "graphs"}  # the one moves the weights, of which the other fixes the places
-TRAINABLE = ("channels-last",)  # the others have no gradients
+INCOMPATIBLE = {"compile", "model-cpu-offload"}  # one moves the weights, the other fixes their addresses
+TRAINABLE = ("channels-last", "layerwise-vae")  # the others compute no gradients
 
 
 def optimize(
     unet: UNetModel, vae: AutoencoderKL, names: Collection[str] | None = None, clip: CLIPTextModel | None = None
 ) -> list[str]:
-    """Puts these on and takes all others off. names: of OPTIMIZATIONS, or EXACT; None: the usual ones.
+    """Enables these optimizations and disables all others.
 
-    Returns those that are on now. Raises UserError, with nothing changed, for an unknown name, for one that is asked
-    for and does not fit this machine or these networks, and for two that do not go together.
+    names: of OPTIMIZATIONS, or EXACT; None: the default ones. Returns those that are enabled now.
+    Raises UserError, with nothing changed, for an unknown name, for one that this machine does not support, and for
+    two that do not work together.
     """
     networks, weight = Networks(unet, vae, clip), unet.out[2].weight
-    names = checked(names, weight.device, weight.dtype)
+    names = resolve_names(names, weight.device, weight.dtype)
     for name in reversed(OPTIMIZATIONS):
         if name not in names:
-            OPTIMIZATIONS[name].take_off(networks)
+            OPTIMIZATIONS[name].disable(networks)
     for name, one in OPTIMIZATIONS.items():
         if name in names:
-            one.put_on(networks)
+            one.enable(networks)
     return [name for name in OPTIMIZATIONS if name in names]
 
 
-def checked(names: Collection[str] | None, device: torch.device, dtype: torch.dtype) -> list[str]:
+def resolve_names(names: Collection[str] | None, device: torch.device, dtype: torch.dtype) -> list[str]:
     """The names of OPTIMIZATIONS that these stand for. Raises UserError as `optimize` does."""
-    usual = usual_ones(device, dtype)
-    names = usual if names is None else [one for name in names for one in (usual if name == EXACT else [name])]
+    if names is None:
+        names = [EXACT]
+    names = [current_name(name) for name in names]
+    names = [one for name in names for one in (default_names(device, dtype) if name == EXACT else [name])]
     for name in names:
         if name not in OPTIMIZATIONS:
+            choices = ", ".join([EXACT, *OPTIMIZATIONS, NO_OPTIMIZATIONS])
+            raise UserError(f"unknown optimization {name!r}; choose from {choices}.")
+        if reason := OPTIMIZATIONS[name].obstacle(device, dtype):
             raise UserError(
-                f"there is no optimization {name!r}: use {EXACT}, {', '.join(OPTIMIZATIONS)}, or {NO_OPTIMIZATIONS}."
+                f"{name} is not supported on this device and dtype ({reason.rstrip('.')}); remove it from --optimize."
             )
-        if not OPTIMIZATIONS[name].fits(device, dtype):
-            raise UserError(f"{name} does not fit this device and precision: leave it out.")
-    if set(names) >= APART:
-        raise UserError(f"{' and '.join(sorted(APART))} do not go together: leave one of them out.")
+    if set(names) >= INCOMPATIBLE:
+        raise UserError(f"{' and '.join(sorted(INCOMPATIBLE))} do not work together; remove one of them.")
     return names
 
 
-def usual_ones(device: torch.device, dtype: torch.dtype) -> list[str]:
-    return [name for name, one in OPTIMIZATIONS.items() if one.usual and one.fits(device, dtype)]
+def current_name(name: str) -> str:
+    """The name of an optimization that may have an older one."""
+    return ALIASES.get(name, name)
 
 
-def approximate_ones(names: Collection[str] | None) -> list[str]:
-    """Those of the names given to `optimize` that change the picture."""
-    return [name for name in names or () if name in OPTIMIZATIONS and not OPTIMIZATIONS[name].exact]
+def default_names(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The optimizations that are enabled by default there."""
+    return [name for name, one in OPTIMIZATIONS.items() if one.default and one.fits(device, dtype)]
+
+
+def approximate_names(names: Collection[str] | None) -> list[str]:
+    """Those of the names given to `optimize` that change the image."""
+    names = [current_name(name) for name in names or ()]
+    return [name for name in names if name in OPTIMIZATIONS and not OPTIMIZATIONS[name].exact]
 
 
 def list_optimizations(device: torch.device, dtype: torch.dtype) -> str:
-    """A line each: its name, whether it is on by default there, and what it does."""
+    """A line each: its name, whether it is enabled by default there, what it does, and why it is not supported."""
     lines = []
     for name, one in OPTIMIZATIONS.items():
-        state = "not here" if not one.fits(device, dtype) else "on" if one.usual else "off"
-        lines.append(f"{name:20} {state:9} {one.what}")
+        reason = one.obstacle(device, dtype)
+        state = "not here" if reason else "on" if one.default else "off"
+        lines.append(f"{name:18} {state:9} {one.description}" + (f". Not here: {reason}" if reason else ""))
     return "\n".join(lines)
 
 
-def optimizations_of(names: str | None) -> list[str] | None:
-    """Names with commas between; None, the exact ones, where there are none."""
+def parse_names(names: str | None) -> list[str] | None:
+    """Splits names with commas between them. None stands for the default ones."""
     if names is None:
         return None
     return [] if names == NO_OPTIMIZATIONS else [name.strip() for name in names.split(",")]

@@ -1,126 +1,122 @@
-"""Token merging: places that look alike share one answer in the widest self-attentions. Quicker, not quite the same.
+"""Token merging: similar tokens share one result in the self-attentions of the highest resolution.
 
-Bolya and Hoffman 2023, "Token Merging for Fast Stable Diffusion". One place of every 2x2 is drawn by lot; of all the
-others, those that are most like one of these join it. The mean of each group takes part in the attention, and all of
-the group get its answer.
+Bolya and Hoffman 2023, "Token Merging for Fast Stable Diffusion". One token of every 2x2 block is chosen at random as a
+destination; of all other tokens, those most similar to a destination are merged into it. The mean of each group takes
+part in the attention, and all tokens of the group get its result. It is faster, and the image changes a little.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.unet import Downsample, SpatialTransformer, TimestepEmbedSequential, UNetModel, Upsample
+from sd.optimization.patching import LayerPatch, apply_patch, remove_patches
+from sd.unet import CrossAttention, Downsample, SpatialTransformer, TimestepEmbedSequential, UNetModel, Upsample
 
-MAX_RATIO = 0.75  # of every 2x2 places one stays
+MAX_RATIO = 0.75  # one token of every 2x2 block stays
 
 
-class Merging:
-    """What the patched layers of one walk share: how much to merge, and lots, the same in every walk.
+class MergeState:
+    """What the patched layers of one sampling run share: the ratio, and a generator with the same seed in every run.
 
-    size: (h, w) of the feature map that is on its way through.
+    size: (h, w) of the feature map that is being processed.
     """
 
     def __init__(self, ratio: float, size: tuple[int, int] = (0, 0)):
         self.ratio, self.size = ratio, size
-        self.generator = torch.Generator().manual_seed(0)  # not the picture's: a batch has one pattern for all
+        self.generator = torch.Generator().manual_seed(0)  # not the image's: all rows of a batch share one pattern
 
-    def groups(self, x: Tensor) -> tuple[Tensor, int]:
-        """x: (B, N, D), N = h * w. Returns the group of each place, (B, N), and how many groups there are."""
-        stays, others = (places.to(x.device) for places in self.draw_lots())
-        joining = min(int(self.ratio * x.shape[1]), len(others)) if len(stays) else 0
-        if joining == 0:
+    def group_tokens(self, x: Tensor) -> tuple[Tensor, int]:
+        """x: (B, N, D), N = h * w. Returns the group of each token, (B, N), and the number of groups."""
+        kept, others = (tokens.to(x.device) for tokens in self.choose_destinations())
+        merged = min(int(self.ratio * x.shape[1]), len(others)) if len(kept) else 0
+        if merged == 0:
             return torch.arange(x.shape[1], device=x.device).expand(x.shape[:2]), x.shape[1]
         unit = F.normalize(x, dim=-1)
-        likeness, group = (unit[:, others] @ unit[:, stays].transpose(1, 2)).max(dim=-1)  # (B, N - stays) each
-        alone = likeness.argsort(dim=1, descending=True)[:, joining:]
-        numbers = torch.arange(len(stays), x.shape[1] - joining, device=x.device)
+        similarity, group = (unit[:, others] @ unit[:, kept].transpose(1, 2)).max(dim=-1)  # (B, N - kept) each
+        alone = similarity.argsort(dim=1, descending=True)[:, merged:]
+        numbers = torch.arange(len(kept), x.shape[1] - merged, device=x.device)
         groups = torch.empty(x.shape[:2], dtype=torch.long, device=x.device)
-        groups[:, stays] = torch.arange(len(stays), device=x.device)
+        groups[:, kept] = torch.arange(len(kept), device=x.device)
         groups[:, others] = group.scatter(1, alone, numbers.expand_as(alone))
-        return groups, x.shape[1] - joining
+        return groups, x.shape[1] - merged
 
-    def draw_lots(self) -> tuple[Tensor, Tensor]:
-        """Places, as indices into h * w: one of each 2x2, which stays, and all others, those of odd edges too."""
+    def choose_destinations(self) -> tuple[Tensor, Tensor]:
+        """Indices into h * w: one random token of each 2x2 block, and all others, those of odd edges included."""
         h, w = self.size
-        lot = torch.randint(4, (h // 2, w // 2), generator=self.generator)
-        rows, columns = 2 * torch.arange(h // 2)[:, None] + lot // 2, 2 * torch.arange(w // 2) + lot % 2
-        stays = (rows * w + columns).flatten()
-        rest = torch.ones(h * w, dtype=torch.bool).index_fill(0, stays, False)
-        return stays, rest.nonzero().flatten()
+        choice = torch.randint(4, (h // 2, w // 2), generator=self.generator)
+        rows, columns = 2 * torch.arange(h // 2)[:, None] + choice // 2, 2 * torch.arange(w // 2) + choice % 2
+        kept = (rows * w + columns).flatten()
+        rest = torch.ones(h * w, dtype=torch.bool).index_fill(0, kept, False)
+        return kept, rest.nonzero().flatten()
 
 
-def together(x: Tensor, groups: Tensor, count: int) -> Tensor:
+def merge_tokens(x: Tensor, groups: Tensor, count: int) -> Tensor:
     """The mean of each group: (B, N, D) to (B, count, D)."""
     batch, _, dim = x.shape
-    rows = groups + count * torch.arange(batch, device=x.device)[:, None]  # (B, N), into all pictures' groups
-    index = rows.flatten()[:, None].expand(-1, dim)  # along dimension 0, where torch is ten times as quick
+    rows = groups + count * torch.arange(batch, device=x.device)[:, None]  # (B, N), into the groups of all images
+    index = rows.flatten()[:, None].expand(-1, dim)  # along dimension 0, where torch is ten times as fast
     means = x.new_zeros(batch * count, dim).scatter_reduce(0, index, x.flatten(0, 1), "mean", include_self=False)
     return means.unflatten(0, (batch, count))
 
 
-def apart(y: Tensor, groups: Tensor) -> Tensor:
-    """To each place what its group has: (B, count, D) to (B, N, D)."""
+def unmerge_tokens(y: Tensor, groups: Tensor) -> Tensor:
+    """Gives each token the result of its group: (B, count, D) to (B, N, D)."""
     rows = groups + y.shape[1] * torch.arange(len(y), device=y.device)[:, None]
     return y.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, groups.shape)
 
 
-class MergingAttention:
-    """Before a self-attention's own class."""
+class MergingAttention(LayerPatch, CrossAttention):
+    """A self-attention over groups of tokens."""
 
-    merging: Merging
+    STATE = ("merging",)
+    merging: MergeState
 
     def forward(self, x: Tensor, context: None = None) -> Tensor:
-        groups, count = self.merging.groups(x)
-        return apart(super().forward(together(x, groups, count)), groups)
+        """x: (B, N, D). Returns (B, N, D)."""
+        groups, count = self.merging.group_tokens(x)
+        return unmerge_tokens(super().forward(merge_tokens(x, groups, count)), groups)
 
 
-class MergingTransformer:
-    """Before a SpatialTransformer's own class: tells its self-attention how the places lie."""
+class MergingTransformer(LayerPatch, SpatialTransformer):
+    """A spatial transformer that gives its self-attention the height and width of the feature map."""
 
-    merging: Merging
+    STATE = ("merging",)
+    merging: MergeState
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H, W)."""
         self.merging.size = x.shape[-2:]
         return super().forward(x, context)
 
 
-@cache
-def before(patch: type, own: type) -> type:
-    return type(f"{patch.__name__}Before{own.__name__}", (patch, own), {})
-
-
 @contextmanager
 def token_merging(unet: UNetModel, ratio: float) -> Iterator[None]:
-    """While it lasts, the self-attentions of the highest resolution merge that share of their places, 0 to MAX_RATIO.
+    """Merges that share of the tokens, 0 to MAX_RATIO, in the highest resolution, for as long as the context lasts.
 
-    Layers only change their class, as with LoRA, and change back: no bit and no key is touched. At 0 nothing changes.
+    At 0 nothing is patched.
     """
-    transformers = finest(unet) if ratio > 0 else []
-    patches = [(layer, MergingTransformer) for layer in transformers]
-    patches += [(block.attn1, MergingAttention) for layer in transformers for block in layer.transformer_blocks]
-    own, merging = [type(layer) for layer, _ in patches], Merging(ratio)
+    merging = MergeState(ratio)
     try:
-        for layer, patch in patches:
-            layer.__class__, layer.merging = before(patch, type(layer)), merging
+        for layer in finest_transformers(unet) if ratio > 0 else []:
+            apply_patch(layer, MergingTransformer, merging=merging)
+            for block in layer.transformer_blocks:
+                apply_patch(block.attn1, MergingAttention, merging=merging)
         yield
     finally:
-        for (layer, _), plain in zip(patches, own):
-            layer.__class__ = plain
-            del layer.merging
+        remove_patches(unet, MergingTransformer, MergingAttention)
 
 
-def finest(unet: UNetModel) -> list[SpatialTransformer]:
-    """The transformers of the highest resolution that has any, on the way down and on the way up."""
+def finest_transformers(unet: UNetModel) -> list[SpatialTransformer]:
+    """The transformers of the highest resolution that has any, in the input blocks and in the output blocks."""
     up = reversed(unet.output_blocks)
     return transformers_until(unet.input_blocks, Downsample) + transformers_until(up, Upsample)
 
 
 def transformers_until(blocks: Iterator[TimestepEmbedSequential], change: type[nn.Module]) -> list[SpatialTransformer]:
-    """Those of the first resolution with any; blocks: from the picture's side."""
+    """The transformers of the first resolution with any. blocks: those of full resolution first."""
     found = []
     for block in blocks:
         if found and any(isinstance(layer, change) for layer in block):

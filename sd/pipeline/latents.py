@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sd.optimization.malloc_trim import given_back_before
+from sd.optimization.malloc_trim import trim_before
 from sd.optimization.tiled_vae import decode_tiled, encode_tiled
 from sd.utils.errors import UserError
 from sd.vae import LATENT_SCALE, AutoencoderKL
@@ -30,7 +30,7 @@ def decode_latent(vae: AutoencoderKL, latent: Tensor) -> Tensor:
     latent = latent / LATENT_SCALE
     # The steps leave 200 MB between v1-5's weights, each level 50 more; the next level, being larger, can use little.
     on_cpu = vae.post_quant_conv.weight.device.type == "cpu"
-    with given_back_before([level.block[0] for level in vae.decoder.up] if on_cpu else []):
+    with trim_before([level.block[0] for level in vae.decoder.up] if on_cpu else []):
         return whole_or_in_tiles(
             vae, pixels, lambda dtype: vae.decode(latent.to(dtype)), lambda dtype: decode_tiled(vae, latent.to(dtype))
         )

@@ -32,7 +32,7 @@ from sd.checkpoints.discovery import LORAS as LORAS
 from sd.checkpoints.discovery import WEIGHTS as WEIGHTS
 from sd.checkpoints.hashing import model_hash
 from sd.clip import CLIPTextModel
-from sd.optimization.registry import approximate_ones, optimize
+from sd.optimization.registry import approximate_names, optimize
 from sd.pipeline.image_inputs import as_image
 from sd.pipeline.init_image import Start, start_from
 from sd.pipeline.latents import decode_latent, encode_image
@@ -305,5 +305,5 @@ class StableDiffusion(AdapterCalls):
         if self.vae_path is not None:
             more |= {"VAE hash": model_hash(self.vae_path) or None, "VAE": self.vae_path.name}
         more |= {"Adapters": ", ".join(self.adapters.names())} if self.adapters.names() else {}
-        more |= {"Approximations": ", ".join(inexact)} if (inexact := approximate_ones(self.optimizations)) else {}
+        more |= {"Approximations": ", ".join(inexact)} if (inexact := approximate_names(self.optimizations)) else {}
         return [settings.infotext(i, name, hashed, from_image, **more) for i in range(settings.num_images)]

@@ -1,5 +1,7 @@
 """Devices and number formats: the defaults of this machine, and names as users give them."""
 
+from collections.abc import Callable
+
 import torch
 
 from sd.utils.errors import UserError
@@ -38,5 +40,34 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     if precision == "autocast" and device.type != "cpu":
         return torch.float16
     if precision == "autocast":
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        return torch.bfloat16 if cpu_has_bf16() else torch.float32
     return DTYPES.get("fp32" if precision == "full" else precision, default_dtype(device))
+
+
+def find_private(name: str) -> Callable | None:
+    """A private function of PyTorch, by its path below `torch`; None where this version or build has none."""
+    found = torch
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def cpu_has(name: str) -> bool:
+    """What a private predicate of PyTorch says of this CPU; False where this version does not have the predicate."""
+    predicate = find_private(name)
+    return predicate is not None and bool(predicate())
+
+
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN computes in bf16 here."""
+    return cpu_has("ops.mkldnn._is_mkldnn_bf16_supported")
+
+
+def cpu_has_amx() -> bool:
+    """Whether the CPU has a matrix unit (AMX)."""
+    return cpu_has("cpu._is_amx_tile_supported")
+
+
+def cpu_has_vnni() -> bool:
+    """Whether the CPU multiplies and adds bytes in one instruction (VNNI)."""
+    return cpu_has("cpu._is_vnni_supported")

@@ -20,7 +20,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from sd.cli.args import add_ways_to_compute
-from sd.optimization.registry import checked, optimizations_of
+from sd.optimization.registry import parse_names, resolve_names
 from sd.pipeline.settings import VERSION
 from sd.utils.device import device_of, dtype_of
 from sd.utils.errors import UserError
@@ -151,7 +151,7 @@ def workers_of(args: argparse.Namespace, models: Models) -> list[Isolated]:
     """One for each device. Raises UserError for a device, or patches for speed, that this machine has not."""
     devices = args.device or [None]
     for device in map(device_of, devices):
-        checked(optimizations_of(args.optimize), device, dtype_of(args.precision, device))
+        resolve_names(parse_names(args.optimize), device, dtype_of(args.precision, device))
     return [Isolated(Work, Drawer(models, device, args.precision, args.optimize)) for device in devices]
 
 

@@ -11,16 +11,16 @@ from torch import nn
 from sd.adapters.injection import (
     PatchedLinear,
     adapter_names,
+    deltas_of,
     eject,
     inject,
-    merge,
+    merge_adapters,
     patchable_layers,
     patched_layers,
-    patches_of,
     set_strength,
-    unmerge,
+    unmerge_adapters,
 )
-from sd.adapters.variants import DoRA, LoRA, make
+from sd.adapters.variants import DoRA, LoRA, build_delta
 from sd.utils.errors import UserError
 
 
@@ -64,7 +64,7 @@ class TestOneLayer:
     def test_equals_the_changed_weight(self, kind, which):
         """Its output is that of the layer with W + strength · ΔW; merged too."""
         layer, x = layers()[which]
-        patch = make(fields_of(kind, layer.weight), scale=0.5)
+        patch = build_delta(fields_of(kind, layer.weight), scale=0.5)
         changed = copy.deepcopy(layer)
         changed.weight.data += 0.7 * patch.delta(layer.weight).detach()
         if patch.delta_bias() is not None:
@@ -73,14 +73,14 @@ class TestOneLayer:
         inject(network, "a", {"0": patch}, 0.7)
         # Sums of at most 72 products, and the change is up to ten times as large as the weight.
         torch.testing.assert_close(network(x), changed(x), rtol=1e-5, atol=1e-5)
-        merge(network)
+        merge_adapters(network)
         torch.testing.assert_close(network(x), changed(x), rtol=1e-5, atol=1e-5)
         assert type(network[0]) is type(changed)
 
     def test_delta_of_lora_written_out(self):
         """ΔW[o, i] = alpha / r · Σ_k up[o, k] down[k, i], by hand."""
         down, up = torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([[1.0, 1.0], [4.0, 0.0], [0.0, 2.0]])
-        patch = make({"lora_down": down, "lora_up": up}, scale=0.5)
+        patch = build_delta({"lora_down": down, "lora_up": up}, scale=0.5)
         expected = 0.5 * torch.tensor([[1.0, 5.0], [4.0, 8.0], [0.0, 6.0]])
         assert torch.equal(patch.delta(torch.zeros(3, 2)), expected)
         assert patch.alpha == 1.0
@@ -91,37 +91,37 @@ class TestOneLayer:
         for weight in (torch.randn(8, 12), torch.randn(8, 12, 3, 3)):
             f = fields_of("LoHa", weight)
             expected = (f["hada_w1_a"] @ f["hada_w1_b"]) * (f["hada_w2_a"] @ f["hada_w2_b"])
-            torch.testing.assert_close(make(f).delta(weight), expected.reshape(weight.shape))
+            torch.testing.assert_close(build_delta(f).delta(weight), expected.reshape(weight.shape))
             f = fields_of("LoKr", weight)
             w2 = (f["lokr_w2_a"] @ f["lokr_w2_b"]).reshape(2, 3, *weight.shape[2:])
             expected = torch.stack(
                 [torch.cat([f["lokr_w1"][i, j] * w2 for j in range(4)], dim=1) for i in range(4)]
             ).flatten(0, 1)
-            torch.testing.assert_close(make(f).delta(weight), expected)
+            torch.testing.assert_close(build_delta(f).delta(weight), expected)
             f = fields_of("DoRA", weight)
-            changed = weight + make({k: v for k, v in f.items() if k != "dora_scale"}).delta(weight)
+            changed = weight + build_delta({k: v for k, v in f.items() if k != "dora_scale"}).delta(weight)
             rows = [m * row / row.square().sum().sqrt() for m, row in zip(f["dora_scale"], changed)]
-            torch.testing.assert_close(weight + make(f).delta(weight), torch.stack(rows), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(weight + build_delta(f).delta(weight), torch.stack(rows), rtol=1e-5, atol=1e-5)
         f = fields_of("Tucker", weight)
         expected = torch.einsum("nmkl,in,mj->ijkl", f["lora_mid"], f["lora_up"][..., 0, 0], f["lora_down"][..., 0, 0])
-        torch.testing.assert_close(make(f).delta(weight), expected)
+        torch.testing.assert_close(build_delta(f).delta(weight), expected)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_norm(self, kind):
         weight = torch.randn(12, 8, 3, 3)
-        patch = make(fields_of(kind, weight), scale=-0.5)
+        patch = build_delta(fields_of(kind, weight), scale=-0.5)
         assert patch.norm(weight) == pytest.approx(patch.delta(weight).norm().item(), rel=1e-5)
 
     def test_incomplete_fields(self):
         for fields in (["lora_down"], ["hada_w1_a", "hada_w1_b"], ["lokr_w1"], ["lora_down", "lora_up", "diff"], []):
             with pytest.raises(ValueError, match="alone"):
-                make({field: torch.ones(1, 1) for field in fields})
+                build_delta({field: torch.ones(1, 1) for field in fields})
 
     def test_half_precision_base(self):
         """fp32 in the patch, the layer's dtype in and out, and no further from exact than rounding its weights is."""
         layer, x = layers()["linear"]
         network = nn.Sequential(layer).bfloat16()
-        patch = make(fields_of("LoRA", layer.weight))
+        patch = build_delta(fields_of("LoRA", layer.weight))
         inject(network, "a", {"0": patch})
         half = network(x.bfloat16())
         assert half.dtype == torch.bfloat16
@@ -137,7 +137,7 @@ def random_patches(network: nn.Module, kinds: list[str], seed: int) -> dict:
             fields = fields_of(kinds[i % len(kinds)], layer.weight)
             if layer.bias is None:
                 fields.pop("diff_b", None)
-            patches[path] = make(fields, 0.1)
+            patches[path] = build_delta(fields, 0.1)
     return patches
 
 
@@ -196,11 +196,11 @@ class TestNetwork:
         inject(unet, "a", random_patches(unet, KINDS, 1), 0.5)
         inject(unet, "b", random_patches(unet, ["LoRA"], 2), 0.5)
         patched, state = unet(*inputs), {key: tensor.clone() for key, tensor in unet.state_dict().items()}
-        kept = merge(unet)
+        kept = merge_adapters(unet)
         assert repr(unet) == repr(plain)
         assert unet.state_dict().keys() == plain.state_dict().keys()
         assert relative_error(unet(*inputs), patched) < 1e-5  # other sums in 30 layers
-        unmerge(unet, kept)
+        unmerge_adapters(unet, kept)
         assert torch.equal(unet(*inputs), patched)
         assert unet.state_dict().keys() == state.keys()
         assert all(torch.equal(state[key], tensor) for key, tensor in unet.state_dict().items())
@@ -211,8 +211,8 @@ class TestNetwork:
         for name in ("a", "b"):
             inject(unet, name, random_patches(unet, ["LoRA"], ord(name)), 0.3)
         layer = unet.get_submodule("time_embed.0")
-        exact = layer.weight.float() + sum(0.3 * patch.delta(layer.weight) for patch in layer.patches)
-        merge(unet)
+        exact = layer.weight.float() + sum(0.3 * patch.delta(layer.weight) for patch in layer.deltas)
+        merge_adapters(unet)
         assert torch.equal(layer.weight, exact.bfloat16())
 
     def test_one_training_step_moves_only_the_patch(self, unet, inputs):
@@ -221,7 +221,7 @@ class TestNetwork:
         output = unet(*inputs)
         generator = torch.Generator().manual_seed(0)
         paths = [path for path in patchable_layers(unet) if path.endswith(("to_k", "to_v", "in_layers.2"))]
-        fresh = {path: LoRA.fresh(unet.get_submodule(path), 2, 1.0, generator) for path in paths}
+        fresh = {path: LoRA.initialize(unet.get_submodule(path), 2, 1.0, generator) for path in paths}
         inject(unet, "new", fresh)
         assert torch.equal(unet(*inputs), output)
         parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -236,7 +236,7 @@ class TestNetwork:
 
     def test_fresh_is_as_wide_as_a_linear_layer(self):
         """down ~ U(±1/sqrt(fan in)), so its standard deviation is that over sqrt(3)."""
-        patch = LoRA.fresh(nn.Conv2d(64, 8, 3), 16, 4.0, torch.Generator().manual_seed(0))
+        patch = LoRA.initialize(nn.Conv2d(64, 8, 3), 16, 4.0, torch.Generator().manual_seed(0))
         assert patch.lora_down.shape == (16, 64, 3, 3)
         assert patch.lora_down.abs().max() <= 1 / 24
         assert patch.lora_down.std().item() == pytest.approx(1 / 24 / 3**0.5, rel=0.03)  # 9,216 draws
@@ -247,11 +247,11 @@ class TestNetwork:
         inject(unet, "a", patches)
         with pytest.raises(UserError, match="loaded already"):
             inject(unet, "a", random_patches(unet, ["LoRA"], 2))
-        assert patches_of(unet, "a") == patches
+        assert deltas_of(unet, "a") == patches
 
     def test_dora_strength_is_a_straight_line(self):
         weight = torch.randn(6, 4)
-        patch = make(fields_of("DoRA", weight))
+        patch = build_delta(fields_of("DoRA", weight))
         assert isinstance(patch, DoRA)
         layer = nn.Linear(4, 6, bias=False)
         layer.weight.data = weight

@@ -25,7 +25,7 @@ from make_adapters import (
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from reference_models import relative_error
 
-from sd.adapters.injection import adapter_names, inject, patchable_layers, patches_of
+from sd.adapters.injection import adapter_names, deltas_of, inject, patchable_layers
 from sd.adapters.lora_export import save_lora, tensors_hash
 from sd.adapters.lora_keys import read_lora
 from sd.adapters.lora_loader import load_lora, loaded, unload
@@ -258,8 +258,8 @@ class TestDialects:
             }
             file = read_lora(write(tmp_path / "x.safetensors", tensors), *wide)
             assert file.dialect == dialect
-            assert torch.equal(file.patches["unet"][path].delta(layers[path].weight), up @ down)
-            assert file.patches["clip"][text].delta(wide[1].get_submodule(text).weight).shape == (3072, 768)
+            assert torch.equal(file.deltas["unet"][path].delta(layers[path].weight), up @ down)
+            assert file.deltas["clip"][text].delta(wide[1].get_submodule(text).weight).shape == (3072, 768)
 
     def old_order(self, peer):
         """The order in which cloneofsimo's code met the layers, on diffusers' own tree: down, up, middle."""
@@ -370,13 +370,13 @@ class TestLyCORIS:
             tensors = {f"{key}.{f}.weight" if f.startswith("lora_") else f"{key}.{f}": t for f, t in fields.items()}
             tensors[f"{key}.alpha"] = torch.tensor(self.ALPHA)
             delta = self.theirs(lycoris, name, fields, weight.shape)
-            patch = read_lora(write(tmp_path / "a.safetensors", tensors), *wide).patches["unet"][path]
+            patch = read_lora(write(tmp_path / "a.safetensors", tensors), *wide).deltas["unet"][path]
             assert largest_error({name: patch.delta(weight)}, {name: delta}) < EXACT, name
             for on_out in (True, False):  # DoRA over outputs, and as older files have it over inputs
                 sizes = [weight.shape[0], 1] if on_out else [1, weight.shape[1]]
                 magnitude = torch.rand(sizes + [1] * (weight.dim() - 2)) + 0.5
                 dora = tensors | {f"{key}.dora_scale": magnitude}
-                patch = read_lora(write(tmp_path / "d.safetensors", dora), *wide).patches["unet"][path]
+                patch = read_lora(write(tmp_path / "d.safetensors", dora), *wide).deltas["unet"][path]
                 expected = lycoris.general.weight_decompose(weight + delta, magnitude, wd_on_out=on_out)
                 assert largest_error({name: weight + patch.delta(weight)}, {name: expected}) < EXACT, name
             count += 1
@@ -401,7 +401,7 @@ class TestLyCORIS:
             for parameter in peer.parameters():
                 parameter.data = torch.randn(parameter.shape) / 4
             tensors = {f"lora_unet_{module}.{field}": tensor for field, tensor in peer.state_dict().items()}
-            patch = read_lora(write(tmp_path / "a.safetensors", tensors), *wide).patches["unet"][self.OURS[module]]
+            patch = read_lora(write(tmp_path / "a.safetensors", tensors), *wide).deltas["unet"][self.OURS[module]]
             expected = peer.get_diff_weight()[0].detach().reshape(layer.weight.shape)
             # Inverting I - Q costs OFT a digit.
             assert largest_error({name: patch.delta(layer.weight)}, {name: expected}) < (
@@ -410,17 +410,17 @@ class TestLyCORIS:
             inject(wide[0], "a", {self.OURS[module]: patch})
             save_lora(tmp_path / "again.safetensors", *wide, "a")
             unload(*wide)
-            again = read_lora(tmp_path / "again.safetensors", *wide).patches["unet"][self.OURS[module]]
+            again = read_lora(tmp_path / "again.safetensors", *wide).deltas["unet"][self.OURS[module]]
             assert torch.equal(again.delta(layer.weight), patch.delta(layer.weight)), name
             if name == "glora":  # older files call the factors by the other number
                 swap = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1", "alpha": "alpha"}
                 older = {f"lora_unet_{module}.{swap[f]}.weight": t for f, t in patch.fields().items()}
                 older[f"lora_unet_{module}.alpha"] = alpha
-                patch = read_lora(write(tmp_path / "o.safetensors", older), *wide).patches["unet"][self.OURS[module]]
+                patch = read_lora(write(tmp_path / "o.safetensors", older), *wide).deltas["unet"][self.OURS[module]]
                 assert largest_error({name: patch.delta(layer.weight)}, {name: expected}) < EXACT
             if name == "oft":  # older files have R itself
                 older = {f"lora_unet_{module}.oft_diag": peer.get_r().detach()}
-                patch = read_lora(write(tmp_path / "o.safetensors", older), *wide).patches["unet"][self.OURS[module]]
+                patch = read_lora(write(tmp_path / "o.safetensors", older), *wide).deltas["unet"][self.OURS[module]]
                 assert largest_error({name: patch.delta(layer.weight)}, {name: expected}) < 1e-5
 
     def test_norms_and_biases(self, wide, tmp_path):
@@ -542,8 +542,8 @@ class TestRealFiles:
         report = load_lora(unet, clip, path)
         assert report.dialect == dialect
         assert report.matched == report.total == in_unet + in_clip
-        assert len(patches_of(unet, path.stem)) == in_unet
-        assert len(patches_of(clip, path.stem)) == in_clip
+        assert len(deltas_of(unet, path.stem)) == in_unet
+        assert len(deltas_of(clip, path.stem)) == in_clip
         assert report.embeddings.keys() == tokens
         assert report.unmatched == {}
         assert report.warnings == []
@@ -576,7 +576,7 @@ def lora_for(network, rank=2, seed=0, scale=0.1):
     patches = {}
     for path, layer in patchable_layers(network).items():
         if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
-            patch = LoRA.fresh(layer, rank, rank, generator)
+            patch = LoRA.initialize(layer, rank, rank, generator)
             patch.lora_up.data.normal_(0, scale, generator=generator)
             patches[path] = patch
     return patches
@@ -612,7 +612,7 @@ class TestInAndOut:
         # Three sums of 64 products in another order.
         assert relative_error(layer(x), expected) < 1e-6
         assert loaded(*small) == ["0", "1"]
-        strengths = {patch.strength for patch in patches_of(small[0], "0").values()}
+        strengths = {patch.strength for patch in deltas_of(small[0], "0").values()}
         assert strengths == {0.5}
 
     def test_half_precision_base(self, small, small_layers, tmp_path):
@@ -620,7 +620,7 @@ class TestInAndOut:
         unet, clip = small
         unet.bfloat16()
         load_lora(unet, clip, write(tmp_path / "a.safetensors", kohya_tensors(*small_layers)))
-        patches = patches_of(unet, "a")
+        patches = deltas_of(unet, "a")
         assert {parameter.dtype for patch in patches.values() for parameter in patch.parameters()} == {torch.float32}
         x, t, context = (v.bfloat16() if v.is_floating_point() else v for v in picture_inputs())
         half = unet(x, t, context)
@@ -727,14 +727,14 @@ class TestBadFiles:
     def test_name_in_use(self, small, small_layers, tmp_path):
         path = write(tmp_path / "x.safetensors", kohya_tensors(*small_layers))
         load_lora(*small, path)
-        before = {name: len(patches_of(network, "x")) for name, network in zip("uc", small)}
+        before = {name: len(deltas_of(network, "x")) for name, network in zip("uc", small)}
         with pytest.raises(UserError, match="loaded already"):
             load_lora(*small, path)
         inject(small[1], "y", lora_for(small[1]))
         with pytest.raises(UserError, match="loaded already"):
             load_lora(*small, path, name="y")
         assert adapter_names(small[0]) == ["x"]
-        assert before == {name: len(patches_of(network, "x")) for name, network in zip("uc", small)}
+        assert before == {name: len(deltas_of(network, "x")) for name, network in zip("uc", small)}
         with pytest.raises(UserError, match="loaded are x, y"):
             unload(*small, "z")
 
@@ -748,5 +748,5 @@ def test_report_text(small, small_layers, tmp_path):
     assert lines[2].startswith("  text encoder: strength 0.5, |ΔW|/|W| = ")
     deltas, layers = our_deltas(small[0], "style"), patchable_layers(small[0])
     change = sum(delta.norm().item() ** 2 for delta in deltas.values())
-    weight = sum(layers[path].weight.norm().item() ** 2 for path in patches_of(small[0], "style"))
+    weight = sum(layers[path].weight.norm().item() ** 2 for path in deltas_of(small[0], "style"))
     assert report.sizes["unet"] == pytest.approx((change / weight) ** 0.5, rel=1e-4)  # fp32 sums of millions of squares

@@ -34,11 +34,11 @@ def test_compiled_gives_the_same_says_so_once_a_size_and_comes_off(network, caps
     compile_forward(network, "default")
     assert network.forward is once
     assert torch.equal(network(x, more), expected)
-    assert capsys.readouterr().err.count("compiling for this size") == 1
+    assert capsys.readouterr().err.count("compiling for this image size") == 1
     network(x, more)
     assert capsys.readouterr().err == ""
     network(torch.randn(4, 3), more)
-    assert capsys.readouterr().err.count("compiling for this size") == 1
+    assert capsys.readouterr().err.count("compiling for this image size") == 1
     run_eagerly(network)
     assert type(network).forward is network.forward.__func__
 
@@ -65,7 +65,7 @@ def test_without_a_compiler_it_goes_on_with_a_sentence(network, capsys):
     x, more = torch.randn(2, 3), torch.randn(3)
     assert torch.equal(network(x, more), Halves.forward(network, x, more))
     said = capsys.readouterr().err
-    assert said.endswith("it goes on without compiling, which failed here: Failed to find C compiler.\n")
+    assert said.endswith("compiling failed: Failed to find C compiler. The network runs without it.\n")
     network(x, more)
     assert capsys.readouterr().err == ""
 

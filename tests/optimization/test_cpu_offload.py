@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sd.optimization.cpu_offload import WAITING, Turns
+from sd.optimization.cpu_offload import CPU, ModelOffloader
 from sd.optimization.registry import EXACT, OPTIMIZATIONS, optimize
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.errors import UserError
@@ -20,13 +20,13 @@ def sent(monkeypatch) -> dict[nn.Module, torch.device]:
     """Where each layer was sent last."""
     last = {}
 
-    def move(turns: Turns, first: nn.Module, device: torch.device) -> None:
-        for layers in turns.groups[first]:
+    def move(offloader: ModelOffloader, first: nn.Module, device: torch.device) -> None:
+        for layers in offloader.groups[first]:
             last.update(dict.fromkeys(layers.modules(), device))
 
-    monkeypatch.setattr(Turns, "move", move)
-    for name in ("parts-in-turn", "graphs"):
-        monkeypatch.setitem(OPTIMIZATIONS, name, replace(OPTIMIZATIONS[name], fits=lambda device, dtype: True))
+    monkeypatch.setattr(ModelOffloader, "move", move)
+    for name in ("model-cpu-offload", "compile"):
+        monkeypatch.setitem(OPTIMIZATIONS, name, replace(OPTIMIZATIONS[name], obstacle=lambda device, dtype: ""))
     return last
 
 
@@ -34,15 +34,15 @@ def sent(monkeypatch) -> dict[nn.Module, torch.device]:
 def test_who_works_is_there_and_all_others_wait(sent, step_cache):
     pipe = StableDiffusion.from_pretrained()
     exact = pipe(**ASKED, step_cache=step_cache).latents
-    pipe.optimizations = [EXACT, "parts-in-turn"]
+    pipe.optimizations = [EXACT, "model-cpu-offload"]
     pipe.optimize()
-    pipe.unet.turns.device = GPU
+    pipe.unet.offloader.device = GPU
     heavy = {
         "clip": pipe.clip.encoder.layers[0].mlp.fc1,
         "unet": pipe.unet.output_blocks[0][0].in_layers[2],
         "decoder": pipe.vae.decoder.mid.block_1.conv1,
     }
-    assert all(sent[layer] == WAITING for layer in heavy.values())
+    assert all(sent[layer] == CPU for layer in heavy.values())
     worked = []
 
     def note(name: str) -> None:
@@ -61,8 +61,8 @@ def test_who_works_is_there_and_all_others_wait(sent, step_cache):
 
 def test_taken_off_all_come_back_and_stay(sent):
     pipe = StableDiffusion.from_pretrained()
-    optimize(pipe.unet, pipe.vae, ["parts-in-turn"], pipe.clip)
-    pipe.unet.turns.device = GPU
+    optimize(pipe.unet, pipe.vae, ["model-cpu-offload"], pipe.clip)
+    pipe.unet.offloader.device = GPU
     pipe(**ASKED | {"steps": 1})
     optimize(pipe.unet, pipe.vae, [], pipe.clip)
     assert set(sent.values()) == {GPU}
@@ -74,6 +74,6 @@ def test_taken_off_all_come_back_and_stay(sent):
 
 def test_weights_that_move_do_not_go_with_graphs_of_them(sent):
     pipe = StableDiffusion.from_pretrained()
-    with pytest.raises(UserError, match="graphs and parts-in-turn do not go together: leave one of them out"):
-        optimize(pipe.unet, pipe.vae, ["parts-in-turn", "graphs"], pipe.clip)
+    with pytest.raises(UserError, match="compile and model-cpu-offload do not work together; remove one of them"):
+        optimize(pipe.unet, pipe.vae, ["model-cpu-offload", "compile"], pipe.clip)
     assert not sent

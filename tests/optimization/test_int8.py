@@ -9,9 +9,10 @@ from optimization.test_registry import bits, distance, gradient, guided_inputs, 
 from torch import nn
 
 from sd.adapters.injection import eject, inject, patchable_layers
-from sd.optimization.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, fits, to_bytes, to_int8
+from sd.optimization.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, fits, quantize, quantize_unet
+from sd.optimization.patching import apply_patch
 from sd.optimization.prepacked_conv import PackedConv2d
-from sd.optimization.registry import EXACT, optimize, usual_ones
+from sd.optimization.registry import EXACT, default_names, optimize
 from sd.pipeline.seamless import seamless
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.images import to_tensor
@@ -25,12 +26,12 @@ WITH = [EXACT, "int8"]
 def test_bytes_stand_for_the_numbers_to_half_a_step(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for given in (x, x.abs() + 2, -x.abs() - 2, torch.zeros(shape), x.mT):
-        rounded, step, zero = to_bytes(given)
+        rounded, step, zero = quantize(given)
         assert rounded.shape == given.shape
         assert 0 <= zero <= 255
         # Half a step, and where the byte of 0 is rounded itself, half a step more.
         assert ((rounded.float() - zero) * step - given).abs().max() <= step * 1.0001
-    rounded, step, zero = to_bytes(torch.tensor([0.0, -1.0, 3.0]))
+    rounded, step, zero = quantize(torch.tensor([0.0, -1.0, 3.0]))
     assert (rounded.float() - zero)[0] == 0  # what edges are padded with
     assert step == pytest.approx(4 / 255)
 
@@ -49,7 +50,7 @@ def test_a_convolution_in_bytes(dtype, before):
     for layer in (nn.Conv2d(64, 96, 3, padding=1), nn.Conv2d(64, 64, 3, 2, 1), nn.Conv2d(64, 80, 1)):
         expected = layer(x)
         layer.to(dtype)
-        layer.__class__, layer.packed = Int8Conv2d, None
+        apply_patch(layer, Int8Conv2d)
         answer = layer(x.to(dtype))
         assert answer.dtype == dtype
         assert distance(answer, expected) < LAYER
@@ -66,7 +67,7 @@ def test_a_linear_layer_in_bytes():
     x = torch.randn(2, 50, 64)
     for layer in (nn.Linear(64, 96), nn.Linear(64, 96, bias=False)):
         expected = layer(x)
-        layer.__class__, layer.matrix = Int8Linear, None
+        apply_patch(layer, Int8Linear)
         assert distance(layer(x), expected) < LAYER
         assert distance(layer(x.transpose(0, 1)), expected.transpose(0, 1)) < LAYER
     assert torch.isfinite(layer(0 * x)).all()
@@ -77,7 +78,7 @@ def test_a_whole_network_stays_near_and_comes_back_bit_for_bit():
     unet, vae = small_networks()
     before, expected = bits(unet), unet(*guided_inputs())
     classes = [type(m) for m in unet.modules()]
-    assert optimize(unet, vae, WITH) == [*usual_ones(CPU, torch.float32), "int8"]
+    assert optimize(unet, vae, WITH) == [*default_names(CPU, torch.float32), "int8"]
     kinds = {type(m) for m in unet.modules()}
     assert {Int8Conv2d, Int8Linear, Int8GEGLU} <= kinds
     assert PackedConv2d not in kinds
@@ -133,7 +134,7 @@ def test_edges_that_continue_at_the_opposite_ones():
 
 def test_only_what_looks_at_places_and_is_wide_enough():
     unet, _ = small_networks()
-    to_int8(unet)
+    quantize_unet(unet)
     layers = dict(unet.named_modules())
     assert type(layers["input_blocks.0.0"]) is nn.Conv2d
     assert type(layers["out.2"]) is nn.Conv2d

@@ -10,17 +10,24 @@ from sd.adapters.injection import eject, inject, patchable_layers
 from sd.adapters.variants import LoRA
 from sd.attention import attention
 from sd.optimization.fused_geglu import FusedGEGLU
-from sd.optimization.prepacked_conv import PackedConv2d, pack
-from sd.optimization.registry import NO_OPTIMIZATIONS, OPTIMIZATIONS, list_optimizations, optimize, usual_ones
-from sd.optimization.shared_cfg_prefix import SharedStartUNet
-from sd.optimization.tiled_attention import FEWEST_PLACES, ROWS, TiledAttention, tile, tiled_attention, untile
+from sd.optimization.prepacked_conv import PackedConv2d, pack_convolutions
+from sd.optimization.registry import NO_OPTIMIZATIONS, OPTIMIZATIONS, default_names, list_optimizations, optimize
+from sd.optimization.shared_cfg_prefix import SharedPrefixUNet
+from sd.optimization.tiled_attention import (
+    MIN_TOKENS,
+    ROWS,
+    TiledAttention,
+    tile_attention,
+    tiled_attention,
+    untile_attention,
+)
 from sd.pipeline.seamless import seamless
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
 from sd.vae import AutoencoderKL
 
-USUAL = usual_ones(torch.device("cpu"), torch.float32)
+USUAL = default_names(torch.device("cpu"), torch.float32)
 SMALL = dict(model_channels=64, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0, 1), context_dim=48)
 
 
@@ -39,7 +46,7 @@ def loras(unet: UNetModel) -> dict[str, LoRA]:
     """One for each layer that takes one, the same ones every time."""
     generator = torch.Generator().manual_seed(3)
     layers = {p: layer for p, layer in patchable_layers(unet).items() if isinstance(layer, (nn.Linear, nn.Conv2d))}
-    patches = {path: LoRA.fresh(layer, 2, 2.0, generator) for path, layer in layers.items()}
+    patches = {path: LoRA.initialize(layer, 2, 2.0, generator) for path, layer in layers.items()}
     for patch in patches.values():
         patch.lora_up.data = 0.1 * torch.randn(patch.lora_up.shape, generator=generator)
     return patches
@@ -104,7 +111,7 @@ def test_bf16_is_no_further_from_the_truth_than_plain_bf16():
     unet, vae = small_networks(torch.bfloat16)
     truth = small_networks()[0]
     truth.load_state_dict({key: tensor.float() for key, tensor in unet.state_dict().items()})
-    x, t, context = guided_inputs(torch.bfloat16, size=math.isqrt(FEWEST_PLACES))
+    x, t, context = guided_inputs(torch.bfloat16, size=math.isqrt(MIN_TOKENS))
     exact = truth(x.float(), t, context.float())
     plain = distance(unet(x, t, context), exact)
     optimize(unet, vae)
@@ -119,7 +126,7 @@ def test_taken_off_every_bit_and_every_class_is_as_before(networks):
     optimize(unet, vae)
     unet(*guided_inputs())
     assert any(isinstance(m, PackedConv2d) and m.packed is not None for m in unet.modules())
-    assert type(unet) is SharedStartUNet
+    assert type(unet) is SharedPrefixUNet
     assert any(isinstance(m, FusedGEGLU) for m in unet.modules())
     assert same_bits(unet, before)  # and saved while they are on, too
     assert optimize(unet, vae, ()) == []
@@ -132,7 +139,7 @@ def test_taken_off_every_bit_and_every_class_is_as_before(networks):
 @torch.no_grad()
 def test_packed_weights_are_not_kept_twice(networks):
     unet, vae = networks
-    optimize(unet, vae, ["packed-convolutions"])
+    optimize(unet, vae, ["prepacked-conv"])
     unet(*guided_inputs())
     packed = [m for m in unet.modules() if isinstance(m, PackedConv2d)]
     assert packed
@@ -195,7 +202,7 @@ def test_the_start_is_shared_only_where_both_rows_are_equal(networks):
     other, later = torch.cat([x[:1], -x[1:]]), torch.tensor([300, 301])
     four = guided_inputs(pictures=2)
     expected = [unet(other, t, context), unet(x, later, context), unet(*four), unet(x[:1], t[:1], context[:1])]
-    optimize(unet, vae, ["shared-start"])
+    optimize(unet, vae, ["shared-cfg-prefix"])
     found = [unet(other, t, context), unet(x, later, context), unet(*four), unet(x[:1], t[:1], context[:1])]
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
     rows = []
@@ -207,15 +214,15 @@ def test_the_start_is_shared_only_where_both_rows_are_equal(networks):
 
 def test_layers_too_narrow_for_a_block_stay_as_they_are(networks):
     unet, _ = networks
-    pack(unet)
+    pack_convolutions(unet)
     assert type(unet.input_blocks[0][0]) is nn.Conv2d
     assert type(unet.out[2]) is nn.Conv2d
 
 
 def test_unknown_names_change_nothing(networks):
     unet, vae = networks
-    with pytest.raises(UserError, match="there is no optimization 'turbo': use exact, channels-last"):
-        optimize(unet, vae, ["shared-start", "turbo"])
+    with pytest.raises(UserError, match="unknown optimization 'turbo'; choose from exact, channels-last"):
+        optimize(unet, vae, ["shared-cfg-prefix", "turbo"])
     assert type(unet) is UNetModel
 
 
@@ -225,8 +232,8 @@ def test_the_list_names_each_with_its_state(device, dtype):
     lines = {line.split()[0]: line for line in list_optimizations(torch.device(device), dtype).splitlines()}
     assert list(lines) == list(OPTIMIZATIONS)
     on = [name for name, line in lines.items() if line.split()[1] == "on"]
-    assert on == usual_ones(torch.device(device), dtype)
-    assert ("packed-convolutions" in on) == (dtype == torch.float32)
+    assert on == default_names(torch.device(device), dtype)
+    assert ("prepacked-conv" in on) == (dtype == torch.float32)
 
 
 def test_the_bundled_model_draws_the_same_picture_with_and_without():
@@ -234,7 +241,7 @@ def test_the_bundled_model_draws_the_same_picture_with_and_without():
     fast, plain = StableDiffusion.from_pretrained(), StableDiffusion.from_pretrained()
     plain.optimizations = ()
     with_them, without = fast(**asked), plain(**asked)
-    assert type(fast.unet) is SharedStartUNet
+    assert type(fast.unet) is SharedPrefixUNet
     assert type(plain.unet) is UNetModel
     # Roundings of fp32, over four steps and with guidance's gain: far below a grey level.
     assert distance(with_them.latents, without.latents) < 1e-4
@@ -270,7 +277,7 @@ def test_only_long_self_attentions_in_bf16_are_tiled(networks, monkeypatch):
         "sd.optimization.tiled_attention.tiled_attention", lambda *given: calls.append(given) or attention(*given)
     )
     monkeypatch.setattr("sd.optimization.tiled_attention.fits", lambda device, dtype: dtype == torch.bfloat16)
-    tile(unet)
+    tile_attention(unet)
     assert [type(m) for name, m in unet.named_modules() if name.endswith("attn2")].count(TiledAttention) == 0
     unet(*guided_inputs(size=32))
     unet.bfloat16()
@@ -278,6 +285,6 @@ def test_only_long_self_attentions_in_bf16_are_tiled(networks, monkeypatch):
     assert calls == []
     unet(*guided_inputs(torch.bfloat16, size=32))
     assert calls
-    assert all(q.shape[1] == k.shape[1] == FEWEST_PLACES for q, k, _, _ in calls)
-    untile(unet)
+    assert all(q.shape[1] == k.shape[1] == MIN_TOKENS for q, k, _, _ in calls)
+    untile_attention(unet)
     assert not any(isinstance(m, TiledAttention) for m in unet.modules())

@@ -64,12 +64,10 @@ def test_what_a_gpu_has_no_memory_for_goes_in_tiles(pipe, monkeypatch, capsys):
     assert capsys.readouterr().err.count("too little memory for the whole picture: the VAE works in tiles.") == 2
 
 
-def test_what_is_free_is_given_back_before_each_level(pipe, monkeypatch):
+def test_the_heap_is_trimmed_before_each_level(pipe, monkeypatch):
     """So that the largest level does not come on top of what the smaller ones left."""
     sizes = []
-    monkeypatch.setattr(
-        "sd.optimization.malloc_trim.give_back_freed", lambda layer, args: sizes.append(args[0].shape[-1])
-    )
+    monkeypatch.setattr("sd.optimization.malloc_trim.trim_heap", lambda layer, args: sizes.append(args[0].shape[-1]))
     latent = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
         decode_latent(pipe.vae, latent)

@@ -6,7 +6,7 @@ from reference_models import randomize
 
 from sd.adapters.injection import eject, inject
 from sd.adapters.variants import Difference
-from sd.optimization.token_merging import Merging, apart, finest, together, token_merging
+from sd.optimization.token_merging import MergeState, finest_transformers, merge_tokens, token_merging, unmerge_tokens
 from sd.unet import CrossAttention, SpatialTransformer, UNetModel
 from sd.utils.errors import UserError
 
@@ -21,20 +21,20 @@ def test_ratio_r_leaves_1_minus_r(ratio, size):
     count = size[0] * size[1]
     whole_cells = size[0] // 2 * (size[1] // 2)
     x = tokens(count)
-    groups, left = Merging(ratio, size).groups(x)
+    groups, left = MergeState(ratio, size).group_tokens(x)
     joining = min(int(ratio * count), count - whole_cells) if whole_cells else 0
     assert left == count - joining
     for row in groups:
         assert row.unique().tolist() == list(range(left))  # none is empty
-    assert together(x, groups, left).shape == (2, left, 16)
+    assert merge_tokens(x, groups, left).shape == (2, left, 16)
 
 
 def test_unmerging_restores_positions():
     """Places hold their own number; what comes back at a place is the mean of those that are one with it."""
     size = (6, 8)
     x = torch.arange(48.0).expand(2, 48)[..., None]
-    groups, left = Merging(0.5, size).groups(tokens(48))
-    back = apart(together(x, groups, left), groups)
+    groups, left = MergeState(0.5, size).group_tokens(tokens(48))
+    back = unmerge_tokens(merge_tokens(x, groups, left), groups)
     for row, of in zip(back[..., 0], groups):
         for place in range(48):
             same = (of == of[place]).nonzero().flatten().float()
@@ -47,8 +47,8 @@ def test_unmerging_restores_positions():
 def test_the_most_alike_are_merged():
     """Written out with loops: cosines of all pairs, the best partner of each, the best of these first."""
     size, x = (4, 6), tokens(24, batch=1)
-    groups, _ = Merging(0.5, size).groups(x)
-    stays, others = Merging(0.5, size).draw_lots()  # the first lots are the same again
+    groups, _ = MergeState(0.5, size).group_tokens(x)
+    stays, others = MergeState(0.5, size).choose_destinations()  # the first lots are the same again
     unit = x[0] / x[0].norm(dim=-1, keepdim=True)
     partner = {i: max(stays.tolist(), key=lambda j: (unit[i] @ unit[j]).item()) for i in others.tolist()}
     ranked = sorted(partner, key=lambda i: -(unit[i] @ unit[partner[i]]).item())
@@ -58,8 +58,8 @@ def test_the_most_alike_are_merged():
 
 
 def test_one_place_of_each_cell_stays():
-    merging = Merging(0.5, (6, 9))
-    drawn = [merging.draw_lots() for _ in range(2)]
+    merging = MergeState(0.5, (6, 9))
+    drawn = [merging.choose_destinations() for _ in range(2)]
     for stays, others in drawn:
         assert sorted(stays.tolist() + others.tolist()) == list(range(54))
         cells = {(place // 9 // 2, place % 9 // 2) for place in stays.tolist()}
@@ -76,10 +76,10 @@ def test_merging_equal_tokens_is_exact():
     """Four kinds of places, each four times, in cells of one kind: with 3/4 merged, one of each kind is left."""
     kinds = tokens(4)
     x = kinds[:, [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]]  # 4x4 places
-    groups, left = Merging(0.75, (4, 4)).groups(x)
+    groups, left = MergeState(0.75, (4, 4)).group_tokens(x)
     assert left == 4
     layer = attention()
-    merged = apart(layer(together(x, groups, left)), groups)
+    merged = unmerge_tokens(layer(merge_tokens(x, groups, left)), groups)
     # Softmax over four of each is that over one of each, but for fp32 rounding of sums of values near 1.
     assert torch.allclose(merged, layer(x), atol=1e-6)
 
@@ -90,14 +90,14 @@ def test_only_the_highest_resolution_is_merged():
         all_levels = UNetModel(**sizes, attention_levels=(0, 1, 2))
         lower_levels = UNetModel(**sizes, attention_levels=(1, 2))
         v1_5 = UNetModel()
-    assert [layer.norm.num_channels for layer in finest(v1_5)] == [320] * 5
-    assert finest(all_levels) == [
+    assert [layer.norm.num_channels for layer in finest_transformers(v1_5)] == [320] * 5
+    assert finest_transformers(all_levels) == [
         layer
         for block in (all_levels.input_blocks[1], all_levels.output_blocks[5], all_levels.output_blocks[4])
         for layer in block
         if isinstance(layer, SpatialTransformer)
     ]
-    assert finest(lower_levels) == [
+    assert finest_transformers(lower_levels) == [
         lower_levels.input_blocks[3][1],
         lower_levels.output_blocks[3][1],
         lower_levels.output_blocks[2][1],
@@ -130,7 +130,7 @@ def test_it_comes_off_after_an_error(pipe):
 
 def test_the_attention_sees_fewer_places(pipe):
     seen = []
-    for layer in finest(pipe.unet):
+    for layer in finest_transformers(pipe.unet):
         layer.transformer_blocks[0].attn1.to_q.register_forward_hook(lambda module, given, out: seen.append(out.shape))
     pipe("a dog", seed=2, steps=1, token_merging=0.5, width=128, height=64)
     assert {shape[1] for shape in seen} == {16}  # latents of 8x16, attention from 4x8 on: 32 places

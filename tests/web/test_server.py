@@ -114,7 +114,7 @@ def test_it_computes_as_it_is_told(tmp_path):
     ("flags", "sentence"),
     [
         (["--optimize", "turbo"], "there is no optimization 'turbo'"),
-        (["--device", "cpu", "--optimize", "exact,graphs"], "graphs does not fit this device and precision"),
+        (["--device", "cpu", "--optimize", "exact,graphs"], "compile is not supported on this device and dtype"),
         (["--device", "toaster"], "there is no device 'toaster': write cpu, cuda, cuda:1 or mps."),
     ],
 )

@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, is_grad_enabled
 from torch.utils.checkpoint import checkpoint
 
-from sd.optimization.malloc_trim import give_back_freed
+from sd.optimization.malloc_trim import trim_heap
+from sd.optimization.patching import LayerPatch, apply_patch, plain_class, remove_patches
 from sd.unet import Downsample, ResBlock, SpatialTransformer, UNetModel, Upsample
 
 
-class Recomputed:
+class Recomputed(LayerPatch):
     """Beside a block's own class: only its input is kept for the backward pass."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -30,17 +31,17 @@ class RecomputedTransformer(Recomputed, SpatialTransformer):
     pass
 
 
-class LevelEnd:
+class LevelEnd(LayerPatch):
     """Beside a sampling block's own class: what the level before it freed goes back to the system, both ways.
 
     The next level's tensors have other sizes and fit badly into the holes: about 150 MB of them at 512 x 512.
     """
 
     def forward(self, *inputs: Any) -> Tensor:
-        give_back_freed()
+        trim_heap()
         x = super().forward(*inputs)
         if x.requires_grad:
-            x.register_hook(give_back_freed)
+            x.register_hook(trim_heap)
         return x
 
 
@@ -63,10 +64,9 @@ RECOMPUTED = {
 def forget_more(unet: UNetModel) -> None:
     """Every block is computed twice in a training step: about a third slower, with far less memory."""
     for block in unet.modules():
-        block.__class__ = RECOMPUTED.get(type(block), type(block))
+        if plain_class(block) in RECOMPUTED:
+            apply_patch(block, RECOMPUTED[plain_class(block)])
 
 
 def forget_less(unet: UNetModel) -> None:
-    plain = {recomputed: block for block, recomputed in RECOMPUTED.items()}
-    for block in unet.modules():
-        block.__class__ = plain.get(type(block), type(block))
+    remove_patches(unet, *RECOMPUTED.values())

@@ -92,7 +92,9 @@ class LoraTraining:
         for part, network in self.networks.items():
             wanted = "|".join(TARGETS[one] for one in recipe.targets if (one == "text") == (part == "clip"))
             layers = {path: layer for path, layer in lora.patchable_layers(network).items() if is_one(wanted, path)}
-            patches = {path: LoRA.fresh(layer, recipe.rank, recipe.alpha, generator) for path, layer in layers.items()}
+            patches = {
+                path: LoRA.initialize(layer, recipe.rank, recipe.alpha, generator) for path, layer in layers.items()
+            }
             lora.inject(network, name, patches)
             weights += [layer.weight for layer in layers.values()]
             if patches:
@@ -112,7 +114,7 @@ class LoraTraining:
 
     def patches(self) -> list[tuple[str, str, LoRA]]:
         networks = self.networks.items()
-        return [(part, *item) for part, network in networks for item in lora.patches_of(network, self.name).items()]
+        return [(part, *item) for part, network in networks for item in lora.deltas_of(network, self.name).items()]
 
     def save_checkpoint(self, path: Path, step: int, facts: dict[str, str]) -> None:
         metadata = facts | {"ss_steps": str(step)}

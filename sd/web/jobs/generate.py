@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sd.cli.requests import Drawing
-from sd.optimization.registry import optimizations_of
+from sd.optimization.registry import parse_names
 from sd.pipeline.infotext import with_setting
 from sd.pipeline.mask import stretch
 from sd.pipeline.settings import GenerationSettings
@@ -123,7 +123,7 @@ class Drawer:
             device = device_of(self.device)
             dtype = dtype_of(self.precision, device)
             self.pipe = StableDiffusion.from_pretrained(path, device, dtype, separate or "none")
-            self.pipe.optimizations = optimizations_of(self.optimizations)
+            self.pipe.optimizations = parse_names(self.optimizations)
             self.pipe.adapters.models = self.models
         return self.pipe
 

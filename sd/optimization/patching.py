@@ -1,0 +1,94 @@
+"""One mechanism for every patch of a layer: its class is swapped for a subclass, and swapped back without a trace.
+
+The layer stays the same object with the same parameters, so weights, keys and references to it are not affected. A
+patch is an ordinary subclass of the class that it patches, with `LayerPatch` beside it:
+
+    class FusedGEGLU(LayerPatch, GEGLU):
+        def forward(self, x): ...
+
+Several patches of one layer are combined into one class, the newest first; each calls the next through `super()`.
+They come off in any order. Patches do not know each other: one that needs a layer as it was built asks `make_plain`.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+
+class LayerPatch:
+    """Base of every patch of a layer.
+
+    STATE: the attributes that the patch adds to the layer and that are deleted with it.
+    GIVES_WAY: the patch only computes the layer's own output in another way, and `make_plain` takes it out.
+    """
+
+    STATE: tuple[str, ...] = ()
+    GIVES_WAY = False
+
+    def restore(self) -> None:
+        """Puts back what the patch changed in the layer beside `STATE`; called before the patch is removed."""
+
+
+@cache
+def combine(patches: tuple[type, ...]) -> type:
+    """The class of a layer with these patches, the newest first."""
+    if len(patches) == 1:
+        return patches[0]
+    return type("And".join(patch.__name__ for patch in patches), patches, {"combined": patches})
+
+
+def patches_on(layer: nn.Module) -> tuple[type, ...]:
+    """The patches of a layer, the newest first."""
+    kind = type(layer)
+    return vars(kind).get("combined", (kind,)) if issubclass(kind, LayerPatch) else ()
+
+
+def plain_class(layer: nn.Module) -> type:
+    """The layer's class without its patches."""
+    return next(kind for kind in type(layer).__mro__ if not issubclass(kind, LayerPatch))
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer has no patch: its output is what its class computes from its parameters."""
+    return not isinstance(layer, LayerPatch)
+
+
+def make_plain(layer: nn.Module) -> None:
+    """Removes the patches that give way: `weight` is a parameter again, and `super().forward` reads it."""
+    for patch in patches_on(layer):
+        if patch.GIVES_WAY:
+            remove_patch(layer, patch)
+
+
+def apply_patch(layer: nn.Module, patch: type, **state: Any) -> None:
+    """Adds a patch, with these values of its `STATE` (None where not given); nothing happens where it is on already."""
+    if patch in patches_on(layer):
+        return
+    layer.__class__ = combine((patch, *patches_on(layer)))
+    for name in patch.STATE:
+        setattr(layer, name, state.get(name))
+
+
+def remove_patch(layer: nn.Module, patch: type) -> None:
+    """Removes a patch with its state, whatever was applied after it; nothing happens where it is not on."""
+    rest = tuple(other for other in patches_on(layer) if other is not patch)
+    if len(rest) == len(patches_on(layer)):
+        return
+    patch.restore(layer)
+    for name in patch.STATE:
+        delattr(layer, name)
+    layer.__class__ = combine(rest) if rest else plain_class(layer)
+
+
+def remove_patches(network: nn.Module, *patches: type) -> None:
+    """Removes these patches from all layers of a network."""
+    for layer in network.modules():
+        for patch in patches:
+            remove_patch(layer, patch)
+
+
+def plain_layers(network: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:
+    """The layers of exactly this class that have no patch."""
+    return (layer for layer in network.modules() if type(layer) is kind)
