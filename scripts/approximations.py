@@ -3,8 +3,7 @@
 python scripts/approximations.py --full-size 2              guidance intervals, step caching, token merging
 python scripts/approximations.py --samplers --count 100     which sampler at how many steps reaches 50 of ddpm
 
-Writes docs/benchmarks/approximations.{md,json,png}, or docs/benchmarks/samplers.{md,json,png}.
-The latter needs data/emoji and matplotlib.
+Writes {approximations,samplers}.{md,json,png} in docs/benchmarks; the samplers need data/emoji and matplotlib.
 """
 
 import argparse
