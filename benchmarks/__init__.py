@@ -9,7 +9,7 @@ results         what was measured of one task, and what follows from it
 many            many prompts over several processes
 measure         the turns, the pairs, the peaks
 report          a table to read and a JSON file to keep
-performance     docs/performance.md: every file that was kept, with its plot
+docs_page       docs/benchmarks/performance.md: every file that was kept, with its plot
 
 And of drawing sooner and less exactly, with the bundled model:
 

@@ -106,7 +106,7 @@ class OurNetworksWith(OurNetworks):
 
 
 class Quick:
-    """A whole picture with what changes it least for the time it saves; docs/approximations.md has how much."""
+    """A whole image with the approximations that change it least; see docs/benchmarks/approximations.md."""
 
     def __init__(self, step_cache: int):
         self.step_cache, self.title = step_cache, f"ours, int8, step cache {step_cache}"

@@ -1,4 +1,4 @@
-"""docs/performance.md: every file of figures that was kept, newest first, as a table and a plot of its ratios."""
+"""docs/benchmarks/performance.md: every kept file of figures, newest first, as a table and a plot of its ratios."""
 
 import json
 import statistics

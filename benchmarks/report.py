@@ -20,7 +20,7 @@ from benchmarks.results import Result
 from benchmarks.tasks import DRAWING, GUIDANCE, TASKS, Options, RandomModel
 from sd.utils.errors import UserError
 
-KEPT = Path(__file__).resolve().parents[1] / "docs" / "performance"
+KEPT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "performance"
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "peft", "openvino")
 # What a processor has for such work, the best first: the first one is part of a file's name.
 ABILITIES = {

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.utils.errors import UserError, plain_errors
 
@@ -13,7 +14,7 @@ def main():
     try:
         from sd.web.server import serve, server_parser
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing: pip install -r requirements-web.txt, or use make app.") from error
+        raise UserError(f'{error.name} is missing: run `make app`, or `pip install ".[web]"` in the clone.') from error
     serve(server_parser().parse_args())
 
 

@@ -3,7 +3,7 @@
 python scripts/approximations.py --full-size 2              guidance intervals, step caching, token merging
 python scripts/approximations.py --samplers --count 100     which sampler at how many steps reaches 50 of ddpm
 
-Writes docs/approximations.{md,json,png}, or docs/samplers.{md,json,png}, which needs data/emoji and matplotlib.
+Writes {approximations,samplers}.{md,json,png} in docs/benchmarks; the samplers need data/emoji and matplotlib.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", choices=SAMPLERS, help="some samplers (all but lcm and euler_a)")
     add("--full-size", type=int, default=0, metavar="ROUNDS", help="the U-Net's time at v1-5's size too, in bf16 (0)")
     add("--data", type=Path, default=ROOT / "data" / "emoji", help="default: data/emoji")
-    add("--out", type=Path, default=ROOT / "docs", help="default: docs")
+    add("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="default: docs/benchmarks")
     return parser
 
 

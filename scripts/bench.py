@@ -2,7 +2,7 @@
 
 python scripts/bench.py --dtype bf16 --keep     a step, the VAE, the text encoder, a picture, loading
 python scripts/bench.py --only train,many       a LoRA training step; many prompts over two processes
-python scripts/bench.py --report                docs/performance.md from every file that was kept
+python scripts/bench.py --report                docs/benchmarks/performance.md from every file that was kept
 
 What is not installed is left out and named. diffusers, transformers, accelerate, peft and matplotlib are in
 requirements-dev.txt; torch.compile needs a C++ compiler; OpenVINO is `pip install --no-deps openvino`, which leaves its
@@ -36,8 +36,12 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=["cpu", "cuda"], default=Options.device, help="cpu, or a GPU (cpu)")
     add("--ckpt", type=Path, metavar="FILE", help="the checkpoint to load (a random one, made and deleted)")
     add("--json", type=Path, metavar="FILE", help="write every figure here")
-    add("--keep", action="store_true", help="write every figure to docs/performance/, under the machine's name")
-    add("--report", action="store_true", help="measure nothing: make docs/performance.md and its plots")
+    add(
+        "--keep",
+        action="store_true",
+        help="write every figure to docs/benchmarks/performance/, by machine",
+    )
+    add("--report", action="store_true", help="measure nothing: make docs/benchmarks/performance.md and its plots")
     add("--tiny", action="store_true", help="small networks, to see that all of this works")
     return parser
 

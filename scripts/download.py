@@ -7,9 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sd.checkpoints.discovery import WEIGHTS
 from sd.checkpoints.download import MIRROR, SHA256, download_file
 from sd.utils.errors import plain_errors
 
@@ -19,7 +20,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ckpt", action="store_true", help="the original .ckpt instead of the .safetensors")
     parser.add_argument("--url", help="another address of the very same file (default: the mirror on Hugging Face)")
-    parser.add_argument("--outdir", type=Path, default=ROOT / "weights", help="folder to put it in (default: weights/)")
+    parser.add_argument("--outdir", type=Path, default=WEIGHTS, help="folder to put it in (default: weights/)")
     options = parser.parse_args()
 
     name = "v1-5-pruned-emaonly" + (".ckpt" if options.ckpt else ".safetensors")

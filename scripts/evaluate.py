@@ -7,7 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.evaluation.clip_score import SHEET, Opened, evaluate, load_clip, prompts_of, without_placeholder
 from sd.training.finetune.data.image_folder import Photos, is_picture

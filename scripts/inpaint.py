@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.cli.args import drawing_parser, load_pipeline, settings_of, with_picture_size
 from sd.cli.run import draw_and_save, spelled_out

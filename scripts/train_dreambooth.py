@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.training.finetune.args import add_text_lr, teach_from, teaching_parser
 from sd.utils.errors import plain_errors

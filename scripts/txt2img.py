@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.cli.args import add_hires, drawing_parser, given_flags, load_pipeline, settings_of
 from sd.cli.distributed import agreed, one_of_many, plan, share

@@ -9,6 +9,7 @@ for start and end: 49,408 ids.
 import gzip
 import html
 from functools import lru_cache
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import LongTensor
 
 from sd.utils.errors import UserError
 
-MERGES = Path(__file__).resolve().parents[1] / "data" / "bpe_simple_vocab_16e6.txt.gz"
+MERGES = resources.files("sd") / "data" / "bpe_simple_vocab_16e6.txt.gz"
 MERGE_COUNT = 49152 - 256 - 2  # the file lists more; CLIP was trained with these
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77
@@ -33,11 +34,12 @@ WORD = regex.compile(
 class Tokenizer:
     """Text to ids and back. `tokenizer("a cat")` is (1, 77) ids; `encode` and `decode` know nothing of the 77 places.
 
-    merges: the gzipped list of merges; CLIP's own, which ships in `data/`, unless given.
+    merges: the gzipped list of merges; CLIP's own, which ships in `sd/data/`, unless given.
     """
 
     def __init__(self, merges: str | Path | None = None):
-        with gzip.open(MERGES if merges is None else merges, "rt", encoding="utf-8") as file:
+        packed = MERGES if merges is None else Path(merges)
+        with packed.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as file:
             lines = file.read().split("\n")[1 : MERGE_COUNT + 1]  # the first line is a version number
         pairs = [tuple(line.split()) for line in lines]
         self.byte_letters = byte_letters()

@@ -76,8 +76,8 @@ def changed(command: str, **places: object) -> str:
     return command
 
 
-def copy_project(folder: Path) -> None:
-    """All that git knows of, as it is now, and a `.venv` where make finds everything installed already."""
+def copy_files(folder: Path) -> None:
+    """Copies all files that git knows of, as they are now."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -88,6 +88,11 @@ def copy_project(folder: Path) -> None:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+
+
+def copy_project(folder: Path) -> None:
+    """Copies the project, with a `.venv` in which make finds everything installed already."""
+    copy_files(folder)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
     (packages,) = (folder / ".venv").glob("lib/python*/site-packages")
     (packages / "those-of-the-tests.pth").write_text(sysconfig.get_path("purelib"))

@@ -12,11 +12,13 @@ can create them.
 """
 
 import difflib
+import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 
 from sd.checkpoints.diffusers_format import MODEL_INDEX
@@ -24,8 +26,13 @@ from sd.checkpoints.hashing import full_hash, known_hash, old_hash
 from sd.checkpoints.model_files import FILE_ENDINGS, IMAGE_ENDINGS, Content, content_of, models_below
 from sd.utils.errors import UserError
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-BUNDLED = WEIGHTS / "emoji.safetensors"
+PACKAGE = Path(str(resources.files("sd"))).resolve()
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "weights" / "emoji.safetensors").is_file() else None
+# The user's own models: in a checkout beside the code, otherwise in the current folder, unless SD_WEIGHTS names one.
+WEIGHTS = Path(os.environ.get("SD_WEIGHTS") or (CHECKOUT or Path.cwd()) / "weights").expanduser().absolute()
+OWN_DATA = WEIGHTS.parent / "data"  # the user's own wildcards and styles
+SHIPPED = (CHECKOUT or PACKAGE) / "weights"  # the models that come with the code
+BUNDLED = SHIPPED / "emoji.safetensors"
 LORAS = WEIGHTS / "loras"
 EMBEDDINGS = WEIGHTS / "embeddings"
 VAES = WEIGHTS / "vae"

@@ -26,7 +26,7 @@ def drawing_parser(description: str) -> argparse.ArgumentParser:
     add("words", nargs="?", metavar="PROMPT", help="what to draw")
     add("--prompt", help="the same, as a flag")
     add("--negative-prompt", "--negative_prompt", default="", help="what to stay away from")
-    add("--style", metavar="NAME", help="a look from data/styles.csv, such as watercolor")
+    add("--style", metavar="NAME", help="a look from sd/data/styles.csv, such as watercolor")
     add("--enhance", action="store_true", help="let a chat model write the prompts, or a style where there is none")
     add("--llm-url", metavar="URL", help="its OpenAI-compatible address, ending in /v1 (OPENAI_BASE_URL)")
     add("--llm-model", metavar="NAME", help="its name (OPENAI_MODEL); a key is read from OPENAI_API_KEY")

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from sd.adapters.lora_tags import TAG
+from sd.checkpoints.discovery import SHIPPED
 from sd.evaluation.clip_loader import read_clip
 from sd.evaluation.clip_vision import CLIP, clip_pixels
 from sd.evaluation.confidence import Mean, mean_of
 from sd.evaluation.memorization import COPY, pixel_closeness
 from sd.pipeline.infotext import parse_infotext, read_infotext
-from sd.pipeline.stable_diffusion import WEIGHTS
 from sd.prompts.weighting import BREAK, parse
 from sd.tokenizer import Tokenizer
 from sd.utils.device import default_device
@@ -30,7 +30,7 @@ from sd.utils.errors import UserError
 from sd.utils.files import read_prompts
 from sd.utils.images import open_image, to_rgb, to_tensor
 
-BUNDLED_CLIP = WEIGHTS / "emoji-clip.safetensors"
+BUNDLED_CLIP = SHIPPED / "emoji-clip.safetensors"
 BATCH = 16
 NAMES = {
     (768, 32): "ViT-B/32",

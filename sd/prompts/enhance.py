@@ -9,15 +9,14 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from sd.adapters.lora_tags import TAG
 from sd.prompts.llm import ChatError, Endpoint, NoAnswer, ask
 from sd.prompts.styles import Style, find_style, styles_for
 from sd.prompts.weighting import parse
+from sd.utils.files import DATA
 
-DATA = Path(__file__).resolve().parents[2] / "data"
 FORM = (
     'Answer every idea with JSON and nothing else: {"prompt": what to draw, "negative_prompt": what to stay away from, '
     'or "", "title": two to five words}. Keep words in <angle brackets> as they are.'

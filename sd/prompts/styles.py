@@ -7,9 +7,10 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
+from sd.checkpoints.discovery import OWN_DATA
 from sd.utils.errors import UserError
+from sd.utils.files import DATA
 
-FOLDER = Path(__file__).resolve().parents[2] / "data"
 FOR_EMOJI = "emoji "  # begins the names of those that are for the bundled model
 
 
@@ -29,13 +30,16 @@ def merge(style: str, text: str) -> str:
     return ", ".join(part for part in (text.strip(), style.strip()) if part)
 
 
-def read_styles(folder: Path = FOLDER) -> dict[str, Style]:
-    """All styles of styles.csv and of any styles-*.csv beside it, by name; of equal names the last one counts.
+def read_styles(folder: Path = DATA) -> dict[str, Style]:
+    """All styles of styles.csv, of any styles-*.csv beside it and of those in `data/` beside `weights/`, by name.
+
+    Of equal names the last one counts.
 
     Raises UserError for a table that cannot be read.
     """
     found = {}
-    for path in sorted(folder.glob("styles.csv")) + sorted(folder.glob("styles-*.csv")):
+    folders = [folder, OWN_DATA] if folder == DATA else [folder]
+    for path in [path for one in folders for name in ("styles.csv", "styles-*.csv") for path in sorted(one.glob(name))]:
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 for row in csv.DictReader(file):
@@ -46,7 +50,7 @@ def read_styles(folder: Path = FOLDER) -> dict[str, Style]:
     return found
 
 
-def find_style(name: str, folder: Path = FOLDER) -> Style:
+def find_style(name: str, folder: Path = DATA) -> Style:
     """Raises UserError for an unknown name, which names those that there are."""
     styles = read_styles(folder)
     if name not in styles:
@@ -54,7 +58,7 @@ def find_style(name: str, folder: Path = FOLDER) -> Style:
     return styles[name]
 
 
-def styles_for(emoji: bool, folder: Path = FOLDER) -> list[Style]:
+def styles_for(emoji: bool, folder: Path = DATA) -> list[Style]:
     """Those that change a prompt, for the bundled model (`emoji`) or for all others."""
     return [
         style for style in read_styles(folder).values() if style.prompt and style.name.startswith(FOR_EMOJI) == emoji

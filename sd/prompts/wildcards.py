@@ -1,9 +1,10 @@
 """Chances in a prompt, written as the webui's dynamic-prompts writes them:
 
-    __animal__       one line of data/wildcards/animal.txt; __mine/hats__ is the file mine/hats.txt there
+    __animal__       one line of animal.txt; __mine/hats__ is the file mine/hats.txt
     {red|dark blue}  one of these
 
-Both may stand in each other, and in the lines of the files. The rest of its grammar, such as {2$$a|b|c}, weights,
+The files are those of `sd/data/wildcards` and the user's own, of `data/wildcards` beside `weights/`, which count first.
+Both may stand in each other, and in the lines of the files. The rest of the grammar, such as {2$$a|b|c}, weights,
 variables and __wild*cards__, is read by its own library, `dynamicprompts`, where that is installed.
 """
 
@@ -14,10 +15,13 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from sd.checkpoints.discovery import OWN_DATA
 from sd.prompts.weighting import MAX_CHARACTERS
 from sd.utils.errors import UserError
+from sd.utils.files import DATA
 
-WILDCARDS = Path(__file__).resolve().parents[2] / "data" / "wildcards"
+WILDCARDS = DATA / "wildcards"
+OWN_WILDCARDS = OWN_DATA / "wildcards"
 WILDCARD = re.compile(r"__([\w/.-]+?)__")
 BRACES = re.compile(r"\{([^{}]*)\}")  # the innermost ones
 COMMENT = re.compile(r"^[ \t]*#[ \t][^\n]*\n?", re.MULTILINE)
@@ -107,7 +111,10 @@ def choose_variants(prompt: str, one_of) -> str:
 
 def wildcard_files(folder: Path = WILDCARDS) -> dict[str, Path]:
     """Every file by the name that a prompt gives it. Only these are ever read: a name is not a path."""
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.txt"))}
+    folders = [folder, OWN_WILDCARDS] if folder == WILDCARDS else [folder]
+    return {
+        path.relative_to(one).with_suffix("").as_posix(): path for one in folders for path in sorted(one.rglob("*.txt"))
+    }
 
 
 def read_lines(name: str, folder: Path = WILDCARDS) -> list[str]:

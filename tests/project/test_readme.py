@@ -96,7 +96,7 @@ def test_no_substitute_is_left_over():
 
 def test_every_file_that_it_links_to_is_there():
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", readme.README)
-    assert "docs/http-api.md" in links
+    assert "docs/reference/http-api.md" in links
     for link in links:
         assert (readme.ROOT / link).exists(), link
 

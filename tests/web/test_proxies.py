@@ -1,4 +1,4 @@
-"""The server behind nginx and Caddy, configured as docs/reverse-proxy.md says; and what is believed of a proxy."""
+"""The server behind nginx and Caddy as docs/guides/reverse-proxy.md configures them, and what is believed of a proxy."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ from sd.web.server import create_app
 
 NAME = "sd.example.com"
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
-BLOCKS = re.findall(r"```(nginx|caddy)\n(.*?)```", (ROOT / "docs" / "reverse-proxy.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```(nginx|caddy)\n(.*?)```", (ROOT / "docs/guides/reverse-proxy.md").read_text(), re.DOTALL)
 CASES = [pytest.param(kind, text, id=f"{kind}{'-path' * ('/sd/' in text)}") for kind, text in BLOCKS]
 
 

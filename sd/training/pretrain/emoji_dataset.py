@@ -1,6 +1,6 @@
 """From npm packages of drawings to a folder of 128 x 128 pictures with their names: the world of the bundled model.
 
-The list of names with everything that is fixed about them (what is held out, above all) is data/emoji_names.tsv;
+The list of names with everything that is fixed about them (what is held out, above all) is sd/data/emoji_names.tsv;
 `prepare` draws each name in each style on white and writes one line of index.jsonl for each picture.
 """
 
@@ -14,9 +14,10 @@ from pathlib import Path
 from PIL import Image
 
 from sd.utils.errors import UserError
+from sd.utils.files import DATA
 
 SIZE = 128
-NAMES = Path(__file__).parents[3] / "data" / "emoji_names.tsv"
+NAMES = DATA / "emoji_names.tsv"
 # Style as a caption says it: (npm package, version). The last one is never trained on.
 STYLES = {
     "fluent 3d emoji": ("@lobehub/fluent-emoji-3d", "1.1.0"),

@@ -1,8 +1,8 @@
 """The names that scenes are made of, and the combinations that training never sees.
 
-`data/scene_names.tsv` fixes, for each name, its noun, its plural, and the colors and counts that are held out. Pairs
+`sd/data/scene_names.tsv` fixes, for each name, its noun, its plural, and the colors and counts that are held out. Pairs
 of names are too many for a list: a pair, or a pair with a relation, is held out where a hash of its words says so.
-Names and (name, style) pairs that are held out stand in `data/emoji_names.tsv`, as before.
+Names and (name, style) pairs that are held out stand in `sd/data/emoji_names.tsv`, as before.
 """
 
 import hashlib
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-SCENE_NAMES = Path(__file__).parents[4] / "data" / "scene_names.tsv"
+from sd.utils.files import DATA
+
+SCENE_NAMES = DATA / "scene_names.tsv"
 HELD_OUT_PERCENT = 15  # of pairs, and of (pair, relation)
 COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left", "right", "above", "below")  # the first object is ... of the second
@@ -22,7 +24,7 @@ NO_FLIP = {"alarm clock", "watch", "musical note"}  # mirrored, these would be w
 class SceneName:
     """One row of the list of names."""
 
-    name: str  # in `data/emoji_names.tsv`
+    name: str  # in `sd/data/emoji_names.tsv`
     noun: str  # in captions: "apple" for "red apple", since scenes color it themselves
     plural: str | None  # None for what cannot be counted or shows several of it already
     held_out_colors: tuple[str, ...]

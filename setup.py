@@ -1,0 +1,22 @@
+"""The packages of the wheel: `sd`, the scripts as `sd_scripts`, and the bundled model's weights as data of `sd`.
+
+All else is in pyproject.toml, which cannot name packages that lie in folders of other names.
+"""
+
+from setuptools import find_namespace_packages, setup
+
+setup(
+    packages=[
+        *find_namespace_packages(include=["sd", "sd.*"], exclude=["*.__pycache__"]),
+        "sd.weights",
+        "sd_scripts",
+    ],
+    package_dir={"sd.weights": "weights", "sd_scripts": "scripts"},
+    package_data={
+        "sd": ["py.typed"],
+        "sd.data": ["*.gz", "*.tsv", "*.json", "*.csv", "README.md"],
+        "sd.data.wildcards": ["*.txt"],
+        "sd.web.ui.browser": ["*.js", "*.css"],
+        "sd.weights": ["emoji.safetensors", "emoji-clip.safetensors", "README.md"],
+    },
+)
