@@ -21,7 +21,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
-from sd.schedule import t_of
+from sd.schedule import SD1_SCHEDULE
 
 
 def split_variance(sigma, to, eta=1.0):
@@ -200,7 +200,7 @@ def corrector_weights(h, r):
     return on_trend, b1 - on_trend
 
 
-def lcm(denoise, x, sigmas, noise):
+def lcm(denoise, x, sigmas, noise, schedule=SD1_SCHEDULE):
     """Consistency sampling in 1 to 8 steps (Luo et al. 2023, "Latent Consistency Models"): jump to x0, add noise again.
 
     It needs an LCM checkpoint or an LCM LoRA; its times are those of the schedule "lcm". The boundary condition (Song
@@ -208,7 +208,7 @@ def lcm(denoise, x, sigmas, noise):
     """
     data = 0.5  # sigma_data, the spread of latents that the distillation assumed
     for sigma, to in pairwise(sigmas):
-        t = 10 * t_of(sigma)  # timestep_scaling
+        t = 10 * schedule.t_of(sigma)  # timestep_scaling
         skip, out = data**2 / (t**2 + data**2), t / math.sqrt(t**2 + data**2)
         x0 = out * denoise(x, sigma) + skip * x / math.sqrt(1 + sigma**2)
         x = x0 + to * noise() if to > 0 else x0

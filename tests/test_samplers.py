@@ -13,7 +13,7 @@ import torch
 from sd.denoiser import Denoiser, Inpaint
 from sd.pipeline.sampler_names import find_sampler
 from sd.samplers import SAMPLERS
-from sd.schedule import sigma_list, t_of
+from sd.schedule import SD1_SCHEDULE, sigma_list
 from sd.utils.errors import UserError
 
 STEPS = (1, 2, 3, 5, 20, 50)
@@ -89,7 +89,7 @@ PEERS = {
 
 def set_times(scheduler, steps):
     """Give a scheduler LDM's times. The two that divide 1000 by steps + 1 must be told."""
-    times = [round(t_of(sigma)) for sigma in sigma_list(steps)[:-1]]
+    times = [round(SD1_SCHEDULE.t_of(sigma)) for sigma in sigma_list(steps)[:-1]]
     if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
         scheduler.set_timesteps(timesteps=times)
     else:
