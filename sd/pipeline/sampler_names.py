@@ -88,7 +88,7 @@ def normalize_name(name: str) -> str:
 
 
 def find_sampler(name: str, schedule: str = "") -> tuple[str, str]:
-    """Return (sampler, schedule) for a name of our own, the webui, ComfyUI, stable-diffusion.cpp, diffusers or InvokeAI.
+    """Return (sampler, schedule) for a name of ours or of another program, such as the webui, ComfyUI or diffusers.
 
     "DPM++ 2M Karras", "k_euler_a", "euler discrete", "dpmpp_2s_ancestral", "LMSDiscreteScheduler" and "kdpm_2_a_k" are
     such names. schedule: its name where that is given apart ("SGM Uniform"). It takes precedence over one at the end of
@@ -98,7 +98,7 @@ def find_sampler(name: str, schedule: str = "") -> tuple[str, str]:
     wanted = normalize_name(schedule) or ending
     schedules = schedule_names()
     if wanted and wanted not in schedules:
-        raise UserError(f"there is no schedule called {schedule!r}; known are {', '.join(ALL_SCHEDULES)}")
+        raise UserError(f"unknown schedule {schedule!r}; choose from {', '.join(ALL_SCHEDULES)}.")
     return found, schedules.get(wanted) or ALL_SAMPLERS[found].schedule
 
 
@@ -116,7 +116,7 @@ def split_name(name: str) -> tuple[str, str]:
     for ending in sorted(schedule_names(), key=len, reverse=True):
         if key.endswith(ending) and key.removesuffix(ending) in samplers:
             return samplers[key.removesuffix(ending)], ending
-    raise UserError(f"there is no sampler called {name!r}; known are {', '.join(ALL_SAMPLERS)}")
+    raise UserError(f"unknown sampler {name!r}; choose from {', '.join(ALL_SAMPLERS)}.")
 
 
 def find_foreign_sampler(name: str, schedule: str = "") -> tuple[str, str]:

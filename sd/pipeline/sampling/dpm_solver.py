@@ -24,7 +24,7 @@ def dpm_fast(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSourc
     for order, (sigma, to) in zip(orders, pairwise(levels)):
         down, up = split_above(sigma, to, eta, sigmas[-1])
         evaluations = singlestep(denoise, x, sigma, down, order)
-        for number, (x, x0, _) in enumerate(evaluations, 1):  # noqa: B007  (the last x is where the step ends)
+        for number, (x, x0, _) in enumerate(evaluations, 1):  # the last x is where the step ends
             if number == order and up > 0:
                 x = x + up * noise()
             yield x, x0

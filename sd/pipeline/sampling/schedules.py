@@ -42,7 +42,8 @@ def beta_sigmas(noise_schedule: NoiseSchedule, steps: int, to_zero: bool) -> lis
     The times are whole, as in ComfyUI; equal ones are visited once, so that runs of over 80 steps or so are shorter.
     """
     quantiles = beta_quantiles(1 - np.linspace(0, 1, steps, endpoint=False), 0.6)
-    times = np.rint(quantiles * (len(noise_schedule) - 1)).astype(int).tolist()
+    times = (quantiles * (len(noise_schedule) - 1)).round(9)  # so that the median, 499.5, is one exactly
+    times = np.rint(times).astype(int).tolist()
     return [noise_schedule.sigmas[t].item() for t in dict.fromkeys(times)]
 
 
@@ -145,9 +146,8 @@ def linear_quadratic_sigmas(
         return [largest]
     slope, rest = threshold / half, steps - half
     curvature = (1 - threshold - slope * rest) / rest**2  # so that the parabola reaches 1 after the last step
-    shares = [
-        slope * k if k < half else threshold + slope * (k - half) + curvature * (k - half) ** 2 for k in range(steps)
-    ]
+    shares = [slope * k for k in range(half)]
+    shares += [threshold + slope * k + curvature * k**2 for k in range(rest)]
     return [largest * (1 - share) for share in shares]
 
 

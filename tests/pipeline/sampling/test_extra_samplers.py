@@ -1,8 +1,8 @@
 """The further samplers against k-diffusion, diffusers, formulas written out, and a Gaussian whose answer is known."""
 
-import functools
 import importlib
 import math
+from functools import partial
 from itertools import pairwise
 
 import diffusers
@@ -103,16 +103,8 @@ def test_dpm_fast_equals_k_diffusion(steps, eta, denoise, tensors, k_sampling, f
     states = list(dpm_fast(denoise, start * first, sigmas, iter(fresh).__next__, eta=eta))
     assert len(states) == steps
     noises = iter(fresh)
-    theirs = k_sampling.sample_dpm_fast(
-        batched(denoise),
-        start * first,
-        last,
-        first,
-        steps,
-        disable=True,
-        eta=eta,
-        noise_sampler=lambda *_: next(noises),
-    )
+    options = {"disable": True, "eta": eta, "noise_sampler": lambda *_: next(noises)}
+    theirs = k_sampling.sample_dpm_fast(batched(denoise), start * first, last, first, steps, **options)
     assert relative_error(states[-1][0], theirs) < TOLERANCE
 
 
@@ -288,9 +280,9 @@ def gaussian(x, sigma, mean=MEAN):
     ("sampler", "order"),
     [
         (ipndm, 2),
-        (functools.partial(deis, order=1), 1),
+        (partial(deis, order=1), 1),
         (deis, 2),
-        (functools.partial(deis, order=3), 2),
+        (partial(deis, order=3), 2),
         (dpm_fast, 2),
     ],
 )
@@ -322,7 +314,7 @@ def test_samplers_with_noise_keep_the_law(sampler, bias):
     start = noise() * math.sqrt(SPREAD**2 + sigmas[0] ** 2)
     if sampler is restart:
         sigmas = [*karras_levels(10, 0.01, 160), 0.0]
-    x = last_x(sampler(functools.partial(gaussian, mean=0), start, sigmas, noise))
+    x = last_x(sampler(partial(gaussian, mean=0), start, sigmas, noise))
     assert x.square().sum().item() / (SPREAD**2 + sigmas[-1] ** 2) == pytest.approx(1, abs=bias)
 
 
