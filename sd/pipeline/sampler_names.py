@@ -1,44 +1,142 @@
-"""Samplers and schedules by the names that other programs give them."""
+"""All samplers and schedules that there are, and how to find them by the names that other programs give them.
+
+`find_sampler` reads a name as this program means it. `find_foreign_sampler` and `find_comfyui_sampler` read names out
+of other programs' files and requests, where "Automatic" or a missing schedule stands for that program's choice.
+"""
 
 import re
+from functools import partial
 
-from sd.samplers import SAMPLERS
-from sd.schedule import SCHEDULES
+from sd.pipeline.sampling.cfgpp import ddim_cfgpp, euler_cfgpp
+from sd.pipeline.sampling.dpm_solver import dpm_adaptive, dpm_fast
+from sd.pipeline.sampling.extra_samplers import (
+    deis,
+    dpm2_a,
+    dpmpp_2m_sde_heun,
+    dpmpp_2s_a,
+    dpmpp_3m_sde,
+    ipndm,
+    lms,
+    restart,
+    tcd,
+)
+from sd.pipeline.sampling.schedules import ALL_SCHEDULES
+from sd.samplers import SAMPLERS, Sampler
 from sd.utils.errors import UserError
 
-# Other people's names, where ours, squashed, is not the same already.
+# Their schedules are those that their first programs choose for them. The webui runs both DPM solvers with eta 1.
+EXTRA_SAMPLERS = {
+    "dpm2_a": Sampler(dpm2_a, "DPM2 a", schedule="karras"),
+    "dpmpp_2s_a": Sampler(dpmpp_2s_a, "DPM++ 2S a", schedule="karras"),
+    "dpmpp_2m_sde_heun": Sampler(dpmpp_2m_sde_heun, "DPM++ 2M SDE Heun", schedule="exponential"),
+    "dpmpp_3m_sde": Sampler(dpmpp_3m_sde, "DPM++ 3M SDE", schedule="exponential"),
+    "lms": Sampler(lms, "LMS", schedule="normal"),
+    "ipndm": Sampler(ipndm, "IPNDM", schedule="normal"),
+    "deis": Sampler(deis, "DEIS", to_zero=False, schedule="sgm_uniform"),
+    "dpm_fast": Sampler(partial(dpm_fast, eta=1.0), "DPM fast", to_zero=False, schedule="normal"),
+    "dpm_adaptive": Sampler(partial(dpm_adaptive, eta=1.0), "DPM adaptive", to_zero=False, schedule="normal"),
+    "restart": Sampler(restart, "Restart", schedule="karras"),
+    "ddim_cfgpp": Sampler(ddim_cfgpp, "DDIM CFG++", to_zero=False),
+    "euler_cfgpp": Sampler(euler_cfgpp, "Euler CFG++", schedule="normal"),
+    "tcd": Sampler(tcd, "TCD", to_zero=False, schedule="lcm"),
+}
+ALL_SAMPLERS = SAMPLERS | EXTRA_SAMPLERS
+CFG_PLUS_PLUS = ("ddim_cfgpp", "euler_cfgpp")  # these need `cfgpp.UncondGuidance` for their denoiser
+
+# Other programs' names, where ours, normalized, is not the same already.
 OTHER_NAMES = {
     "pndm": "plms",
-    "eulerancestral": "euler_a",
     "dpmsolver": "dpmpp_2m",
+    "dpmsolverpp": "dpmpp_2m",
     "dpmsolversde": "dpmpp_sde",
-    "dpmppsdegpu": "dpmpp_sde",
-    "dpmpp2msdegpu": "dpmpp_2m_sde",
+    "dpmad": "dpm_adaptive",
+    "unipcbh2": "unipc",
 }
-OTHER_SCHEDULES = {"uniform": "ldm", "normal": "ldm", "discrete": "ldm", "automatic": "", "default": "", "native": ""}
+OTHER_SCHEDULES = {
+    "uniform": "ldm",
+    "leading": "ldm",
+    "discrete": "normal",
+    "linspace": "normal",
+    "ddim": "ddim_uniform",
+    "k": "karras",
+    "ka": "karras",
+    "automatic": "",
+    "default": "",
+    "native": "",
+}
+# What the webui 1.10 takes for "Automatic"; for all others it is "Uniform", which is our "normal".
+WEBUI_SCHEDULES = {
+    "dpmpp_2m": "karras",
+    "dpmpp_sde": "karras",
+    "dpmpp_2s_a": "karras",
+    "dpm2": "karras",
+    "dpm2_a": "karras",
+    "restart": "karras",
+    "dpmpp_2m_sde": "exponential",
+    "dpmpp_2m_sde_heun": "exponential",
+    "dpmpp_3m_sde": "exponential",
+}
+# These take their own times in the webui and in diffusers, whatever the schedule's name.
+FIXED_TIMES = ("ddim", "ddim_cfgpp", "plms", "ddpm", "unipc", "lcm", "tcd", "deis")
 
 
-def squash(name):
-    """What spellings have in common: "DPM++ 2M" becomes "dpmpp2m"; "k_dpm_2" and "KDPM2DiscreteScheduler", "dpm2"."""
+def normalize_name(name: str) -> str:
+    """Reduce a name to what its spellings share: "DPM++ 2M" is "dpmpp2m", "KDPM2AncestralDiscreteScheduler" "dpm2a"."""
     letters = re.sub("[^a-z0-9]", "", name.lower().replace("++", "pp"))
-    return re.sub("^k(?=euler|heun|dpm)|(discrete|multistep)?scheduler$", "", letters)
+    letters = letters.replace("ancestral", "a").replace("sdegpu", "sde")
+    return re.sub("^k(?=euler|heun|dpm|lms)|(discrete|multistep)?scheduler$", "", letters)
 
 
 def find_sampler(name: str, schedule: str = "") -> tuple[str, str]:
-    """(name, schedule) in our spelling, from the webui's, diffusers' or k-diffusion's: "DPM++ 2M Karras", "k_euler_a".
+    """Return (sampler, schedule) for a name of ours or of another program, such as the webui, ComfyUI or diffusers.
 
-    schedule: its name where that comes apart ("SGM Uniform"). It goes before one at the end of `name`, and that before
-    the sampler's own. Raises UserError, with the names that exist, for a name that does not.
+    "DPM++ 2M Karras", "k_euler_a", "euler discrete", "dpmpp_2s_ancestral", "LMSDiscreteScheduler" and "kdpm_2_a_k" are
+    such names. schedule: its name where that is given apart ("SGM Uniform"). It takes precedence over one at the end of
+    `name`, and that over the sampler's own. Raises UserError, with the names that exist, for a name that does not.
     """
-    samplers = {squash(known): known for known in SAMPLERS} | OTHER_NAMES
-    schedules = {squash(known): known for known in SCHEDULES} | OTHER_SCHEDULES
-    key, wanted = squash(name), squash(schedule)
-    for ending in schedules:
-        if key not in samplers and key.endswith(ending):
-            key, wanted = key.removesuffix(ending), wanted or ending
-    if key not in samplers:
-        raise UserError(f"there is no sampler called {name!r}; known are {', '.join(SAMPLERS)}")
+    found, ending = split_name(name)
+    wanted = normalize_name(schedule) or ending
+    schedules = schedule_names()
     if wanted and wanted not in schedules:
-        raise UserError(f"there is no schedule called {schedule!r}; known are {', '.join(SCHEDULES)}")
-    found = samplers[key]
-    return found, schedules.get(wanted) or SAMPLERS[found].schedule
+        raise UserError(f"unknown schedule {schedule!r}; choose from {', '.join(ALL_SCHEDULES)}.")
+    return found, schedules.get(wanted) or ALL_SAMPLERS[found].schedule
+
+
+def schedule_names() -> dict[str, str]:
+    """Map every known spelling of a schedule, normalized, to our name for it, or "" for the sampler's own."""
+    return {normalize_name(known): known for known in ALL_SCHEDULES} | OTHER_SCHEDULES
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return our sampler for a name, and the normalized schedule at the name's end, or "". Raises UserError."""
+    samplers = {normalize_name(known): known for known in ALL_SAMPLERS} | OTHER_NAMES
+    key = normalize_name(name)
+    if key in samplers:
+        return samplers[key], ""
+    for ending in sorted(schedule_names(), key=len, reverse=True):
+        if key.endswith(ending) and key.removesuffix(ending) in samplers:
+            return samplers[key.removesuffix(ending)], ending
+    raise UserError(f"unknown sampler {name!r}; choose from {', '.join(ALL_SAMPLERS)}.")
+
+
+def find_foreign_sampler(name: str, schedule: str = "") -> tuple[str, str]:
+    """Return (sampler, schedule) for a name from another program's file or request, as the webui 1.10 understands it.
+
+    "Automatic" and no schedule at all are the webui's choice for the sampler; "Uniform" is even in time from 999 to 0.
+    Samplers with times of their own keep them. Raises UserError as `find_sampler` does.
+    """
+    found, found_schedule = find_sampler(name, schedule)
+    wanted = normalize_name(schedule) or split_name(name)[1]
+    if found in FIXED_TIMES and wanted in ("", "automatic", "uniform", "normal", "discrete"):
+        return found, ALL_SAMPLERS[found].schedule
+    if not wanted or schedule_names()[wanted] == "":
+        return found, WEBUI_SCHEDULES.get(found, "normal")
+    return found, "normal" if wanted == "uniform" else found_schedule
+
+
+def find_comfyui_sampler(name: str, scheduler: str) -> tuple[str, str]:
+    """Return (sampler, schedule) for ComfyUI's pair of names, whose "ddim" is Euler's method on any schedule.
+
+    Raises UserError as `find_sampler` does.
+    """
+    return find_sampler("euler" if normalize_name(name) == "ddim" else name, scheduler)

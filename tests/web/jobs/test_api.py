@@ -125,7 +125,7 @@ def test_listing(web):
         ({"prompt": "x", "stepz": 3}, 422, "stepz: Extra inputs are not permitted."),
         ({"prompt": "x", "steps": 0}, 422, "number of steps"),
         ({"prompt": "x", "width": 100}, 422, "multiple of 8"),
-        ({"prompt": "x", "sampler": "magic"}, 422, "no sampler called 'magic'"),
+        ({"prompt": "x", "sampler": "magic"}, 422, "unknown sampler 'magic'"),
         ({"prompt": "x", "checkpoint": "../x"}, 422, "not the name of a checkpoint"),
         ({"prompt": "x", "checkpoint": "none"}, 422, "no checkpoint named none"),
         ({"prompt": "<lora:../../x:1>"}, 422, "not the name of a LoRA"),
