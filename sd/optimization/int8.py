@@ -150,6 +150,8 @@ def can_multiply(x: Tensor) -> bool:
 
 def try_kernels(dtype: torch.dtype) -> None:
     """Raises where the operators are missing or compute something else."""
+    for names in (PACK_BYTES_LINEAR, BYTES_LINEAR, PACK_BYTES_CONVOLUTION, BYTES_CONVOLUTION):
+        kernel(names)
     x = torch.linspace(-1, 1, 16 * 16, dtype=dtype)
     for patch, layer, given in (
         (Int8Linear, nn.Linear(16, 16), x.view(1, 16, 16)),

@@ -6,8 +6,9 @@ patch is an ordinary subclass of the class that it patches, with `LayerPatch` be
     class FusedGEGLU(LayerPatch, GEGLU):
         def forward(self, x): ...
 
-Several patches of one layer are combined into one class, the newest first; each calls the next through `super()`.
-They come off in any order. Patches do not know each other: one that needs a layer as it was built asks `make_plain`.
+Several patches of one layer are combined into one class; each calls the next through `super()`. Those that only
+compute the layer's own output in another way come last, next to the layer's class, so that patches stack in any order;
+they come off in any order too. Patches do not know each other: one that needs a plain layer asks `make_plain`.
 """
 
 from collections.abc import Iterator
@@ -33,14 +34,14 @@ class LayerPatch:
 
 @cache
 def combine(patches: tuple[type, ...]) -> type:
-    """The class of a layer with these patches, the newest first."""
+    """The class of a layer with these patches, the outermost first."""
     if len(patches) == 1:
         return patches[0]
     return type("And".join(patch.__name__ for patch in patches), patches, {"combined": patches})
 
 
 def patches_on(layer: nn.Module) -> tuple[type, ...]:
-    """The patches of a layer, the newest first."""
+    """The patches of a layer, the outermost first."""
     kind = type(layer)
     return vars(kind).get("combined", (kind,)) if issubclass(kind, LayerPatch) else ()
 
@@ -66,7 +67,7 @@ def apply_patch(layer: nn.Module, patch: type, **state: Any) -> None:
     """Adds a patch, with these values of its `STATE` (None where not given); nothing happens where it is on already."""
     if patch in patches_on(layer):
         return
-    layer.__class__ = combine((patch, *patches_on(layer)))
+    layer.__class__ = combine(tuple(sorted((patch, *patches_on(layer)), key=lambda one: one.GIVES_WAY)))
     for name in patch.STATE:
         setattr(layer, name, state.get(name))
 
