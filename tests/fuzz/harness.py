@@ -111,7 +111,7 @@ def check_reader(name: str, read, path: Path, size: int, found: Findings) -> boo
     """Returns whether the file was read."""
     was_read = False
     before, started = reset_peak(), time.process_time()
-    faulthandler.dump_traceback_later(120, exit=True)
+    faulthandler.dump_traceback_later(600, exit=True)
     WATCH.events, WATCH.on = [], True
     try:
         read(path)
