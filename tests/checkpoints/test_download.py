@@ -188,7 +188,7 @@ def test_the_script(serve, tmp_path):
     assert done.returncode == 2
     assert "its SHA-256 differs" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "fetching" in done.stderr
+    assert "downloading" in done.stderr
     done = subprocess.run([*arguments, "--ckpt", "--url", serve(404).url], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert "v1-5-pruned-emaonly.ckpt" in done.stdout

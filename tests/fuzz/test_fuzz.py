@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sd.adapters.embedding_files import read_embeddings, save_embedding
-from sd.checkpoints.checkpoint import write_weights
+from sd.checkpoints.checkpoint import read_checkpoint
 from sd.checkpoints.pickles.objects import GlobalName, InertObject
 from sd.checkpoints.pickles.opcodes import scan_program
 from sd.checkpoints.pickles.unpickler import RestrictedUnpickler
-from sd.checkpoints.weight_files import read_weights
+from sd.checkpoints.weight_files import read_weights, write_weights
 from sd.utils.errors import UserError
 
 quick = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -42,7 +42,7 @@ def test_the_corpus_is_large_and_each_of_its_files_has_a_name_of_its_own():
 @pytest.mark.parametrize("path", sorted(SEEDS.glob("*.bin")), ids=lambda path: path.stem)
 def test_kept_seeds_are_refused_in_one_sentence(path):
     with pytest.raises(UserError) as caught:
-        read_weights(path)
+        read_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 
