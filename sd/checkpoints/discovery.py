@@ -79,7 +79,7 @@ class Models:
 
         A name is the file's without suffix; of equal names the later one has its folder too, and then its suffix.
         """
-        return self.remember(f"names of {kind}", lambda: self.name_all(kind))
+        return self.cached(f"names of {kind}", lambda: self.assign_names(kind))
 
     def find(self, kind: str, name: str) -> Path:
         """Returns the file or folder of that name. Raises UserError, with similar names, where there is none."""
@@ -87,12 +87,12 @@ class Models:
         wanted = text.replace("\\", "/")
         if (wanted == "" and not digits) or re.search(r"\0|^/|(^|/)\.{1,2}(/|$)", wanted):
             raise UserError(f"that is not the name of a {kind}: give its file's name without folder and ending.")
-        for one in self.spelled(kind, wanted):
+        for one in self.match_spelling(kind, wanted):
             if one.is_of(kind):
                 return one.path
-        found = self.by_alias(kind, wanted) or self.by_hash(kind, digits or wanted)
+        found = self.find_alias(kind, wanted) or self.find_hash(kind, digits or wanted)
         if found is None:
-            raise UserError(self.missing(kind, text or name))
+            raise UserError(self.missing_message(kind, text or name))
         return found
 
     def checkpoint(self, name: str = "") -> Path:
@@ -117,7 +117,7 @@ class Models:
         """
         return separate_vae(name, checkpoint, lambda text: self.find("VAE", text))
 
-    def remember(self, what: str, make: Callable[[], object]):
+    def cached(self, what: str, make: Callable[[], object]):
         made, found = self.listings.get(what, (-FRESH, None))
         if time.monotonic() - made >= FRESH:
             found = make()
@@ -126,7 +126,7 @@ class Models:
 
     def files(self, kind: str) -> list["Candidate"]:
         """Returns the candidates for that kind: in its own folder, then among the checkpoints."""
-        return self.remember(f"files of {kind}", lambda: self.list_files(kind))
+        return self.cached(f"files of {kind}", lambda: self.list_files(kind))
 
     def list_files(self, kind: str) -> list["Candidate"]:
         found = [Candidate(BUNDLED.parent, BUNDLED, is_own=True)] if kind == "checkpoint" else []
@@ -138,7 +138,7 @@ class Models:
             found += [Candidate(folder, path, is_own) for path in paths if not is_preview(path, stems)]
         return found
 
-    def name_all(self, kind: str) -> dict[str, Path]:
+    def assign_names(self, kind: str) -> dict[str, Path]:
         named: dict[str, Path] = {}
         for one in self.files(kind):
             if one.is_of(kind):
@@ -146,7 +146,7 @@ class Models:
                 named |= dict.fromkeys(free[:1], one.path)
         return named
 
-    def spelled(self, kind: str, wanted: str) -> list["Candidate"]:
+    def match_spelling(self, kind: str, wanted: str) -> list["Candidate"]:
         """Returns the candidates for a name, the best first: exact case before any case, the name before the folder."""
         ranked = []
         for one in self.files(kind):
@@ -158,12 +158,12 @@ class Models:
             ranked += [(min(ranks), one)] if ranks else []
         return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
 
-    def by_alias(self, kind: str, wanted: str) -> Path | None:
+    def find_alias(self, kind: str, wanted: str) -> Path | None:
         """Returns the file that has this name in its metadata."""
         contents = ((content_of(one.path), one.path) for one in self.files(kind))
         return next((path for content, path in contents if is_alias(content, kind, wanted)), None)
 
-    def by_hash(self, kind: str, digits: str) -> Path | None:
+    def find_hash(self, kind: str, digits: str) -> Path | None:
         """Returns a checkpoint by its hash. Files are hashed only if no cached hash matches."""
         if kind != "checkpoint" or not HASH.fullmatch(digits):
             return None
@@ -171,14 +171,14 @@ class Models:
         ways = [old_hash] if len(digits) == 8 else [known_hash, full_hash]
         return next((path for hashed in ways for path in paths if hashed(path).startswith(digits)), None)
 
-    def missing(self, kind: str, name: str) -> str:
+    def missing_message(self, kind: str, name: str) -> str:
         """Returns the message for a name that is not found, with similar names."""
         shown = name[:LONGEST]
         for other in self.folders:
-            for one in self.spelled(other, name.replace("\\", "/")):
+            for one in self.match_spelling(other, name.replace("\\", "/")):
                 if (content := content_of(one.path)).kind not in ("", kind):
                     instead = INSTEAD[content.kind].replace("NAME", one.path.stem)
-                    return f"{shown} is {content.what}, not {an(kind)}: {instead}."
+                    return f"{shown} is {content.what}, not {with_article(kind)}: {instead}."
         names = {one.lower(): one for one in reversed(self.names(kind))}
         near = difflib.get_close_matches(shown.lower(), names)
         hint = f"; did you mean {names[near[0]]}?" if near else ", there are none." if not names else "."
@@ -214,7 +214,7 @@ def is_listed(path: Path, kind: str, is_own: bool) -> bool:
     return path.is_dir() or path.suffix.lower() in endings
 
 
-def an(kind: str) -> str:
+def with_article(kind: str) -> str:
     return {"embedding": "an embedding", "checkpoint": "a checkpoint of Stable Diffusion 1.x"}.get(kind, f"a {kind}")
 
 

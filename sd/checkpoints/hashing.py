@@ -5,7 +5,16 @@ import json
 import os
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-by-hand" / "hashes.json"
+
+def cache_folder() -> Path:
+    """Returns the user's cache folder; without a home (`docker --user`), one that cannot be written to."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return Path(os.devnull)
+
+
+CACHE = cache_folder() / "sd-by-hand" / "hashes.json"
 
 
 def model_hash(path: Path) -> str:

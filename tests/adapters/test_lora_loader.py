@@ -666,12 +666,12 @@ class TestBadFiles:
 
     def test_not_an_adapter(self, small, tmp_path):
         path = tmp_path / "x.safetensors"
-        self.refused(small, tmp_path / "none.safetensors", "there is no file")
+        self.refused(small, tmp_path / "none.safetensors", "file not found")
         self.refused(small, write(path, {"emb_params": torch.ones(1, 768)}), "textual inversion")
         self.refused(small, write(path, {"encoder.conv_in.weight": torch.ones(1)}), "no LoRA")
         self.refused(small, write(path, {"lora_unet_conv_in.oft_blocks": torch.ones(2, 2, 2, 2)}), "BOFT")
         self.refused(small, write(path, {"model.norm.weight": torch.ones(2)}), "no LoRA")
-        self.refused(small, tmp_path / "folder", "there is no file")
+        self.refused(small, tmp_path / "folder", "file not found")
         (tmp_path / "folder").mkdir()
         self.refused(small, tmp_path / "folder", "no files")
         torch.save({"step": 3}, tmp_path / "x.pt")

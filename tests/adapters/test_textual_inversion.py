@@ -323,7 +323,7 @@ class TestBadFiles:
 
     def test_damaged_or_something_else(self, clip, tokenizer, tmp_path):
         path = tmp_path / "x.pt"
-        self.refused(clip, tokenizer, path, "there is no file")
+        self.refused(clip, tokenizer, path, "file not found")
         torch.save({"string_to_param": {"*": vectors(4)}}, path)
         whole = path.read_bytes()
         for size in (0, 3, 100, len(whole) // 2):

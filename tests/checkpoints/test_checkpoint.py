@@ -299,7 +299,7 @@ MISFITS = {
     },
     "quant_conv.bias [5] instead of [8]": {V_QUANT: torch.zeros(5)},
     "out.2.bias [4, 1] instead of [4]": {U_OUT: torch.zeros(4, 1)},
-    "whole numbers in out.2.bias": {U_OUT: torch.zeros(4, dtype=torch.int8)},
+    "integers in out.2.bias": {U_OUT: torch.zeros(4, dtype=torch.int8)},
 }
 
 

@@ -298,7 +298,7 @@ def test_somebody_at_the_keyboard_may_give_a_path_or_a_name(models, tmp_path, mo
     assert locate("checkpoint", str(outside), models) == outside
     assert locate("checkpoint", folder / "model_index.json", models) == folder
     assert locate("checkpoint", folder, models) == folder
-    with pytest.raises(UserError, match=r"there is no file nowhere/x\.ckpt"):
+    with pytest.raises(UserError, match=r"file not found: nowhere/x\.ckpt"):
         locate("checkpoint", "nowhere/x.ckpt", models)
     with pytest.raises(UserError, match=r"there is no checkpoint named dreamy\.ckptt"):
         locate("checkpoint", "dreamy.ckptt", models)

@@ -26,3 +26,14 @@ def test_a_changed_file_is_hashed_again_and_a_broken_cache_does_not_matter(tmp_p
 
 def test_a_folder_has_none(tmp_path):
     assert model_hash(tmp_path) == ""
+
+
+def test_without_a_home_nothing_is_cached_and_nothing_fails(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(module.Path, "home", no_home)
+    monkeypatch.setattr(module, "CACHE", module.cache_folder() / "sd-by-hand" / "hashes.json")
+    (tmp_path / "model.ckpt").write_bytes(b"weights")
+    assert model_hash(tmp_path / "model.ckpt") == hashlib.sha256(b"weights").hexdigest()[:10]

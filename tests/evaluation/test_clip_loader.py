@@ -295,5 +295,5 @@ def test_a_folder_with_another_config_is_one_sentence(folder, tmp_path, change, 
 def test_a_folder_of_something_else_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         read_clip(tmp_path)
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="file not found"):
         read_clip(tmp_path / "nothing")

@@ -7,9 +7,10 @@ import struct
 import zipfile
 from collections.abc import Iterator
 
-from programs import (
+from fuzz.programs import (
     CONTAINERS,
     LEGACY_HEAD,
+    REBUILD,
     as_legacy,
     as_safetensors,
     as_zip,
@@ -189,12 +190,15 @@ def memory() -> Iterator[tuple[str, bytes]]:
         "too-many": b"N0" * 3_000_000,
         "laughs": laughs,
         "laughs-as-key": b"}" + laughs + b"Ns",
-        "laughs-dict": b"}q\x00" + b"".join(b"}(" + b"".join(text(str(k)) + b"h%c" % i for k in range(9)) + b"uq%c" % (i + 1) for i in range(60)),
+        "laughs-dict": b"}q\x00" + b"".join(
+            b"}(" + b"".join(text(str(k)) + b"h%c" % i for k in range(9)) + b"uq%c" % (i + 1) for i in range(60)
+        ),
         "copies": copies + b"q\x00" + b"](" + b"".join(number(i) + b"N\x86" for i in range(9000)) + b"eq\x01"
         + b"](" + b"h\x00h\x01\x85R" * 50_000 + b"e",
         "encodes": name("_codecs", "encode") + b"q\x00" + big + b"q\x01" + text("latin1") + b"q\x02"
         + b"](" + b"h\x00h\x01h\x02\x86R" * 50_000 + b"e",
-        "sizes": name("torch", "Size") + b"q\x00" + b"(" + b"N" * 90_000 + b"tq\x01" + b"](" + b"h\x00h\x01\x85R" * 50_000 + b"e",
+        "sizes": name("torch", "Size") + b"q\x00" + b"(" + b"N" * 90_000 + b"tq\x01"
+        + b"](" + b"h\x00h\x01\x85R" * 50_000 + b"e",
         "equal-hashes": b"}(" + b"".join(number(i * ((1 << 61) - 1)) + b"N" for i in range(100_000)) + b"u",
         "equal-hashes-set": b"\x8f(" + b"".join(number(i * ((1 << 61) - 1)) for i in range(100_000)) + b"\x90",
         "close-hashes": b"}(" + b"".join(number(i << 40) + b"N" for i in range(200_000)) + b"u",
@@ -229,6 +233,11 @@ NO_NUMBERS = {
     "type": name("torch", "FloatStorage"),
     "storage": storage(),
 }
+
+
+FROM_TYPE = name("torch._tensor", "_rebuild_from_type_v2")
+FROM_ARRAY = name("torch._utils", "_rebuild_device_tensor_from_numpy")
+EMPTY_ARRAY = name("numpy.core.multiarray", "_reconstruct") + b")R"
 
 
 def tensors() -> Iterator[tuple[str, bytes]]:
@@ -274,26 +283,28 @@ def tensors() -> Iterator[tuple[str, bytes]]:
         "a-dtype": tensor(storage(kind="float32")),
         "quantized": tensor(storage(kind="qint8")),
         "no-type": tensor(storage(kind="Size")),
-        "bits": call(name("torch._utils", "_rebuild_tensor_v2"), storage(), b"K\x00", numbers(4), numbers(1), b"\x89", b"N", b"K\x08"),
+        "bits": call(REBUILD, storage(), b"K\x00", numbers(4), numbers(1), b"\x89", b"N", b"K\x08"),
         "short-id": numbers(text("storage")) + b"Q",
         "an-id-that-is-a-text": text("storage") + b"Q",
         "text-id": b"Pstorage\n",
         "module-id": numbers(text("module"), name("a", "B"), text("x.py"), text("import os")) + b"Q",
         "sparse": call(name("torch._utils", "_rebuild_sparse_tensor"), b"N", b"N"),
         "wrapper": call(name("torch._utils", "_rebuild_wrapper_subclass"), b"N"),
-        "meta": call(name("torch._utils", "_rebuild_meta_tensor_no_storage"), name("torch", "float32"), numbers(1 << 40), numbers(1), b"\x89"),
-        "rebuilds-itself": call(name("torch._tensor", "_rebuild_from_type_v2"), name("torch._tensor", "_rebuild_from_type_v2"), b"N", b")", b"N"),
+        "meta": call(
+            name("torch._utils", "_rebuild_meta_tensor_no_storage"),
+            name("torch", "float32"), numbers(1 << 40), numbers(1), b"\x89",
+        ),
+        "rebuilds-itself": call(FROM_TYPE, FROM_TYPE, b"N", b")", b"N"),
         "a-parameter-of-nothing": call(name("torch._utils", "_rebuild_parameter"), b"N", b"\x89", b"N"),
         "many-mentions": b"](" + tensor(size=(1 << 11, 1 << 11), stride=(0, 0)) * 2000 + b"e",
         "many-tensors": b"](" + tensor() * 20_000 + b"e",
-        "array-of-nothing": call(name("torch._utils", "_rebuild_device_tensor_from_numpy"), name("numpy.core.multiarray", "_reconstruct") + b")R", name("torch", "float32"), text("mps"), b"\x89"),
+        "array-of-nothing": call(FROM_ARRAY, EMPTY_ARRAY, name("torch", "float32"), text("mps"), b"\x89"),
     }  # fmt: skip
     dtype = call(name("numpy", "dtype"), text("f4"), b"K\x00", b"K\x01") + numbers(3, text("<")) + b"b"
     for label, value in NO_NUMBERS.items():
-        array = name("numpy.core.multiarray", "_reconstruct") + b")R" + numbers(1, numbers(value), dtype, b"\x89", b"C\x04\x00\x00\x00\x00") + b"b"  # fmt: skip
-        bodies[f"array-{label}"] = call(
-            name("torch._utils", "_rebuild_device_tensor_from_numpy"), array, name("torch", "float64"), text("mps"), b"\x89"
-        )  # fmt: skip
+        state = numbers(1, numbers(value), dtype, b"\x89", b"C\x04\x00\x00\x00\x00")
+        arguments = EMPTY_ARRAY + state + b"b", name("torch", "float64"), text("mps"), b"\x89"
+        bodies[f"array-{label}"] = call(FROM_ARRAY, *arguments)
     for label, body in bodies.items():
         embedding = program(table(emb_params=body))
         state_dict = program(table(state_dict=b"}" + text("first_stage_model.decoder.conv_in.weight") + body + b"s"))

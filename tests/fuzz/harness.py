@@ -7,10 +7,11 @@ import resource
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from corpus import MARKER
+from fuzz.corpus import MARKER
 
 from sd.adapters.embedding_files import read_embeddings
 from sd.adapters.lora_files import open_adapter
@@ -80,10 +81,8 @@ WATCH = Watch()
 def reset_peak() -> int:
     """Sets the process's peak memory to what it has now, where Linux allows it; returns that."""
     gc.collect()
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
     return peak_memory()
 
 
@@ -112,7 +111,7 @@ def check_reader(name: str, read, path: Path, size: int, found: Findings) -> boo
     """Returns whether the file was read."""
     was_read = False
     before, started = reset_peak(), time.process_time()
-    faulthandler.dump_traceback_later(120, exit=True)
+    faulthandler.dump_traceback_later(600, exit=True)
     WATCH.events, WATCH.on = [], True
     try:
         read(path)
@@ -147,14 +146,14 @@ def in_folder() -> tempfile.TemporaryDirectory:
 
 def warm_up(folder: Path) -> None:
     """Lets torch and others import what they import on first use, so that imports later are the file's doing."""
-    from programs import as_legacy, as_safetensors, as_zip, program, table, tensor
+    from fuzz.programs import as_legacy, as_safetensors, as_zip, program, table, tensor
 
     body = program(table(emb_params=tensor(size=(1, 16), stride=(16, 1))))
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     found = Findings()
     for data in (as_zip(body), as_legacy(body), as_safetensors(header, b"\0" * 4), as_zip(b"\x80\x02cos\nsystem\n.")):
         check_bytes("warm-up", data, folder, found)
-    from corpus import sizes
+    from fuzz.corpus import sizes
 
     for name, data in list(sizes())[:30]:
         check_bytes(name, data, folder, found)

@@ -4,7 +4,7 @@ import random
 import struct
 from pathlib import Path
 
-from programs import as_legacy, as_safetensors, as_zip, name, program, table, tensor
+from fuzz.programs import as_legacy, as_safetensors, as_zip, name, program, table, tensor
 
 SEEDS = Path(__file__).parent / "seeds"
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)

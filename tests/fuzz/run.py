@@ -13,12 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from corpus import hostile_files  # noqa: E402
-from harness import Findings, check_bytes, in_folder, warm_up  # noqa: E402
-from mutation import mutate, seeds  # noqa: E402
+from fuzz.corpus import hostile_files  # noqa: E402
+from fuzz.harness import Findings, check_bytes, in_folder, warm_up  # noqa: E402
+from fuzz.mutation import mutate, seeds  # noqa: E402
 
 
 def main() -> int:
@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60, help="minutes of mutation after the corpus (default: 60)")
     parser.add_argument("--seed", type=int, default=None, help="of the mutations (default: the time)")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-problems"), help="folder for files with a problem")
+    parser.add_argument("--every", type=int, default=1, help="take only every Nth file of the corpus (default: 1)")
     parser.add_argument("--only", default="", help="the part of a corpus name that is run alone")
     options = parser.parse_args()
     keep, seed = options.keep.resolve(), int(time.time()) if options.seed is None else options.seed
@@ -33,8 +34,8 @@ def main() -> int:
     with in_folder() as folder:
         folder = Path(folder)
         warm_up(folder)
-        for name, data in hostile_files():
-            if options.only in name:
+        for i, (name, data) in enumerate(hostile_files()):
+            if options.only in name and i % options.every == 0:
                 check_and_keep(name, data, folder, found, keep)
         print(f"corpus: {found.summary()}", flush=True)
         chance, known, mutated = random.Random(seed), seeds(), Findings()

@@ -62,7 +62,7 @@ def test_what_it_says(tmp_path, source):
 def test_what_it_refuses(tmp_path, source):
     (tmp_path / "page.ckpt").write_text("<html>404</html>")
     for arguments, sentence in [
-        (["nothing.ckpt", "out.ckpt"], "there is no file nothing.ckpt"),
+        (["nothing.ckpt", "out.ckpt"], "file not found: nothing.ckpt"),
         (["page.ckpt", "out.ckpt"], "is a web page"),
         ([source, "page.ckpt/out.ckpt"], "could not be written"),
         ([source, "."], "other things in it"),

@@ -43,6 +43,8 @@ NUMPY_DTYPES = {
     "b1": torch.bool,
 }
 LEAVES = {type(None), bool, int, float, str, bytes, set, frozenset, GlobalName}
+CONTAINERS = {list, dict, tuple}
+OPEN = object()  # stands for what is being made now
 
 # (dtype, key, count) -> (count,): a storage's numbers in the file
 ReadStorage = Callable[[torch.dtype, str, int], Tensor]
@@ -55,7 +57,6 @@ class TensorMaker:
         self.read_storage, self.charge = read_storage, charge
         self.storages: dict[tuple, Tensor] = {}
         self.made: dict[int, Any] = {}  # by the identity of what it was made from
-        self.open: set[int] = set()  # what is being made now
         self.kept: list[Any] = []  # keeps replaced objects alive, so that no identity is used twice
 
     def make(self, value: Any, depth: int = 0) -> Any:
@@ -65,19 +66,17 @@ class TensorMaker:
         does not describe a tensor of this file, or where containers are nested too deeply.
         """
         kind = type(value)
-        if kind in LEAVES:
+        if kind in LEAVES or (kind in CONTAINERS and not value):
             return value
-        if id(value) in self.made:
-            return self.made[id(value)]
-        if id(value) in self.open:
-            return InertObject("a container inside itself")
+        place = id(value)
+        if (found := self.made.get(place)) is not None:
+            return InertObject("a container inside itself") if found is OPEN else found
         if depth > DEEPEST:
             raise ValueError("it is nested too deeply")
-        self.open.add(id(value))
-        found = self.make_new(value, depth + 1)
-        self.open.discard(id(value))
-        self.made[id(value)] = found
-        self.kept.append(value)
+        self.made[place] = OPEN
+        found = self.made[place] = self.make_new(value, depth + 1)
+        if found is not value:
+            self.kept.append(value)
         return found
 
     def make_new(self, value: Any, depth: int) -> Any:
