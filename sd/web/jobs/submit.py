@@ -12,7 +12,7 @@ from sd.web.jobs.queue import Jobs
 
 
 @dataclass
-class Asked:
+class GenerateRequest:
     """settings: as for a pipeline; LoRAs are named in its prompt, <lora:name:0.8>, embeddings stand in it as words.
 
     checkpoint: its name, "" for the one to take unless told. vae: a separate VAE's name, "" for the one that belongs to
@@ -34,7 +34,7 @@ class Asked:
     page: str = ""
 
 
-def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
+def submit_request(jobs: Jobs, models: Models, asked: GenerateRequest) -> Job:
     """A new job of the kind "draw". Raises UserError for what cannot be drawn, Busy where the queue is full."""
     settings = asked.settings if asked.image is None else with_picture_size(asked.settings, asked.image)
     check_settings(settings)
