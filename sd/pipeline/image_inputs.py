@@ -63,7 +63,7 @@ def from_array(array: np.ndarray, name: str, channels_first: bool) -> Image.Imag
 
 
 def rows_first(array: np.ndarray, name: str, channels_first: bool) -> np.ndarray:
-    """Returns the pixels as (H, W) or (H, W, C), C being 3 or 4. Where both ends could be C, a tensor's is the first."""
+    """Returns the pixels as (H, W) or (H, W, C), C being 3 or 4. If both ends could be C, a tensor's is the first."""
     pixels = array
     while pixels.ndim > 3 and pixels.shape[0] == 1:
         pixels = pixels[0]

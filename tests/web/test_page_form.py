@@ -37,7 +37,7 @@ def values_of(form, **changes):
 
 
 def test_untouched_it_asks_for_a_picture_of_the_models_size(form):
-    asked = form.asked(*values_of(form, seed="5"))
+    asked = form.request(*values_of(form, seed="5"))
     expected = GenerationSettings("a red apple", seed=5, steps=STEPS, sampler=SAMPLER, width=128, height=128)
     assert asked.settings.replace(variation_seed=0) == expected.replace(variation_seed=0)
     assert (asked.checkpoint, asked.image, asked.mask) == (BUNDLED.stem, None, None)
@@ -69,7 +69,7 @@ def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
     filled, notes = form.fill(text)
     assert notes == ["It was generated from another image, which is not in it."]
     changes = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
-    asked = form.asked(*values_of(form, **changes))
+    asked = form.request(*values_of(form, **changes))
     assert asked.settings == settings
     assert asked.checkpoint == BUNDLED.stem
 

@@ -91,7 +91,7 @@ class DrawTab:
 
     def submit(self, page: str, written: EnhancedPrompt | None, *values: object) -> None:
         """One job, or several where wildcards make the prompts differ."""
-        asked = self.form.asked(*values)
+        asked = self.form.request(*values)
         asked.title, asked.page = title_of(asked.settings.prompt, written), page
         for one in expand_request(asked.settings):
             self.followed.add(submit_request(self.jobs, self.models, replace(asked, settings=one.settings)))
