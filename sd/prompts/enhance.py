@@ -1,6 +1,6 @@
-"""An idea to a prompt, a negative prompt and a title: by a chat model, or else by a style.
+"""Prompt enhancement: a short idea to a prompt, a negative prompt and a title, by an LLM or else by a style.
 
-Whatever goes wrong with the chat model, there is something to draw, and one sentence that says what it was.
+If the LLM fails, a style is applied instead, and a note of one sentence gives the reason.
 """
 
 import csv
@@ -22,15 +22,15 @@ RESPONSE_FORMAT = (
     'Answer every idea with JSON and nothing else: {"prompt": what to draw, "negative_prompt": what to stay away from, '
     'or "", "title": two to five words}. Keep words in <angle brackets> as they are.'
 )
-LIMITS = {"prompt": 600, "negative_prompt": 600, "title": 80}  # bytes, so that no answer can be too long to draw
+LIMITS = {"prompt": 600, "negative_prompt": 600, "title": 80}  # bytes: the longest texts that are accepted
 MAX_WEIGHT = 2
-MAX_ANSWER = 5_000  # characters, the last ones, that are searched for JSON
-NAME_LENGTH = 40  # characters, at most four bytes each: with its number well below the 255 that file systems take
+MAX_ANSWER = 5_000  # characters at the end of an answer that are searched for JSON
+NAME_LENGTH = 40  # characters of at most four bytes: far below the 255 bytes that file systems allow
 UNSET = "no chat endpoint is set (OPENAI_BASE_URL or OPENAI_API_KEY, and OPENAI_MODEL)"
 
 
 class EnhancedPrompt(NamedTuple):
-    """note: "", or one sentence that says why no chat model wrote it."""
+    """A prompt with its negative prompt and title. note: "", or the reason why the LLM did not write it."""
 
     prompt: str
     negative_prompt: str
@@ -39,10 +39,10 @@ class EnhancedPrompt(NamedTuple):
 
 
 class PromptEnhancer:
-    """Asks for each idea once, and an endpoint that has failed no more.
+    """Enhances prompts. It sends each idea once, and nothing more to an endpoint that has failed.
 
-    style: its name, applied to whatever is written; without one and without an answer the seed chooses.
-    emoji: the prompts are for the bundled model. Raises UserError for a style that there is not.
+    style: the name of a style that is applied to every prompt; without one, the seed chooses a style if the LLM fails.
+    emoji: the prompts are for the bundled model. Raises UserError for an unknown style.
     """
 
     def __init__(self, endpoint: Endpoint | None = None, style: str | None = None, emoji: bool = False):
@@ -52,9 +52,9 @@ class PromptEnhancer:
         self.answers: dict[str, EnhancedPrompt | LLMError] = {}
 
     def __call__(self, idea: str, seed: int = 0) -> EnhancedPrompt:
-        """What is written for one picture. Never raises for what an endpoint does."""
+        """Returns the enhanced prompt of one image. It never raises for an error of the endpoint."""
         if idea not in self.answers:
-            self.answers[idea] = self.answer_to(idea)
+            self.answers[idea] = self.ask_endpoint(idea)
         answer = self.answers[idea]
         if isinstance(answer, LLMError):
             style = self.style or choose_style(styles_for(self.emoji), seed)
@@ -64,7 +64,8 @@ class PromptEnhancer:
             return answer
         return EnhancedPrompt(*self.style.apply(answer.prompt, answer.negative_prompt), answer.title)
 
-    def answer_to(self, idea: str) -> EnhancedPrompt | LLMError:
+    def ask_endpoint(self, idea: str) -> EnhancedPrompt | LLMError:
+        """Returns the answer of the endpoint, or the error in its place."""
         if self.endpoint is None:
             return LLMError(self.why_not)
         try:
@@ -81,12 +82,12 @@ class PromptEnhancer:
 def enhance_prompt(
     idea: str, endpoint: Endpoint | None = None, seed: int = 0, style: str | None = None, emoji: bool = False
 ) -> EnhancedPrompt:
-    """One idea, written once: see `PromptEnhancer`."""
+    """Enhances one idea; see `PromptEnhancer`."""
     return PromptEnhancer(endpoint, style, emoji)(idea, seed)
 
 
 def apply_style(name: str) -> Callable[[str, int], EnhancedPrompt]:
-    """A writer that asks nobody and applies one style. Raises UserError for a style that there is not."""
+    """Returns a function that applies one style, without an LLM. Raises UserError for an unknown style."""
     style = find_style(name)
     return lambda idea, seed: EnhancedPrompt(*style.apply(idea), title="")
 
@@ -96,7 +97,7 @@ def choose_style(styles: list[Style], seed: int) -> Style:
 
 
 def build_messages(idea: str, style: Style | None, emoji: bool) -> list[dict[str, str]]:
-    """The task, some examples as if they had been asked and answered, and the idea."""
+    """Returns the messages: the task, examples as earlier turns, and the idea."""
     guide = json.loads((DATA / "prompt_examples.json").read_text(encoding="utf-8"))["emoji" if emoji else "general"]
     task = [guide["task"], RESPONSE_FORMAT] + ([f"The list: {', '.join(read_emoji_names())}."] if emoji else [])
     messages = [{"role": "system", "content": "\n".join(task)}]
@@ -110,14 +111,14 @@ def build_messages(idea: str, style: Style | None, emoji: bool) -> list[dict[str
 
 
 def read_emoji_names() -> list[str]:
-    """What the bundled model has learnt to draw."""
+    """Returns the names in the bundled model's training data."""
     with (DATA / "emoji_names.tsv").open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [row["name"] for row in rows if row["world"] == "small" and row["held out"] != "name"]
 
 
 def parse_answer(text: str) -> EnhancedPrompt:
-    """A chat model's answer: its last JSON object, whatever stands around it. Raises ChatError where it will not do."""
+    """Parses the last JSON object of an LLM's answer. Raises LLMError where it cannot be used."""
     answer = find_last_object(text[-MAX_ANSWER:])
     if answer is None:
         said = to_one_line(text)[:60]
@@ -133,12 +134,12 @@ def parse_answer(text: str) -> EnhancedPrompt:
     if not (written.prompt and written.title):
         raise LLMError("the chat model's answer is empty")
     if not all(is_plain(part) for part in written[:2]):
-        raise LLMError("the chat model's answer holds more than words to draw")
+        raise LLMError("the chat model's answer has LoRA tags or extreme weights")
     return written
 
 
 def find_last_object(text: str) -> dict | None:
-    """The last {...} in a text that is JSON: models think aloud before, and fence it in."""
+    """Returns the last {...} in a text that is JSON; models write their reasoning before it, or fences around it."""
     decoder, found, place = json.JSONDecoder(strict=False), None, text.find("{")
     while place >= 0:
         try:
@@ -150,16 +151,16 @@ def find_last_object(text: str) -> dict | None:
 
 
 def to_one_line(text: str) -> str:
-    """One line of what can be printed: a line break would end the prompt in a picture's settings."""
+    """Returns the printable characters in one line; a line break would end the prompt in infotext."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def is_plain(prompt: str) -> bool:
-    """No adapter that may not be there, and no weight that spoils the picture; a BREAK counts as one below 0."""
+    """Returns whether a prompt has no LoRA tag and no weight outside (0, 2]; a BREAK counts as one below 0."""
     return not TAG.search(prompt) and all(0 < weight <= MAX_WEIGHT for _, weight in parse_prompt(prompt))
 
 
 def file_name(title: str) -> str:
-    """A title as the beginning of a file's name: letters and digits of any script, and hyphens between. Never empty."""
+    """Returns a title as a file name: letters and digits of any script, joined by hyphens. Never empty."""
     words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", title).lower())
-    return words[:NAME_LENGTH].strip("-") or "picture"
+    return words[:NAME_LENGTH].strip("-") or "image"

@@ -1,6 +1,6 @@
-"""Styles by name, from tables as AUTOMATIC1111's webui keeps them: name, prompt, negative_prompt.
+"""Styles by name, from tables in the format of AUTOMATIC1111's webui: name, prompt, negative_prompt.
 
-`{prompt}` in a style's prompt is what the person asks for; a style without it stands behind, after a comma.
+`{prompt}` in a style's prompt stands for the user's prompt; a style without it is appended after a comma.
 """
 
 import csv
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sd.utils.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[2] / "data"
-FOR_EMOJI = "emoji "  # begins the names of those that are for the bundled model
+FOR_EMOJI = "emoji "  # prefix of the names of styles for the bundled model
 
 
 class Style(NamedTuple):
@@ -19,22 +19,23 @@ class Style(NamedTuple):
     negative_prompt: str
 
     def apply(self, prompt: str, negative_prompt: str = "") -> tuple[str, str]:
-        """(prompt, negative prompt) in this style."""
-        return merge(self.prompt, prompt), merge(self.negative_prompt, negative_prompt)
+        """Returns (prompt, negative prompt) in this style."""
+        return insert_text(self.prompt, prompt), insert_text(self.negative_prompt, negative_prompt)
 
 
-def merge(style: str, text: str) -> str:
+def insert_text(style: str, text: str) -> str:
+    """Returns a style's text with the user's text in it, or before it."""
     if "{prompt}" in style:
         return style.replace("{prompt}", text)
     return ", ".join(part for part in (text.strip(), style.strip()) if part)
 
 
 def read_styles(folder: Path = FOLDER) -> dict[str, Style]:
-    """All styles of styles.csv and of any styles-*.csv beside it, by name; of equal names the last one counts.
+    """Returns all styles of styles.csv and of any styles-*.csv beside it, by name; of equal names, the last one.
 
     Raises UserError for a table that cannot be read.
     """
-    found = {}
+    found: dict[str, Style] = {}
     for path in sorted(folder.glob("styles.csv")) + sorted(folder.glob("styles-*.csv")):
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
@@ -47,15 +48,15 @@ def read_styles(folder: Path = FOLDER) -> dict[str, Style]:
 
 
 def find_style(name: str, folder: Path = FOLDER) -> Style:
-    """Raises UserError for an unknown name, which names those that there are."""
+    """Returns a style by its name. Raises UserError, which lists the names, for an unknown one."""
     styles = read_styles(folder)
     if name not in styles:
-        raise UserError(f"there is no style {name!r}: there are {', '.join(styles) or 'none'}.")
+        raise UserError(f"unknown style {name!r}; choose from {', '.join(styles) or 'none, as there are no styles'}.")
     return styles[name]
 
 
 def styles_for(emoji: bool, folder: Path = FOLDER) -> list[Style]:
-    """Those that change a prompt, for the bundled model (`emoji`) or for all others."""
+    """Returns the styles that change a prompt, for the bundled model (`emoji`) or for all others."""
     return [
         style for style in read_styles(folder).values() if style.prompt and style.name.startswith(FOR_EMOJI) == emoji
     ]

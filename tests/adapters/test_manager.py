@@ -104,7 +104,7 @@ def test_an_embedding_that_stands_in_neither_prompt_is_a_note(adapters):
     with load_prompt_adapters(adapters, "a cat", "easynegative") as named:
         assert named.notes == []
     with load_prompt_adapters(adapters, "a cat", "") as named:
-        assert "stands in neither prompt" in named.notes[0]
+        assert "is in neither prompt" in named.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from chat_server import GOOD, ChatServer, drop, says, send, silent, status
 from sd.prompts.enhance import (
     DATA,
     LIMITS,
-    ChatError,
     EnhancedPrompt,
+    LLMError,
     PromptEnhancer,
     build_messages,
     enhance_prompt,
@@ -82,7 +82,7 @@ def test_a_negative_prompt_may_be_left_out():
     ],
 )
 def test_answers_are_checked_strictly(text, said):
-    with pytest.raises(ChatError, match=said) as caught:
+    with pytest.raises(LLMError, match=said) as caught:
         parse_answer(text)
     assert len(str(caught.value)) < 150
     assert "\n" not in str(caught.value)
@@ -156,7 +156,7 @@ def test_a_style_around_an_answer():
 
 
 def test_an_unknown_style_is_said_before_anything_is_asked():
-    with pytest.raises(UserError, match="no style"):
+    with pytest.raises(UserError, match="unknown style"):
         enhance_prompt("a cat", style="nothing")
 
 

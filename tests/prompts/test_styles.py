@@ -33,9 +33,9 @@ def test_tables_as_the_webui_writes_them(tmp_path):
 
 
 def test_an_unknown_style_is_answered_with_those_that_exist(tmp_path):
-    with pytest.raises(UserError, match=r"'nothing': there are photo, .*watercolor, "):
+    with pytest.raises(UserError, match=r"'nothing'; choose from photo, .*watercolor, "):
         find_style("nothing")
-    with pytest.raises(UserError, match="there are none"):
+    with pytest.raises(UserError, match="there are no styles"):
         find_style("photo", tmp_path)
 
 

@@ -83,7 +83,7 @@ def test_files_without_an_end_or_a_line(name, folder):
 
 
 def test_no_files_at_all(tmp_path):
-    with pytest.raises(UserError, match="there are none"):
+    with pytest.raises(UserError, match="there are no files"):
         expand_wildcards("__x__", 1, tmp_path / "nowhere")
 
 
