@@ -48,7 +48,7 @@ class OurNetworks:
 
     def pipe(self, model: RandomModel) -> StableDiffusion:
         pipe = StableDiffusion(Tokenizer(), twin(model.clip), twin(model.vae), twin(model.unet), model.sizes)
-        pipe.optimizations = self.optimizations
+        pipe.set_optimizations(self.optimizations)
         pipe.optimize()
         return pipe
 

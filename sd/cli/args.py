@@ -221,7 +221,7 @@ def prompt_from_args(args: argparse.Namespace) -> str | None:
 def with_image_size(settings: GenerationSettings, image: Image.Image, model_size: int) -> GenerationSettings:
     """Returns settings with a size for an image much larger than the model's area; the others are left to the pipeline.
 
-    The size has the image's shape and about the model's area. A size that was asked for stays.
+    The size has the image's shape and about the model's area. A given size stays.
     """
     if settings.width is not None or settings.height is not None:
         return settings

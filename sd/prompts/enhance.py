@@ -121,8 +121,8 @@ def parse_answer(text: str) -> EnhancedPrompt:
     """Parses the last JSON object of an LLM's answer. Raises LLMError where it cannot be used."""
     answer = find_last_object(text[-MAX_ANSWER:])
     if answer is None:
-        said = to_one_line(text)[:60]
-        raise LLMError(f"the chat model answered no JSON but {said!r}" if said else "the chat model answered nothing")
+        start = to_one_line(text)[:60]
+        raise LLMError(f"the chat model answered no JSON but {start!r}" if start else "the chat model answered nothing")
     fields = {"negative_prompt": ""} | answer
     for name, limit in LIMITS.items():
         if not isinstance(fields.get(name), str):

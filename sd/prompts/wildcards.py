@@ -46,17 +46,17 @@ def expand_wildcards(prompt: str, seed: int, folder: Path = WILDCARDS) -> str:
         return options[int(chance.random() * len(options))]  # Python promises never to change random()
 
     lines = functools.cache(lambda name: read_lines(name, folder))
-    asked = prompt
+    original = prompt
     for _ in range(MAX_ROUNDS):
         if LIBRARY_SYNTAX.search(prompt):
-            return expand_by_library(asked, seed, folder)
+            return expand_by_library(original, seed, folder)
         prompt = choose_variants(prompt, one_of)
         if not WILDCARD.search(prompt):
             return prompt
         prompt = WILDCARD.sub(lambda match: one_of(lines(match[1])), prompt)
         if len(prompt) > MAX_CHARACTERS:
             break
-    raise UserError(ENDLESS.format(asked[:60]))
+    raise UserError(ENDLESS.format(original[:60]))
 
 
 def expand_by_library(prompt: str, seed: int, folder: Path) -> str:

@@ -328,13 +328,17 @@ def test_taesd_previews_and_decodes(pipe):
         (dict(guidance_end=1.5), "guidance end"),
         (dict(step_cache=0), "step cache"),
         (dict(token_merging=0.9), "token merging"),
-        (dict(colour="red"), "colour"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_sentence(pipe, changed, said):
     with pytest.raises(UserError, match=said) as caught:
         pipe(**(dict(prompt="x", steps=2, seed=1) | changed))
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_keyword_is_pythons_own_error(pipe):
+    with pytest.raises(TypeError, match="colour"):
+        pipe("x", steps=2, colour="red")
 
 
 def test_seed_is_any_when_it_is_none_or_minus_one(pipe):

@@ -24,7 +24,7 @@ AUTOMATIC = {"dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpm2": "karras", "dpm
 # These take CompVis' own times in the webui too; all others are spaced a little otherwise there.
 LDM_SPACED = ("ddim", "plms", "ddpm", "unipc", "lcm")
 
-# What says nothing about the pixels, or says again what another label does.
+# Labels that do not change the pixels, or repeat another label.
 SILENT = set(
     "Prompt|Negative prompt|Model|Model hash|VAE hash|Lora hashes|TI hashes|Version|User|Template|Negative Template|"
     "Precision|Adapters|Approximations|Created Date|Batch size|Batch pos|Guidance|Distilled CFG Scale|App|Backend|"
@@ -69,10 +69,10 @@ LATENT_UPSCALER = re.compile("latent", re.IGNORECASE)
 
 @dataclass
 class Reading:
-    """What a text says. values: by the fields of `GenerationSettings`.
+    """The content of infotext. values: by the fields of `GenerationSettings`.
 
-    notes: sentences on what is not honoured, by label. problems: sentences on what would give another image and has to
-    be decided by a person, by field; "image" where it was generated from another image.
+    notes: sentences on what is not honored, by label. problems: sentences on what would give another image and needs a
+    decision of the user, by field; "image" where it was generated from another image.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -81,11 +81,12 @@ class Reading:
 
 
 def whole(text: str) -> int:
-    """A whole number, also one written as 2.0; exact however long."""
+    """Parses an integer, also one written as 2.0; exact at any length. Raises ValueError."""
     return int(re.sub(r"\.0*$", "", text.strip()))
 
 
 def finite(text: str) -> float:
+    """Parses a finite number. Raises ValueError."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError
@@ -158,7 +159,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
 
 
 def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
-    """The sampler and its schedule; what a foreign one is called, and where its times differ."""
+    """Reads the sampler and its schedule, with a note where its timesteps differ from those of other programs."""
     name, schedule = found.get("Sampler", ""), found.get("Schedule type", found.get("Scheduler", ""))
     if name in UNKNOWN:
         reading.notes["Sampler"] = "The file does not name its sampler: DDPM is used unless another one is given."
@@ -188,19 +189,19 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def nearest(name: str) -> str:
-    """A sampler of the same family."""
+    """Returns a sampler of the same family."""
     lower = name.lower()
     families = {"2m": "dpmpp_2m", "sde": "dpmpp_sde", " a": "euler_a", "_a": "euler_a", "dpm": "dpmpp_2m"}
     return next((known for sign, known in families.items() if sign in lower), "euler")
 
 
 def read_size(found: Mapping[str, str], reading: Reading) -> None:
-    """The first pass's size, cut to multiples of 8 as the webui's latents cut it."""
-    size = pair(found, "Size")
+    """Reads the first pass's size, cut to multiples of 8 as in the webui."""
+    size = read_pair(found, "Size")
     if size is None:
         reading.notes["Size"] = "The file does not say its size: the model's own is used."
         return
-    if (first := pair(found, "First pass size")) is not None:
+    if (first := read_pair(found, "First pass size")) is not None:
         size = first_pass(first, size)
     cut = [max(8, side // 8 * 8) for side in size]
     if cut != size:
@@ -208,14 +209,14 @@ def read_size(found: Mapping[str, str], reading: Reading) -> None:
     reading.values["width"], reading.values["height"] = cut
 
 
-def pair(found: Mapping[str, str], label: str) -> list[int] | None:
-    """A width and a height, in pixels; None where there are none, or none that an image could have."""
+def read_pair(found: Mapping[str, str], label: str) -> list[int] | None:
+    """Returns a width and a height in pixels; None where there are none, or impossible ones."""
     sides = [found.get(f"{label}-{i}", "") for i in (1, 2)]
     return [int(side) for side in sides] if all(side.isdecimal() and len(side) < 7 for side in sides) else None
 
 
 def first_pass(first: list[int], size: list[int]) -> list[int]:
-    """The first webui wrote the last size and the first one; 0x0 stood for 512 * 512 pixels of the last one's shape."""
+    """Returns the size of the first pass; the first webui wrote 0x0 for 512 * 512 pixels of the last size's shape."""
     if 0 not in first:
         return first
     scale = math.sqrt(512 * 512 / max(1, size[0] * size[1]))
@@ -223,9 +224,9 @@ def first_pass(first: list[int], size: list[int]) -> list[int]:
 
 
 def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
-    """Its scale, also where it is written as a size; its upscaler and steps."""
+    """Reads the scale of the second pass, also from a size, its strength, upscaler and steps."""
     values, notes = reading.values, reading.notes
-    target = pair(found, "Size" if pair(found, "First pass size") else "Hires resize")
+    target = read_pair(found, "Size" if read_pair(found, "First pass size") else "Hires resize")
     if "hires_scale" not in values and "width" in values and target and any(target):
         set_scale(target, reading)
     if values.get("hires_scale", 1) <= 1:
@@ -248,7 +249,7 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def set_scale(target: list[int], reading: Reading) -> None:
-    """The scale from the first size to `target`, where a 0 stands for whatever keeps the shape."""
+    """Sets the scale from the first size to `target`; a side of 0 keeps the shape."""
     size = [reading.values["width"], reading.values["height"]]
     scale = max(side / own for side, own in zip(target, size))
     if scale > 1:
@@ -264,7 +265,7 @@ def set_scale(target: list[int], reading: Reading) -> None:
 
 
 def read_origin(found: Mapping[str, str], reading: Reading) -> None:
-    """Whether it was generated from another image, which is not in the file."""
+    """Reads whether the image was generated from another image, which is not in the file."""
     strength = found.get("Denoising strength", "0")
     second_pass = "hires_scale" in reading.values or "First pass size-1" in found
     signs = [label for label in FROM_IMAGE if found.get(label, "").lower() not in ("", "none", "false")]
@@ -286,10 +287,11 @@ def read_origin(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def read_noise(found: Mapping[str, str], reading: Reading) -> None:
+    """Adds notes on noise and a VAE that differ here."""
     rng = found.get("RNG", "GPU")
     if rng == "unknown":
         reading.notes["RNG"] = (
-            "The file does not say how its noise was made: with the same seed the image can be another one here."
+            "The file does not say how its noise was generated: the same seed can give another image here."
         )
     elif rng.lower() not in ("cpu", "std_default"):
         reading.notes["RNG"] = (
@@ -306,7 +308,7 @@ def read_noise(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def read_rest(found: Mapping[str, str], reading: Reading) -> None:
-    """Whatever is left: features by their names in one note, labels that nobody knows here in another."""
+    """Adds a note on the features that are not supported, and one on unknown labels."""
     features: dict[str, bool] = {}
     unknown: dict[str, bool] = {}
     for label, value in found.items():
@@ -321,13 +323,13 @@ def read_rest(found: Mapping[str, str], reading: Reading) -> None:
         else:
             unknown[re.sub("-[12]$", "", label)] = True
     if features:
-        reading.notes["features"] = f"It was generated with {listing(features)}, which is not supported here."
+        reading.notes["features"] = f"It was generated with {list_names(features)}, which is not supported here."
     if unknown:
-        reading.notes["labels"] = f"These settings of the file are not supported here: {listing(unknown)}."
+        reading.notes["labels"] = f"These settings of the file are not supported here: {list_names(unknown)}."
 
 
-def listing(names: Mapping[str, object]) -> str:
-    """At most eight names, and how many more."""
+def list_names(names: Mapping[str, object]) -> str:
+    """Returns at most eight names, and how many more there are."""
     shown = list(names)[:8]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -123,7 +123,7 @@ class Drawer:
             device = device_of(self.device)
             dtype = dtype_of(self.precision, device)
             self.pipe = StableDiffusion.from_pretrained(path, device, dtype, separate or "none")
-            self.pipe.optimizations = optimizations_of(self.optimizations)
+            self.pipe.set_optimizations(optimizations_of(self.optimizations))
             self.pipe.adapters.models = self.models
         return self.pipe
 

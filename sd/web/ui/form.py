@@ -1,4 +1,4 @@
-"""The form: what to generate, as widgets, and the way from them to a request and from an image's text to them."""
+"""The form: the options as widgets, from widgets to a request, and from an image's infotext to widgets."""
 
 import json
 from contextlib import suppress
@@ -27,7 +27,7 @@ from sd.web.ui.components import examples, painter
 SETTINGS = [row.name for row in OPTIONS]
 SEEDS = ("seed", "variation_seed")  # texts: a browser's numbers are exact to 2^53 only
 SAMPLER, STEPS = "dpmpp_2m", 25
-# What the untouched form generates with, where that is not the table's default.
+# Initial values of the form that differ from the table's defaults.
 FIRST_VALUES = {"prompt": "a red apple", "sampler": SAMPLER, "steps": STEPS}
 CHOICES = {
     "sampler": [(one.label, name) for name, one in SAMPLERS.items()],
@@ -54,7 +54,7 @@ EXAMPLES = (
 
 
 class Form:
-    """Its widgets are placed where it is made. widgets: by the names of `GenerationSettings`' fields, and some more."""
+    """The form, placed where it is created. widgets: by the names of the options, and of the request's other fields."""
 
     def __init__(self, models: Models):
         self.models = models
@@ -195,9 +195,9 @@ class Form:
         )
 
     def fill(self, text: str) -> tuple[dict[gr.Component, object], list[str]]:
-        """The widgets with what an image's text says, and a sentence for whatever they cannot show.
+        """Returns the values of widgets from an image's infotext, and a note on everything that they cannot show.
 
-        Raises UserError where it says nothing.
+        Raises UserError where the text holds no settings.
         """
         values, notes = form_values(text)
         values = OFF | {"num_images": 1, "batch_size": 1, "style": [], "shape": CUSTOM} | values
@@ -216,7 +216,7 @@ class Form:
         return {self.widgets[name]: value for name, value in values.items() if name in self.widgets}, notes
 
     def lists(self, checkpoint: str, vae: str) -> dict[gr.Component, object]:
-        """The lists as the folders are now. checkpoint, vae: what is chosen; the default where it has gone."""
+        """Returns the lists of models as of now. checkpoint, vae: the current choices, which are kept if they exist."""
         names, vaes = list(self.models.names("checkpoint")), vae_names(self.models)
         chosen = checkpoint if checkpoint in names else self.models.default_checkpoint()
         known = vae if vae in {value for _, value in vaes} else ""
@@ -254,7 +254,7 @@ def widget_for(row: Option, **changes: Any) -> gr.Component:
 
 
 def seed_of(text: str) -> int | None:
-    """None, for any, where nothing is given."""
+    """Returns the seed; None, a random one, for an empty text. Raises UserError for a text that is no integer."""
     try:
         return int(text) if text.strip() else None
     except ValueError as error:
@@ -262,7 +262,7 @@ def seed_of(text: str) -> int | None:
 
 
 def usual_size(checkpoint: Path) -> int:
-    """Pixels that a checkpoint was made for, read off its header alone: our files say it, all others are like v1-5."""
+    """Returns the training size of a checkpoint in pixels, from its header: 512 unless a file of ours names another."""
     try:
         with safe_open(checkpoint, "pt") as file:
             return json.loads(file.metadata()["sd_sizes"])["image_size"]
@@ -271,7 +271,7 @@ def usual_size(checkpoint: Path) -> int:
 
 
 def size_like(usual: int, width: float, height: float) -> tuple[int, int]:
-    """(width, height) of an image's shape, of the area that the model was made for; square where there is no image."""
+    """Returns a (width, height) of an image's aspect ratio and of the model's area; square without an image."""
     if not (width and height):
         return usual, usual
     scale = usual / (width * height) ** 0.5
@@ -279,7 +279,7 @@ def size_like(usual: int, width: float, height: float) -> tuple[int, int]:
 
 
 def vae_names(models: Models) -> list[tuple[str, str]]:
-    """(what to show, its name) of the separate VAEs, after the checkpoint's own."""
+    """Returns (label, name) of the separate VAEs, after the checkpoint's own."""
     found: dict[str, Path] = {}
     with suppress(KeyError):
         found = models.names("VAE")
@@ -293,12 +293,12 @@ def is_bundled(models: Models, checkpoint: str) -> bool:
 
 
 def style_names(emoji: bool) -> list[str]:
-    """All styles, those first that are for the model."""
+    """Returns the names of all styles, those for the model first."""
     return [style.name for style in (*styles_for(emoji), *styles_for(not emoji))]
 
 
 def about_model(models: Models, checkpoint: str) -> str:
-    """What the bundled model can generate, with prompts to try; nothing for all others."""
+    """Returns a description of the bundled model with example prompts; "" for any other model."""
     if not is_bundled(models, checkpoint):
         return ""
     buttons = "".join(f'<button type="button">{prompt}</button>' for prompt in EXAMPLES)
