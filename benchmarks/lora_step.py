@@ -47,7 +47,7 @@ def example(model: RandomModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def our_step(model: RandomModel, pipe: StableDiffusion) -> Callable[[], Tensor]:
     """As `sd.training.finetune.finetune.teach` sets it up. A turn gives the gradients of every `up` in a row, fp32."""
-    pipe.optimizations = TRAINABLE
+    pipe.set_optimizations(TRAINABLE)
     pipe.optimize()
     asked = recipe(pipe)
     lora = LoraTraining(pipe, NAME, asked)

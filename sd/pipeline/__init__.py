@@ -1,4 +1,4 @@
-"""Text to image: settings, the sampling loop, and StableDiffusion, which joins all parts."""
+"""The pipeline: settings, the sampling loop, img2img and inpainting inputs, infotext, and StableDiffusion itself."""
 
 from sd.pipeline.stable_diffusion import StableDiffusion
 

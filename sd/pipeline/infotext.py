@@ -1,12 +1,12 @@
-"""The settings of a picture as text inside it, in the form that AUTOMATIC1111's webui writes and everybody reads:
+"""Infotext: the settings of an image as text inside it, in the format of AUTOMATIC1111's webui:
 
     a red apple
     Negative prompt: blurry
     Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 42, Size: 512x512, Model: v1-5-pruned-emaonly, Version: ...
 
-The prompts may hold several lines, the settings are the last one; dynamic-prompts adds its templates below it. A PNG
-carries the text in its `parameters` chunk, a JPEG or WEBP in the EXIF field UserComment. What other programs write is
-brought to this form.
+The prompts may have several lines; the settings are the last line, below which dynamic-prompts adds its templates. A
+PNG has the text in its `parameters` chunk, a JPEG or WEBP in the EXIF field UserComment. The formats of other programs
+are converted to this one.
 """
 
 import json
@@ -22,7 +22,7 @@ from sd.utils.errors import UserError
 from sd.utils.images import INFOTEXT_KEY, open_image
 
 NEGATIVE = "Negative prompt:"
-# In the webui's order; what is not here stands between the two, in the order given.
+# The webui's order; any other label comes between the two, in the order given.
 FIRST = (
     *("Steps", "Sampler", "Schedule type", "CFG scale", "Image CFG scale", "Seed", "Face restoration", "Size"),
     *("Model hash", "Model", "VAE hash", "VAE", "Variation seed", "Variation seed strength", "Seed resize from"),
@@ -30,21 +30,21 @@ FIRST = (
     *("Token merging ratio hr", "Init image hash", "RNG", "NGMS", "Tiling"),
 )
 LAST = ("Version", "User")
-DEFAULTS = {"Clip skip": "1", "RNG": "GPU"}  # not written; read where they are missing
+DEFAULTS = {"Clip skip": "1", "RNG": "GPU"}  # not written; assumed where they are missing
 
-# `Label: value` up to the next comma, or a value in quotes as JSON writes them. Labels end somewhere, so that a hostile
+# `Label: value` up to the next comma, or a value in JSON's quotes. The length of a label is limited, so that a hostile
 # text takes linear time.
 FIELD = re.compile(r'(\w[\w \-/]{1,80}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 FEWEST_FIELDS = 3  # a last line with fewer is a part of the prompt
 JSON_LABELS = ("Hashes", "Civitai resources", "Civitai metadata")
 JSON_FIELD = re.compile(rf"(?:^|, ?)(?:{'|'.join(JSON_LABELS)}): (?=[\[{{])")
 TEMPLATES = ("Template", "Negative Template")
-PLACES = (INFOTEXT_KEY, "usercomment")  # in any case; elsewhere is looked last
+PLACES = (INFOTEXT_KEY, "usercomment")  # in any case of letters; other places are searched last
 SIZE = re.compile(r"(\d+)x(\d+)")
 
 
 def write_infotext(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
-    """settings: the webui's labels with their values, in any order; those that are None are left out."""
+    """Returns infotext. settings: values by the webui's labels, in any order; those that are None are left out."""
     given = {label: show(value) for label, value in settings.items() if value is not None}
     given = {label: value for label, value in given.items() if DEFAULTS.get(label) != value}
     middle = [label for label in given if label not in FIRST + LAST]
@@ -55,12 +55,12 @@ def write_infotext(prompt: str, negative_prompt: str, settings: Mapping[str, obj
 
 
 def with_setting(text: str, label: str, value: str) -> str:
-    """A text that `write_infotext` made, with one more setting at its end."""
+    """Returns the result of `write_infotext` with one more setting at its end."""
     return f"{text}, {label}: {quote(value)}"
 
 
 def parse_infotext(text: str) -> dict[str, str]:
-    """The settings in a text, by the webui's labels, beside "Prompt" and "Negative prompt"; all values are text.
+    """Returns the settings in a text by the webui's labels, and "Prompt" and "Negative prompt"; all values are text.
 
     A value such as 512x768 is split: "Size: 512x768" gives "Size-1" and "Size-2". Never raises: a text without
     settings is all prompt. The negative prompt begins at the first line that begins with its label.
@@ -84,7 +84,7 @@ def parse_infotext(text: str) -> dict[str, str]:
 
 
 def settings_line(lines: list[str]) -> int | None:
-    """Where it stands: the last line that has "Steps" among its fields, or, with any labels, the very last one."""
+    """Returns the index of the last line with "Steps" among its fields, else of the very last line if it has fields."""
     for i in reversed(range(len(lines))):
         fields = split_fields(lines[i])
         if len(fields) >= FEWEST_FIELDS and (i == len(lines) - 1 or "Steps" in dict(fields)):
@@ -93,7 +93,7 @@ def settings_line(lines: list[str]) -> int | None:
 
 
 def split_fields(line: str) -> list[tuple[str, str]]:
-    """Labels and values as they stand. Lists and objects that some extensions write without quotes are left out."""
+    """Returns labels and raw values, without the lists and objects that some extensions write without quotes."""
     for _ in JSON_LABELS:
         if match := JSON_FIELD.search(line):
             try:
@@ -105,8 +105,9 @@ def split_fields(line: str) -> list[tuple[str, str]]:
 
 
 def templates(lines: list[str]) -> dict[str, str]:
-    """What dynamic-prompts writes below the settings. Other lines there belong to the one above them."""
-    found, label = {}, None
+    """Returns the templates that dynamic-prompts adds below the settings; other lines continue the one above them."""
+    found: dict[str, str] = {}
+    label = None
     for line in lines:
         begun = next((name for name in TEMPLATES if line.startswith(f"{name}:")), None)
         if begun is not None:
@@ -117,7 +118,7 @@ def templates(lines: list[str]) -> dict[str, str]:
 
 
 def read_infotext(source: str | Path | BinaryIO) -> str:
-    """The text in an image's file, of whichever program. Raises UserError if it is no image or holds no settings."""
+    """Returns the infotext in an image's file, of any program. Raises UserError if there is none."""
     image = open_image(source)
     name = source if isinstance(source, (str, Path)) else getattr(source, "name", "the image")
     texts = embedded_texts(image)
@@ -147,7 +148,7 @@ def holds_settings(text: str) -> bool:
 
 
 def foreign_infotext(found: Foreign) -> str:
-    """In the webui's form; the settings line always has its three fields."""
+    """Returns the settings of another program as infotext."""
     blanks = {"Steps": "unknown", "Sampler": "unknown"}
     given = {label: value for label, value in found.settings.items() if value is not None}
     version = {"Version": found.tool} if found.tool else {}
@@ -155,7 +156,7 @@ def foreign_infotext(found: Foreign) -> str:
 
 
 def show(value: object) -> str:
-    """7.0 is 7 to the webui."""
+    """Returns a value as text; the webui writes 7.0 as 7."""
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
@@ -168,5 +169,5 @@ def unquote(value: str) -> str:
         try:
             return str(json.loads(value))
         except ValueError:
-            pass  # somebody's file name in quotes, not ours
+            pass  # a file name in quotes, which another program wrote
     return value

@@ -1,7 +1,7 @@
-"""Masks: which part of an image is regenerated. One rule for whatever people use as one.
+"""Masks: which part of an image is regenerated.
 
-Where a mask has an alpha channel that varies, the mask is its opacity: strokes of any color on nothing. Otherwise it is
-its brightness: white is regenerated, black is kept. One whose largest value is 1 means 1 as white.
+If a mask has an alpha channel that varies, its opacity counts: strokes of any color on a transparent ground. Otherwise
+its brightness counts: white is regenerated, black is kept. If its largest value is 1, then 1 is white.
 """
 
 import math
@@ -15,15 +15,15 @@ from torch import Tensor
 from sd.utils.errors import UserError
 from sd.utils.images import in_8_bits, to_rgb, upright
 
-OUTSIDE = "all that the mask paints is cut off, as the image has another shape: choose a width and height of its shape."
+OUTSIDE = "the whole masked part is cut off, as the image has another shape: choose a width and height of its shape."
 EMPTY = "the mask is empty, as nothing in it is at least half white: paint white where the image is to be regenerated."
-HALF = 128  # of 255: what is at least so white counts as painted
+HALF = 128  # of 255: a pixel at least this white is painted
 
 
 def read_mask(mask: Image.Image) -> Image.Image:
-    """Any PIL image as an upright mask, L, of its own size."""
+    """Returns any PIL image as an upright mask, L, of its own size."""
     mask = upright(mask)
-    if mask.mode.startswith("I") and np.asarray(mask).max() == 1:  # would be nearly nothing of 65535
+    if mask.mode.startswith("I") and np.asarray(mask).max() == 1:  # 1 of 65535 would be black
         return Image.fromarray(np.asarray(mask).clip(0, 1).astype(np.uint8) * 255)
     mask = in_8_bits(mask)
     if mask.has_transparency_data:
@@ -45,7 +45,7 @@ def check_painted(mask: Image.Image) -> None:
 
 
 def soften(mask: Image.Image, radius: float) -> Image.Image:
-    """A mask, L, with its edge blurred by a Gaussian. What was painted stays at least half, however thin it is."""
+    """Returns a mask, L, with a Gaussian blur on its edge. A painted pixel stays at least half white."""
     painted = mask.point([0] * HALF + [HALF] * HALF)
     return Image.fromarray(np.maximum(np.asarray(mask.filter(ImageFilter.GaussianBlur(radius))), np.asarray(painted)))
 
@@ -53,11 +53,11 @@ def soften(mask: Image.Image, radius: float) -> Image.Image:
 def mask_to_tensor(
     mask: Image.Image, width: int, height: int, blur: float = 0, over: tuple[int, int] | None = None
 ) -> Tensor:
-    """A mask to (1, 1, H, W), fp32 in [0, 1]: 1 where it is white. Fitted to the size as `fit` fits the image.
+    """Returns a mask as (1, 1, H, W), fp32 in [0, 1], 1 where it is white, fitted to the size as `fit` fits the image.
 
-    blur: the radius in pixels of a Gaussian that softens its edge, for laying the new image over the old.
-    over: the size of the image that the mask is stretched over first. What is painted stays at least half where it
-    becomes smaller, so that no stroke is too thin to count.
+    blur: the radius in pixels of a Gaussian that softens its edge, for pasting the new image over the old one.
+    over: the size of the image that the mask is stretched over first. A painted stroke stays at least half
+    white where the mask shrinks, however thin it is.
     """
     gray = read_mask(mask)
     left, top, right, bottom = covering_box(over or gray.size, width, height)
@@ -75,7 +75,7 @@ def mask_to_tensor(
 
 
 def stretch(mask: Image.Image, width: int, height: int) -> Image.Image:
-    """Any mask as L of this size, whatever its shape. No stroke becomes too thin to count."""
+    """Returns any mask as L, stretched to this size. Thin strokes are kept."""
     tensor = mask_to_tensor(mask, width, height, over=(width, height))
     return Image.fromarray((tensor[0, 0] * 255).round().to(torch.uint8).numpy())
 
@@ -85,7 +85,7 @@ def to_unit(mask: Image.Image) -> Tensor:
 
 
 def covering_box(size: tuple[int, int], width: int, height: int) -> tuple[float, float, float, float]:
-    """The part around the middle of an image of `size` that has the shape of width x height: what `fit` keeps."""
+    """Returns the central box of an image of `size` that has the shape of width x height, which `fit` keeps."""
     scale = min(size[0] / width, size[1] / height)
     across, down = width * scale, height * scale
     left, top = (size[0] - across) / 2, (size[1] - down) / 2
@@ -93,15 +93,15 @@ def covering_box(size: tuple[int, int], width: int, height: int) -> tuple[float,
 
 
 def latent_mask(mask: Tensor, factor: int = 8) -> Tensor:
-    """(1, 1, H, W) in [0, 1] to (1, 1, H / factor, W / factor) of 0 and 1.
+    """Returns a mask (1, 1, H, W) in [0, 1] as (1, 1, H / factor, W / factor) of 0 and 1.
 
-    A cell is 1 if any of its pixels is at least half white, so that no painted stroke is too thin to count.
+    A cell is 1 if any of its pixels is at least half white, so that thin strokes are kept.
     """
     return F.max_pool2d((mask >= 0.5).float(), factor)
 
 
 def mask_notes(mask: Image.Image, image_size: tuple[int, int], cells: Tensor) -> list[str]:
-    """What deserves a word. cells: `latent_mask`. Raises UserError where there is nothing to regenerate."""
+    """Returns notes on a mask. cells: its `latent_mask`. Raises UserError where there is nothing to regenerate."""
     if not cells.any():
         raise UserError(EMPTY if read_mask(mask).getextrema()[1] < HALF else OUTSIDE)
     notes = []

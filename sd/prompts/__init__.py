@@ -1,1 +1,1 @@
-"""What is done to a prompt before it is encoded: weights, wildcards, styles and LLM enhancement."""
+"""Prompts before the U-Net: weighting, wildcards, styles and LLM enhancement."""

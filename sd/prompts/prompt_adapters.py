@@ -8,14 +8,14 @@ from sd.adapters.lora_loader import LoraReport
 from sd.adapters.lora_tags import Tag, split_tags
 from sd.adapters.manager import Adapters
 from sd.adapters.textual_inversion import EmbeddingReport
-from sd.prompts.weighting import parse
+from sd.prompts.weighting import parse_prompt
 from sd.tokenizer import clean, spelled_in, spelling
 from sd.utils.errors import UserError
 
 
 @dataclass
-class Named:
-    """What two prompts ask for. prompt, negative_prompt: without tags. reports: of what was loaded for them.
+class PromptAdapters:
+    """The adapters of two prompts. prompt, negative_prompt: without tags. reports: of what was loaded for them.
 
     notes: what is not honored or deserves a warning, in sentences.
     """
@@ -26,8 +26,8 @@ class Named:
     reports: list[LoraReport | EmbeddingReport] = field(default_factory=list)
 
     def has(self, word: str) -> bool:
-        """Whether an embedding's word stands in one of the prompts."""
-        texts = [text for prompt in (self.prompt, self.negative_prompt) for text, _ in parse(prompt)]
+        """Returns whether an embedding's word is in one of the prompts."""
+        texts = [text for prompt in (self.prompt, self.negative_prompt) for text, _ in parse_prompt(prompt)]
         return any(spelled_in(word, clean(text)) for text in texts)
 
     def add(self, report: LoraReport | EmbeddingReport) -> None:
@@ -36,12 +36,12 @@ class Named:
 
 
 @contextmanager
-def adapters_named_in(adapters: Adapters, prompt: str, negative_prompt: str) -> Iterator[Named]:
-    """While it lasts, the LoRAs and embeddings that these prompts name are in, beside those loaded by hand."""
+def load_prompt_adapters(adapters: Adapters, prompt: str, negative_prompt: str) -> Iterator[PromptAdapters]:
+    """Within the context, the LoRAs and embeddings that these prompts name are loaded, in addition to all others."""
     positive, negative = split_tags(prompt), split_tags(negative_prompt)
-    named = Named(positive.text, negative.text, [*positive.notes, *negative.notes])
+    named = PromptAdapters(positive.text, negative.text, [*positive.notes, *negative.notes])
     named.notes += [
-        f"the LoRA {tag.name} stands in the negative prompt, where it does nothing: name it in the prompt."
+        f"the LoRA {tag.name} is in the negative prompt, where it has no effect: name it in the prompt."
         for tag in negative.tags
     ]
     before = adapters.names()
@@ -51,21 +51,22 @@ def adapters_named_in(adapters: Adapters, prompt: str, negative_prompt: str) -> 
         by_hand = list(adapters.tokenizer.added)
         load_words(adapters, named)
         named.notes += [
-            f"the embedding {word} is loaded, but its word stands in neither prompt, so it does nothing."
+            f"the embedding {word} is loaded, but its word is in neither prompt, so it has no effect."
             for word in by_hand
             if not named.has(word)
         ]
         yield named
     finally:
         for name in adapters.names():
-            if name not in before and name in adapters.names():  # a LoRA takes its words with it
+            if name not in before and name in adapters.names():  # unloading a LoRA unloads its embeddings too
                 adapters.unload(name)
 
 
 def load_tag(adapters: Adapters, tag: Tag) -> LoraReport:
+    """Loads the LoRA of a tag. Raises UserError where there is none of its name."""
     path = adapters.models.find("LoRA", tag.name)
     name, count = f"<lora:{tag.name}>", 1
-    while name in adapters.names():  # a prompt may name one twice: they add up
+    while name in adapters.names():  # a prompt may name a LoRA twice; the strengths add up
         count += 1
         name = f"<lora:{tag.name}> {count}"
     report = adapters.load_lora(path, tag.unet, tag.te, name)
@@ -73,8 +74,8 @@ def load_tag(adapters: Adapters, tag: Tag) -> LoraReport:
     return report
 
 
-def load_words(adapters: Adapters, named: Named) -> None:
-    """The embeddings of the folder whose file's name stands in a prompt; what cannot be used is a note."""
+def load_words(adapters: Adapters, named: PromptAdapters) -> None:
+    """Loads the embeddings whose file name is in a prompt; one that cannot be used becomes a note."""
     for name, path in adapters.models.names("embedding").items():
         word = name.rpartition("/")[2]
         if not named.has(word) or spelling(word) in map(spelling, adapters.tokenizer.added):

@@ -1,6 +1,6 @@
-"""Styles by name, from tables as AUTOMATIC1111's webui keeps them: name, prompt, negative_prompt.
+"""Styles by name, from tables in the format of AUTOMATIC1111's webui: name, prompt, negative_prompt.
 
-`{prompt}` in a style's prompt is what the person asks for; a style without it stands behind, after a comma.
+`{prompt}` in a style's prompt stands for the user's prompt; a style without it is appended after a comma.
 """
 
 import csv
@@ -11,7 +11,7 @@ from sd.checkpoints.discovery import OWN_DATA
 from sd.utils.errors import UserError
 from sd.utils.files import DATA
 
-FOR_EMOJI = "emoji "  # begins the names of those that are for the bundled model
+FOR_EMOJI = "emoji "  # prefix of the names of styles for the bundled model
 
 
 class Style(NamedTuple):
@@ -20,11 +20,12 @@ class Style(NamedTuple):
     negative_prompt: str
 
     def apply(self, prompt: str, negative_prompt: str = "") -> tuple[str, str]:
-        """(prompt, negative prompt) in this style."""
-        return merge(self.prompt, prompt), merge(self.negative_prompt, negative_prompt)
+        """Returns (prompt, negative prompt) in this style."""
+        return insert_text(self.prompt, prompt), insert_text(self.negative_prompt, negative_prompt)
 
 
-def merge(style: str, text: str) -> str:
+def insert_text(style: str, text: str) -> str:
+    """Returns a style's text with the user's text in it, or before it."""
     if "{prompt}" in style:
         return style.replace("{prompt}", text)
     return ", ".join(part for part in (text.strip(), style.strip()) if part)
@@ -54,7 +55,7 @@ def find_style(name: str, folder: Path = DATA) -> Style:
     """Raises UserError for an unknown name, which names those that there are."""
     styles = read_styles(folder)
     if name not in styles:
-        raise UserError(f"there is no style {name!r}: there are {', '.join(styles) or 'none'}.")
+        raise UserError(f"unknown style {name!r}; choose from {', '.join(styles) or 'none, as there are no styles'}.")
     return styles[name]
 
 

@@ -1,6 +1,6 @@
-"""A prompt with emphasis, breaks and any length to the context that the U-Net reads.
+"""Prompt weighting: a prompt of any length, with emphasis and breaks, to the context of the U-Net.
 
-The syntax is that of AUTOMATIC1111's webui, which users know:
+The syntax is that of AUTOMATIC1111's webui:
 
     (word)        1.1 times as strong; nests, so that ((word)) is 1.21
     [word]        1.1 times as weak
@@ -8,12 +8,13 @@ The syntax is that of AUTOMATIC1111's webui, which users know:
     \\( \\) \\[ \\]   the characters themselves; two backslashes are one, a single one before anything else vanishes
     BREAK         starts a new chunk, inside brackets too
 
-A bracket left open reaches to the end; one that closes nothing is text, and so is everything else: `[a:b:0.5]`, `[a|b]`
-and `<...>` have no meaning here.
+A bracket that is never closed extends to the end; a closing one without an opening one is text, and so is all else:
+`[a:b:0.5]`, `[a|b]` and `<...>` have no meaning here.
 """
 
 import re
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +24,13 @@ from sd.tokenizer import Tokenizer
 from sd.utils.errors import UserError
 
 CHUNK = 75  # tokens between CLIP's start and its end
-COMMA_REACH = 20  # a cut moves back to a comma among this many last tokens of a chunk
+COMMA_REACH = 20  # a chunk ends at a comma if there is one among its last tokens, so many of them
 MAX_CHUNKS = 16
 MAX_CHARACTERS = 10_000
-MAX_WEIGHT = 100  # beyond it nothing but noise comes out, and fp16 is near its end
+MAX_WEIGHT = 100  # larger weights give noise only, and overflow fp16
 
 ROUND, SQUARE = 1.1, 1 / 1.1
-BREAK = ("BREAK", -1.0)  # the piece that `parse` gives for a break, as the webui writes it
+BREAK = ("BREAK", -1.0)  # the piece that `parse_prompt` gives for a break, as the webui writes it
 BREAK_WORD = re.compile(r"\s*\bBREAK\b\s*")
 SYNTAX = re.compile(
     r"""
@@ -42,14 +43,14 @@ SYNTAX = re.compile(
 )
 
 
-def parse(prompt: str) -> list[tuple[str, float]]:
-    """Pieces of text with their weights, in order; neighbours of equal weight are one piece. Never empty, never raises.
+def parse_prompt(prompt: str) -> list[tuple[str, float]]:
+    """Returns pieces of text with their weights; neighbors of equal weight are one piece. Never empty, never raises.
 
-    >>> parse("a (red:1.3) [apple] BREAK pie")
+    >>> parse_prompt("a (red:1.3) [apple] BREAK pie")
     [('a ', 1.0), ('red', 1.3), (' ', 1.0), ('apple', 0.9090909090909091), ('', 1.0), ('BREAK', -1.0), ('pie', 1.0)]
     """
-    pieces: list[list] = []  # [text, weight]; text is None for a break
-    opened: dict[str, list[int]] = {"(": [], "[": []}  # at which piece each open bracket stands
+    pieces: list[list[Any]] = []  # [text, weight]; text is None for a break
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # the index of the first piece of each open bracket
 
     def close(bracket: str, factor: float) -> None:
         for piece in pieces[opened[bracket].pop() :]:
@@ -75,10 +76,11 @@ def parse(prompt: str) -> list[tuple[str, float]]:
     for bracket, factor in (("(", ROUND), ("[", SQUARE)):
         while opened[bracket]:
             close(bracket, factor)
-    return merge(pieces) or [("", 1.0)]
+    return merge_pieces(pieces) or [("", 1.0)]
 
 
-def merge(pieces: list[list]) -> list[tuple[str, float]]:
+def merge_pieces(pieces: list[list[Any]]) -> list[tuple[str, float]]:
+    """Joins neighbors of equal weight, and replaces breaks by BREAK."""
     merged = []
     for (is_break, weight), run in groupby(pieces, key=lambda piece: (piece[0] is None, piece[1])):
         merged.append(BREAK if is_break else ("".join(text for text, _ in run), weight))
@@ -86,35 +88,37 @@ def merge(pieces: list[list]) -> list[tuple[str, float]]:
 
 
 def split_chunks(tokenizer: Tokenizer, prompt: str) -> list[list[tuple[int, float]]]:
-    """The prompt's tokens with their weights, in chunks of at most 75; an empty prompt is one empty chunk.
+    """Returns the prompt's tokens with their weights, in chunks of at most 75; an empty prompt is one empty chunk.
 
-    A chunk that must be cut is cut behind its last comma, if that is among its last 20 tokens and no comma follows
-    anyway: a phrase stays whole. One embedding's vectors are never cut apart: where they do not fit, they start the
-    next chunk. Raises UserError for a prompt past MAX_CHARACTERS, MAX_CHUNKS or MAX_WEIGHT.
+    A full chunk ends after its last comma, if that is among its last 20 tokens and no comma follows, so that a phrase
+    stays whole. The vectors of one embedding stay together: where they do not fit, they start the next chunk.
+    Raises UserError for a prompt past MAX_CHARACTERS, MAX_CHUNKS or MAX_WEIGHT.
     """
     if len(prompt) > MAX_CHARACTERS:
         raise UserError(f"the prompt has {len(prompt)} characters: shorten it to at most {MAX_CHARACTERS}.")
-    stretches: list[list[tuple[int, float]]] = [[]]  # what stands between the breaks
-    for piece in parse(prompt):
+    segments: list[list[tuple[int, float]]] = [[]]  # between the breaks
+    for piece in parse_prompt(prompt):
         text, weight = piece
         if piece is BREAK:
-            stretches.append([])
+            segments.append([])
         elif abs(weight) > MAX_WEIGHT:
             raise UserError(f"the prompt gives {text.strip()!r} the weight {weight:g}: use at most {MAX_WEIGHT}.")
         else:
-            stretches[-1] += [(token, weight) for token in tokenizer.encode(text)]
-    if len(stretches) > 1 and not stretches[-1]:
-        stretches.pop()  # a break at the very end starts nothing
+            segments[-1] += [(token, weight) for token in tokenizer.encode(text)]
+    if len(segments) > 1 and not segments[-1]:
+        segments.pop()  # a break at the very end starts no chunk
     (comma,) = tokenizer.encode_clean(",")
     lengths = {ids[0]: len(ids) for ids in tokenizer.added.values()}
-    chunks = [chunk for stretch in stretches for chunk in cut(stretch, comma, lengths)]
+    chunks = [chunk for segment in segments for chunk in split_segment(segment, comma, lengths)]
     if len(chunks) > MAX_CHUNKS:
         raise UserError(f"the prompt fills {len(chunks)} chunks of {CHUNK} tokens: shorten it to at most {MAX_CHUNKS}.")
     return chunks
 
 
-def cut(tokens: list[tuple[int, float]], comma: int, lengths: dict[int, int]) -> list[list[tuple[int, float]]]:
-    """lengths: how many tokens stay together, by the first of them; one for any other."""
+def split_segment(
+    tokens: list[tuple[int, float]], comma: int, lengths: dict[int, int]
+) -> list[list[tuple[int, float]]]:
+    """Splits tokens into chunks. lengths: how many tokens stay together, by the first of them; one for any other."""
     chunks: list[list[tuple[int, float]]] = [[]]
     last_comma, place = -CHUNK, 0
     while place < len(tokens):
@@ -135,7 +139,7 @@ def cut(tokens: list[tuple[int, float]], comma: int, lengths: dict[int, int]) ->
 
 
 def emphasize(states: Tensor, weights: Tensor) -> Tensor:
-    """The webui's "Original" emphasis: each token's state times its weight, then each chunk's mean as it was before.
+    """Applies the webui's "Original" emphasis: token states times weights, rescaled to the former mean of each chunk.
 
     states: (k, N, D). weights: (k, N). Returns (k, N, D); where all weights of a chunk are 1, exactly its states.
     """
@@ -145,7 +149,7 @@ def emphasize(states: Tensor, weights: Tensor) -> Tensor:
 
 
 def encode_prompt(tokenizer: Tokenizer, clip: CLIPTextModel, prompt: str, clip_skip: int = 1) -> Tensor:
-    """One prompt to its context (1, 77 * k, D) for k chunks of up to 75 tokens, each between its own start and end.
+    """Encodes one prompt to a context (1, 77 * k, D): k chunks of up to 75 tokens, each with a start and an end token.
 
     clip_skip: 1 takes CLIP's last layer, 2 the one before it, as the webui counts.
     Raises UserError for a clip_skip that CLIP has no layer for, and for a prompt past a bound (see `split_chunks`).
@@ -164,7 +168,7 @@ def encode_prompt(tokenizer: Tokenizer, clip: CLIPTextModel, prompt: str, clip_s
 
 
 def encode_prompts(tokenizer: Tokenizer, clip: CLIPTextModel, prompts: list[str], clip_skip: int = 1) -> Tensor:
-    """B prompts to one context (B, 77 * k, D), k being the longest one's: empty chunks make the others as long."""
+    """Encodes B prompts to one context (B, 77 * k, D), k being the longest one's; empty chunks pad the others."""
     contexts = [encode_prompt(tokenizer, clip, prompt, clip_skip) for prompt in prompts]
     longest = max(context.shape[1] for context in contexts)
     if any(context.shape[1] < longest for context in contexts):

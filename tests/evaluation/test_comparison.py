@@ -12,7 +12,7 @@ from evaluation.test_clip_score import Colours
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sd.cli.args import column_of
+from sd.cli.args import parse_column
 from sd.evaluation.clip_score import evaluate
 from sd.evaluation.comparison import Column, Comparison, compare
 from sd.pipeline.settings import GenerationSettings
@@ -149,14 +149,14 @@ def test_a_checkpoint_without_a_vae_is_compared_with_the_vae_given_beside_it(pip
     ],
 )
 def test_columns_as_people_write_them(text, column, label):
-    assert column_of(text) == column
+    assert parse_column(text) == column
     assert column.label == label
 
 
 @pytest.mark.parametrize("text", ["", "dog.pt", "lora=", "model=x", "ckpt=a + ckpt=b", "lora=x:strong"])
 def test_what_is_no_column_is_one_sentence(text):
     with pytest.raises(UserError, match="write"):
-        column_of(text)
+        parse_column(text)
 
 
 def test_the_script_with_the_bundled_model(run, photo):

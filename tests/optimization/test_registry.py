@@ -21,7 +21,7 @@ from sd.optimization.tiled_attention import (
     tiled_attention,
     untile_attention,
 )
-from sd.pipeline.seamless import seamless
+from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
@@ -169,7 +169,7 @@ def test_a_lora_in_packed_layers_adds_what_it_adds_to_plain_ones(networks):
 @torch.no_grad()
 def test_seamless_edges_through_packed_convolutions(networks):
     unet, vae = networks
-    with seamless(unet, vae):
+    with circular_padding(unet, vae):
         expected = unet(*guided_inputs())
         optimize(unet, vae)
         assert distance(unet(*guided_inputs()), expected) < ROUNDING

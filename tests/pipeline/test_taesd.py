@@ -102,7 +102,7 @@ def test_decoder_alone(ours, folder):
 
 
 def test_wrong_files(folder):
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="file not found"):
         load_taesd(folder / "none.safetensors")
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="holds no TAESD"):

@@ -1,7 +1,7 @@
 import pytest
 
 from sd.prompts.styles import Style, find_style, read_styles, styles_for
-from sd.prompts.weighting import parse
+from sd.prompts.weighting import parse_prompt
 from sd.utils.errors import UserError
 
 
@@ -33,9 +33,9 @@ def test_tables_as_the_webui_writes_them(tmp_path):
 
 
 def test_an_unknown_style_is_answered_with_those_that_exist(tmp_path):
-    with pytest.raises(UserError, match=r"'nothing': there are photo, .*watercolor, "):
+    with pytest.raises(UserError, match=r"'nothing'; choose from photo, .*watercolor, "):
         find_style("nothing")
-    with pytest.raises(UserError, match="there are none"):
+    with pytest.raises(UserError, match="there are no styles"):
         find_style("photo", tmp_path)
 
 
@@ -49,7 +49,7 @@ def test_our_own_styles_are_words_and_keep_the_prompt():
     for style in read_styles().values():
         assert "{prompt}" in style.prompt
         assert "{prompt}" not in style.negative_prompt
-        assert parse(style.prompt + style.negative_prompt) == [(style.prompt + style.negative_prompt, 1.0)]
+        assert parse_prompt(style.prompt + style.negative_prompt) == [(style.prompt + style.negative_prompt, 1.0)]
 
 
 def test_the_bundled_models_styles_are_those_of_its_captions():

@@ -36,7 +36,7 @@ STEP = textwrap.dedent("""
 
     method, recomputed = sys.argv[1], sys.argv[2] == "recomputed"
     pipe = StableDiffusion(Tokenizer(), made(CLIPTextModel), made(AutoencoderKL), made(UNetModel))
-    pipe.optimizations = TRAINABLE
+    pipe.set_optimizations(TRAINABLE)
     pipe.optimize()
     recipe = recipe_for(method, pipe, "zebrafish-7")
     learner = METHODS[method](pipe, "zebrafish-7", recipe)

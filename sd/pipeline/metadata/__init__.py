@@ -1,1 +1,1 @@
-"""Settings inside images, as every program writes them."""
+"""Settings inside images: the formats of other programs, and infotext to settings and back."""

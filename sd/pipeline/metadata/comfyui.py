@@ -1,4 +1,4 @@
-"""The settings in a ComfyUI graph of the plain form: one KSampler, its two prompts, its latent, its checkpoint."""
+"""Reads the settings in a plain ComfyUI graph: one KSampler with its prompts, latent and checkpoint."""
 
 import re
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ MAX_HOPS = 50  # nodes from one end of a graph to the other
 
 
 class Unreadable(ValueError):
-    """What is in an image instead, for a sentence that says so."""
+    """A graph that cannot be read; the message describes it."""
 
 
 def read_graph(nodes: Mapping[str, dict]) -> tuple[str, str, dict[str, object]]:
-    """The prompt, the negative prompt, and the settings by the webui's labels. Raises Unreadable."""
+    """Returns the prompt, the negative prompt, and the settings by the webui's labels. Raises Unreadable."""
     nodes = {str(key): node for key, node in nodes.items() if isinstance(node, dict) and "class_type" in node}
     samplers = [node for node in nodes.values() if node["class_type"] in SAMPLERS]
     if not samplers:
@@ -27,20 +27,20 @@ def read_graph(nodes: Mapping[str, dict]) -> tuple[str, str, dict[str, object]]:
         "Seed": value_of(nodes, inputs.get("seed", inputs.get("noise_seed"))),
         "RNG": "CPU",
     }
-    settings |= start_of(nodes, first)
+    settings |= latent_settings(nodes, first)
     if len(samplers) > 1:
         settings["ComfyUI samplers"] = len(samplers)
     prompt, negative = (text_at(nodes, inputs.get(name)) for name in ("positive", "negative"))
     if prompt is None:
-        raise Unreadable("a ComfyUI workflow whose prompt is made by nodes that are not known here")
-    loras, model = along_the_model(nodes, inputs.get("model"))
+        raise Unreadable("a ComfyUI workflow whose prompt comes from unknown nodes")
+    loras, model = model_settings(nodes, inputs.get("model"))
     if re.search(r"[()]", f"{prompt}{negative}"):
         settings["ComfyUI weights"] = True
     return prompt + loras, negative or "", settings | model
 
 
-def start_of(nodes: Mapping[str, dict], sampler: dict) -> dict[str, object]:
-    """Whether it starts from noise, of which size, or from an image."""
+def latent_settings(nodes: Mapping[str, dict], sampler: dict) -> dict[str, object]:
+    """Returns the size of the noise, or that the sampler starts from an image."""
     denoise = value_of(nodes, sampler.get("inputs", {}).get("denoise"))
     latent = empty_latent(nodes, sampler)
     if latent is None:
@@ -50,18 +50,18 @@ def start_of(nodes: Mapping[str, dict], sampler: dict) -> dict[str, object]:
 
 
 def empty_latent(nodes: Mapping[str, dict], sampler: dict) -> dict | None:
-    """The inputs of the node that makes the sampler's empty latent; None where it starts from an image."""
+    """Returns the inputs of the sampler's empty-latent node; None where the sampler starts from an image."""
     node = follow(nodes, sampler.get("inputs", {}).get("latent_image"))
     return node.get("inputs", {}) if node is not None and "Empty" in node["class_type"] else None
 
 
 def follow(nodes: Mapping[str, dict], link: object) -> dict | None:
-    """The node that a link, [number, output], comes from."""
+    """Returns the source node of a link, [number, output]."""
     return nodes.get(str(link[0])) if isinstance(link, list) and link else None
 
 
 def value_of(nodes: Mapping[str, dict], value: object, hops: int = MAX_HOPS) -> object:
-    """A value, or the one of the node that it is linked to; None where that is not to be told."""
+    """Returns a value, or the value of the node that it links to; None where that is unknown."""
     if not isinstance(value, list):
         return value
     node = follow(nodes, value)
@@ -75,7 +75,7 @@ def value_of(nodes: Mapping[str, dict], value: object, hops: int = MAX_HOPS) -> 
 
 
 def text_at(nodes: Mapping[str, dict], link: object, hops: int = MAX_HOPS) -> str | None:
-    """The text of a conditioning, through the nodes that only pass it on."""
+    """Returns the text of a conditioning, through the nodes that only pass it on; None where it is unknown."""
     node = follow(nodes, link)
     if node is None or hops == 0:
         return None
@@ -87,9 +87,10 @@ def text_at(nodes: Mapping[str, dict], link: object, hops: int = MAX_HOPS) -> st
     return text_at(nodes, onward[0], hops - 1) if onward else None
 
 
-def along_the_model(nodes: Mapping[str, dict], link: object) -> tuple[str, dict[str, object]]:
-    """The LoRAs that a model goes through, as tags, and its name and clip skip."""
-    tags, settings = [], {}
+def model_settings(nodes: Mapping[str, dict], link: object) -> tuple[str, dict[str, object]]:
+    """Returns the LoRAs of a model as prompt tags, and its name, VAE and clip skip."""
+    tags: list[str] = []
+    settings: dict[str, object] = {}
     for _ in range(MAX_HOPS):
         node = follow(nodes, link)
         if node is None:

@@ -1,4 +1,4 @@
-"""The texts that programs keep inside image files: PNG chunks, EXIF fields, XMP packets and comments."""
+"""Reads the texts inside image files: PNG chunks, EXIF fields, XMP packets and comments."""
 
 import re
 from xml.etree import ElementTree
@@ -8,12 +8,12 @@ from PIL import ExifTags, Image
 from sd.utils.images import decode_chunk
 
 MAX_XMP = 4 << 20  # bytes of an XMP packet to parse
-# In the order in which settings are looked for. Make and Model hold ComfyUI's graphs in WEBP files.
+# In the order in which they are searched for settings. Make and Model hold ComfyUI's graphs in WEBP files.
 EXIF_FIELDS = ("ImageDescription", "XPComment", "XPSubject", "Make", "Model")
 
 
 def embedded_texts(image: Image.Image) -> dict[str, str]:
-    """Every non-empty text in an opened image by its key: the PNG chunks' own, EXIF's and XMP's field names."""
+    """Returns every non-empty text in an opened image by its key: the PNG chunk's, or the EXIF or XMP field's name."""
     texts = {key: decode_chunk(value) for key, value in image.info.items() if isinstance(value, str)}
     texts.pop("XML:com.adobe.xmp", None)
     texts["UserComment"] = decode_comment(user_comment(image))
@@ -25,6 +25,7 @@ def embedded_texts(image: Image.Image) -> dict[str, str]:
 
 
 def user_comment(image: Image.Image) -> bytes:
+    """Returns the raw EXIF UserComment; empty where there is none."""
     try:
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
     except Exception:  # Pillow raises nearly anything on a broken EXIF block
@@ -33,6 +34,7 @@ def user_comment(image: Image.Image) -> bytes:
 
 
 def exif_texts(image: Image.Image) -> dict[str, str]:
+    """Returns the texts of EXIF_FIELDS by their names."""
     texts = {}
     for name in EXIF_FIELDS:
         try:
@@ -48,9 +50,9 @@ def exif_texts(image: Image.Image) -> dict[str, str]:
 
 
 def decode_comment(comment: bytes) -> str:
-    """EXIF 2.3, section 4.6.5, UserComment: eight bytes that name the encoding, then the text.
+    """Decodes an EXIF UserComment: eight bytes that name the encoding, then the text (EXIF 2.3, section 4.6.5).
 
-    Some programs write no name, others another encoding than they name.
+    Some programs omit the name, others write another encoding than they name.
     """
     mark, text = comment[:8], comment[8:]
     if mark == b"UNICODE\0":
@@ -63,7 +65,7 @@ def decode_comment(comment: bytes) -> str:
 
 
 def decode_utf16(text: bytes) -> str:
-    """UTF-16 of either byte order, with or without its mark; UTF-8 where there is no sign of two bytes a letter."""
+    """Decodes UTF-16 of either byte order, with or without a mark; UTF-8 where no byte is 0."""
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         return text.decode("utf-16", errors="replace").strip("\0")
     if text.startswith(b"\xef\xbb\xbf") or b"\0" not in text.strip(b"\0"):
@@ -77,7 +79,7 @@ def decode_utf16(text: bytes) -> str:
 
 
 def decode_bytes(text: bytes, *encodings: str) -> str:
-    """By the first of `encodings` that fits, UTF-8 after them; UTF-16 where every other byte is 0."""
+    """Decodes by the first of `encodings` that fits, then UTF-8; UTF-16 where every other byte is 0."""
     marked = text.startswith((b"\xff\xfe", b"\xfe\xff"))
     if marked or max(text[::2].count(0), text[1::2].count(0)) > len(text) // 8 > 0:
         return decode_utf16(text)
@@ -90,17 +92,17 @@ def decode_bytes(text: bytes, *encodings: str) -> str:
 
 
 def xmp_texts(packet: bytes | str | None) -> dict[str, str]:
-    """The fields of an XMP packet by their local names, attributes too. Nothing from a packet that is broken."""
+    """Returns the fields and attributes of an XMP packet by their local names; nothing for a broken packet."""
     if not packet or len(packet) > MAX_XMP:
         return {}
     text = packet if isinstance(packet, str) else packet.decode("utf-8", errors="replace")
-    if re.search("<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):  # no XMP packet has one; a bomb would
+    if re.search("<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):  # no XMP packet has one, but an entity bomb would
         return {}
     try:
         root = ElementTree.fromstring(text.strip("\0 \n\ufeff"))
     except (ElementTree.ParseError, ValueError):
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for element in root.iter():
         for name, value in (*element.attrib.items(), (element.tag, "".join(element.itertext()).strip())):
             local = name.rpartition("}")[2]

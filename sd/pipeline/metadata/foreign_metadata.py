@@ -1,7 +1,7 @@
-"""Settings as programs other than the webui write them into images, brought to the webui's labels.
+"""Converts the settings that programs other than the webui write into images to the webui's labels.
 
 InvokeAI, Fooocus, Easy Diffusion, NovelAI, Draw Things and SwarmUI write JSON, ComfyUI its graph (see `comfyui.py`).
-A key that has no label here keeps its name, so that whoever reads the result can say that it is not supported.
+A key without a label here keeps its name, so that a note can say that it is not supported.
 """
 
 import json
@@ -32,7 +32,7 @@ LABELS = {
     "Mask": ("mask", "mask_image", "inpaint_mask"),
 }
 LABEL_OF = {key: label for label, keys in LABELS.items() for key in keys}
-# What says nothing about the image's content.
+# Keys that do not change the image.
 SILENT = set(
     "version metadata_version app_version app_id generation_mode created_by user type postprocessing rand_device date "
     "request_type signed_hash full_prompt full_negative_prompt lora_combined_hash metadata_scheme swarm_version "
@@ -50,7 +50,7 @@ SIZE = re.compile(r"\D*(\d+)\s*[x×,*]\s*(\d+)\D*")
 
 @dataclass
 class Foreign:
-    """What another program wrote. settings: by the webui's labels."""
+    """The settings that another program wrote, by the webui's labels."""
 
     tool: str
     prompt: str = ""
@@ -59,9 +59,9 @@ class Foreign:
 
 
 def read_foreign(texts: Mapping[str, str], size: tuple[int, int]) -> Foreign | None:
-    """texts: `embedded_text.embedded_texts`. size: the image's, where none is written. None: there is nothing.
+    """Returns the settings of another program, or None. texts: of `embedded_text.embedded_texts`. size: the image's.
 
-    Raises Unreadable for a ComfyUI graph that is not of the plain form.
+    Raises Unreadable for a ComfyUI graph that is too complex.
     """
     found = read_invokeai(texts) or read_flat(texts)
     for text in texts.values():
@@ -75,7 +75,7 @@ def read_foreign(texts: Mapping[str, str], size: tuple[int, int]) -> Foreign | N
 
 
 def load_json(text: str) -> object:
-    """None where a text is none. The marks before it are ComfyUI's, in EXIF."""
+    """Returns a JSON object, or None. ComfyUI puts a prefix before it in EXIF."""
     text = re.sub(r"^(prompt|workflow):", "", text.strip(), flags=re.IGNORECASE)
     if not text.startswith("{"):
         return None
@@ -86,7 +86,7 @@ def load_json(text: str) -> object:
 
 
 def graph_in(texts: Mapping[str, str]) -> dict | None:
-    """ComfyUI's nodes by their numbers."""
+    """Returns ComfyUI's nodes by their numbers, or None."""
     for text in texts.values():
         nodes = load_json(text)
         if isinstance(nodes, dict) and any(isinstance(node, dict) and "class_type" in node for node in nodes.values()):
@@ -99,22 +99,22 @@ def graph_in(texts: Mapping[str, str]) -> dict | None:
 
 
 def read_invokeai(texts: Mapping[str, str]) -> Foreign | None:
-    """Its three forms, the newest first."""
+    """Reads the three formats of InvokeAI, the newest first."""
     for key in ("invokeai_metadata", "sd-metadata"):
         found = load_json(texts.get(key, ""))
         if isinstance(found, dict):
             flat = {name: value for name, value in found.items() if name != "image"}
             image = found.get("image")
             foreign = from_keys("InvokeAI", flat | (image if isinstance(image, dict) else {}))
-            return with_brackets(foreign) if key == "sd-metadata" else foreign
+            return split_brackets(foreign) if key == "sd-metadata" else foreign
     if match := re.fullmatch(r'\s*"(.*?)"(.*)', texts.get("Dream", ""), re.DOTALL):
         flags = {DREAM.get(key, key): value for key, value in re.findall(r"\s-(\w)\s*(\S+)", match[2])}
-        return with_brackets(from_keys("InvokeAI", flags | {"prompt": match[1]}))
+        return split_brackets(from_keys("InvokeAI", flags | {"prompt": match[1]}))
     return None
 
 
-def with_brackets(found: Foreign) -> Foreign:
-    """The first InvokeAI wrote the negative prompt into the prompt, in square brackets."""
+def split_brackets(found: Foreign) -> Foreign:
+    """Moves square brackets to the negative prompt: the first InvokeAI wrote it so into the prompt."""
     negatives = re.findall(r"\[([^\[\]]*)\]", found.prompt)
     found.negative_prompt = ", ".join(part for part in (found.negative_prompt, *negatives) if part)
     found.prompt = re.sub(r"\s*\[[^\[\]]*\]\s*", " ", found.prompt).strip(" ,") if negatives else found.prompt
@@ -122,7 +122,7 @@ def with_brackets(found: Foreign) -> Foreign:
 
 
 def read_flat(texts: Mapping[str, str]) -> Foreign | None:
-    """Easy Diffusion writes one PNG text for each setting; NovelAI one of JSON and one for the prompt."""
+    """Reads Easy Diffusion, with one PNG text per setting, and NovelAI, with one of JSON and one for the prompt."""
     lower = {key.lower(): text for key, text in texts.items()}
     comment = load_json(texts.get("Comment", ""))
     if isinstance(comment, dict) and ("uc" in comment or "scale" in comment):
@@ -136,7 +136,7 @@ def read_flat(texts: Mapping[str, str]) -> Foreign | None:
 
 
 def read_json(found: object) -> Foreign | None:
-    """One text with everything. Whose it is tells by its keys."""
+    """Reads one JSON text with all settings; its keys tell the program."""
     if not isinstance(found, dict):
         return None
     if isinstance(found.get("sui_image_params"), dict):
@@ -151,7 +151,7 @@ def read_json(found: object) -> Foreign | None:
 
 
 def from_keys(tool: str, keys: Mapping[str, object]) -> Foreign:
-    """Flat keys, whoever wrote them. Where there is no sampler, "scheduler" means it, as in InvokeAI and diffusers."""
+    """Converts flat keys. Without a sampler, "scheduler" is the sampler, as in InvokeAI and diffusers."""
     keys = {str(key).lower(): value for key, value in keys.items()}
     settings: dict[str, object] = {}
     for key, value in keys.items():
@@ -168,11 +168,11 @@ def from_keys(tool: str, keys: Mapping[str, object]) -> Foreign:
         settings["Sampler"] = settings.pop("Schedule type")
     if re.search(r"\w[+]+(\s|,|$)|\)[\d+-]", f"{prompt}\n{negative}") and tool == "InvokeAI":
         settings["InvokeAI weights"] = True
-    return Foreign(tool, prompt, negative, tidy(tool, settings, keys))
+    return Foreign(tool, prompt, negative, convert_values(tool, settings, keys))
 
 
-def tidy(tool: str, settings: dict[str, object], keys: Mapping[str, object]) -> dict[str, object]:
-    """The values as the webui writes them."""
+def convert_values(tool: str, settings: dict[str, object], keys: Mapping[str, object]) -> dict[str, object]:
+    """Converts the values to the webui's."""
     if (width := settings.pop("Width", None)) and (height := settings.pop("Height", None)):
         settings["Size"] = f"{width}x{height}"
     elif match := SIZE.fullmatch(str(settings.get("Size", ""))):
@@ -181,7 +181,7 @@ def tidy(tool: str, settings: dict[str, object], keys: Mapping[str, object]) -> 
         if label in settings:
             settings[label] = name_of(settings[label])
     if (skip := settings.get("Clip skip")) is not None:  # InvokeAI counts the layers that are left out
-        settings["Clip skip"] = 2 if str(skip).lower() == "true" else number(skip) + 1 if tool == "InvokeAI" else skip
+        settings["Clip skip"] = 2 if str(skip).lower() == "true" else to_int(skip) + 1 if tool == "InvokeAI" else skip
     if settings.pop("tiling", None) == "xy" or (settings.get("seamless x") and settings.get("seamless y")):
         settings["Tiling"] = True
         settings = {label: value for label, value in settings.items() if not label.startswith("seamless")}
@@ -193,19 +193,20 @@ def tidy(tool: str, settings: dict[str, object], keys: Mapping[str, object]) -> 
     return {label: json.dumps(v) if isinstance(v, (dict, list)) else v for label, v in settings.items()}
 
 
-def number(value: object) -> int:
+def to_int(value: object) -> int:
+    """Returns a value as an integer; 0 where it is none."""
     return int(value) if str(value).isdigit() else 0
 
 
 def text_of(value: object) -> str:
-    """A prompt may be a list of weighted parts, as the first InvokeAI wrote it."""
+    """Returns a prompt as text; the first InvokeAI wrote a list of weighted parts."""
     if isinstance(value, list):
         return ", ".join(text_of(part.get("prompt", "") if isinstance(part, dict) else part) for part in value)
     return str(value or "").strip()
 
 
 def name_of(value: object) -> str:
-    """Of a model: without folders and ending."""
+    """Returns a model's name without folders and suffix."""
     if isinstance(value, dict):
         value = next((value[key] for key in ("model_name", "name", "key") if value.get(key)), name_of_nested(value))
     name = re.split(r"[/\\]", str(value or ""))[-1]
@@ -217,7 +218,7 @@ def name_of_nested(value: Mapping[str, object]) -> object:
 
 
 def lora_tags(keys: Mapping[str, object]) -> str:
-    """LoRAs from a list of their own as the tags that a prompt has here."""
+    """Returns a list of LoRAs as prompt tags."""
     given = next((keys[key] for key in ("loras", "lora", "use_lora_model") if keys.get(key)), [])
     strengths = keys.get("lora_alpha") or keys.get("loraweights") or []
     tags = []
@@ -234,7 +235,7 @@ def lora_tags(keys: Mapping[str, object]) -> str:
 
 
 def novelai_weights(text: str) -> str:
-    """`{a}` is 1.05 there and `[a]` 1 / 1.05, and round brackets are letters: as `(a:1.05)` and `\\(`."""
+    """Converts NovelAI's weights: `{a}` to `(a:1.05)`, `[a]` to `(a:0.9524)`, and round brackets to literal ones."""
     depth, runs = 0, [(0, "")]
     for letter in text:
         if letter in "{}[]":

@@ -1,26 +1,22 @@
-"""From the webui's labels to the fields of `GenerationSettings`: what each label means here, and what is said where it cannot.
+"""From the webui's labels to the fields of `GenerationSettings`, with a note on what is not honored.
 
-Every label is obeyed (OBEYED and the functions below), silent (it changes nothing in the image), or named in a note.
+Every label is honored (a row of the table, or one of the functions below), silent (it does not change the image), or
+named in a note.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sd.optimization.token_merging import MAX_RATIO
+from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import find_sampler
+from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 
-HIRES_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
-SCHEDULE_LABELS = {
-    "ldm": "Uniform",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "sgm_uniform": "SGM Uniform",
-    "lcm": "LCM",
-}
 OURS = "sd-by-hand"  # what our own Version begins with
 UNKNOWN = ("", "unknown", "None", "none", "-1")
 # The webui's "Automatic", where it is not the even list (its modules/sd_samplers_kdiffusion.py).
@@ -28,7 +24,7 @@ AUTOMATIC = {"dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpm2": "karras", "dpm
 # These take CompVis' own times in the webui too; all others are spaced a little otherwise there.
 LDM_SPACED = ("ddim", "plms", "ddpm", "unipc", "lcm")
 
-# What says nothing about the pixels, or says again what another label does.
+# Labels that do not change the pixels, or repeat another label.
 SILENT = set(
     "Prompt|Negative prompt|Model|Model hash|VAE hash|Lora hashes|TI hashes|Version|User|Template|Negative Template|"
     "Precision|Adapters|Approximations|Created Date|Batch size|Batch pos|Guidance|Distilled CFG Scale|App|Backend|"
@@ -73,49 +69,54 @@ LATENT_UPSCALER = re.compile("latent", re.IGNORECASE)
 
 @dataclass
 class Reading:
-    """What a text says. values: by the fields of `GenerationSettings`.
+    """The content of infotext. values: by the fields of `GenerationSettings`.
 
-    notes: sentences on what is not honoured, by label. problems: sentences on what would give another image and has to
-    be decided by a person, by field; "image" where it was generated from another image.
+    notes: sentences on what is not honored, by label. problems: sentences on what would give another image and needs a
+    decision of the user, by field; "image" where it was generated from another image.
     """
 
-    values: dict[str, object] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
 
 def whole(text: str) -> int:
-    """A whole number, also one written as 2.0; exact however long."""
+    """Parses an integer, also one written as 2.0; exact at any length. Raises ValueError."""
     return int(re.sub(r"\.0*$", "", text.strip()))
 
 
 def finite(text: str) -> float:
+    """Parses a finite number. Raises ValueError."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError
     return value
 
 
-OBEYED: dict[str, tuple[str, Callable[[str], object]]] = {
-    "prompt": ("Prompt", str),
-    "negative_prompt": ("Negative prompt", str),
-    "steps": ("Steps", whole),
-    "guidance_scale": ("CFG scale", finite),
-    "seed": ("Seed", whole),
-    "clip_skip": ("Clip skip", lambda text: max(1, whole(text))),
-    "variation_seed": ("Variation seed", whole),
-    "variation_strength": ("Variation seed strength", finite),
-    "guidance_rescale": ("CFG Rescale phi", finite),
-    "tiling": ("Tiling", lambda text: text.lower() in ("true", "1", "yes")),
-    "guidance_start": ("Guidance start", finite),
-    "guidance_end": ("Guidance end", finite),
-    "step_cache": ("Step cache", whole),
-    "token_merging": ("Token merging ratio", finite),
-    "hires_scale": ("Hires upscale", finite),
-}
-HONORED = {label for label, _ in OBEYED.values()} | SILENT | set(FROM_IMAGE)
-HONORED |= set("Sampler|Schedule type|Scheduler|Denoising strength|RNG|ENSD|VAE|Module 1|Hires upscaler".split("|"))
-HONORED.add("Hires steps")
+def boolean(text: str) -> bool:
+    return text.lower() in ("true", "1", "yes")
+
+
+def reader_for(row: Option) -> Callable[[str], Any]:
+    """Returns the function that turns the text of an option into its value. It raises ValueError for a wrong text."""
+    if row.name == "clip_skip":
+        return lambda text: max(1, whole(text))  # some programs write 0 for the last layer
+    if row.choices is not None:
+        values = {label.lower(): value for value, label in row.choices.items()}
+        return lambda text: values[text.lower()] if text.lower() in values else invalid(text)
+    return {int: whole, float: finite, bool: boolean, str: str}[row.type]
+
+
+def invalid(text: str) -> None:
+    raise ValueError(text)
+
+
+# These are read by functions of their own below.
+READ_SPECIALLY = ("sampler", "schedule", "width", "height", "strength")
+READ_SPECIALLY += ("hires_strength", "hires_upscaler", "hires_steps")
+READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
+HONORED = {row.infotext.label for row in OPTIONS if row.infotext} | SILENT | set(FROM_IMAGE)
+HONORED |= {"Scheduler", "RNG", "ENSD", "VAE", "Module 1"}
 SAME_AS = {
     "Token merging ratio hr": "Token merging ratio",
     "Hires CFG Scale": "CFG scale",
@@ -125,21 +126,23 @@ SAME_AS = {
     "Hires negative prompt": "Negative prompt",
     "Hires Module 1": "Module 1",
 }
-FLAGS = {"guidance_scale": "--scale", "hires_scale": "--hires-scale", "clip_skip": "--clip-skip"}
 
 
 def read_fields(found: Mapping[str, str]) -> Reading:
-    """found: `infotext.parse_infotext`. Never raises."""
+    """Reads every label of an image's text. found: the result of `infotext.parse_infotext`. Never raises."""
     reading = Reading()
-    for name, (label, read) in OBEYED.items():
+    for row in READ_PLAINLY:
+        label = row.infotext.label if row.infotext else ""
         text = found.get(label)
-        if text is None or (text in UNKNOWN and name not in ("prompt", "negative_prompt")):
+        if text is None or (text in UNKNOWN and row.name not in ("prompt", "negative_prompt")):
             continue
         try:
-            reading.values[name] = read(text)
+            reading.values[row.name] = reader_for(row)(text)
         except ValueError:
-            flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
-            reading.problems[name] = f"the file gives {label!r} as {text[:40]!r}, which is not a number: give {flag}."
+            wrong = "not a number" if row.type in (int, float) else "unknown here"
+            reading.problems[row.name] = (
+                f"the file gives {label!r} as {text[:40]!r}, which is {wrong}: give {row.flags[0]}."
+            )
     read_sampler(found, reading)
     read_size(found, reading)
     read_second_pass(found, reading)
@@ -156,7 +159,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
 
 
 def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
-    """The sampler and its schedule; what a foreign one is called, and where its times differ."""
+    """Reads the sampler and its schedule, with a note where its timesteps differ from those of other programs."""
     name, schedule = found.get("Sampler", ""), found.get("Schedule type", found.get("Scheduler", ""))
     if name in UNKNOWN:
         reading.notes["Sampler"] = "The file does not name its sampler: DDPM is used unless another one is given."
@@ -186,19 +189,19 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def nearest(name: str) -> str:
-    """A sampler of the same family."""
+    """Returns a sampler of the same family."""
     lower = name.lower()
     families = {"2m": "dpmpp_2m", "sde": "dpmpp_sde", " a": "euler_a", "_a": "euler_a", "dpm": "dpmpp_2m"}
     return next((known for sign, known in families.items() if sign in lower), "euler")
 
 
 def read_size(found: Mapping[str, str], reading: Reading) -> None:
-    """The first pass's size, cut to multiples of 8 as the webui's latents cut it."""
-    size = pair(found, "Size")
+    """Reads the first pass's size, cut to multiples of 8 as in the webui."""
+    size = read_pair(found, "Size")
     if size is None:
         reading.notes["Size"] = "The file does not say its size: the model's own is used."
         return
-    if (first := pair(found, "First pass size")) is not None:
+    if (first := read_pair(found, "First pass size")) is not None:
         size = first_pass(first, size)
     cut = [max(8, side // 8 * 8) for side in size]
     if cut != size:
@@ -206,14 +209,14 @@ def read_size(found: Mapping[str, str], reading: Reading) -> None:
     reading.values["width"], reading.values["height"] = cut
 
 
-def pair(found: Mapping[str, str], label: str) -> list[int] | None:
-    """A width and a height, in pixels; None where there are none, or none that an image could have."""
+def read_pair(found: Mapping[str, str], label: str) -> list[int] | None:
+    """Returns a width and a height in pixels; None where there are none, or impossible ones."""
     sides = [found.get(f"{label}-{i}", "") for i in (1, 2)]
     return [int(side) for side in sides] if all(side.isdecimal() and len(side) < 7 for side in sides) else None
 
 
 def first_pass(first: list[int], size: list[int]) -> list[int]:
-    """The first webui wrote the last size and the first one; 0x0 stood for 512 * 512 pixels of the last one's shape."""
+    """Returns the size of the first pass; the first webui wrote 0x0 for 512 * 512 pixels of the last size's shape."""
     if 0 not in first:
         return first
     scale = math.sqrt(512 * 512 / max(1, size[0] * size[1]))
@@ -221,9 +224,9 @@ def first_pass(first: list[int], size: list[int]) -> list[int]:
 
 
 def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
-    """Its scale, also where it is written as a size; its upscaler and steps."""
+    """Reads the scale of the second pass, also from a size, its strength, upscaler and steps."""
     values, notes = reading.values, reading.notes
-    target = pair(found, "Size" if pair(found, "First pass size") else "Hires resize")
+    target = read_pair(found, "Size" if read_pair(found, "First pass size") else "Hires resize")
     if "hires_scale" not in values and "width" in values and target and any(target):
         set_scale(target, reading)
     if values.get("hires_scale", 1) <= 1:
@@ -246,7 +249,7 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def set_scale(target: list[int], reading: Reading) -> None:
-    """The scale from the first size to `target`, where a 0 stands for whatever keeps the shape."""
+    """Sets the scale from the first size to `target`; a side of 0 keeps the shape."""
     size = [reading.values["width"], reading.values["height"]]
     scale = max(side / own for side, own in zip(target, size))
     if scale > 1:
@@ -262,7 +265,7 @@ def set_scale(target: list[int], reading: Reading) -> None:
 
 
 def read_origin(found: Mapping[str, str], reading: Reading) -> None:
-    """Whether it was generated from another image, which is not in the file."""
+    """Reads whether the image was generated from another image, which is not in the file."""
     strength = found.get("Denoising strength", "0")
     second_pass = "hires_scale" in reading.values or "First pass size-1" in found
     signs = [label for label in FROM_IMAGE if found.get(label, "").lower() not in ("", "none", "false")]
@@ -284,10 +287,11 @@ def read_origin(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def read_noise(found: Mapping[str, str], reading: Reading) -> None:
+    """Adds notes on noise and a VAE that differ here."""
     rng = found.get("RNG", "GPU")
     if rng == "unknown":
         reading.notes["RNG"] = (
-            "The file does not say how its noise was made: with the same seed the image can be another one here."
+            "The file does not say how its noise was generated: the same seed can give another image here."
         )
     elif rng.lower() not in ("cpu", "std_default"):
         reading.notes["RNG"] = (
@@ -304,7 +308,7 @@ def read_noise(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def read_rest(found: Mapping[str, str], reading: Reading) -> None:
-    """Whatever is left: features by their names in one note, labels that nobody knows here in another."""
+    """Adds a note on the features that are not supported, and one on unknown labels."""
     features: dict[str, bool] = {}
     unknown: dict[str, bool] = {}
     for label, value in found.items():
@@ -319,13 +323,13 @@ def read_rest(found: Mapping[str, str], reading: Reading) -> None:
         else:
             unknown[re.sub("-[12]$", "", label)] = True
     if features:
-        reading.notes["features"] = f"It was generated with {listing(features)}, which is not supported here."
+        reading.notes["features"] = f"It was generated with {list_names(features)}, which is not supported here."
     if unknown:
-        reading.notes["labels"] = f"These settings of the file are not supported here: {listing(unknown)}."
+        reading.notes["labels"] = f"These settings of the file are not supported here: {list_names(unknown)}."
 
 
-def listing(names: Mapping[str, object]) -> str:
-    """At most eight names, and how many more."""
+def list_names(names: Mapping[str, object]) -> str:
+    """Returns at most eight names, and how many more there are."""
     shown = list(names)[:8]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -77,7 +77,8 @@ def teach(
     note = check_begun(run, about(method, name, pipe, recipe, photos, Path(images)))
     check_steps(run, note, recipe.steps, say)
     note.setdefault("began", begun_at())
-    wanted, pipe.optimizations = pipe.optimizations, TRAINABLE
+    wanted = pipe.optimizations
+    pipe.set_optimizations(TRAINABLE)
     pipe.optimize()  # as every drawing does: each step then has the same bits, whether or not one was drawn before
     learner = None
     try:
@@ -102,7 +103,7 @@ def teach(
         forget_less(pipe.unet)
         if learner is not None:
             learner.close()
-        pipe.optimizations = wanted
+        pipe.set_optimizations(wanted)
 
 
 def places(

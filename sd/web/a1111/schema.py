@@ -1,17 +1,17 @@
-"""The bodies of AUTOMATIC1111's txt2img and img2img, translated to this program's settings and back.
+"""The request bodies of AUTOMATIC1111's txt2img and img2img, translated to settings, and the response's info.
 
-What the webui has and this program has not is refused, see `webui_fields`.
+A feature of the webui that is not supported here is refused, see `fields`.
 """
 
 import re
 import time
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.sampler_names import find_sampler
-from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION, GenerationSettings
+from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
@@ -19,11 +19,11 @@ from sd.web.a1111.fields import check_fields, check_scripts
 from sd.web.a1111.options import vae_of
 from sd.web.jobs.limits import MAX_BODY, MAX_PICTURES, decode_picture
 from sd.web.jobs.masks import MaskOptions
-from sd.web.jobs.submit import Asked
+from sd.web.jobs.submit import GenerateRequest
 
-# The schedules that the webui takes for these samplers when it is left to it; for the others the model's own.
+# The webui's automatic schedules of these samplers; for the others it is the model's own.
 AUTOMATIC = {"dpm2": "karras", "dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpmpp_2m_sde": "exponential"}
-# What these schedules are among ours: "Normal" has the numbers of "Uniform".
+# Further names of schedules: "Normal" has the sigmas of "Uniform".
 OTHER_SCHEDULES = {"automatic": "", "normal": "uniform"}
 NO_STYLE = ("", "None")
 OTHER_NETWORKS = re.compile("<(hypernet|lyco):")
@@ -31,42 +31,45 @@ RESIZE_MODES = {0: "stretch", 1: "crop"}
 MAX_BLUR = 64  # pixels
 
 
-class TextToImage(BaseModel):
-    """The body of /sdapi/v1/txt2img. width, height: the checkpoint's own where they are left out. clip_skip: SD.Next's
-    word for the option CLIP_stop_at_last_layers, before which it goes; 0 where it is left out. An unknown field is
-    taken, as by the webui; `webui_fields.check_fields` says which.
+# The fields of the table of options, under the webui's names and with the webui's defaults.
+ROWS = [row for row in OPTIONS if row.a1111]
+Named = create_model(
+    "Named",
+    **{
+        row.a1111: (
+            row.type | None if row.optional and row.a1111_default is None else row.type,
+            row.default if row.a1111_default is None else row.a1111_default,
+        )
+        for row in ROWS
+    },
+)
+# The options that `settings_from_body` translates; the value of any other is the field's own.
+TRANSLATED = {"sampler", "schedule", "num_images", "strength", "clip_skip", "hires_scale", "hires_steps"}
+TRANSLATED |= {"hires_upscaler"}
+
+
+class TextToImage(Named):  # type: ignore[misc, valid-type]
+    """The body of /sdapi/v1/txt2img: the table's options under the webui's names, and the fields below.
+
+    width and height are the checkpoint's own where they are left out. clip_skip is SD.Next's name of the option
+    CLIP_stop_at_last_layers, which it overrides; 0 where it is left out. An unknown field is accepted, as by the webui;
+    `fields.check_fields` lists it.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, str_max_length=MAX_BODY)
 
-    prompt: str = ""
-    negative_prompt: str = ""
-    styles: list[str] = []
-    seed: int = -1
-    subseed: int = -1
-    subseed_strength: float = 0.0
-    sampler_name: str = ""
+    styles: list[str] = Field([])
     sampler_index: str = "Euler"
-    scheduler: str = ""
     batch_size: int = Field(1, ge=1, le=MAX_PICTURES)
     n_iter: int = Field(1, ge=1, le=MAX_PICTURES)
-    steps: int = 50
-    cfg_scale: float = 7.0
-    width: int | None = None
-    height: int | None = None
-    clip_skip: int = 0
-    tiling: bool = False
     eta: float = 0.0
-    denoising_strength: float = 0.75
     enable_hr: bool = False
-    hr_scale: float = 2.0
-    hr_upscaler: str = "Latent"
     hr_second_pass_steps: int = Field(0, ge=0)
     hr_resize_x: int = Field(0, ge=0)
     hr_resize_y: int = Field(0, ge=0)
-    override_settings: dict[str, Any] = {}
+    override_settings: dict[str, Any] = Field({})
     override_settings_restore_afterwards: bool = True
-    alwayson_scripts: dict[str, Any] = {}
+    alwayson_scripts: dict[str, Any] = Field({})
     force_task_id: str = ""
     send_images: bool = True
     save_images: bool = False
@@ -78,11 +81,13 @@ class TextToImage(BaseModel):
 
 
 class ImageToImage(TextToImage):
-    """The body of /sdapi/v1/img2img. Pictures are base64 or data: URLs; a mask is white where to draw. mask_blur goes
-    before mask_blur_x and mask_blur_y.
+    """The body of /sdapi/v1/img2img.
+
+    Images are base64 or data: URLs; a mask is white where to regenerate. mask_blur overrides mask_blur_x and
+    mask_blur_y.
     """
 
-    init_images: list[str] = []
+    init_images: list[str] = Field([])
     include_init_images: bool = False
     mask: str = ""
     mask_blur: int | None = Field(None, ge=0, le=MAX_BLUR)
@@ -95,8 +100,8 @@ class ImageToImage(TextToImage):
     inpainting_mask_invert: bool = False
 
 
-def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> GenerationSettings:
-    """Raises UserError for what cannot be generated. clip_skip: from the options."""
+def settings_from_body(body: TextToImage, clip_skip: int, has_image: bool) -> GenerationSettings:
+    """Returns the settings of a request. clip_skip: from the options. Raises UserError for what cannot be generated."""
     sampler, schedule = sampler_of(body)
     prompt, negative_prompt = body.prompt, body.negative_prompt
     for style in body.styles:
@@ -104,28 +109,21 @@ def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> Generatio
             prompt, negative_prompt = find_style(style).apply(prompt, negative_prompt)
     if found := OTHER_NETWORKS.search(prompt + negative_prompt):
         raise UserError(f"{found[0]}name> in a prompt is not supported here: use <lora:name>, or leave it out.")
-    return GenerationSettings(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        strength=body.denoising_strength,
-        steps=body.steps,
-        guidance_scale=body.cfg_scale,
-        sampler=sampler,
-        schedule=schedule,
-        seed=body.seed,
-        width=body.width,
-        height=body.height,
-        num_images=body.batch_size * body.n_iter,
-        clip_skip=body.clip_skip or clip_skip,
-        variation_seed=body.subseed,
-        variation_strength=body.subseed_strength,
-        tiling=body.tiling,
-        **({} if has_image else hires_of(body)),
-    )
+    plain = {row.name: getattr(body, row.a1111) for row in ROWS if row.name not in TRANSLATED}
+    translated = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "strength": body.denoising_strength,
+        "sampler": sampler,
+        "schedule": schedule,
+        "num_images": body.batch_size * body.n_iter,
+        "clip_skip": body.clip_skip or clip_skip,
+    }
+    return GenerationSettings(**plain | translated | ({} if has_image else hires_from_body(body)))
 
 
 def sampler_of(body: TextToImage) -> tuple[str, str]:
-    """(sampler, schedule) in our spelling. An eta of 0 means the sampler's own, as it did in older webuis."""
+    """Returns (sampler, schedule) by our names. An eta of 0 is the sampler's own, as in older webuis."""
     name = body.sampler_name or body.sampler_index
     chosen = OTHER_SCHEDULES.get(body.scheduler.lower(), body.scheduler)
     sampler, schedule = find_by_label(name, chosen)
@@ -137,26 +135,27 @@ def sampler_of(body: TextToImage) -> tuple[str, str]:
 
 
 def find_by_label(name: str, schedule: str) -> tuple[str, str]:
-    """As `find_sampler`, whose UserError then lists what /samplers and /schedulers list."""
+    """Calls `find_sampler`; the UserError lists the names that /samplers and /schedulers list."""
     try:
         find_sampler(name)
     except UserError:
         labels = ", ".join(one.label for one in SAMPLERS.values())
-        raise UserError(f"there is no sampler {name[:100]!r} here: use one of {labels}.") from None
+        raise UserError(f"unknown sampler {name[:100]!r}; choose from {labels}.") from None
     try:
         return find_sampler(name, schedule)
     except UserError:
         labels = ", ".join(["Automatic", *SCHEDULE_LABELS.values()])
-        raise UserError(f"there is no scheduler {schedule[:100]!r} here: use one of {labels}.") from None
+        raise UserError(f"unknown scheduler {schedule[:100]!r}; choose from {labels}.") from None
 
 
-def hires_of(body: TextToImage) -> dict:
+def hires_from_body(body: TextToImage) -> dict[str, Any]:
+    """Returns the options of the second pass; none where it is off."""
     if not body.enable_hr:
         return {}
     names = {label.lower(): name for name, label in HIRES_UPSCALERS.items()} | {"none": "lanczos"}
     if body.hr_upscaler.lower() not in names:
-        labels = " or ".join(HIRES_UPSCALERS.values())
-        raise UserError(f"there is no hr_upscaler {body.hr_upscaler[:100]!r} here: use {labels}.")
+        labels = ", ".join(HIRES_UPSCALERS.values())
+        raise UserError(f"unknown hr_upscaler {body.hr_upscaler[:100]!r}; choose from {labels}.")
     scale = hires_scale_of(body)
     if scale == 1:
         raise UserError("a second pass at the first one's size is not supported here: use an hr_scale over 1.")
@@ -169,7 +168,7 @@ def hires_of(body: TextToImage) -> dict:
 
 
 def hires_scale_of(body: TextToImage) -> float:
-    """hr_scale, or what hr_resize_x and hr_resize_y make of it; one of these two may be 0."""
+    """Returns hr_scale, or the scale that leads to hr_resize_x and hr_resize_y; one of these two may be 0."""
     if not (body.hr_resize_x or body.hr_resize_y):
         return body.hr_scale
     if not (body.width and body.height):
@@ -191,37 +190,38 @@ def hires_sides(body: TextToImage) -> tuple[int, int]:
     return body.hr_resize_x, body.hr_resize_y
 
 
-def asked_of(body: TextToImage, options: dict) -> tuple[Asked, list[str]]:
-    """What to generate, and the names of the fields that are ignored.
+def request_from_body(body: TextToImage, options: dict) -> tuple[GenerateRequest, list[str]]:
+    """Returns the request, and the names of the fields that are ignored.
 
-    options: the webui's, those of the request included. Raises UserError. Images are decoded, which takes time.
+    options: the webui's, including those of the request. Decodes the images, which takes time. Raises UserError.
     """
     has_image = isinstance(body, ImageToImage)
     ignored = check_fields(body, has_image)
     check_scripts(body)
-    settings = settings_of(body, options["CLIP_stop_at_last_layers"], has_image)
-    asked = Asked(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
+    settings = settings_from_body(body, options["CLIP_stop_at_last_layers"], has_image)
+    request = GenerateRequest(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
     if has_image:
-        add_image(asked, body)
-    return asked, ignored
+        add_image(request, body)
+    return request, ignored
 
 
-def add_image(asked: Asked, body: ImageToImage) -> None:
+def add_image(request: GenerateRequest, body: ImageToImage) -> None:
+    """Adds the image, the mask and their options. Raises UserError."""
     if len(body.init_images) != 1:
         raise UserError(f"init_images holds {len(body.init_images)} images: give one.")
     if body.resize_mode not in RESIZE_MODES:
         raise UserError(f"resize_mode {body.resize_mode} is not supported here: use 0 (stretch) or 1 (crop).")
-    asked.resize_mode = RESIZE_MODES[body.resize_mode]
-    asked.image = decode_picture(body.init_images[0])
+    request.resize_mode = RESIZE_MODES[body.resize_mode]
+    request.image = decode_picture(body.init_images[0])
     if not body.mask:
         return
     if body.inpainting_fill not in (0, 1):
         raise UserError(f"inpainting_fill {body.inpainting_fill} is not supported here: use 0 (fill) or 1 (original).")
-    asked.mask = decode_picture(body.mask)
+    request.mask = decode_picture(body.mask)
     blur = body.mask_blur_x if body.mask_blur is None else body.mask_blur
     if body.mask_blur is None and body.mask_blur_x != body.mask_blur_y:
         raise UserError("mask_blur_x and mask_blur_y differ, which is not supported here: use mask_blur.")
-    asked.mask_options = MaskOptions(
+    request.mask_options = MaskOptions(
         invert=body.inpainting_mask_invert,
         blur=blur,
         fill=body.inpainting_fill == 0,
@@ -230,11 +230,11 @@ def add_image(asked: Asked, body: ImageToImage) -> None:
     )
 
 
-def info_of(result: dict, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:
-    """What the webui says beside the images that came of a request. result: its job's.
+def response_info(result: dict, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:
+    """Returns the webui's "info" on the images of a request. result: that of its job.
 
-    Beside the webui's keys, where there is something to say: "ignored", the fields that changed nothing, and "notes",
-    sentences on what was not done as asked.
+    There are two further keys if they are not empty: "ignored", the fields that changed nothing, and "notes", sentences
+    on what was not honored.
     """
     settings = GenerationSettings(**result["settings"])
     written = parse_infotext(next(iter(result["infotexts"]), ""))

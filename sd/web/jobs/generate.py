@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sd.cli.requests import Drawing
+from sd.cli.requests import GenerationRequest
 from sd.optimization.registry import parse_names
 from sd.pipeline.infotext import with_setting
 from sd.pipeline.mask import stretch
 from sd.pipeline.settings import GenerationSettings
-from sd.pipeline.stable_diffusion import Pictures, StableDiffusion
+from sd.pipeline.stable_diffusion import GenerationOutput, StableDiffusion
 from sd.utils.device import device_of, dtype_of
 from sd.utils.files import save_png, write_png
 from sd.utils.image_grid import grid
@@ -90,7 +90,7 @@ class Drawer:
         teller: "Teller",
         made: dict,
     ) -> None:
-        prefix = Drawing(settings, job.request["title"]).prefix
+        prefix = GenerationRequest(settings, job.request["title"]).prefix
         parts = list(portions(settings, 1 if pipe.device.type == "cpu" else job.request["batch_size"]))
         for index, part in enumerate(parts):
             teller.before, teller.parts, teller.x0 = index, len(parts), None
@@ -103,7 +103,7 @@ class Drawer:
                 raise
             self.save(pictures, start, job, prefix, made)
 
-    def save(self, pictures: Pictures, start: Prepared, job: Job, prefix: str, made: dict) -> None:
+    def save(self, pictures: GenerationOutput, start: Prepared, job: Job, prefix: str, made: dict) -> None:
         made["notes"] += [note for note in pictures.notes if note not in made["notes"]]
         for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
             name = save_png(start.finish(picture), job.folder, text, prefix).name
@@ -123,7 +123,7 @@ class Drawer:
             device = device_of(self.device)
             dtype = dtype_of(self.precision, device)
             self.pipe = StableDiffusion.from_pretrained(path, device, dtype, separate or "none")
-            self.pipe.optimizations = parse_names(self.optimizations)
+            self.pipe.set_optimizations(parse_names(self.optimizations))
             self.pipe.adapters.models = self.models
         return self.pipe
 
@@ -149,13 +149,13 @@ class Teller:
         self.tell(event)
 
 
-def unfinished(pipe: StableDiffusion, part: GenerationSettings, start: Prepared, teller: Teller) -> Pictures:
+def unfinished(pipe: StableDiffusion, part: GenerationSettings, start: Prepared, teller: Teller) -> GenerationOutput:
     """The images of a part that was stopped, as its last step has them; none where there was no step."""
     if teller.x0 is None:
-        return Pictures([], [], [], torch.zeros(0))
+        return GenerationOutput([], [], [], torch.zeros(0))
     texts = pipe.infotexts(part, start.image is not None)
     texts = [with_setting(text, "Interrupted at step", teller.reached) for text in texts]
-    return Pictures(pipe.preview(teller.x0), part.seeds(), texts, teller.x0)
+    return GenerationOutput(pipe.preview(teller.x0), part.seeds(), texts, teller.x0)
 
 
 def portions(settings: GenerationSettings, batch_size: int) -> Iterator[GenerationSettings]:

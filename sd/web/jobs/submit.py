@@ -1,4 +1,4 @@
-"""From what somebody asks for to a job in the queue: all that can be said against it is said before it waits."""
+"""From a request to a job in the queue: a request is checked completely before it waits."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -12,14 +12,15 @@ from sd.web.jobs.queue import Jobs
 
 
 @dataclass
-class Asked:
-    """settings: as for a pipeline; LoRAs are named in its prompt, <lora:name:0.8>, embeddings stand in it as words.
+class GenerateRequest:
+    """A request to generate images, from the page or from an API.
 
-    checkpoint: its name, "" for the one to take unless told. vae: a separate VAE's name, "" for the one that belongs to
-    the checkpoint, "None" for the checkpoint's own. image, mask: files, as bytes, that `limits` has checked.
-    batch_size: pictures at once on a GPU. resize_mode: "crop" fits a picture of another shape by cutting, "stretch" by
-    distorting. title: names the files, "" for a number alone. page: the open page that asks, which shows its own
-    jobs; "" for the API.
+    settings: as for a pipeline; LoRAs are named in its prompt, <lora:name:0.8>, embeddings are words of it.
+    checkpoint: its name, "" for the default one. vae: the name of a separate VAE, "" for the one that belongs to the
+    checkpoint, "None" for the checkpoint's own. image, mask: the bytes of files that `limits` has checked.
+    batch_size: images at once on a GPU. resize_mode: "crop" cuts an image of another shape, "stretch" distorts it.
+    title: the beginning of the files' names, "" for a number alone. page: the open page that made the request and shows
+    its jobs; "" for an API.
     """
 
     settings: GenerationSettings
@@ -34,32 +35,32 @@ class Asked:
     page: str = ""
 
 
-def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
-    """A new job of the kind "draw". Raises UserError for what cannot be drawn, Busy where the queue is full."""
-    settings = asked.settings if asked.image is None else with_picture_size(asked.settings, asked.image)
+def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
+    """Submits a new job. Raises UserError for what cannot be generated, Busy where the queue is full."""
+    settings = request.settings if request.image is None else with_image_size(request.settings, request.image)
     check_settings(settings)
     models.check_tags(settings.prompt)
-    models.vae(asked.vae, models.checkpoint(asked.checkpoint))
-    if asked.mask is not None and asked.image is None:
-        raise UserError("a mask was given without a picture: give the picture that it belongs to as well.")
-    if asked.image is not None and settings.hires_scale > 1:
-        raise UserError("a second, larger pass is for pictures from text: leave out hires or the picture.")
-    request = {
+    models.vae(request.vae, models.checkpoint(request.checkpoint))
+    if request.mask is not None and request.image is None:
+        raise UserError("a mask was given without an image: give the image that it belongs to as well.")
+    if request.image is not None and settings.hires_scale > 1:
+        raise UserError("a second, larger pass is for images from text: leave out hires or the image.")
+    description = {
         "settings": asdict(settings),
-        "checkpoint": asked.checkpoint,
-        "vae": asked.vae,
-        "batch_size": asked.batch_size,
-        "resize_mode": asked.resize_mode,
-        "mask_options": asdict(asked.mask_options),
-        "title": asked.title,
-        "page": asked.page,
+        "checkpoint": request.checkpoint,
+        "vae": request.vae,
+        "batch_size": request.batch_size,
+        "resize_mode": request.resize_mode,
+        "mask_options": asdict(request.mask_options),
+        "title": request.title,
+        "page": request.page,
     }
-    files = {"image": asked.image, "mask": asked.mask}
-    return jobs.submit("draw", request, {name: data for name, data in files.items() if data is not None})
+    files = {"image": request.image, "mask": request.mask}
+    return jobs.submit("draw", description, {name: data for name, data in files.items() if data is not None})
 
 
-def with_picture_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:
-    """With the picture's own size, cut to multiples of 8, where none is asked for."""
+def with_image_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:
+    """Returns the settings with the image's own size, cut to multiples of 8, where they have none."""
     if settings.width is not None and settings.height is not None:
         return settings
     width, height = check_picture(image).size

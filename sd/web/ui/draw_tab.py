@@ -1,4 +1,4 @@
-"""The tab that generates: the form, what is on its way, and the gallery."""
+"""The txt2img/img2img tab: form, progress and results."""
 
 from dataclasses import replace
 from html import escape
@@ -6,9 +6,9 @@ from html import escape
 import gradio as gr
 
 from sd.adapters.lora_tags import TAG
-from sd.cli.requests import spell_out
+from sd.cli.requests import expand_request
 from sd.pipeline.noise import random_seed
-from sd.prompts.enhance import Written, write_prompts
+from sd.prompts.enhance import EnhancedPrompt, enhance_prompt
 from sd.prompts.llm import find_endpoint
 from sd.prompts.weighting import CHUNK, split_chunks
 from sd.utils.errors import UserError
@@ -16,7 +16,7 @@ from sd.web.jobs.finetune import tokenizer
 from sd.web.jobs.job import Missing
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.submit import ask
+from sd.web.jobs.submit import submit_request
 from sd.web.ui.addons import with_addon, words_for
 from sd.web.ui.components import followed
 from sd.web.ui.follow import EVENT, PRESS, Followed, plainly, sentence
@@ -25,17 +25,17 @@ from sd.web.ui.gallery import Gallery
 from sd.web.ui.job_status import stage
 from sd.web.ui.keep import keep_form, with_page
 
-NOTES = "notes"  # of a job's result: sentences for whoever asked
+NOTES = "notes"  # in a job's result: sentences for the user
 
 
 class DrawTab:
-    """Placed where it is made. `connect` ties it to the page's load."""
+    """The tab, placed where it is created. `connect` adds the events that need the whole page."""
 
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models = jobs, models
         self.followed = Followed(jobs, "draw", stage)
-        self.page = gr.Textbox(visible=False)  # its name, told by the browser with each press
-        self.written = gr.State(None)  # what was written last
+        self.page = gr.Textbox(visible=False)  # its id, which the browser sends with each press
+        self.enhanced = gr.State(None)  # the last enhanced prompt
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=5, min_width=320):
                 self.form = Form(models)
@@ -59,7 +59,7 @@ class DrawTab:
         form.write.click(
             plainly(self.write),
             [*words, widgets["seed"], checkpoint],
-            [*words, self.written],
+            [*words, self.enhanced],
             **EVENT | {"concurrency_limit": 4},
         )
 
@@ -81,7 +81,7 @@ class DrawTab:
 
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
-        given = [self.page, self.written, *form.inputs()]
+        given = [self.page, self.enhanced, *form.inputs()]
         form.draw.click(plainly(self.submit), given, None, js=with_page("draw"), **PRESS)
         self.stage.input(self.tell_notes, None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
@@ -89,15 +89,15 @@ class DrawTab:
         loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name != "painted"})
         loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)
 
-    def submit(self, page: str, written: Written | None, *values: object) -> None:
-        """One job, or several where wildcards make the prompts differ."""
-        asked = self.form.asked(*values)
-        asked.title, asked.page = title_of(asked.settings.prompt, written), page
-        for one in spell_out(asked.settings):
-            self.followed.add(ask(self.jobs, self.models, replace(asked, settings=one.settings)))
+    def submit(self, page: str, enhanced: EnhancedPrompt | None, *values: object) -> None:
+        """Submits one job, or several where wildcards make the prompts differ. Raises UserError."""
+        request = self.form.request(*values)
+        request.title, request.page = title_of(request.settings.prompt, enhanced), page
+        for one in expand_request(request.settings):
+            self.followed.add(submit_request(self.jobs, self.models, replace(request, settings=one.settings)))
 
     def tell_notes(self, event: gr.EventData) -> None:
-        """What the jobs that have just ended have to say, once each."""
+        """Shows the notes of the jobs that have just ended, each once."""
         notes: dict[str, None] = {}
         for id in event.jobs:
             try:
@@ -114,7 +114,7 @@ class DrawTab:
         return with_addon(prompt, addon, strength, words_for(self.models, addon))
 
     def count(self, prompt: str) -> str:
-        """How many of CLIP's tokens the prompt has, of those that it has room for."""
+        """Returns how many tokens the prompt has, and how many fit its chunks."""
         try:
             chunks = split_chunks(tokenizer(), TAG.sub("", prompt))
         except UserError as error:
@@ -126,7 +126,7 @@ class DrawTab:
         return size, size, "1:1"
 
     def fit(self, checkpoint: str, event: gr.EventData) -> tuple[int, int, str]:
-        """The image's shape; square again where the image was removed."""
+        """Returns the size for an image's aspect ratio; square after the image was removed."""
         size = size_like(self.usual(checkpoint)[0], event.width, event.height)
         return *size, CUSTOM if event.width else "1:1"
 
@@ -136,24 +136,24 @@ class DrawTab:
         return size_like(self.usual(checkpoint)[0], *map(int, shape.split(":")))
 
     def last_seed(self, page: str) -> str:
-        """Of the first of the images that the page shows."""
+        """Returns the seed of the first of the images that the page shows. Raises UserError where there are none."""
         seeds = [job.result["seeds"][0] for job in self.followed.run(page) if job.result.get("seeds")]
         if not seeds:
             raise UserError("there is no seed to use again yet: generate an image first.")
         return str(seeds[-1])
 
-    def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, Written]:
-        """By a chat model where one is set, else in a style that the seed chooses."""
+    def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, EnhancedPrompt]:
+        """Enhances the prompt by an LLM, or by a style that the seed chooses if no endpoint is configured."""
         if not prompt.strip():
-            raise UserError("there is no idea yet: write a word or two as the prompt.")
+            raise UserError("the prompt is empty: write a word or two first.")
         chosen = random_seed() if (given := seed_of(seed)) is None else given
         emoji = is_bundled(self.models, checkpoint)
-        written = write_prompts(prompt, find_endpoint(), chosen, emoji=emoji)
-        if written.note:
-            gr.Info(escape(sentence(written.note)))
-        return written.prompt, ", ".join(filter(None, [negative_prompt, written.negative_prompt])), written
+        enhanced = enhance_prompt(prompt, find_endpoint(), chosen, emoji=emoji)
+        if enhanced.note:
+            gr.Info(escape(sentence(enhanced.note)))
+        return enhanced.prompt, ", ".join(filter(None, [negative_prompt, enhanced.negative_prompt])), enhanced
 
 
-def title_of(prompt: str, written: Written | None) -> str:
-    """What was written with a prompt, as long as the prompt is still used: more may have been added to it."""
-    return written.title if written is not None and written.prompt in prompt else ""
+def title_of(prompt: str, enhanced: EnhancedPrompt | None) -> str:
+    """Returns the title of an enhanced prompt, as long as `prompt` still contains it."""
+    return enhanced.title if enhanced is not None and enhanced.prompt in prompt else ""

@@ -1,18 +1,18 @@
-"""The form: what to generate, as widgets, and the way from them to a request and from an image's text to them."""
+"""The form: the options as widgets, from widgets to a request, and from an image's infotext to widgets."""
 
 import json
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from safetensors import SafetensorError, safe_open
 
 from sd.checkpoints.config import IMAGE_SIZE
-from sd.optimization.deepcache import MAX_EVERY
-from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, GenerationSettings, settings_from_infotext
+from sd.pipeline.metadata.settings_infotext import form_values
+from sd.pipeline.options import Option
+from sd.pipeline.settings import OPTIONS, SCHEDULE_LABELS, GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
 from sd.samplers import SAMPLERS
@@ -20,26 +20,23 @@ from sd.utils.errors import UserError
 from sd.web.jobs.limits import decode_picture
 from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.model_index import Models
-from sd.web.jobs.submit import Asked
+from sd.web.jobs.submit import GenerateRequest
 from sd.web.ui.addons import addons
 from sd.web.ui.components import examples, painter
 
-SETTINGS = [field.name for field in fields(GenerationSettings)]
+SETTINGS = [row.name for row in OPTIONS]
 SEEDS = ("seed", "variation_seed")  # texts: a browser's numbers are exact to 2^53 only
 SAMPLER, STEPS = "dpmpp_2m", 25
-HIRES = 2.0  # times the size, once it is switched on
+# Initial values of the form that differ from the table's defaults.
+FIRST_VALUES = {"prompt": "a red apple", "sampler": SAMPLER, "steps": STEPS}
+CHOICES = {
+    "sampler": [(one.label, name) for name, one in SAMPLERS.items()],
+    "schedule": [("Automatic", ""), *((label, name) for name, label in SCHEDULE_LABELS.items())],
+}
 SHAPES = ["1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16"]
 CUSTOM = "Custom"
-# What an image's text leaves out where it is off.
-OFF = {
-    one.name: one.default
-    for one in fields(GenerationSettings)
-    if one.name
-    in (
-        *("clip_skip", "guidance_rescale", "variation_strength", "hires_scale", "hires_steps", "tiling"),
-        *("guidance_start", "guidance_end", "step_cache", "token_merging"),
-    )
-}
+# The values of options that infotext leaves out where they are at their defaults.
+OFF = {row.name: row.default for row in OPTIONS if row.infotext and row.infotext.written == "changed"}
 ABOUT_BUNDLED = """
 <p>The bundled model is small: it generates emoji of 128 × 128 pixels of animals, food, vehicles, weather, plants,
 things and faces, in five styles. Name the thing, then the style. For other images, put a Stable Diffusion 1.x
@@ -57,7 +54,7 @@ EXAMPLES = (
 
 
 class Form:
-    """Its widgets are placed where it is made. widgets: by the names of `GenerationSettings`' fields, and some more."""
+    """The form, placed where it is created. widgets: by the names of the options, and of the request's other fields."""
 
     def __init__(self, models: Models):
         self.models = models
@@ -84,10 +81,9 @@ class Form:
 
     def add_prompts(self) -> None:
         add = self.add
-        placeholder = "What to generate"
-        add(prompt=gr.Textbox("a red apple", label="Prompt", lines=2, placeholder=placeholder, elem_classes="prompt"))
+        self.add_option("prompt", lines=2, elem_classes="prompt")
         self.tokens = gr.HTML(elem_classes="tokens")
-        add(negative_prompt=gr.Textbox("", label="Negative prompt", lines=1, placeholder="what to avoid"))
+        self.add_option("negative_prompt", lines=1)
         with gr.Row():
             kind = {"variant": "primary", "elem_id": "generate"}
             self.draw = gr.Button("Generate", size="lg", scale=2, min_width=140, **kind)
@@ -106,8 +102,7 @@ class Form:
         with gr.Accordion("Start from an image (img2img, inpainting)", open=False) as self.start:
             add(painted=painter())
             with gr.Row():
-                info = "0 keeps the image, 1 replaces it"
-                add(strength=gr.Slider(0, 1, 0.8, step=0.05, label="Denoising strength", info=info, min_width=120))
+                self.add_option("strength")
                 info = "pixels at the mask's edge"
                 add(mask_blur=gr.Slider(0, 64, 4, step=1, label="Mask blur", info=info, min_width=120))
             with gr.Row():
@@ -123,78 +118,54 @@ class Form:
     def add_size(self) -> None:
         size = usual_size(self.models.checkpoint())
         with gr.Row(elem_classes="together"):
-            number = {"precision": 0, "step": 8, "minimum": 8, "min_width": 80}
-            self.add(width=gr.Number(size, label="Width", **number))
-            self.add(height=gr.Number(size, label="Height", **number))
+            self.add_option("width", value=size, min_width=80)
+            self.add_option("height", value=size, min_width=80)
             self.swap = gr.Button("⇄ Swap", size="md", min_width=70)
             self.add(shape=gr.Dropdown([*SHAPES, CUSTOM], value="1:1", label="Aspect ratio", min_width=90))
 
     def add_sampling(self) -> None:
-        add = self.add
+        self.add_section("sampling")
         with gr.Row():
-            samplers = [(one.label, name) for name, one in SAMPLERS.items()]
-            add(sampler=gr.Dropdown(samplers, value=SAMPLER, label="Sampler", min_width=120))
-            schedules = [("Automatic", ""), *((label, name) for name, label in SCHEDULE_LABELS.items())]
-            add(schedule=gr.Dropdown(schedules, value="", label="Schedule", min_width=120))
-        with gr.Row():
-            add(steps=gr.Slider(1, 150, STEPS, step=1, label="Steps", min_width=120))
-            add(guidance_scale=gr.Slider(0, 20, 7.5, step=0.1, label="Guidance", min_width=120))
-        with gr.Row():
-            add(num_images=gr.Slider(1, 16, 1, step=1, label="Batch count", min_width=120))
-            add(batch_size=gr.Slider(1, 4, 1, step=1, label="Batch size", min_width=120))
+            self.add_section("batch")
+            self.add(batch_size=gr.Slider(1, 4, 1, step=1, label="Batch size", min_width=120))
 
     def add_seed(self) -> None:
         with gr.Row(elem_classes="together"):
-            self.add(seed=gr.Textbox("", label="Seed", placeholder="random", scale=2, min_width=120))
+            self.add_option("seed", scale=2)
             self.dice = gr.Button("🎲 Random", size="md", min_width=90)
             self.same_seed = gr.Button("♻ Same seed", size="md", min_width=90)
 
     def add_hires(self) -> None:
-        add = self.add
         info = "generates at this size first, then larger"
-        add(hires=gr.Checkbox(False, label="Hires fix", info=info))
+        self.add(hires=gr.Checkbox(False, label="Hires fix", info=info))
         with gr.Row(visible=False) as self.hires_row:
-            add(hires_scale=gr.Slider(1, 4, HIRES, step=0.25, label="Upscale by", min_width=120))
-            add(hires_strength=gr.Slider(0, 1, 0.7, step=0.05, label="Hires denoising", min_width=120))
-            info = "0: as many as the first pass"
-            add(hires_steps=gr.Slider(0, 150, 0, step=1, label="Hires steps", info=info, min_width=120))
-            choices = [(label, name) for name, label in HIRES_UPSCALERS.items()]
-            add(hires_upscaler=gr.Dropdown(choices, value="latent", label="Upscaler", min_width=120))
+            for row in section("hires"):
+                self.add_option(row.name)
 
     def add_rare(self) -> None:
-        add = self.add
         with gr.Accordion("Advanced", open=False):
-            with gr.Row():
-                info = "2 reads CLIP's last layer but one, for models trained so"
-                add(clip_skip=gr.Slider(1, 12, 1, step=1, label="Clip skip", info=info, min_width=120))
-                info = "over 0: less glare at high guidance"
-                rescale = gr.Slider(0, 1, 0, step=0.05, label="Guidance rescale", info=info, min_width=120)
-                add(guidance_rescale=rescale)
-            with gr.Row():
-                placeholder = {"placeholder": "random", "min_width": 120}
-                add(variation_seed=gr.Textbox("", label="Variation seed", **placeholder))
-                add(variation_strength=gr.Slider(0, 1, 0, step=0.01, label="Variation strength", min_width=120))
-            add(tiling=gr.Checkbox(False, label="Tiling", info="edges that continue at the opposite ones"))
+            self.add_section("advanced")
             self.reset = gr.Button("Reset the form", size="sm", min_width=120)
         with gr.Accordion("Faster, less exact", open=False):
+            self.add_section("faster")
+
+    def add_section(self, name: str) -> None:
+        """Adds the widgets of a section of the table, two a row."""
+        rows = section(name)
+        for i in range(0, len(rows), 2):
             with gr.Row():
-                info = "share of the steps before guidance begins"
-                start = gr.Slider(0, 1, 0, step=0.05, label="Guidance start", info=info, min_width=120)
-                info = "share of the steps after which it ends"
-                end = gr.Slider(0, 1, 1, step=0.05, label="Guidance end", info=info, min_width=120)
-                add(guidance_start=start, guidance_end=end)
-            with gr.Row():
-                info = "over 1: the deep part of the network is computed once in so many steps"
-                cache = gr.Slider(1, MAX_EVERY, 1, step=1, label="Step cache", info=info, min_width=120)
-                info = "over 0: this share of the image's tokens is merged with similar ones"
-                merging = gr.Slider(0, MAX_RATIO, 0, step=0.05, label="Token merging", info=info, min_width=120)
-                add(step_cache=cache, token_merging=merging)
+                for row in rows[i : i + 2]:
+                    self.add_option(row.name)
+
+    def add_option(self, name: str, **changes: Any) -> None:
+        (row,) = (one for one in OPTIONS if one.name == name)
+        self.add(**{name: widget_for(row, **changes)})
 
     def inputs(self) -> list[gr.Component]:
         return list(self.widgets.values())
 
-    def asked(self, *values: object) -> Asked:
-        """What the widgets say, their values given in the order of `inputs`. Raises UserError."""
+    def request(self, *values: object) -> GenerateRequest:
+        """Returns the request of the widgets, whose values come in the order of `inputs`. Raises UserError."""
         given = dict(zip(self.widgets, values))
         chosen = {name: given[name] for name in SETTINGS}
         for name in SEEDS:
@@ -208,7 +179,7 @@ class Form:
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
         image, mask = (decode_picture(painted[part]) if painted[part] else None for part in ("picture", "mask"))
-        return Asked(
+        return GenerateRequest(
             GenerationSettings(**chosen),
             given["checkpoint"],
             image,
@@ -224,11 +195,11 @@ class Form:
         )
 
     def fill(self, text: str) -> tuple[dict[gr.Component, object], list[str]]:
-        """The widgets with what an image's text says, and a sentence for whatever they cannot show.
+        """Returns the values of widgets from an image's infotext, and a note on everything that they cannot show.
 
-        Raises UserError where it says nothing.
+        Raises UserError where the text holds no settings.
         """
-        values, notes = settings_from_infotext(text)
+        values, notes = form_values(text)
         values = OFF | {"num_images": 1, "batch_size": 1, "style": [], "shape": CUSTOM} | values
         values |= {name: str(values.get(name, "")) for name in SEEDS}
         values["hires"] = values["hires_scale"] > 1
@@ -245,7 +216,7 @@ class Form:
         return {self.widgets[name]: value for name, value in values.items() if name in self.widgets}, notes
 
     def lists(self, checkpoint: str, vae: str) -> dict[gr.Component, object]:
-        """The lists as the folders are now. checkpoint, vae: what is chosen; the default where it has gone."""
+        """Returns the lists of models as of now. checkpoint, vae: the current choices, which are kept if they exist."""
         names, vaes = list(self.models.names("checkpoint")), vae_names(self.models)
         chosen = checkpoint if checkpoint in names else self.models.default_checkpoint()
         known = vae if vae in {value for _, value in vaes} else ""
@@ -257,8 +228,33 @@ class Form:
         }
 
 
+def section(name: str) -> list[Option]:
+    return [row for row in OPTIONS if row.widget is not None and row.widget.section == name]
+
+
+def widget_for(row: Option, **changes: Any) -> gr.Component:
+    """Returns the widget of a row of the table. changes: arguments of the Gradio component that replace the row's."""
+    hint = row.widget
+    assert hint is not None
+    value = FIRST_VALUES.get(row.name, row.default if hint.default is None else hint.default)
+    common: dict[str, Any] = {"label": hint.label, "min_width": 120, "value": value}
+    if hint.info is not None:
+        common["info"] = hint.info
+    low, high = row.low if hint.low is None else hint.low, row.high if hint.high is None else hint.high
+    if hint.kind == "slider":
+        return gr.Slider(low, high, step=hint.step, **common | changes)
+    if hint.kind == "number":
+        return gr.Number(minimum=low, step=hint.step, precision=0, **common | changes)
+    if hint.kind == "checkbox":
+        return gr.Checkbox(**common | changes)
+    if hint.kind == "dropdown":
+        choices = CHOICES.get(row.name) or [(label, value) for value, label in (row.choices or {}).items()]
+        return gr.Dropdown(choices, **common | changes)
+    return gr.Textbox(placeholder=hint.placeholder, **common | {"value": value or ""} | changes)
+
+
 def seed_of(text: str) -> int | None:
-    """None, for any, where nothing is given."""
+    """Returns the seed; None, a random one, for an empty text. Raises UserError for a text that is no integer."""
     try:
         return int(text) if text.strip() else None
     except ValueError as error:
@@ -266,7 +262,7 @@ def seed_of(text: str) -> int | None:
 
 
 def usual_size(checkpoint: Path) -> int:
-    """Pixels that a checkpoint was made for, read off its header alone: our files say it, all others are like v1-5."""
+    """Returns the training size of a checkpoint in pixels, from its header: 512 unless a file of ours names another."""
     try:
         with safe_open(checkpoint, "pt") as file:
             return json.loads(file.metadata()["sd_sizes"])["image_size"]
@@ -275,7 +271,7 @@ def usual_size(checkpoint: Path) -> int:
 
 
 def size_like(usual: int, width: float, height: float) -> tuple[int, int]:
-    """(width, height) of an image's shape, of the area that the model was made for; square where there is no image."""
+    """Returns a (width, height) of an image's aspect ratio and of the model's area; square without an image."""
     if not (width and height):
         return usual, usual
     scale = usual / (width * height) ** 0.5
@@ -283,7 +279,7 @@ def size_like(usual: int, width: float, height: float) -> tuple[int, int]:
 
 
 def vae_names(models: Models) -> list[tuple[str, str]]:
-    """(what to show, its name) of the separate VAEs, after the checkpoint's own."""
+    """Returns (label, name) of the separate VAEs, after the checkpoint's own."""
     found: dict[str, Path] = {}
     with suppress(KeyError):
         found = models.names("VAE")
@@ -297,12 +293,12 @@ def is_bundled(models: Models, checkpoint: str) -> bool:
 
 
 def style_names(emoji: bool) -> list[str]:
-    """All styles, those first that are for the model."""
+    """Returns the names of all styles, those for the model first."""
     return [style.name for style in (*styles_for(emoji), *styles_for(not emoji))]
 
 
 def about_model(models: Models, checkpoint: str) -> str:
-    """What the bundled model can generate, with prompts to try; nothing for all others."""
+    """Returns a description of the bundled model with example prompts; "" for any other model."""
     if not is_bundled(models, checkpoint):
         return ""
     buttons = "".join(f'<button type="button">{prompt}</button>' for prompt in EXAMPLES)

@@ -134,7 +134,7 @@ def test_the_labels_that_are_listed_are_those_that_a_refusal_names(web):
     sentence = refused(web, sampler_name="Restart")
     assert all(one.label in sentence for one in SAMPLERS.values())
     assert "Karras" in refused(web, scheduler="Align Your Steps")
-    assert "use Latent or Lanczos" in refused(web, enable_hr=True, hr_upscaler="R-ESRGAN 4x+")
+    assert "choose from Latent, Lanczos" in refused(web, enable_hr=True, hr_upscaler="R-ESRGAN 4x+")
     for mode in web.client.get("/sdapi/v1/latent-upscale-modes").json():
         post(web, "txt2img", **SMALL, enable_hr=True, hr_scale=1.5, hr_upscaler=mode["name"])
 

@@ -12,7 +12,7 @@ from sd.web.jobs import generate as drawing
 from sd.web.jobs.generate import Drawer, portions
 from sd.web.jobs.job import Job, Skipped
 from sd.web.jobs.model_index import Models
-from sd.web.jobs.submit import Asked, ask
+from sd.web.jobs.submit import GenerateRequest, submit_request
 
 
 def job_of(tmp_path, **settings):
@@ -82,8 +82,8 @@ def test_another_checkpoint_takes_the_place_of_the_first(drawer, tmp_path, monke
 )
 def test_a_title_names_the_files(tmp_path, pipe, title, name):
     web = Web(tmp_path, pipe)
-    asked = Asked(GenerationSettings(steps=1, num_images=2), title=title)
-    job = web.ended(ask(web.jobs, web.models, asked).public())
+    asked = GenerateRequest(GenerationSettings(steps=1, num_images=2), title=title)
+    job = web.ended(submit_request(web.jobs, web.models, asked).public())
     assert job["result"]["images"] == job["result"]["files"] == [f"{name}-00000.png", f"{name}-00001.png"]
     for file in job["result"]["files"]:
         assert (web.jobs.folder / job["id"] / file).is_file()
@@ -99,9 +99,9 @@ def test_running_out_of_memory_costs_one_job(tmp_path, pipe, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pipe, "generate", draw)
-        failed = web.ended(ask(web.jobs, web.models, Asked(GenerationSettings(steps=1))).public())
+        failed = web.ended(submit_request(web.jobs, web.models, GenerateRequest(GenerationSettings(steps=1))).public())
     assert failed["error"].startswith("there was not enough memory")
-    done = web.ended(ask(web.jobs, web.models, Asked(GenerationSettings(steps=1))).public())
+    done = web.ended(submit_request(web.jobs, web.models, GenerateRequest(GenerationSettings(steps=1))).public())
     assert done["state"] == "done"
     web.jobs.close()
 
