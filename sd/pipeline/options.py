@@ -88,6 +88,8 @@ class Option:
             raise UserError(f"the {noun} is {value!r}: use True or False.")
         if self.type is str and not isinstance(value, str):
             raise UserError(f"the {noun} is {value!r}: give a text.")
+        if self.low is None and self.type is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError(f"the {noun} is {value!r}: use a whole number.")
         if self.low is not None and self.high is not None:
             if self.type is int:
                 check_whole(noun, value, int(self.low), int(self.high))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.prompts.weighting import CHUNK, cut
+from sd.prompts.weighting import CHUNK, split_segment
 from sd.tokenizer import Tokenizer
 
 KEPT_CONTEXTS = 2000  # of frozen text encoders; 77 vectors a chunk, 120 kB for v1-5 in bf16
@@ -20,7 +20,7 @@ def chunks_of(tokenizer: Tokenizer, text: str) -> list[list[int]]:
     """
     (comma,) = tokenizer.encode(",")
     lengths = {ids[0]: len(ids) for ids in tokenizer.added.values()}
-    chunks = cut([(token, 1.0) for token in tokenizer.encode(text)], comma, lengths)
+    chunks = split_segment([(token, 1.0) for token in tokenizer.encode(text)], comma, lengths)
     return [[token for token, _ in chunk] for chunk in chunks]
 
 
