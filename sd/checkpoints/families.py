@@ -114,7 +114,7 @@ def describe_variant(content: dict) -> str:
 
 
 def match_first(table: list[tuple[str, str]], keys: Iterable[str]) -> str | None:
-    return next((what for pattern, what in table if any(re.match(pattern, key) for key in keys)), None)
+    return next((what for pattern, what in table if any(map(re.compile(pattern).match, keys))), None)
 
 
 def are_embeddings(tensors: dict[str, Tensor]) -> bool:

@@ -202,14 +202,14 @@ def scan_program(data: Data, start: int, end: int, most: int = MOST_OPERATIONS) 
     operations: list[Operation] = []
     memo: set[int] = set()
     place, depth = start, 0
-    while True:
+    for _ in range(most):
         if place >= end:
             raise EOFError
         opcode = data[place]
         place += 1
         if (operation := PLAIN_OPERATIONS.get(opcode)) is not None:
+            operations.append(operation)
             if opcode == STOP:
-                operations.append(operation)
                 return operations, place
             if opcode == MARK:
                 depth += 1
@@ -219,22 +219,21 @@ def scan_program(data: Data, start: int, end: int, most: int = MOST_OPERATIONS) 
                 depth -= 1
             elif opcode == MEMOIZE:
                 memo.add(len(memo))
+            continue
+        if opcode in SHORT_OPERATIONS and place < end:
+            operation, place = SHORT_OPERATIONS[opcode][data[place]], place + 1
+        elif opcode in READERS:
+            argument, place = READERS[opcode](data, place, end)
+            operation = opcode, argument
         else:
-            if opcode in SHORT_OPERATIONS and place < end:
-                operation, place = SHORT_OPERATIONS[opcode][data[place]], place + 1
-            elif opcode in READERS:
-                argument, place = READERS[opcode](data, place, end)
-                operation = opcode, argument
-            else:
-                raise ValueError(f"it uses the opcode {bytes([opcode])!r}, which weights do not need")
-            if opcode in PUTS:
-                check_index(operation[1])
-                memo.add(operation[1])
-            elif opcode in GETS and operation[1] not in memo:
-                raise ValueError("it recalls a value that it never stored")
+            raise ValueError(f"it uses the opcode {bytes([opcode])!r}, which weights do not need")
+        if opcode in PUTS:
+            check_index(operation[1])
+            memo.add(operation[1])
+        elif opcode in GETS and operation[1] not in memo:
+            raise ValueError("it recalls a value that it never stored")
         operations.append(operation)
-        if len(operations) >= most:
-            raise ValueError(f"it has more than {MOST_OPERATIONS:,} operations")
+    raise ValueError(f"it has more than {MOST_OPERATIONS:,} operations")
 
 
 def check_index(index: int) -> None:

@@ -18,7 +18,7 @@ from sd.checkpoints.pickles.objects import (
     describe_call,
     resolve_name,
 )
-from sd.checkpoints.pickles.opcodes import MOST_OPERATIONS, Operation
+from sd.checkpoints.pickles.opcodes import MOST_OPERATIONS, PUTS, Operation
 from sd.utils.errors import UserError
 
 
@@ -40,8 +40,14 @@ class RestrictedUnpickler:
     def run(self, operations: list[Operation]) -> Any:
         """The object that a program makes. Raises nearly anything where the program is malformed."""
         self.stack, self.marks, self.memo = [], [], {}
+        stack, memo = self.stack, self.memo
         for opcode, argument in operations:
-            ACTIONS[opcode](self, argument)
+            if opcode in PUTS:  # these two are most of a program
+                memo[argument] = stack[-1]
+            elif opcode in VALUES:
+                stack.append(argument)
+            else:
+                ACTIONS[opcode](self, argument)
         return self.pop()
 
     def pop(self) -> Any:
@@ -81,9 +87,6 @@ class RestrictedUnpickler:
 
     def push_memo(self, index: int) -> None:
         self.stack.append(self.memo[index])
-
-    def store_memo(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
 
     def append_memo(self, _) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
@@ -162,6 +165,15 @@ class RestrictedUnpickler:
             raise ValueError("it sets attributes of a value that has none")
 
 
+VALUES = {  # opcodes whose argument is the value
+    opcode[0]
+    for opcode in (
+        *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4),
+        *(pickle.FLOAT, pickle.BINFLOAT, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
+        *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
+        *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8, pickle.BYTEARRAY8),
+    )
+}
 Unpickler = RestrictedUnpickler
 ACTIONS = {
     opcode[0]: action
@@ -169,15 +181,6 @@ ACTIONS = {
         pickle.PROTO: lambda self, _: None,
         pickle.FRAME: lambda self, _: None,
         pickle.STOP: lambda self, _: None,
-        **dict.fromkeys(
-            [
-                *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4),
-                *(pickle.FLOAT, pickle.BINFLOAT, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
-                *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
-                *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8, pickle.BYTEARRAY8),
-            ],
-            Unpickler.push,
-        ),
         pickle.NONE: lambda self, _: self.push(None),
         pickle.NEWTRUE: lambda self, _: self.push(True),
         pickle.NEWFALSE: lambda self, _: self.push(False),
@@ -190,7 +193,6 @@ ACTIONS = {
         pickle.MARK: Unpickler.push_mark,
         pickle.POP_MARK: lambda self, _: self.pop_items(),
         **dict.fromkeys([pickle.GET, pickle.BINGET, pickle.LONG_BINGET], Unpickler.push_memo),
-        **dict.fromkeys([pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT], Unpickler.store_memo),
         pickle.MEMOIZE: Unpickler.append_memo,
         pickle.TUPLE: lambda self, _: self.push(tuple(self.pop_items())),
         pickle.TUPLE1: lambda self, _: self.push_tuple(1),
