@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +47,19 @@ def count(job, tell):
     return {"files": ["made.txt"], "skipped": skipped}
 
 
+def job_events(jobs, id):
+    """Yields the job, as `Job.public` has it, now and after each change until it has ended."""
+    changed = threading.Event()
+    with jobs.watch(id, changed.set):
+        while True:
+            changed.clear()
+            snapshot, ended = jobs.snapshot(id)
+            yield snapshot
+            if ended:
+                return
+            changed.wait()
+
+
 def make_counter():
     return count
 
@@ -56,7 +70,7 @@ def main():
 
     jobs = Jobs(Path(sys.argv[1]), count)
     jobs.submit("count", {})
-    list(jobs.events(jobs.list()[0].id))
+    list(job_events(jobs, jobs.list()[0].id))
     jobs.submit("count", {"steps": 1000, "seconds": 0.1})
     jobs.submit("count", {})
     print("begun", flush=True)

@@ -91,7 +91,7 @@ async def answer_invalid(request: Request, error: RequestValidationError) -> JSO
     return problem(request, 422, "RequestValidationError", sentence)
 
 
-async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
+async def answer_bug(request: Request, error: Exception) -> JSONResponse:
     return problem(request, 500, type(error).__name__, f"a mistake in this program: {type(error).__name__}.")
 
 
@@ -99,4 +99,4 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(UserError, answer_user_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(RequestValidationError, answer_invalid)
-    app.add_exception_handler(Exception, answer_mistake)
+    app.add_exception_handler(Exception, answer_bug)

@@ -21,7 +21,7 @@ SCHEMES = {"http": {"http": "http", "https": "https"}, "websocket": {"http": "ws
 FORWARDED = (b"x-forwarded-", b"forwarded")
 
 
-class Proxied:
+class ProxyHeaders:
     """root_path: the path under which a proxy has the server, such as "/sd"; "" for none."""
 
     def __init__(self, app: Asgi, root_path: str = ""):
@@ -34,15 +34,15 @@ class Proxied:
         scope = scope.copy()
         prefix = self.root_path
         if is_loopback_address((scope.get("client") or ("",))[0]):
-            prefix = believe(scope) or prefix
+            prefix = read_forwarded_headers(scope) or prefix
         else:
             scope["headers"] = [one for one in scope["headers"] if not one[0].lower().startswith(FORWARDED)]
         if prefix:
-            place_under(scope, prefix)
+            add_prefix(scope, prefix)
         await self.app(scope, receive, send)
 
 
-def believe(scope: dict) -> str:
+def read_forwarded_headers(scope: dict) -> str:
     """Takes over what the proxy says; returns the prefix that it says, or "" where it says none."""
     said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
     if address := said.get("x-forwarded-for", "").rpartition(",")[2].strip():
@@ -53,7 +53,7 @@ def believe(scope: dict) -> str:
     return prefix if PREFIX.fullmatch(prefix) else ""
 
 
-def place_under(scope: dict, prefix: str) -> None:
+def add_prefix(scope: dict, prefix: str) -> None:
     """ASGI has the prefix in the path as well; some proxies leave it there and others cut it off."""
     scope["root_path"] = prefix
     path = scope["path"]

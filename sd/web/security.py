@@ -48,16 +48,16 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if refusal := self.refuse(headers):
             return await answer(scope, receive, send, *refusal)
-        return await self.app(scope, bounded(receive), send)
+        return await self.app(scope, limit_body(receive), send)
 
     def refuse(self, headers: dict[str, str]) -> tuple[int, str] | None:
         """(HTTP status, one sentence), or None where the request may pass."""
-        if not self.is_own_name(hostname(headers.get("host", ""))):
+        if not self.is_allowed_host(hostname(headers.get("host", ""))):
             return 403, (
                 "this server answers on this machine only: open it as http://127.0.0.1 or localhost, or start it with "
                 "--allow-host NAME."
             )
-        if "origin" in headers and not self.is_welcome(headers["origin"], headers):
+        if "origin" in headers and not self.is_allowed_origin(headers["origin"], headers):
             return (
                 403,
                 "pages of other sites may not use this server; --cors-allow-origins lets one in.",
@@ -69,10 +69,10 @@ class Guard:
             return 413, TOO_LONG
         return None
 
-    def is_own_name(self, name: str) -> bool:
+    def is_allowed_host(self, name: str) -> bool:
         return self.hosts is None or name in self.hosts or is_loopback_address(name)
 
-    def is_welcome(self, origin: str, headers: dict[str, str]) -> bool:
+    def is_allowed_origin(self, origin: str, headers: dict[str, str]) -> bool:
         """Whether it is the page's own, straight or through a proxy, or one that was let in by name."""
         own = {headers.get("host", "").lower(), headers.get("x-forwarded-host", "").partition(",")[0].strip().lower()}
         site = origin.partition("://")[2].lower()
@@ -89,7 +89,7 @@ class Guard:
         return scheme.lower() == "basic" and all(right)
 
 
-def bounded(receive: Callable) -> Callable:
+def limit_body(receive: Callable) -> Callable:
     """A `receive` that ends a body without a length once it is too long."""
     seen = 0
 

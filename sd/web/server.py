@@ -27,13 +27,12 @@ from sd.utils.errors import UserError
 from sd.utils.files import check_outdir
 from sd.web.a1111.api import sdapi_router
 from sd.web.jobs.api import jobs_router
-from sd.web.jobs.generate import Drawer
+from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import WAITING, Jobs
-from sd.web.jobs.work import Work
-from sd.web.jobs.worker import Isolated
+from sd.web.jobs.worker import JobRunner, WorkerProcess
 from sd.web.problems import add_error_handlers
-from sd.web.proxies import Proxied, is_loopback_address, parse_root_path
+from sd.web.proxies import ProxyHeaders, is_loopback_address, parse_root_path
 from sd.web.security import LOOPBACK, Guard, parse_auth, parse_origins
 
 STOP_AFTER = 3  # seconds that open connections are given at the end
@@ -72,7 +71,7 @@ def create_app(
     app.add_middleware(Guard, auth=auth, hosts=hosts, origins=origins)
     if origins:
         add_cors(app, origins)
-    app.add_middleware(Proxied, root_path=root_path)
+    app.add_middleware(ProxyHeaders, root_path=root_path)
     return app
 
 
@@ -118,44 +117,46 @@ def add_web_flags(parser: argparse.ArgumentParser) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """Until Ctrl-C. Raises UserError before anything is opened that should not be."""
-    auth = check_openness(args)
+    auth = check_access(args)
     origins, root_path = parse_origins(args.cors_allow_origins), parse_root_path(args.root_path)
     listener = listen(args.listen, args.port)
     folder, models = check_outdir(Path(args.outdir) / "jobs"), Models()
-    workers = workers_of(args, models)
+    workers = make_workers(args, models)
     jobs = Jobs(folder, workers, args.queue)
-    app = create_app(jobs, models, auth, hosts_of(args), origins=origins, root_path=root_path)
-    never_collect_what_is_built()
+    app = create_app(jobs, models, auth, allowed_hosts(args), origins=origins, root_path=root_path)
+    freeze_garbage_collector()
     print(f"open http://{address(listener)} (the HTTP API is described at /docs); Ctrl-C ends it.", flush=True)
-    logging.getLogger("uvicorn.error").addFilter(is_worth_saying)
+    logging.getLogger("uvicorn.error").addFilter(is_worth_logging)
     # What a proxy says, `proxies` reads.
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=STOP_AFTER, proxy_headers=False)
     with suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended
         Server(config, jobs).run(sockets=[listener])
 
 
-def is_worth_saying(record: logging.LogRecord) -> bool:
+def is_worth_logging(record: logging.LogRecord) -> bool:
     """Not that a page was still open when the server ended: uvicorn says so with a traceback for each connection."""
     cut_off = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cut_off and not record.getMessage().startswith("Cancel ")
 
 
-def hosts_of(args: argparse.Namespace) -> tuple[str, ...] | None:
+def allowed_hosts(args: argparse.Namespace) -> tuple[str, ...] | None:
     """See `guard.Guard`: its own names; None for all where other machines may come in."""
     if not is_loopback(args.listen):
         return None
     return (*LOOPBACK, args.listen.lower(), *(name.lower() for name in args.allow_host))
 
 
-def workers_of(args: argparse.Namespace, models: Models) -> list[Isolated]:
+def make_workers(args: argparse.Namespace, models: Models) -> list[WorkerProcess]:
     """One for each device. Raises UserError for a device, or patches for speed, that this machine has not."""
     devices = args.device or [None]
     for device in map(device_of, devices):
         checked(optimizations_of(args.optimize), device, dtype_of(args.precision, device))
-    return [Isolated(Work, Drawer(models, device, args.precision, args.optimize)) for device in devices]
+    return [
+        WorkerProcess(JobRunner, ImageGenerator(models, device, args.precision, args.optimize)) for device in devices
+    ]
 
 
-def never_collect_what_is_built() -> None:
+def freeze_garbage_collector() -> None:
     """The libraries and the page are 300,000 objects that stay to the end. Looking for garbage among them would stop
     all answers for 0.15 s and more, every few hundred pictures.
     """
@@ -164,8 +165,9 @@ def never_collect_what_is_built() -> None:
 
 
 class Server(uvicorn.Server):
-    """Closes the jobs before it waits for open connections: those that wait for images are answered then. Asked to end
-    a second time, it ends at once.
+    """Closes the jobs before it waits for open connections, so that requests that wait for images are answered.
+
+    A second signal ends it at once.
     """
 
     def __init__(self, config: uvicorn.Config, jobs: Jobs):
@@ -191,7 +193,7 @@ def kill_workers() -> None:
         process.kill()
 
 
-def check_openness(args: argparse.Namespace) -> tuple[str, str] | None:
+def check_access(args: argparse.Namespace) -> tuple[str, str] | None:
     """(user, password) if there is one. Raises UserError where the flags leave open who may come in."""
     if args.auth and args.no_auth:
         raise UserError("--auth and --no-auth contradict each other: give one.")

@@ -17,12 +17,12 @@ from sd.utils.errors import UserError
 from sd.web.a1111.extras import extras_router
 from sd.web.a1111.lists import connect_router, lists_router
 from sd.web.a1111.options import Options
-from sd.web.a1111.schema import ImageToImage, TextToImage, asked_of, info_of
+from sd.web.a1111.schema import ImageToImage, TextToImage, generate_request_of, info_of
 from sd.web.jobs.job import Interrupted, Job
-from sd.web.jobs.limits import decode_picture
+from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.submit import ask
+from sd.web.jobs.submit import submit_request
 from sd.web.problems import PROBLEMS, report
 
 MOST_TASKS = 1000  # of `force_task_id`, that are remembered
@@ -55,7 +55,7 @@ class Server:
             pass
         job = self.jobs.get(job.id)
         if job.state == "failed":
-            raise HTTPException(422 if job.mendable else 500, job.error)
+            raise HTTPException(422 if job.user_error else 500, job.error)
         if job.state == "interrupted":
             raise HTTPException(503, job.error)
         notes = [*notes, *job.result.get("notes", [])]
@@ -68,8 +68,8 @@ class Server:
     def ask(self, body: TextToImage) -> tuple[Job, list[str], list[str]]:
         """The job, the names of the fields that are ignored, and notes."""
         options, notes = self.options.with_changes(body.override_settings)
-        asked, ignored = asked_of(body, options)
-        job = ask(self.jobs, self.models, asked)
+        asked, ignored = generate_request_of(body, options)
+        job = submit_request(self.jobs, self.models, asked)
         if not body.override_settings_restore_afterwards:
             self.options.set(body.override_settings)
         if body.force_task_id:
@@ -139,7 +139,7 @@ def encode(path: Path) -> str:
 
 def read_settings(text: str) -> dict:
     """The settings in a picture's file, given in base64; none is no error here."""
-    data = decode_picture(text)
+    data = decode_image(text)
     try:
         infotext = read_infotext(io.BytesIO(data))
     except UserError:

@@ -12,13 +12,13 @@ from starlette.concurrency import run_in_threadpool
 
 from sd.utils.errors import UserError
 from sd.utils.images import INFOTEXT_KEY, to_rgb
-from sd.web.jobs.limits import MAX_BODY, MAX_PICTURES, MAX_PIXELS, TooLarge, check_picture, decode_picture
+from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, MAX_PIXELS, TooLarge, check_image, decode_image
 from sd.web.problems import PROBLEMS
 
 UPSCALERS = {"None": None, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 
 
-class Enlargement(BaseModel):
+class UpscaleRequest(BaseModel):
     """resize_mode: 0 enlarges by upscaling_resize, 1 to upscaling_resize_w and _h. upscaler_2 is blended over the first
     with extras_upscaler_2_visibility.
     """
@@ -37,7 +37,7 @@ class Enlargement(BaseModel):
     extras_upscaler_2_visibility: float = Field(0.0, ge=0, le=1)
 
 
-class OneImage(Enlargement):
+class UpscaleOneRequest(UpscaleRequest):
     image: str
 
 
@@ -46,28 +46,28 @@ class FileOf(BaseModel):
     name: str = ""
 
 
-class ManyImages(Enlargement):
-    imageList: list[FileOf] = Field(max_length=MAX_PICTURES)
+class UpscaleManyRequest(UpscaleRequest):
+    imageList: list[FileOf] = Field(max_length=MAX_IMAGES)
 
 
 def extras_router() -> APIRouter:
     router = APIRouter(prefix="/sdapi/v1", tags=["webui"], responses=PROBLEMS)
 
     @router.post("/extra-single-image")
-    async def extra_single_image(body: OneImage) -> dict[str, Any]:
-        return {"html_info": "", "image": await run_in_threadpool(enlarge_file, body, body.image)}
+    async def extra_single_image(body: UpscaleOneRequest) -> dict[str, Any]:
+        return {"html_info": "", "image": await run_in_threadpool(upscale_file, body, body.image)}
 
     @router.post("/extra-batch-images")
-    async def extra_batch_images(body: ManyImages) -> dict[str, Any]:
-        images = [await run_in_threadpool(enlarge_file, body, one.data) for one in body.imageList]
+    async def extra_batch_images(body: UpscaleManyRequest) -> dict[str, Any]:
+        images = [await run_in_threadpool(upscale_file, body, one.data) for one in body.imageList]
         return {"html_info": "", "images": images}
 
     return router
 
 
-def enlarge_file(asked: Enlargement, text: str) -> str:
+def upscale_file(asked: UpscaleRequest, text: str) -> str:
     """A PNG in base64, with the settings that the image held. text: the image in base64."""
-    image = check_picture(decode_picture(text))
+    image = check_image(decode_image(text))
     held = image.info.get(INFOTEXT_KEY, "")
     file = io.BytesIO()
     text_chunks = PngInfo()
@@ -77,7 +77,7 @@ def enlarge_file(asked: Enlargement, text: str) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def enlarge(image: Image.Image, asked: Enlargement) -> Image.Image:
+def enlarge(image: Image.Image, asked: UpscaleRequest) -> Image.Image:
     """Raises UserError for what needs a model."""
     if asked.gfpgan_visibility or asked.codeformer_visibility:
         raise UserError("restoring faces is not supported here: leave gfpgan_visibility and codeformer_visibility out.")
@@ -100,7 +100,7 @@ def find_upscaler(name: str) -> Image.Resampling | None:
     raise UserError(f"there is no upscaler {name[:100]!r} here: use {', '.join(UPSCALERS)}.")
 
 
-def size_of(image: Image.Image, asked: Enlargement) -> tuple[int, int]:
+def size_of(image: Image.Image, asked: UpscaleRequest) -> tuple[int, int]:
     """In mode 1 the smallest of the image's shape that covers the size asked for."""
     factor = asked.upscaling_resize
     if asked.resize_mode == 1:
@@ -108,7 +108,7 @@ def size_of(image: Image.Image, asked: Enlargement) -> tuple[int, int]:
     return max(round(image.width * factor), 1), max(round(image.height * factor), 1)
 
 
-def crop(image: Image.Image, asked: Enlargement) -> Image.Image:
+def crop(image: Image.Image, asked: UpscaleRequest) -> Image.Image:
     """The middle, of the size asked for."""
     width, height = asked.upscaling_resize_w, asked.upscaling_resize_h
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -38,7 +38,7 @@ def lists_router(jobs: Jobs, models: Models) -> APIRouter:
     """Its last address takes whatever no router before it has."""
     router = APIRouter(prefix="/sdapi/v1", tags=["webui"], responses=PROBLEMS)
     add_models(router, models)
-    add_ways(router)
+    add_sampling_lists(router)
     add_state(router, jobs)
     add_others(router)
     return router
@@ -89,7 +89,7 @@ def describe_checkpoints(models: Models) -> list[dict]:
     return described
 
 
-def add_ways(router: APIRouter) -> None:
+def add_sampling_lists(router: APIRouter) -> None:
     @router.get("/samplers")
     async def samplers() -> list[dict]:
         return [{"name": one.label, "aliases": [name, f"k_{name}"], "options": {}} for name, one in SAMPLERS.items()]
@@ -122,7 +122,7 @@ def add_state(router: APIRouter, jobs: Jobs) -> None:
     @router.post("/unload-checkpoint")
     async def unload_checkpoint() -> dict:
         """Frees the memory of every worker that is idle; the next request loads the checkpoint again."""
-        await asyncio.to_thread(jobs.free)
+        await asyncio.to_thread(jobs.free_memory)
         return {}
 
     @router.post("/reload-checkpoint")

@@ -107,5 +107,5 @@ def model_name_of(title: str) -> str:
 
 
 def vae_of(options: dict[str, Any]) -> str:
-    """What `Asked.vae` wants."""
+    """Return the value of `GenerateRequest.vae`."""
     return "" if options["sd_vae"].lower() == "automatic" else options["sd_vae"]

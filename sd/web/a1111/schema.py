@@ -17,9 +17,9 @@ from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 from sd.web.a1111.fields import check_fields, check_scripts
 from sd.web.a1111.options import vae_of
-from sd.web.jobs.limits import MAX_BODY, MAX_PICTURES, decode_picture
+from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
 from sd.web.jobs.masks import MaskOptions
-from sd.web.jobs.submit import Asked
+from sd.web.jobs.submit import GenerateRequest
 
 # The schedules that the webui takes for these samplers when it is left to it; for the others the model's own.
 AUTOMATIC = {"dpm2": "karras", "dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpmpp_2m_sde": "exponential"}
@@ -48,8 +48,8 @@ class TextToImage(BaseModel):
     sampler_name: str = ""
     sampler_index: str = "Euler"
     scheduler: str = ""
-    batch_size: int = Field(1, ge=1, le=MAX_PICTURES)
-    n_iter: int = Field(1, ge=1, le=MAX_PICTURES)
+    batch_size: int = Field(1, ge=1, le=MAX_IMAGES)
+    n_iter: int = Field(1, ge=1, le=MAX_IMAGES)
     steps: int = 50
     cfg_scale: float = 7.0
     width: int | None = None
@@ -191,7 +191,7 @@ def hires_sides(body: TextToImage) -> tuple[int, int]:
     return body.hr_resize_x, body.hr_resize_y
 
 
-def asked_of(body: TextToImage, options: dict) -> tuple[Asked, list[str]]:
+def generate_request_of(body: TextToImage, options: dict) -> tuple[GenerateRequest, list[str]]:
     """What to generate, and the names of the fields that are ignored.
 
     options: the webui's, those of the request included. Raises UserError. Images are decoded, which takes time.
@@ -200,24 +200,24 @@ def asked_of(body: TextToImage, options: dict) -> tuple[Asked, list[str]]:
     ignored = check_fields(body, has_image)
     check_scripts(body)
     settings = settings_of(body, options["CLIP_stop_at_last_layers"], has_image)
-    asked = Asked(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
+    asked = GenerateRequest(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
     if has_image:
         add_image(asked, body)
     return asked, ignored
 
 
-def add_image(asked: Asked, body: ImageToImage) -> None:
+def add_image(asked: GenerateRequest, body: ImageToImage) -> None:
     if len(body.init_images) != 1:
         raise UserError(f"init_images holds {len(body.init_images)} images: give one.")
     if body.resize_mode not in RESIZE_MODES:
         raise UserError(f"resize_mode {body.resize_mode} is not supported here: use 0 (stretch) or 1 (crop).")
     asked.resize_mode = RESIZE_MODES[body.resize_mode]
-    asked.image = decode_picture(body.init_images[0])
+    asked.image = decode_image(body.init_images[0])
     if not body.mask:
         return
     if body.inpainting_fill not in (0, 1):
         raise UserError(f"inpainting_fill {body.inpainting_fill} is not supported here: use 0 (fill) or 1 (original).")
-    asked.mask = decode_picture(body.mask)
+    asked.mask = decode_image(body.mask)
     blur = body.mask_blur_x if body.mask_blur is None else body.mask_blur
     if body.mask_blur is None and body.mask_blur_x != body.mask_blur_y:
         raise UserError("mask_blur_x and mask_blur_y differ, which is not supported here: use mask_blur.")

@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, field
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
-from sd.web.jobs.limits import check_picture, check_settings
+from sd.web.jobs.limits import check_image, check_settings
 from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 
 
 @dataclass
-class Asked:
+class GenerateRequest:
     """settings: as for a pipeline; LoRAs are named in its prompt, <lora:name:0.8>, embeddings stand in it as words.
 
     checkpoint: its name, "" for the one to take unless told. vae: a separate VAE's name, "" for the one that belongs to
@@ -34,9 +34,9 @@ class Asked:
     page: str = ""
 
 
-def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
+def submit_request(jobs: Jobs, models: Models, asked: GenerateRequest) -> Job:
     """A new job of the kind "draw". Raises UserError for what cannot be drawn, Busy where the queue is full."""
-    settings = asked.settings if asked.image is None else with_picture_size(asked.settings, asked.image)
+    settings = asked.settings if asked.image is None else with_image_size(asked.settings, asked.image)
     check_settings(settings)
     models.check_tags(settings.prompt)
     models.vae(asked.vae, models.checkpoint(asked.checkpoint))
@@ -58,11 +58,11 @@ def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
     return jobs.submit("draw", request, {name: data for name, data in files.items() if data is not None})
 
 
-def with_picture_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:
+def with_image_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:
     """With the picture's own size, cut to multiples of 8, where none is asked for."""
     if settings.width is not None and settings.height is not None:
         return settings
-    width, height = check_picture(image).size
+    width, height = check_image(image).size
     return settings.replace(
         width=max(width // 8 * 8, 8) if settings.width is None else settings.width,
         height=max(height // 8 * 8, 8) if settings.height is None else settings.height,

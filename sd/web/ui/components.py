@@ -1,5 +1,5 @@
 """The parts of the page that Gradio has not: each a gr.HTML with a script of ours. Images go to the server as data:
-URLs inside an event, where `limits.decode_picture` judges them; nothing is uploaded Gradio's way.
+URLs inside an event, where `limits.decode_image` judges them; nothing is uploaded Gradio's way.
 """
 
 from pathlib import Path

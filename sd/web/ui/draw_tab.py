@@ -16,10 +16,10 @@ from sd.web.jobs.finetune import tokenizer
 from sd.web.jobs.job import Missing
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.submit import ask
+from sd.web.jobs.submit import submit_request
 from sd.web.ui.addons import with_addon, words_for
 from sd.web.ui.components import followed
-from sd.web.ui.follow import EVENT, PRESS, Followed, plainly, sentence
+from sd.web.ui.follow import EVENT, PRESS, JobFollower, sentence, show_errors
 from sd.web.ui.form import CUSTOM, Form, about_model, is_bundled, seed_of, size_like, usual_size
 from sd.web.ui.gallery import Gallery
 from sd.web.ui.job_status import stage
@@ -28,12 +28,12 @@ from sd.web.ui.keep import keep_form, with_page
 NOTES = "notes"  # of a job's result: sentences for whoever asked
 
 
-class DrawTab:
+class GenerateTab:
     """Placed where it is made. `connect` ties it to the page's load."""
 
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models = jobs, models
-        self.followed = Followed(jobs, "draw", stage)
+        self.followed = JobFollower(jobs, "draw", stage)
         self.page = gr.Textbox(visible=False)  # its name, told by the browser with each press
         self.written = gr.State(None)  # what was written last
         with gr.Row(elem_classes="columns"):
@@ -49,7 +49,7 @@ class DrawTab:
     def connect_form(self) -> None:
         form, widgets = self.form, self.form.widgets
         prompt, checkpoint = widgets["prompt"], widgets["checkpoint"]
-        form.add_addon.click(plainly(self.add), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
+        form.add_addon.click(show_errors(self.add), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
         form.about.select(self.example, None, prompt, **EVENT)
         prompt.change(self.count, prompt, form.tokens, **EVENT | {"trigger_mode": "always_last"})
         checkpoint.change(lambda name: about_model(self.models, name), checkpoint, form.about, **EVENT)
@@ -57,7 +57,7 @@ class DrawTab:
         form.reset.click(lambda: form.defaults, None, form.inputs(), **EVENT)
         words = [prompt, widgets["negative_prompt"]]
         form.write.click(
-            plainly(self.write),
+            show_errors(self.write),
             [*words, widgets["seed"], checkpoint],
             [*words, self.written],
             **EVENT | {"concurrency_limit": 4},
@@ -67,9 +67,9 @@ class DrawTab:
         form, widgets = self.form, self.form.widgets
         checkpoint, shape = widgets["checkpoint"], widgets["shape"]
         size = [widgets["width"], widgets["height"]]
-        checkpoint.input(plainly(self.usual), checkpoint, [*size, shape], **EVENT)
-        widgets["painted"].upload(plainly(self.fit), checkpoint, [*size, shape], **EVENT)
-        shape.input(plainly(self.shaped), [checkpoint, shape, *size], size, **EVENT)
+        checkpoint.input(show_errors(self.usual), checkpoint, [*size, shape], **EVENT)
+        widgets["painted"].upload(show_errors(self.fit), checkpoint, [*size, shape], **EVENT)
+        shape.input(show_errors(self.shaped), [checkpoint, shape, *size], size, **EVENT)
         form.swap.click(None, size, [*size, shape], js=f"(width, height) => [height, width, '{CUSTOM}']")
         for side in size:
             side.input(None, None, shape, js=f"() => '{CUSTOM}'")
@@ -77,12 +77,12 @@ class DrawTab:
     def connect_seed(self) -> None:
         seed = self.form.widgets["seed"]
         self.form.dice.click(None, None, seed, js="() => ''")
-        self.form.same_seed.click(plainly(self.last_seed), self.page, seed, js="() => sd.page('draw')", **EVENT)
+        self.form.same_seed.click(show_errors(self.last_seed), self.page, seed, js="() => sd.page('draw')", **EVENT)
 
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
         given = [self.page, self.written, *form.inputs()]
-        form.draw.click(plainly(self.submit), given, None, js=with_page("draw"), **PRESS)
+        form.draw.click(show_errors(self.submit), given, None, js=with_page("draw"), **PRESS)
         self.stage.input(self.tell_notes, None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
         lists = [*chosen, form.addon, form.about]
@@ -94,7 +94,7 @@ class DrawTab:
         asked = self.form.asked(*values)
         asked.title, asked.page = title_of(asked.settings.prompt, written), page
         for one in spell_out(asked.settings):
-            self.followed.add(ask(self.jobs, self.models, replace(asked, settings=one.settings)))
+            self.followed.add(submit_request(self.jobs, self.models, replace(asked, settings=one.settings)))
 
     def tell_notes(self, event: gr.EventData) -> None:
         """What the jobs that have just ended have to say, once each."""

@@ -29,7 +29,7 @@ PAGES = 500  # whose jobs are remembered
 Show = Callable[[list[Job], Callable[[Job], int]], dict[str, str]]
 
 
-def plainly(handler: Callable) -> Callable:
+def show_errors(handler: Callable) -> Callable:
     """The handler, whose UserError is shown on the page."""
 
     @functools.wraps(handler)
@@ -47,7 +47,7 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-class Followed:
+class JobFollower:
     """Which jobs are whose. kind: of the jobs. show(run, before) gives the parts of what a page shows, as HTML."""
 
     def __init__(self, jobs: Jobs, kind: str, show: Show):
@@ -96,10 +96,10 @@ class Followed:
         """What the page is to show: parts (HTML by place), whether more is to come, and what has ended."""
         run = self.run(page)
         ended = [job.id for job in run if job.has_ended]
-        return {"parts": self.show(run, self.jobs.before), "live": len(ended) < len(run), "ended": ended}
+        return {"parts": self.show(run, self.jobs.jobs_before), "live": len(ended) < len(run), "ended": ended}
 
 
-def page_router(jobs: Jobs, followed: list[Followed], gallery: Callable[[], str]) -> APIRouter:
+def page_router(jobs: Jobs, followed: list[JobFollower], gallery: Callable[[], str]) -> APIRouter:
     """What the page's own scripts ask for."""
     router = APIRouter(include_in_schema=False, prefix="/page")
     by_kind = {one.kind: one for one in followed}
@@ -116,7 +116,7 @@ def page_router(jobs: Jobs, followed: list[Followed], gallery: Callable[[], str]
 
     @router.delete("/images/{id}/{name}")
     def delete(id: str, name: str) -> Response:
-        jobs.forget(id, name)
+        jobs.delete_image(id, name)
         return Response(status_code=204)
 
     return router

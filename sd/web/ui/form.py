@@ -17,10 +17,10 @@ from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
-from sd.web.jobs.limits import decode_picture
+from sd.web.jobs.limits import decode_image
 from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.model_index import Models
-from sd.web.jobs.submit import Asked
+from sd.web.jobs.submit import GenerateRequest
 from sd.web.ui.addons import addons
 from sd.web.ui.components import examples, painter
 
@@ -193,7 +193,7 @@ class Form:
     def inputs(self) -> list[gr.Component]:
         return list(self.widgets.values())
 
-    def asked(self, *values: object) -> Asked:
+    def asked(self, *values: object) -> GenerateRequest:
         """What the widgets say, their values given in the order of `inputs`. Raises UserError."""
         given = dict(zip(self.widgets, values))
         chosen = {name: given[name] for name in SETTINGS}
@@ -207,8 +207,8 @@ class Form:
             chosen["hires_scale"] = 1.0
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
-        image, mask = (decode_picture(painted[part]) if painted[part] else None for part in ("picture", "mask"))
-        return Asked(
+        image, mask = (decode_image(painted[part]) if painted[part] else None for part in ("picture", "mask"))
+        return GenerateRequest(
             GenerationSettings(**chosen),
             given["checkpoint"],
             image,

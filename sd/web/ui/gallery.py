@@ -7,10 +7,10 @@ import gradio as gr
 
 from sd.pipeline.infotext import read_infotext
 from sd.web.jobs.job import Job, Missing
-from sd.web.jobs.limits import decode_picture
+from sd.web.jobs.limits import decode_image
 from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import gallery, settings_file
-from sd.web.ui.follow import EVENT, plainly, sentence
+from sd.web.ui.follow import EVENT, sentence, show_errors
 from sd.web.ui.form import Form
 from sd.web.ui.job_status import images_of, thumb
 
@@ -29,9 +29,9 @@ class Gallery:
 
     def connect(self) -> None:
         start = [self.form.widgets["painted"], self.form.start]
-        self.images.select(plainly(self.fill_from_image), None, self.form.inputs(), **EVENT)
-        self.images.edit(plainly(self.as_start), None, start, **EVENT)
-        self.file.upload(plainly(self.fill_from_file), self.file, self.form.inputs(), **EVENT)
+        self.images.select(show_errors(self.fill_from_image), None, self.form.inputs(), **EVENT)
+        self.images.edit(show_errors(self.as_start), None, start, **EVENT)
+        self.file.upload(show_errors(self.fill_from_file), self.file, self.form.inputs(), **EVENT)
 
     def find(self, picked: str) -> tuple[Job, str]:
         """picked: "job/file". Raises Missing."""
@@ -46,7 +46,7 @@ class Gallery:
         return self.fill(read_infotext(NamedBytes(job.file(name).read_bytes(), name)))
 
     def fill_from_file(self, url: str, event: gr.EventData) -> dict:
-        return self.fill(read_infotext(NamedBytes(decode_picture(url), event.name)))
+        return self.fill(read_infotext(NamedBytes(decode_image(url), event.name)))
 
     def fill(self, text: str) -> dict:
         filled, notes = self.form.fill(text)

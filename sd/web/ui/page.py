@@ -7,10 +7,10 @@ from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.problems import add_error_handlers
 from sd.web.ui.components import CSS, head
-from sd.web.ui.draw_tab import DrawTab
+from sd.web.ui.draw_tab import GenerateTab
 from sd.web.ui.follow import page_router
 from sd.web.ui.keep import keep_images
-from sd.web.ui.train_tab import TeachTab
+from sd.web.ui.train_tab import TrainTab
 
 TITLE = "Stable Diffusion by hand"
 HEADING = f"""
@@ -33,9 +33,9 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
         gr.HTML(HEADING, elem_classes="heading")
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
-                draw = DrawTab(jobs, models)
+                draw = GenerateTab(jobs, models)
             with gr.Tab("Train", id="train"):
-                teach = TeachTab(jobs, models, draw.form)
+                teach = TrainTab(jobs, models, draw.form)
         draw.connect(page)
         teach.connect(page, tabs)
         keep_images(page, "start", draw.form.widgets["painted"])

@@ -7,13 +7,13 @@ from html import escape
 import gradio as gr
 
 from sd.utils.errors import UserError
-from sd.web.jobs.finetune import Lesson, ask_to_teach, usual_steps
+from sd.web.jobs.finetune import FineTuneRequest, default_steps, submit_finetune
 from sd.web.jobs.job import Job, Missing
-from sd.web.jobs.limits import decode_picture
+from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import followed, pictures
-from sd.web.ui.follow import EVENT, PRESS, Followed, plainly
+from sd.web.ui.follow import EVENT, PRESS, JobFollower, show_errors
 from sd.web.ui.form import Form, usual_size
 from sd.web.ui.job_status import address_of, head, plain_status, queue
 from sd.web.ui.job_status import cancel_button as cancel
@@ -23,12 +23,12 @@ WIDTH, HEIGHT = 480, 160  # of the curves
 NOTHING = '<p class="empty">Add 5 to 15 images of one thing or in one style, give it a name and press Train.</p>'
 
 
-class TeachTab:
+class TrainTab:
     """Placed where it is made. form: the other tab's, whose lists gain what is trained and whose model is used."""
 
     def __init__(self, jobs: Jobs, models: Models, form: Form):
         self.jobs, self.models, self.form = jobs, models, form
-        self.followed = Followed(jobs, "teach", lesson_stage)
+        self.followed = JobFollower(jobs, "teach", training_panel)
         self.page = gr.Textbox(visible=False)
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=5, min_width=320):
@@ -54,11 +54,11 @@ class TeachTab:
         fields = {"name": self.name, "class_word": self.class_word, "method": self.method, "kind": self.kind}
         fields["steps"] = self.steps
         given = [self.page, self.name, self.pictures, self.method, self.kind, self.class_word, self.steps, checkpoint]
-        self.teach.click(plainly(self.submit), given, None, js=with_page("teach"), **PRESS)
+        self.teach.click(show_errors(self.submit), given, None, js=with_page("teach"), **PRESS)
         lists = [checkpoint, widgets["vae"], self.form.addon, self.form.about]
         self.stage.input(self.refreshed, [checkpoint, widgets["vae"]], lists, **EVENT)
         tried = [widgets["prompt"], checkpoint, tabs]
-        self.stage.select(plainly(self.try_it), None, tried, **EVENT)
+        self.stage.select(show_errors(self.try_it), None, tried, **EVENT)
         shown = [self.method, checkpoint]
         gr.on(
             [self.method.change, checkpoint.change],
@@ -72,15 +72,17 @@ class TeachTab:
     def automatic(self, method: str, checkpoint: str) -> str:
         """What stands in the field while nothing is given."""
         try:
-            return f"automatic: {usual_steps(method, usual_size(self.models.checkpoint(checkpoint)))}"
+            return f"automatic: {default_steps(method, usual_size(self.models.checkpoint(checkpoint)))}"
         except UserError:  # the model has gone
             return "automatic"
 
     def submit(self, page: str, name: str, urls: list[str], *values: object) -> None:
         method, kind, class_word, steps, checkpoint = values
-        images = [decode_picture(url) for url in urls]
-        lesson = Lesson(name.strip(), images, method, kind, class_word.strip(), steps_of(steps), checkpoint, page)
-        self.followed.add(ask_to_teach(self.jobs, self.models, lesson))
+        images = [decode_image(url) for url in urls]
+        request = FineTuneRequest(
+            name.strip(), images, method, kind, class_word.strip(), steps_of(steps), checkpoint, page
+        )
+        self.followed.add(submit_finetune(self.jobs, self.models, request))
 
     async def refreshed(self, checkpoint: str, vae: str) -> dict:
         """The lists with what has just been trained."""
@@ -106,13 +108,13 @@ def steps_of(text: str) -> int | None:
         ) from error
 
 
-def lesson_stage(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
+def training_panel(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
     """HTML by place: how far it is, the curves, the newest test images or the sheet of all of them, and what to say."""
     if not run:
         return {"head": NOTHING, "stop": "", "body": "", "queue": "", "made": ""}
     current = next((job for job in run if not job.has_ended), None)
     return {
-        "head": head(run, current, before, lesson_status),
+        "head": head(run, current, before, training_status),
         "stop": cancel("Stop training", current) if current else "",
         "body": progress(current or run[-1]),
         "queue": queue(run, current, before),
@@ -120,7 +122,7 @@ def lesson_stage(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]
     }
 
 
-def lesson_status(job: Job, before: int = 0) -> str:
+def training_status(job: Job, before: int = 0) -> str:
     if job.state == "running" and job.event.get("step", 0) == job.event.get("steps", 1):
         return "Choosing the best step"
     return plain_status(job, before)
