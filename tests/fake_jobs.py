@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Cancelled, Skipped
 
+SECONDS = 0.02  # of a step of `fake_generate`
+
 
 class Odd(Exception):
     pass
@@ -45,6 +47,29 @@ def count(job, tell):
             os.kill(os.getpid(), signal.SIGKILL)
     (job.folder / "made.txt").write_text(str(steps))
     return {"files": ["made.txt"], "skipped": skipped}
+
+
+def fake_generate(job, tell):
+    """As an `ImageGenerator`, at once: each image is one color, and 8 steps take `SECONDS` each."""
+    from PIL import Image
+
+    from sd.pipeline.settings import GenerationSettings
+    from sd.utils.files import save_png
+
+    settings = GenerationSettings(**job.request["settings"])
+    result = {"files": [], "images": [], "seeds": [], "infotexts": [], "settings": vars(settings), "notes": []}
+    try:
+        for step in range(1, 9):
+            time.sleep(SECONDS)
+            tell({"step": step, "steps": 8})
+    except Cancelled:
+        return result
+    for index, seed in enumerate(settings.seeds()):
+        text = settings.infotext(index, "emoji", "0123456789", from_image=False)
+        name = save_png(Image.new("RGB", (64, 64), (seed % 256, 90, 160)), job.folder, text).name
+        for key, value in (("files", name), ("images", name), ("seeds", seed), ("infotexts", text)):
+            result[key].append(value)
+    return result
 
 
 def job_events(jobs, id):

@@ -42,9 +42,9 @@ class Web:
 
 
 @contextmanager
-def listening(app):
-    """The app on a real socket; gives its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def listening(app, port=0):
+    """Serves the app on a real socket and yields its port; 0 for a free one."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
         )

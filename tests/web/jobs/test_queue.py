@@ -5,8 +5,8 @@ import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
+import fake_jobs
 import pytest
 from fake_jobs import count, job_events
 
@@ -213,7 +213,7 @@ def test_closing_marks_what_was_not_finished(tmp_path):
 
 
 def test_after_kill_9_results_are_there_and_the_rest_is_marked(tmp_path):
-    program = Path(__file__).with_name("counting.py")
+    program = fake_jobs.__file__
     with subprocess.Popen([sys.executable, program, tmp_path], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "begun\n"
         process.kill()
