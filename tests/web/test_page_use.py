@@ -17,7 +17,7 @@ from sd.web.server import create_app
 
 # As WebDriver writes them (W3C WebDriver, keyboard actions).
 TAB, ENTER = "\ue004", "\ue007"
-STYLE = "noto emoji"
+STYLE = "emoji noto"
 
 
 def make_server(folder):

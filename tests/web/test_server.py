@@ -97,7 +97,7 @@ def test_it_does_not_open_itself(tmp_path):
     command = [sys.executable, str(APP), "--listen", "0.0.0.0", "--outdir", str(tmp_path / "out")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: --listen 0.0.0.0 lets other machines in")
+    assert ended.stderr.startswith("error: --listen 0.0.0.0 admits other machines")
     assert not (tmp_path / "out").exists()
 
 

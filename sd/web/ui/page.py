@@ -1,4 +1,4 @@
-"""The page, at /: a tab to generate and a tab to train. It keeps nothing itself: jobs do, in their folders."""
+"""The page at /, with a tab to generate and a tab to train. All state is in the jobs' folders."""
 
 import gradio as gr
 from fastapi import FastAPI
@@ -28,7 +28,7 @@ THEME = gr.themes.Base(
 
 
 def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
-    """The app with the page in it, behind whatever stands before the app."""
+    """Mount the page into the app and return the app."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADING, elem_classes="heading")
         with gr.Tabs() as tabs:

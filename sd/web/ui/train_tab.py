@@ -1,4 +1,4 @@
-"""The tab that trains: a few images and a name; the losses and test images show while it runs."""
+"""The tab that trains: its form, and the losses and test images while it runs."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,7 +24,7 @@ NOTHING = '<p class="empty">Add 5 to 15 images of one thing or in one style, giv
 
 
 class TrainTab:
-    """Placed where it is made. form: the other tab's, whose lists gain what is trained and whose model is used."""
+    """The tab, placed where it is created. form: of the other tab, whose model is trained."""
 
     def __init__(self, jobs: Jobs, models: Models, form: Form):
         self.jobs, self.models, self.form = jobs, models, form
@@ -41,7 +41,7 @@ class TrainTab:
                 with gr.Row():
                     methods, kinds = [("LoRA", "lora"), ("Embedding", "ti")], [("Thing", "object"), ("Style", "style")]
                     self.method = gr.Radio(methods, value="lora", label="Method", min_width=120)
-                    self.kind = gr.Radio(kinds, value="object", label="To learn", min_width=120)
+                    self.kind = gr.Radio(kinds, value="object", label="Subject", min_width=120)
                 self.steps = gr.Textbox("", label="Training steps", placeholder=self.automatic("lora", ""))
                 gr.HTML("The model is the one chosen under Generate.", elem_classes="hint")
                 self.teach = gr.Button("Train", variant="primary", size="lg", elem_id="train")
@@ -70,7 +70,7 @@ class TrainTab:
         keep_form(page, "teach", fields)
 
     def automatic(self, method: str, checkpoint: str) -> str:
-        """What stands in the field while nothing is given."""
+        """Return the placeholder of the empty field for steps."""
         try:
             return f"automatic: {default_steps(method, usual_size(self.models.checkpoint(checkpoint)))}"
         except UserError:  # the model has gone
@@ -85,12 +85,12 @@ class TrainTab:
         self.followed.add(submit_finetune(self.jobs, self.models, request))
 
     async def refreshed(self, checkpoint: str, vae: str) -> dict:
-        """The lists with what has just been trained."""
+        """Return the lists with what has just been trained."""
         self.models.refresh()
         return await asyncio.to_thread(self.form.lists, checkpoint, vae)
 
     def try_it(self, event: gr.EventData) -> tuple[str, object, gr.Tabs]:
-        """A prompt that uses what was trained, with the model that it was trained on, in the other tab."""
+        """Open the other tab with a prompt for the result and the model that it was trained on. Raises Missing."""
         job = self.jobs.get(str(event.job))
         if "prompt" not in job.result:
             raise Missing("this training has no result to try.")
@@ -99,17 +99,17 @@ class TrainTab:
 
 
 def steps_of(text: str) -> int | None:
-    """None, for the method's own number, where nothing is given."""
+    """Return None, for the method's default, where the field is empty. Raises UserError."""
     try:
         return int(text) if text.strip() else None
     except ValueError as error:
         raise UserError(
-            f"the number of training steps is {text[:30]!r}: use a whole number, or nothing for the usual number."
+            f"invalid number of training steps: {text[:30]!r}; use a whole number, or leave it empty for the default."
         ) from error
 
 
 def training_panel(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
-    """HTML by place: how far it is, the curves, the newest test images or the sheet of all of them, and what to say."""
+    """Return HTML by place: progress, curves, the newest test images or the sheet of all, and how to use the result."""
     if not run:
         return {"head": NOTHING, "stop": "", "body": "", "queue": "", "made": ""}
     current = next((job for job in run if not job.has_ended), None)
@@ -140,7 +140,7 @@ def progress(job: Job) -> str:
 
 
 def trained(job: Job) -> str:
-    """What to say in a prompt, which step's weights were taken, and a button to try it."""
+    """Return how to use the result in a prompt, which step's weights were taken, and a button to try it."""
     result = job.result
     taken = ""
     if "steps" in result:
@@ -156,7 +156,7 @@ def trained(job: Job) -> str:
 
 
 def curves(event: dict) -> str:
-    """The loss on the training images and on those held out, as SVG."""
+    """Return the loss on the training images and on those held out, as SVG."""
     losses, held_out = event["losses"], event["held_out"]
     values = [value for _, value in [*losses, *held_out]]
     low, high = min(values), max(values)
@@ -174,13 +174,13 @@ def curves(event: dict) -> str:
         f'<text x="-6" y="10" text-anchor="end">{high:.3f}</text>'
         f'<text x="-6" y="{HEIGHT}" text-anchor="end">{low:.3f}</text>'
         f'<text x="{WIDTH}" y="{HEIGHT + 16}" text-anchor="end">{event["steps"]} steps</text>'
-        f"{legend()}{line(losses, 'learnt')}{line(held_out, 'held-out')}</svg>"
+        f"{legend()}{line(losses, 'training')}{line(held_out, 'held-out')}</svg>"
     )
 
 
 def legend() -> str:
     y = HEIGHT + 12
     return (
-        f'<polyline class="learnt" points="0,{y} 24,{y}"/><text x="30" y="{y + 4}">training loss</text>'
+        f'<polyline class="training" points="0,{y} 24,{y}"/><text x="30" y="{y + 4}">training loss</text>'
         f'<polyline class="held-out" points="120,{y} 144,{y}"/><text x="150" y="{y + 4}">loss on held-out images</text>'
     )

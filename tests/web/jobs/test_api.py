@@ -211,7 +211,7 @@ def test_busy(tmp_path, pipe):
 def test_a_mistake_of_ours_is_a_500_and_the_server_goes_on(web, monkeypatch):
     monkeypatch.setattr(Job, "public", lambda _: 1 / 0)
     answer = web.client.get("/jobs")
-    assert (answer.status_code, answer.json()["detail"]) == (500, "a mistake in this program: ZeroDivisionError.")
+    assert (answer.status_code, answer.json()["detail"]) == (500, "internal error: ZeroDivisionError.")
     monkeypatch.undo()
     assert web.client.get("/jobs").status_code == 200
 
