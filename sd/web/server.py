@@ -117,7 +117,7 @@ def add_web_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ORIGINS",
-        help="allow pages of other sites to use the API: http://localhost:5173,https://sd.example, or * (default: none)",
+        help="allow pages of other sites to use the API: http://localhost:5173,https://sd.example, or * (none)",
     )
     add(
         "--allow-host",

@@ -123,7 +123,7 @@ def made(run: list[Job]) -> str:
     pictures = [thumb(job, *each) for job in run for each in images_of(job)]
     notes = dict.fromkeys(note for job in run for note in job.result.get("notes") or ())
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    notes_list = f'<ul class="notes" aria-label="Notes">{items}</ul>' if said else ""
+    notes_list = f'<ul class="notes" aria-label="Notes">{items}</ul>' if items else ""
     return f'<div class="made" data-count="{min(len(pictures), 4)}">{"".join(pictures)}</div>{notes_list}'
 
 
