@@ -1,5 +1,6 @@
 """A headless Chromium that uses the page as a person does: widgets are found by the words that stand at them."""
 
+import os
 import shutil
 import tempfile
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE = 240  # seconds, on machines that have more to do
+PATIENCE = float(os.environ.get("PAGE_PATIENCE", 240))  # seconds, on machines that have more to do
 FLAGS = (
     *(
         "--headless=new",

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Cancelled, Skipped
+
+SECONDS = 0.02  # of a step of `fake_generate`
 
 
 class Odd(Exception):
@@ -46,6 +49,42 @@ def count(job, tell):
     return {"files": ["made.txt"], "skipped": skipped}
 
 
+def fake_generate(job, tell):
+    """As an `ImageGenerator`, at once: each image is one color, and 8 steps take `SECONDS` each."""
+    from PIL import Image
+
+    from sd.pipeline.settings import GenerationSettings
+    from sd.utils.files import save_png
+
+    settings = GenerationSettings(**job.request["settings"])
+    result = {"files": [], "images": [], "seeds": [], "infotexts": [], "settings": vars(settings), "notes": []}
+    try:
+        for step in range(1, 9):
+            time.sleep(SECONDS)
+            tell({"step": step, "steps": 8})
+    except Cancelled:
+        return result
+    for index, seed in enumerate(settings.seeds()):
+        text = settings.infotext(index, "emoji", "0123456789", from_image=False)
+        name = save_png(Image.new("RGB", (64, 64), (seed % 256, 90, 160)), job.folder, text).name
+        for key, value in (("files", name), ("images", name), ("seeds", seed), ("infotexts", text)):
+            result[key].append(value)
+    return result
+
+
+def job_events(jobs, id):
+    """Yields the job, as `Job.public` has it, now and after each change until it has ended."""
+    changed = threading.Event()
+    with jobs.watch(id, changed.set):
+        while True:
+            changed.clear()
+            snapshot, ended = jobs.snapshot(id)
+            yield snapshot
+            if ended:
+                return
+            changed.wait()
+
+
 def make_counter():
     return count
 
@@ -56,7 +95,7 @@ def main():
 
     jobs = Jobs(Path(sys.argv[1]), count)
     jobs.submit("count", {})
-    list(jobs.events(jobs.list()[0].id))
+    list(job_events(jobs, jobs.list()[0].id))
     jobs.submit("count", {"steps": 1000, "seconds": 0.1})
     jobs.submit("count", {})
     print("begun", flush=True)

@@ -14,10 +14,10 @@ from web_client import HERE, listening
 
 from sd.training.finetune.recipes import recipe_for
 from sd.web.jobs import finetune as teaching
-from sd.web.jobs.generate import Drawer
+from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.work import Work
+from sd.web.jobs.worker import JobRunner
 from sd.web.server import create_app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def main():
         if args.quick:
             quick = dict(preview_steps=3, saves=2, batch=2)
             teaching.recipe_for = lambda *names, **given: recipe_for(*names, **given | quick)
-        app = create_app(Jobs(folder / "jobs", Work(Drawer(models))), models)
+        app = create_app(Jobs(folder / "jobs", JobRunner(ImageGenerator(models))), models)
         with listening(app) as port, chromium(f"{HERE}:{port}/", height=HEIGHT) as page:
             page.patience = 3600
             page.open()

@@ -8,11 +8,12 @@ import time
 from contextlib import contextmanager
 
 import uvicorn
+from fake_jobs import job_events
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from sd.pipeline.stable_diffusion import BUNDLED
-from sd.web.jobs.generate import Drawer
+from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.server import create_app
@@ -29,21 +30,21 @@ class Web:
             path.mkdir(parents=True, exist_ok=True)
         pipe.path = BUNDLED  # as if it had been loaded from there, so that it stays
         pipe.adapters.models = self.models
-        self.pipe, self.drawer = pipe, Drawer(self.models, pipe=pipe)
-        self.jobs = Jobs(folder / "jobs", self.drawer, limit)
+        self.pipe, self.generator = pipe, ImageGenerator(self.models, pipe=pipe)
+        self.jobs = Jobs(folder / "jobs", self.generator, limit)
         self.app = create_app(self.jobs, self.models, page=False, **guard)
         self.client = TestClient(self.app, base_url=HERE, raise_server_exceptions=False)
 
     def ended(self, job: dict) -> dict:
         """What GET /jobs/ID says once it has ended."""
-        list(self.jobs.events(job["id"]))
+        list(job_events(self.jobs, job["id"]))
         return self.client.get(f"/jobs/{job['id']}").json()
 
 
 @contextmanager
-def listening(app):
-    """The app on a real socket; gives its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def listening(app, port=0):
+    """Serves the app on a real socket and yields its port; 0 for a free one."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
         )

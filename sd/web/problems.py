@@ -19,7 +19,7 @@ from sd.web.jobs.limits import TooLarge
 
 STATUSES = {Busy: 503, Missing: 404, TooLarge: 413}  # of a UserError; 422 otherwise
 NO_OBJECT = ("missing", "model_attributes_type", "dict_type")  # pydantic's words for it, said of a whole body
-LONGEST = 300  # letters of a path or a sentence on the console
+LONGEST = 300  # characters of a path or a sentence on the console
 
 
 class Problem(BaseModel):
@@ -35,20 +35,20 @@ PROBLEMS = {status: {"model": Problem} for status in (400, 401, 403, 404, 413, 4
 
 
 def problem_content(kind: str, sentence: str) -> dict[str, str]:
-    """The answer's JSON. The sentence may quote what was sent, and that may hold what is no text."""
+    """Return the answer's JSON. The sentence may quote the request, which may hold invalid Unicode."""
     text = sentence.encode("utf-8", "replace").decode()
     return {"error": kind, "detail": text, "body": "", "errors": text}
 
 
 def report(scope: dict, text: str) -> None:
-    """One line on the console about a request: who sent it, to which address, and what is to be said."""
+    """Print one line about a request: the client, the address and the text."""
     client = (scope.get("client") or ("unknown",))[0]
     words = [client, scope.get("method", "WebSocket"), scope.get("path", ""), text]
     print(*(printable(word) for word in words), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """Without what would move the cursor of a terminal or begin another line."""
+    """Return the text without control characters, cut to LONGEST characters."""
     text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
@@ -82,21 +82,21 @@ def http_sentence(request: Request, error: HTTPException) -> str:
 
 
 async def answer_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    """FastAPI's list of all that is wrong, as a sentence about the first."""
+    """Answer the first of FastAPI's validation errors as a sentence."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
     sentence = f"{place}: {first['msg']}.".removeprefix(": ")
     if first["type"] == "json_invalid" or (not place and first["type"] in NO_OBJECT):
-        sentence = "the request holds no JSON object: send one, and say Content-Type: application/json."
+        sentence = "the request holds no JSON object: send one, with Content-Type: application/json."
     return problem(request, 422, "RequestValidationError", sentence)
 
 
-async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
-    return problem(request, 500, type(error).__name__, f"a mistake in this program: {type(error).__name__}.")
+async def answer_bug(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 500, type(error).__name__, f"internal error: {type(error).__name__}.")
 
 
 def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(UserError, answer_user_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(RequestValidationError, answer_invalid)
-    app.add_exception_handler(Exception, answer_mistake)
+    app.add_exception_handler(Exception, answer_bug)

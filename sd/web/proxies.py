@@ -1,12 +1,12 @@
-"""A reverse proxy in front of the server: what it says about the client, where it comes from this machine.
+"""The headers of a reverse proxy on this machine.
 
 Header                 becomes
 X-Forwarded-For        the client's address (its last entry, the one that the proxy itself has added)
 X-Forwarded-Proto      the scheme
-X-Forwarded-Prefix     the path under which the proxy has the server; `--root-path` says it once for all requests
-X-Forwarded-Host       what `guard` compares the Origin with; the Host header stays as it is
+X-Forwarded-Prefix     the path under which the proxy has the server; `--root-path` sets it for all requests
+X-Forwarded-Host       `security` compares the Origin with it; the Host header stays as it is
 
-Anybody can send such headers, so they are taken from loopback only, and removed from all others.
+Any client can send such headers, so they are read from loopback clients only and removed from all others.
 """
 
 import ipaddress
@@ -21,8 +21,8 @@ SCHEMES = {"http": {"http": "http", "https": "https"}, "websocket": {"http": "ws
 FORWARDED = (b"x-forwarded-", b"forwarded")
 
 
-class Proxied:
-    """root_path: the path under which a proxy has the server, such as "/sd"; "" for none."""
+class ProxyHeaders:
+    """The middleware that applies them. root_path: the path under which a proxy serves this server, or ""."""
 
     def __init__(self, app: Asgi, root_path: str = ""):
         self.app, self.root_path = app, root_path
@@ -34,27 +34,27 @@ class Proxied:
         scope = scope.copy()
         prefix = self.root_path
         if is_loopback_address((scope.get("client") or ("",))[0]):
-            prefix = believe(scope) or prefix
+            prefix = read_forwarded_headers(scope) or prefix
         else:
             scope["headers"] = [one for one in scope["headers"] if not one[0].lower().startswith(FORWARDED)]
         if prefix:
-            place_under(scope, prefix)
+            add_prefix(scope, prefix)
         await self.app(scope, receive, send)
 
 
-def believe(scope: dict) -> str:
-    """Takes over what the proxy says; returns the prefix that it says, or "" where it says none."""
-    said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    if address := said.get("x-forwarded-for", "").rpartition(",")[2].strip():
+def read_forwarded_headers(scope: dict) -> str:
+    """Apply the client's address and scheme to the scope; return the prefix, "" where there is none."""
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    if address := headers.get("x-forwarded-for", "").rpartition(",")[2].strip():
         scope["client"] = (address, 0)
-    scheme = said.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+    scheme = headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
     scope["scheme"] = SCHEMES[scope["type"]].get(scheme, scope["scheme"])
-    prefix = said.get("x-forwarded-prefix", "").partition(",")[0].strip().rstrip("/")
+    prefix = headers.get("x-forwarded-prefix", "").partition(",")[0].strip().rstrip("/")
     return prefix if PREFIX.fullmatch(prefix) else ""
 
 
-def place_under(scope: dict, prefix: str) -> None:
-    """ASGI has the prefix in the path as well; some proxies leave it there and others cut it off."""
+def add_prefix(scope: dict, prefix: str) -> None:
+    """Set root_path, and add the prefix to the path as ASGI requires; some proxies remove it."""
     scope["root_path"] = prefix
     path = scope["path"]
     if path != prefix and not path.startswith(prefix + "/"):
@@ -63,7 +63,7 @@ def place_under(scope: dict, prefix: str) -> None:
 
 
 def is_loopback_address(host: str) -> bool:
-    """An address of this machine itself, as digits: 127.0.0.1, 127.0.0.2, ::1."""
+    """Return whether a numeric address is a loopback address: 127.0.0.1, 127.0.0.2, ::1."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -72,7 +72,7 @@ def is_loopback_address(host: str) -> bool:
 
 
 def parse_root_path(text: str) -> str:
-    """The value of `--root-path`: "/sd", "sd/" and "/sd/" are the same; "" is none."""
+    """Parse `--root-path`: "/sd", "sd/" and "/sd/" are the same; "" is none. Raises UserError."""
     prefix = "/" + text.strip("/")
     if prefix == "/":
         return ""

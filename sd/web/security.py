@@ -1,6 +1,6 @@
-"""Who may come in: the right Host on loopback, no other site's page, who knows the password, no endless body.
+"""Access control: the Host header, the Origin header, the password and the size of every request.
 
-A plain ASGI layer, so that it stands before everything: the API, the page, its files and its events alike.
+It is an ASGI middleware before everything: the API, the page, its files and its events.
 
 Why a page of another site can do nothing, whatever the Content-Type of its request: browsers send its Origin with every
 POST and every WebSocket, and only this server's own and those of `--cors-allow-origins` may pass. A page that makes its
@@ -22,14 +22,16 @@ from sd.web.jobs.limits import MAX_BODY
 from sd.web.problems import problem_content, report
 from sd.web.proxies import is_loopback_address
 
-TOO_LONG = f"the request has over {MAX_BODY >> 20} MB: send less."
+TOO_LONG = f"the request exceeds {MAX_BODY >> 20} MB: send less."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Asgi = Callable[[dict, Callable, Callable], Awaitable[None]]
 
 
 class Guard:
-    """auth: (user, password), or None to let everybody in. hosts: the names that the Host header may say beside this
-    machine's loopback addresses, or None for anything. origins: those of other sites whose pages may come in, such as
+    """The middleware that refuses requests.
+
+    auth: (user, password), or None for no password. hosts: names that the Host header may have beside this machine's
+    loopback addresses, or None for any. origins: other sites whose pages may use the server, such as
     "https://sd.example"; "*" for all.
     """
 
@@ -48,38 +50,38 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if refusal := self.refuse(headers):
             return await answer(scope, receive, send, *refusal)
-        return await self.app(scope, bounded(receive), send)
+        return await self.app(scope, limit_body(receive), send)
 
     def refuse(self, headers: dict[str, str]) -> tuple[int, str] | None:
-        """(HTTP status, one sentence), or None where the request may pass."""
-        if not self.is_own_name(hostname(headers.get("host", ""))):
+        """Return (HTTP status, one sentence), or None where the request may pass."""
+        if not self.is_allowed_host(hostname(headers.get("host", ""))):
             return 403, (
                 "this server answers on this machine only: open it as http://127.0.0.1 or localhost, or start it with "
                 "--allow-host NAME."
             )
-        if "origin" in headers and not self.is_welcome(headers["origin"], headers):
+        if "origin" in headers and not self.is_allowed_origin(headers["origin"], headers):
             return (
                 403,
                 "pages of other sites may not use this server; --cors-allow-origins lets one in.",
             )
-        if self.auth is not None and not self.knows(headers.get("authorization", "")):
-            return 401, "this server wants a user and a password."
+        if self.auth is not None and not self.has_credentials(headers.get("authorization", "")):
+            return 401, "this server requires a user and a password."
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY:
             return 413, TOO_LONG
         return None
 
-    def is_own_name(self, name: str) -> bool:
+    def is_allowed_host(self, name: str) -> bool:
         return self.hosts is None or name in self.hosts or is_loopback_address(name)
 
-    def is_welcome(self, origin: str, headers: dict[str, str]) -> bool:
-        """Whether it is the page's own, straight or through a proxy, or one that was let in by name."""
+    def is_allowed_origin(self, origin: str, headers: dict[str, str]) -> bool:
+        """Return whether an origin is the server's own, directly or through a proxy, or allowed by a flag."""
         own = {headers.get("host", "").lower(), headers.get("x-forwarded-host", "").partition(",")[0].strip().lower()}
         site = origin.partition("://")[2].lower()
         return (bool(site) and site in own) or origin in self.origins or "*" in self.origins
 
-    def knows(self, header: str) -> bool:
-        """RFC 7617. Compared in constant time, so that the time to answer tells nothing of the password."""
+    def has_credentials(self, header: str) -> bool:
+        """Check HTTP basic credentials (RFC 7617) in constant time, so that timing reveals nothing of the password."""
         scheme, _, given = header.partition(" ")
         try:
             user, _, password = base64.b64decode(given.strip(), validate=True).partition(b":")
@@ -89,8 +91,8 @@ class Guard:
         return scheme.lower() == "basic" and all(right)
 
 
-def bounded(receive: Callable) -> Callable:
-    """A `receive` that ends a body without a length once it is too long."""
+def limit_body(receive: Callable) -> Callable:
+    """Return a `receive` that ends a body of unknown length once it is too long."""
     seen = 0
 
     async def receive_some() -> dict:
@@ -118,7 +120,7 @@ async def answer(scope: dict, receive: Callable, send: Callable, status: int, se
 
 
 def hostname(host: str) -> str:
-    """ "localhost:7860" is localhost, "[::1]:7860" is ::1."""
+    """Return the name in a Host header: localhost for "localhost:7860", ::1 for "[::1]:7860"."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -126,7 +128,7 @@ def hostname(host: str) -> str:
 
 
 def parse_origins(texts: list[str]) -> tuple[str, ...]:
-    """The values of `--cors-allow-origins`, each one origin, several with commas, or "*"."""
+    """Parse `--cors-allow-origins`: origins, separated by commas, or "*". Raises UserError."""
     origins = [one.strip().rstrip("/") for text in texts for one in text.split(",") if one.strip()]
     for origin in origins:
         parts = urlsplit(origin)
@@ -138,8 +140,8 @@ def parse_origins(texts: list[str]) -> tuple[str, ...]:
 
 
 def parse_auth(text: str) -> tuple[str, str]:
-    """The `user:password` of a flag."""
+    """Parse the value of `--auth`, user:password. Raises UserError."""
     user, colon, password = text.partition(":")
     if not (user and colon and password):
-        raise UserError("--auth wants a user and a password: --auth user:password.")
+        raise UserError("invalid value for --auth: give a user and a password, --auth user:password.")
     return user, password

@@ -1,4 +1,4 @@
-"""The server: everything put together, closed unless it is opened."""
+"""The server: the API and the page behind access control, on this machine only by default."""
 
 import argparse
 import asyncio
@@ -27,13 +27,12 @@ from sd.utils.errors import UserError
 from sd.utils.files import check_outdir
 from sd.web.a1111.api import sdapi_router
 from sd.web.jobs.api import jobs_router
-from sd.web.jobs.generate import Drawer
+from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import WAITING, Jobs
-from sd.web.jobs.work import Work
-from sd.web.jobs.worker import Isolated
+from sd.web.jobs.worker import JobRunner, WorkerProcess
 from sd.web.problems import add_error_handlers
-from sd.web.proxies import Proxied, is_loopback_address, parse_root_path
+from sd.web.proxies import ProxyHeaders, is_loopback_address, parse_root_path
 from sd.web.security import LOOPBACK, Guard, parse_auth, parse_origins
 
 STOP_AFTER = 3  # seconds that open connections are given at the end
@@ -48,10 +47,9 @@ def create_app(
     origins: tuple[str, ...] = (),
     root_path: str = "",
 ) -> FastAPI:
-    """The API and, unless `page` is False or Gradio is missing, the page. auth, hosts, origins: see `guard.Guard`;
-    root_path: see `proxies.Proxied`.
+    """Return the app: the API and, unless `page` is False or Gradio is missing, the page. Its end closes the jobs.
 
-    Its end closes the jobs.
+    auth, hosts, origins: see `security.Guard`. root_path: see `proxies.ProxyHeaders`.
     """
 
     @asynccontextmanager
@@ -60,7 +58,7 @@ def create_app(
         await asyncio.to_thread(jobs.close)
 
     about = {"title": "Stable Diffusion by hand", "version": VERSION.split()[-1]}
-    # ReDoc fetches a picture from elsewhere. JSON without a Content-Type is taken: `guard` says why that is safe.
+    # ReDoc fetches an image from elsewhere. JSON without a Content-Type is accepted; `security` says why that is safe.
     app = FastAPIOffline(redoc_url=None, lifespan=lifespan, strict_content_type=False, **about)
     add_error_handlers(app)
     app.include_router(jobs_router(jobs, models))
@@ -72,12 +70,12 @@ def create_app(
     app.add_middleware(Guard, auth=auth, hosts=hosts, origins=origins)
     if origins:
         add_cors(app, origins)
-    app.add_middleware(Proxied, root_path=root_path)
+    app.add_middleware(ProxyHeaders, root_path=root_path)
     return app
 
 
 def add_cors(app: FastAPI, origins: tuple[str, ...]) -> None:
-    """Answers preflight requests, which carry no password, before `guard` asks for one."""
+    """Answer preflight requests, which carry no password, before `Guard` requires one."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
@@ -89,17 +87,26 @@ def add_cors(app: FastAPI, origins: tuple[str, ...]) -> None:
 
 
 def server_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Serves the page and the HTTP API, on this machine only unless told.")
+    parser = argparse.ArgumentParser(description="Serve the page and the HTTP API, on this machine only by default.")
     add = parser.add_argument
-    add("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (127.0.0.1); others want --auth")
-    add("--port", type=int, default=7860, help="(7860)")
-    add("--auth", metavar="USER:PASSWORD", help="let in only who knows these")
-    add("--no-auth", action="store_true", help="let everybody in, from other machines too")
+    add(
+        "--listen",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="address to listen on (default: 127.0.0.1); others require --auth",
+    )
+    add("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    add("--auth", metavar="USER:PASSWORD", help="require this user and password")
+    add("--no-auth", action="store_true", help="allow every client without a password, from other machines too")
     add_web_flags(parser)
-    add("--outdir", default="outputs", help="folder for the jobs and their pictures (outputs)")
-    add("--device", action="append", help="cpu, cuda, cuda:1, mps; several times for several workers")
+    add("--outdir", default="outputs", help="folder for the jobs and their images (default: outputs)")
+    add(
+        "--device",
+        action="append",
+        help="cpu, cuda, cuda:1 or mps; repeatable, one worker each (default: a GPU, else cpu)",
+    )
     add_compute_flags(parser)
-    add("--queue", type=int, default=WAITING, help=f"how many jobs may wait ({WAITING})")
+    add("--queue", type=int, default=WAITING, help=f"how many jobs may wait (default: {WAITING})")
     return parser
 
 
@@ -110,62 +117,78 @@ def add_web_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ORIGINS",
-        help="let pages of other sites use the API: http://localhost:5173,https://sd.example, or * for all (none)",
+        help="allow pages of other sites to use the API: http://localhost:5173,https://sd.example, or * (none)",
     )
-    add("--allow-host", action="append", default=[], metavar="NAME", help="another name that this server goes by")
-    add("--root-path", default="", metavar="/PATH", help="where a reverse proxy has this server, such as /sd")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another host name of this server (repeatable)",
+    )
+    add(
+        "--root-path",
+        default="",
+        metavar="/PATH",
+        help="path under which a reverse proxy serves this server, such as /sd",
+    )
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Until Ctrl-C. Raises UserError before anything is opened that should not be."""
-    auth = check_openness(args)
+    """Serve until Ctrl-C. Raises UserError before it listens."""
+    auth = check_access(args)
     origins, root_path = parse_origins(args.cors_allow_origins), parse_root_path(args.root_path)
     listener = listen(args.listen, args.port)
     folder, models = check_outdir(Path(args.outdir) / "jobs"), Models()
-    workers = workers_of(args, models)
+    workers = make_workers(args, models)
     jobs = Jobs(folder, workers, args.queue)
-    app = create_app(jobs, models, auth, hosts_of(args), origins=origins, root_path=root_path)
-    never_collect_what_is_built()
+    app = create_app(jobs, models, auth, allowed_hosts(args), origins=origins, root_path=root_path)
+    freeze_garbage_collector()
     print(f"open http://{address(listener)} (the HTTP API is described at /docs); Ctrl-C ends it.", flush=True)
-    logging.getLogger("uvicorn.error").addFilter(is_worth_saying)
-    # What a proxy says, `proxies` reads.
+    logging.getLogger("uvicorn.error").addFilter(is_worth_logging)
+    # `proxies` reads the headers of a proxy.
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=STOP_AFTER, proxy_headers=False)
     with suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended
         Server(config, jobs).run(sockets=[listener])
 
 
-def is_worth_saying(record: logging.LogRecord) -> bool:
-    """Not that a page was still open when the server ended: uvicorn says so with a traceback for each connection."""
+def is_worth_logging(record: logging.LogRecord) -> bool:
+    """Filter out uvicorn's traceback for each connection that is open when the server ends."""
     cut_off = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cut_off and not record.getMessage().startswith("Cancel ")
 
 
-def hosts_of(args: argparse.Namespace) -> tuple[str, ...] | None:
-    """See `guard.Guard`: its own names; None for all where other machines may come in."""
+def allowed_hosts(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """Return the names for `security.Guard`; None for any where other machines may connect."""
     if not is_loopback(args.listen):
         return None
     return (*LOOPBACK, args.listen.lower(), *(name.lower() for name in args.allow_host))
 
 
-def workers_of(args: argparse.Namespace, models: Models) -> list[Isolated]:
-    """One for each device. Raises UserError for a device, or patches for speed, that this machine has not."""
+def make_workers(args: argparse.Namespace, models: Models) -> list[WorkerProcess]:
+    """Return one worker for each device. Raises UserError for a device or optimization that is not available."""
     devices = args.device or [None]
     for device in map(device_of, devices):
         resolve_names(parse_names(args.optimize), device, dtype_of(args.precision, device))
-    return [Isolated(Work, Drawer(models, device, args.precision, args.optimize)) for device in devices]
+    return [
+        WorkerProcess(JobRunner, ImageGenerator(models, device, args.precision, args.optimize)) for device in devices
+    ]
 
 
-def never_collect_what_is_built() -> None:
-    """The libraries and the page are 300,000 objects that stay to the end. Looking for garbage among them would stop
-    all answers for 0.15 s and more, every few hundred pictures.
+def freeze_garbage_collector() -> None:
+    """Exclude everything built so far from garbage collection.
+
+    The libraries and the page are 300,000 permanent objects. Scanning them would delay all answers by 0.15 s and more,
+    every few hundred images.
     """
     gc.collect()
     gc.freeze()
 
 
 class Server(uvicorn.Server):
-    """Closes the jobs before it waits for open connections: those that wait for images are answered then. Asked to end
-    a second time, it ends at once.
+    """Closes the jobs before it waits for open connections, so that requests that wait for images are answered.
+
+    A second signal ends it at once.
     """
 
     def __init__(self, config: uvicorn.Config, jobs: Jobs):
@@ -186,26 +209,26 @@ class Server(uvicorn.Server):
 
 
 def kill_workers() -> None:
-    """A worker in the middle of a long step would outlive the server by that step."""
+    """Kill the workers, since one in a long step would outlive the server."""
     for process in multiprocessing.active_children():
         process.kill()
 
 
-def check_openness(args: argparse.Namespace) -> tuple[str, str] | None:
-    """(user, password) if there is one. Raises UserError where the flags leave open who may come in."""
+def check_access(args: argparse.Namespace) -> tuple[str, str] | None:
+    """Return (user, password) or None. Raises UserError where the flags do not say who may connect."""
     if args.auth and args.no_auth:
         raise UserError("--auth and --no-auth contradict each other: give one.")
     if args.auth:
         return parse_auth(args.auth)
     if not is_loopback(args.listen) and not args.no_auth:
         raise UserError(
-            f"--listen {args.listen} lets other machines in: add --auth user:password, or --no-auth if all may come."
+            f"--listen {args.listen} admits other machines: add --auth user:password, or --no-auth to admit everyone."
         )
     return None
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine itself can reach it: an address as digits, or a name of such addresses alone."""
+    """Return whether only this machine can reach an address or a host name."""
     if not host:
         return False
     try:
@@ -216,7 +239,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """port: 0 for any that is free."""
+    """Open the listening socket. port: 0 for a free one. Raises UserError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)

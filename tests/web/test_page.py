@@ -11,10 +11,10 @@ from PIL import Image
 from web_client import HERE, listening, png
 
 from sd.web.jobs import finetune as teaching
-from sd.web.jobs.generate import Drawer
+from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.work import Work
+from sd.web.jobs.worker import JobRunner
 from sd.web.server import create_app
 
 
@@ -31,7 +31,7 @@ def web(tmp_path_factory):
     models = Models(*(folder / name for name in ("weights", "weights/loras", "weights/embeddings")))
     for path in models.folders.values():
         path.mkdir(parents=True, exist_ok=True)
-    jobs = Jobs(folder / "jobs", Work(Drawer(models, "cpu")))
+    jobs = Jobs(folder / "jobs", JobRunner(ImageGenerator(models, "cpu")))
     with listening(create_app(jobs, models)) as port:
         yield SimpleNamespace(folder=folder, models=models, jobs=jobs, url=f"{HERE}:{port}/")
 

@@ -16,7 +16,7 @@ from sd.web.ui.addons import with_addon
 from sd.web.ui.draw_tab import title_of
 from sd.web.ui.form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
 from sd.web.ui.job_status import stage
-from sd.web.ui.train_tab import curves, lesson_stage
+from sd.web.ui.train_tab import curves, training_panel
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def shown(job, show=stage):
 def test_what_others_wrote_is_no_html():
     bad = '<img src=x onerror=alert(1)>"'
     job = Job("id", "draw", {}, Path(), "failed", error=bad)
-    assert "<img" not in shown(job) + shown(job, lesson_stage)
+    assert "<img" not in shown(job) + shown(job, training_panel)
     job = Job("id", "draw", {}, Path(), "done", started=0.0, ended=1.0)
     job.result = {"images": ["00000.png"], "infotexts": [bad], "notes": [bad]}
     assert "onerror=alert(1)&gt;&quot;" in shown(job)

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from web_client import Web, listening, opened
 
 from sd.utils.errors import UserError
-from sd.web.proxies import Proxied, is_loopback_address, parse_root_path
+from sd.web.proxies import ProxyHeaders, is_loopback_address, parse_root_path
 from sd.web.server import create_app
 
 NAME = "sd.example.com"
@@ -159,7 +159,7 @@ async def show(request: Request):
 
 def seen(headers=None, peer="127.0.0.1", root_path="", path="/x"):
     app = Starlette(routes=[Route("/x", show)])
-    client = TestClient(Proxied(app, root_path), base_url="http://127.0.0.1", client=(peer, 1))
+    client = TestClient(ProxyHeaders(app, root_path), base_url="http://127.0.0.1", client=(peer, 1))
     return client.get(path, headers=headers or {}).json()
 
 

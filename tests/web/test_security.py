@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from sd.utils.errors import UserError
 from sd.web import security as guard
 from sd.web.security import Guard, parse_auth, parse_origins
-from sd.web.server import add_cors, check_openness, hosts_of, is_loopback, listen, server_parser
+from sd.web.server import add_cors, allowed_hosts, check_access, is_loopback, listen, server_parser
 
 
 async def size(request: Request):
@@ -114,7 +114,7 @@ def test_auth_pairs():
     ],
 )
 def test_flags_that_are_clear(flags, auth):
-    assert check_openness(server_parser().parse_args(flags.split())) == auth
+    assert check_access(server_parser().parse_args(flags.split())) == auth
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_flags_that_are_clear(flags, auth):
 )
 def test_flags_that_leave_it_open(flags):
     with pytest.raises(UserError, match="--no-auth"):
-        check_openness(server_parser().parse_args(flags.split()))
+        check_access(server_parser().parse_args(flags.split()))
 
 
 def test_loopback():
@@ -155,11 +155,11 @@ def test_a_name_that_was_allowed():
     ],
 )
 def test_its_own_names(flags, hosts):
-    assert set(hosts) <= set(hosts_of(server_parser().parse_args(flags.split())))
+    assert set(hosts) <= set(allowed_hosts(server_parser().parse_args(flags.split())))
 
 
 def test_no_names_are_asked_for_where_other_machines_may_come_in():
-    assert hosts_of(server_parser().parse_args("--listen 0.0.0.0 --no-auth".split())) is None
+    assert allowed_hosts(server_parser().parse_args("--listen 0.0.0.0 --no-auth".split())) is None
 
 
 def test_a_page_that_is_rebound_to_this_machine_cannot_forge_its_host():

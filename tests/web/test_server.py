@@ -97,7 +97,7 @@ def test_it_does_not_open_itself(tmp_path):
     command = [sys.executable, str(APP), "--listen", "0.0.0.0", "--outdir", str(tmp_path / "out")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: --listen 0.0.0.0 lets other machines in")
+    assert ended.stderr.startswith("error: --listen 0.0.0.0 admits other machines")
     assert not (tmp_path / "out").exists()
 
 
@@ -121,13 +121,13 @@ def test_it_computes_as_it_is_told(tmp_path):
 def test_what_it_cannot_compute_with_it_says_before_it_starts(tmp_path, flags, sentence):
     args = sd.web.server.server_parser().parse_args([*flags, "--outdir", str(tmp_path)])
     with pytest.raises(UserError, match=re.escape(sentence)):
-        sd.web.server.workers_of(args, Models(tmp_path, tmp_path, tmp_path))
+        sd.web.server.make_workers(args, Models(tmp_path, tmp_path, tmp_path))
 
 
 def test_no_search_for_garbage_stops_the_answers(tmp_path, monkeypatch):
     """What is built before the first request is out of the collector's sight: a full collection has little to do."""
     seen = []
-    monkeypatch.setattr(sd.web.app, "Isolated", lambda *_: None)
+    monkeypatch.setattr(sd.web.app, "WorkerProcess", lambda *_: None)
     monkeypatch.setattr(sd.web.server.Server, "run", lambda server, sockets: seen.append(len(gc.get_objects())))
     try:
         sd.web.server.serve(sd.web.server.server_parser().parse_args(["--port", "0", "--outdir", str(tmp_path)]))

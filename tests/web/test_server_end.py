@@ -9,11 +9,11 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from fake_jobs import make_counter
+from fake_jobs import job_events, make_counter
 from web.test_server import APP, ENDLESS, SMALL, Running
 
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.worker import Isolated
+from sd.web.jobs.worker import WorkerProcess
 
 SECONDS = 45  # to end in, on a machine that does other things as well: 7 by itself; without the bounds, never
 
@@ -82,27 +82,27 @@ def test_it_listens_on_another_loopback_address_and_knows_it(tmp_path):
 
 
 def test_a_worker_that_is_idle_gives_its_memory_back_and_comes_again(tmp_path):
-    worker = Isolated(make_counter)
+    worker = WorkerProcess(make_counter)
     first = worker.process.pid
     jobs = Jobs(tmp_path, worker)
     for _ in range(2):
         job = jobs.submit("count", {"steps": 2, "seconds": 0.01})
-        assert list(jobs.events(job.id))[-1]["state"] == "done"
-        jobs.free()
+        assert list(job_events(jobs, job.id))[-1]["state"] == "done"
+        jobs.free_memory()
         assert not worker.process.is_alive()
     assert worker.process.pid != first
     jobs.close()
 
 
 def test_a_worker_at_a_job_stays(tmp_path):
-    worker = Isolated(make_counter)
+    worker = WorkerProcess(make_counter)
     jobs = Jobs(tmp_path, worker)
     job = jobs.submit("count", {"steps": 10_000, "seconds": 0.01})
-    for event in jobs.events(job.id):
+    for event in job_events(jobs, job.id):
         if event["event"]:
             break
-    jobs.free()
+    jobs.free_memory()
     assert worker.process.is_alive()
     jobs.cancel(job.id)
-    assert list(jobs.events(job.id))[-1]["state"] == "cancelled"
+    assert list(job_events(jobs, job.id))[-1]["state"] == "cancelled"
     jobs.close()

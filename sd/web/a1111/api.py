@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's HTTP API, /sdapi/v1/..., for the clients that people already have."""
+"""AUTOMATIC1111's HTTP API, /sdapi/v1/..., for existing clients."""
 
 import asyncio
 import base64
@@ -19,21 +19,21 @@ from sd.web.a1111.lists import connect_router, lists_router
 from sd.web.a1111.options import Options
 from sd.web.a1111.schema import ImageToImage, TextToImage, request_from_body, response_info
 from sd.web.jobs.job import Interrupted, Job
-from sd.web.jobs.limits import decode_picture
+from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
 from sd.web.problems import PROBLEMS, report
 
-MOST_TASKS = 1000  # of `force_task_id`, that are remembered
+MOST_TASKS = 1000  # ids of `force_task_id` that are kept
 
 
-class Picture(BaseModel):
+class PngInfoBody(BaseModel):
     image: str
 
 
 class Task(BaseModel):
-    """id_task: what the request for images had as force_task_id. live_preview: whether to send one."""
+    """The body of /internal/progress. id_task: the force_task_id of a request. live_preview: whether to send one."""
 
     id_task: str = ""
     id_live_preview: int = -1
@@ -41,35 +41,35 @@ class Task(BaseModel):
 
 
 class Server:
-    """What the handlers share."""
+    """The state that the handlers share."""
 
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models, self.options = jobs, models, Options(models)
         self.tasks: OrderedDict[str, str] = OrderedDict()  # force_task_id -> the job's id
-        self.previews = ThreadPoolExecutor(1)  # of its own: in the common one they would wait behind fifty new jobs
+        self.previews = ThreadPoolExecutor(1)  # of its own, so that previews do not wait behind new jobs
 
-    async def draw(self, body: TextToImage, request: Request) -> dict:
-        """Asks for the pictures and waits for them, as the webui does; the job is one like all others."""
-        job, ignored, notes = await asyncio.to_thread(self.ask, body)
+    async def generate(self, body: TextToImage, request: Request) -> dict:
+        """Queue a job and wait for its images, as the webui does."""
+        job, ignored, notes = await asyncio.to_thread(self.submit, body)
         async for _ in self.jobs.changes(job.id):
             pass
         job = self.jobs.get(job.id)
         if job.state == "failed":
-            raise HTTPException(422 if job.mendable else 500, job.error)
+            raise HTTPException(422 if job.user_error else 500, job.error)
         if job.state == "interrupted":
             raise HTTPException(503, job.error)
         notes = [*notes, *job.result.get("notes", [])]
         if ignored:
-            report(request.scope, f"ignored, for the webui has no such fields: {', '.join(ignored)}")
+            report(request.scope, f"ignored unknown fields: {', '.join(ignored)}")
         for note in notes:
             report(request.scope, f"note: {note}")
         return await asyncio.to_thread(answer_of, job, body, ignored, notes)
 
-    def submit_request(self, body: TextToImage) -> tuple[Job, list[str], list[str]]:
-        """The job, the names of the fields that are ignored, and notes."""
+    def submit(self, body: TextToImage) -> tuple[Job, list[str], list[str]]:
+        """Queue a job; return it, the names of the ignored fields, and notes. Raises UserError."""
         options, notes = self.options.with_changes(body.override_settings)
-        asked, ignored = request_from_body(body, options)
-        job = submit_request(self.jobs, self.models, asked)
+        request, ignored = request_from_body(body, options)
+        job = submit_request(self.jobs, self.models, request)
         if not body.override_settings_restore_afterwards:
             self.options.set(body.override_settings)
         if body.force_task_id:
@@ -79,7 +79,7 @@ class Server:
         return job, ignored, notes
 
     def progress(self, job: Job | None) -> dict:
-        """As the webui tells it. current_image is filled in by who has time to read it."""
+        """Return the webui's progress answer; the caller adds current_image."""
         event = job.event if job else {}
         return {
             "progress": job.progress if job else 0.0,
@@ -99,11 +99,11 @@ class Server:
             "textinfo": None,
         }
 
-    async def task(self, asked: Task) -> dict:
-        """As the webui's own page asks for one task."""
-        id = self.tasks.get(asked.id_task, "")
+    async def task(self, body: Task) -> dict:
+        """Return the webui's progress answer for one task."""
+        id = self.tasks.get(body.id_task, "")
         job = self.jobs.get(id) if id else None
-        preview = await self.preview(job) if job and asked.live_preview and not job.has_ended else None
+        preview = await self.preview(job) if job and body.live_preview and not job.has_ended else None
         return {
             "active": bool(job) and job.state == "running",
             "queued": bool(job) and job.state == "queued",
@@ -111,12 +111,12 @@ class Server:
             "progress": job.progress if job else None,
             "eta": job.eta if job else None,
             "live_preview": preview and f"data:image/png;base64,{preview}",
-            "id_live_preview": job.event.get("step", -1) if job and preview else asked.id_live_preview,
+            "id_live_preview": job.event.get("step", -1) if job and preview else body.id_live_preview,
             "textinfo": "Waiting..." if not job or job.state == "queued" else None,
         }
 
     async def preview(self, job: Job | None) -> str | None:
-        """In base64, where there is one."""
+        """Return the job's preview in base64, or None."""
         if job is None or "preview" not in job.event:
             return None
         path = job.folder / job.event["preview"]
@@ -124,7 +124,7 @@ class Server:
 
 
 def answer_of(job: Job, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:
-    """Of a cancelled job what was finished before."""
+    """Return the webui's answer; a cancelled job's has the images that were finished."""
     result = job.result or {"images": [], "seeds": [], "infotexts": [], "settings": job.request["settings"]}
     images = [encode(job.folder / name) for name in result["images"]] if body.send_images else []
     parameters = body.model_dump(include=set(type(body).model_fields))
@@ -138,8 +138,8 @@ def encode(path: Path) -> str:
 
 
 def read_settings(text: str) -> dict:
-    """The settings in a picture's file, given in base64; none is no error here."""
-    data = decode_picture(text)
+    """Return the settings in an image, given in base64; an image without settings is no error."""
+    data = decode_image(text)
     try:
         infotext = read_infotext(io.BytesIO(data))
     except UserError:
@@ -162,14 +162,14 @@ def sdapi_router(jobs: Jobs, models: Models) -> APIRouter:
 def add_images(router: APIRouter, server: Server) -> None:
     @router.post("/txt2img")
     async def txt2img(body: TextToImage, request: Request) -> dict:
-        return await server.draw(body, request)
+        return await server.generate(body, request)
 
     @router.post("/img2img")
     async def img2img(body: ImageToImage, request: Request) -> dict:
-        return await server.draw(body, request)
+        return await server.generate(body, request)
 
     @router.post("/png-info")
-    async def png_info(body: Picture) -> dict:
+    async def png_info(body: PngInfoBody) -> dict:
         return await asyncio.to_thread(read_settings, body.image)
 
 
@@ -186,7 +186,7 @@ def add_running(router: APIRouter, server: Server) -> None:
 
     @router.post("/interrupt")
     async def interrupt() -> dict:
-        """Stops the job that is running; its answer has what is finished and what has become of the next image."""
+        """Stop the running job; its answer has the finished images and the unfinished one."""
         if job := jobs.current():
             jobs.cancel(job.id, Interrupted)
         return {}

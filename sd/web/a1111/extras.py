@@ -1,4 +1,4 @@
-"""The webui's "extras": an image enlarged without a model, /sdapi/v1/extra-single-image and extra-batch-images."""
+"""The webui's "extras": upscaling without a model, /sdapi/v1/extra-single-image and extra-batch-images."""
 
 import base64
 import io
@@ -12,14 +12,16 @@ from starlette.concurrency import run_in_threadpool
 
 from sd.utils.errors import UserError
 from sd.utils.images import INFOTEXT_KEY, to_rgb
-from sd.web.jobs.limits import MAX_BODY, MAX_PICTURES, MAX_PIXELS, TooLarge, check_picture, decode_picture
+from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, MAX_PIXELS, TooLarge, check_image, decode_image
 from sd.web.problems import PROBLEMS
 
 UPSCALERS = {"None": None, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 
 
-class Enlargement(BaseModel):
-    """resize_mode: 0 enlarges by upscaling_resize, 1 to upscaling_resize_w and _h. upscaler_2 is blended over the first
+class UpscaleRequest(BaseModel):
+    """The fields of both bodies.
+
+    resize_mode: 0 upscales by upscaling_resize, 1 to upscaling_resize_w and _h. upscaler_2 is blended over the first
     with extras_upscaler_2_visibility.
     """
 
@@ -37,7 +39,7 @@ class Enlargement(BaseModel):
     extras_upscaler_2_visibility: float = Field(0.0, ge=0, le=1)
 
 
-class OneImage(Enlargement):
+class UpscaleOneRequest(UpscaleRequest):
     image: str
 
 
@@ -46,70 +48,70 @@ class FileOf(BaseModel):
     name: str = ""
 
 
-class ManyImages(Enlargement):
-    imageList: list[FileOf] = Field(max_length=MAX_PICTURES)
+class UpscaleManyRequest(UpscaleRequest):
+    imageList: list[FileOf] = Field(max_length=MAX_IMAGES)
 
 
 def extras_router() -> APIRouter:
     router = APIRouter(prefix="/sdapi/v1", tags=["webui"], responses=PROBLEMS)
 
     @router.post("/extra-single-image")
-    async def extra_single_image(body: OneImage) -> dict[str, Any]:
-        return {"html_info": "", "image": await run_in_threadpool(enlarge_file, body, body.image)}
+    async def extra_single_image(body: UpscaleOneRequest) -> dict[str, Any]:
+        return {"html_info": "", "image": await run_in_threadpool(upscale_file, body, body.image)}
 
     @router.post("/extra-batch-images")
-    async def extra_batch_images(body: ManyImages) -> dict[str, Any]:
-        images = [await run_in_threadpool(enlarge_file, body, one.data) for one in body.imageList]
+    async def extra_batch_images(body: UpscaleManyRequest) -> dict[str, Any]:
+        images = [await run_in_threadpool(upscale_file, body, one.data) for one in body.imageList]
         return {"html_info": "", "images": images}
 
     return router
 
 
-def enlarge_file(asked: Enlargement, text: str) -> str:
-    """A PNG in base64, with the settings that the image held. text: the image in base64."""
-    image = check_picture(decode_picture(text))
+def upscale_file(body: UpscaleRequest, text: str) -> str:
+    """Return an upscaled PNG in base64, with the settings in the image. text: the image in base64. Raises UserError."""
+    image = check_image(decode_image(text))
     held = image.info.get(INFOTEXT_KEY, "")
     file = io.BytesIO()
     text_chunks = PngInfo()
     if isinstance(held, str) and held:
         text_chunks.add_text(INFOTEXT_KEY, held)
-    enlarge(to_rgb(image), asked).save(file, format="PNG", pnginfo=text_chunks)
+    upscale(to_rgb(image), body).save(file, format="PNG", pnginfo=text_chunks)
     return base64.b64encode(file.getvalue()).decode()
 
 
-def enlarge(image: Image.Image, asked: Enlargement) -> Image.Image:
-    """Raises UserError for what needs a model."""
-    if asked.gfpgan_visibility or asked.codeformer_visibility:
+def upscale(image: Image.Image, body: UpscaleRequest) -> Image.Image:
+    """Return the image upscaled. Raises UserError for what needs a model, TooLarge."""
+    if body.gfpgan_visibility or body.codeformer_visibility:
         raise UserError("restoring faces is not supported here: leave gfpgan_visibility and codeformer_visibility out.")
-    first, second = (find_upscaler(name) for name in (asked.upscaler_1, asked.upscaler_2))
+    first, second = (find_upscaler(name) for name in (body.upscaler_1, body.upscaler_2))
     if first is None:
         return image
-    size = size_of(image, asked)
+    size = size_of(image, body)
     if size[0] * size[1] > MAX_PIXELS:
-        raise TooLarge(f"{size[0]}x{size[1]} is too large here: {MAX_PIXELS >> 20} million pixels are allowed.")
-    enlarged = image.resize(size, first)
-    if second is not None and asked.extras_upscaler_2_visibility:
-        enlarged = Image.blend(enlarged, image.resize(size, second), asked.extras_upscaler_2_visibility)
-    return crop(enlarged, asked) if asked.resize_mode == 1 and asked.upscaling_crop else enlarged
+        raise TooLarge(f"{size[0]}x{size[1]} is too large: {MAX_PIXELS >> 20} million pixels are allowed.")
+    upscaled = image.resize(size, first)
+    if second is not None and body.extras_upscaler_2_visibility:
+        upscaled = Image.blend(upscaled, image.resize(size, second), body.extras_upscaler_2_visibility)
+    return crop(upscaled, body) if body.resize_mode == 1 and body.upscaling_crop else upscaled
 
 
 def find_upscaler(name: str) -> Image.Resampling | None:
     for known, how in UPSCALERS.items():
         if name.lower() == known.lower():
             return how
-    raise UserError(f"there is no upscaler {name[:100]!r} here: use {', '.join(UPSCALERS)}.")
+    raise UserError(f"unknown upscaler {name[:100]!r}; choose from {', '.join(UPSCALERS)}.")
 
 
-def size_of(image: Image.Image, asked: Enlargement) -> tuple[int, int]:
-    """In mode 1 the smallest of the image's shape that covers the size asked for."""
-    factor = asked.upscaling_resize
-    if asked.resize_mode == 1:
-        factor = max(asked.upscaling_resize_w / image.width, asked.upscaling_resize_h / image.height)
+def size_of(image: Image.Image, body: UpscaleRequest) -> tuple[int, int]:
+    """Return the size; in mode 1 the smallest of the image's aspect ratio that covers the requested size."""
+    factor = body.upscaling_resize
+    if body.resize_mode == 1:
+        factor = max(body.upscaling_resize_w / image.width, body.upscaling_resize_h / image.height)
     return max(round(image.width * factor), 1), max(round(image.height * factor), 1)
 
 
-def crop(image: Image.Image, asked: Enlargement) -> Image.Image:
-    """The middle, of the size asked for."""
-    width, height = asked.upscaling_resize_w, asked.upscaling_resize_h
+def crop(image: Image.Image, body: UpscaleRequest) -> Image.Image:
+    """Crop the center to the requested size."""
+    width, height = body.upscaling_resize_w, body.upscaling_resize_h
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

@@ -1,7 +1,7 @@
-"""Fields of a webui request that this server does not have: which of them change nothing, and which are refused.
+"""Fields of webui requests that this server does not support: those without effect, and those that are refused.
 
-The webui's request models drop a name that they do not have, so such a name cannot change a webui picture: it is taken
-and listed in the answer. A name that the webui has, at a value that would change the picture, is refused.
+The webui ignores unknown fields, so such a field cannot change an image: it is accepted and listed in the answer. A
+field of the webui with a value that would change the image is refused.
 """
 
 from typing import Any
@@ -9,15 +9,15 @@ from typing import Any
 from sd.pipeline.sampler_names import find_sampler
 from sd.utils.errors import UserError
 
-# Fields that say nothing about the picture, or nothing without another that is refused. SillyTavern sends the server's
-# own address and password along.
+# Fields that do not affect the image, or only together with one that is refused. SillyTavern sends the server's own
+# address and password.
 NO_EFFECT = frozenset(
     """
     do_not_save_samples do_not_save_grid comments s_tmin s_tmax url auth refiner_switch_at image_cfg_scale
     hr_additional_modules distilled_cfg_scale hr_distilled_cfg script_args seed_enable_extras mask_round
     """.split()
 )
-# The webui's other fields, with the values, beside None, False, 0 and what is empty, that change nothing.
+# The webui's other fields, with the values, beside None, False, 0 and empty ones, that have no effect.
 AT_DEFAULT: dict[str, tuple] = {
     "restore_faces": (),
     "s_min_uncond": (),
@@ -43,21 +43,21 @@ AT_DEFAULT: dict[str, tuple] = {
 }
 SECOND_PASS = tuple(name for name in AT_DEFAULT if name.startswith(("hr_", "firstp")))
 IMAGE_ONLY = ("latent_mask", "initial_noise_multiplier")  # unknown to the webui's txt2img
-# What the webui's img2img has and its txt2img has not: every client that has one body for both sends these.
+# Fields of the webui's img2img alone, which clients with one body for both send to txt2img.
 OF_IMAGES = frozenset(
     """
     resize_mode mask_blur mask_blur_x mask_blur_y inpainting_fill inpaint_full_res inpaint_full_res_padding
     inpainting_mask_invert initial_noise_multiplier include_init_images
     """.split()
 )
-MOST_LISTED = 30  # names of ignored fields in an answer
+MAX_LISTED = 30  # names of ignored fields in an answer
 OFF = (False, None, "False", "false", 0)
 
 
 def check_fields(body: Any, has_image: bool) -> list[str]:
-    """The names of the fields that are ignored. Raises UserError for one that asks for what is not to be had.
+    """Return the names of the fields that are ignored. Raises UserError for one that is not supported.
 
-    body: a `webui.TextToImage`; its fields that are unknown here are its `model_extra`.
+    body: a `schema.TextToImage`; its unknown fields are its `model_extra`.
     """
     ignored = ["enable_hr"] if has_image and body.enable_hr else []
     for name, value in body.model_extra.items():
@@ -68,7 +68,7 @@ def check_fields(body: Any, has_image: bool) -> list[str]:
                 raise UserError(f"{name} is not supported here: leave it out.")
         else:
             ignored.append(name[:100])
-    return ignored[:MOST_LISTED]
+    return ignored[:MAX_LISTED]
 
 
 def has_no_effect(body: Any, name: str, value: Any, has_image: bool) -> bool:
@@ -80,7 +80,7 @@ def has_no_effect(body: Any, name: str, value: Any, has_image: bool) -> bool:
 
 
 def is_same_as_first(body: Any, name: str, value: Any) -> bool:
-    """Whether a field about the second pass repeats what the first has."""
+    """Return whether a field of the second pass repeats the first pass's value."""
     if name == "hr_sampler_name":
         return is_same_sampler(str(value), body.sampler_name or body.sampler_index)
     first = {"hr_cfg": "cfg_scale", "hr_checkpoint_name": ""}.get(name, name.removeprefix("hr_"))
@@ -95,7 +95,7 @@ def is_same_sampler(one: str, other: str) -> bool:
 
 
 def check_scripts(body: Any) -> None:
-    """Raises UserError for an extension of the webui that would do something.
+    """Raises UserError for an extension of the webui that would have an effect.
 
     Its arguments come as {"args": [...]}, {"args": {...}}, {} or null.
     """
@@ -128,7 +128,7 @@ def is_value_off(value: Any) -> bool:
 
 
 def is_off_unit(unit: Any) -> bool:
-    """A unit of ControlNet and of what is made like it. {} is one that nothing was filled into."""
+    """Return whether a unit of ControlNet or a similar extension is off; {} is an unused one."""
     if not isinstance(unit, dict):
         return unit in OFF
     return not unit or any(name in unit and unit[name] in OFF for name in ("enabled", "enable", "is_enabled"))
@@ -139,7 +139,7 @@ def is_off_detailer(unit: dict) -> bool:
 
 
 def repeats_sampler(args: list, body: Any) -> bool:
-    """Whether the built-in script "Sampler" (steps, sampler, schedule), which goes before the body, says the same."""
+    """Return whether the built-in script "Sampler" (steps, sampler, schedule), which overrides the body, repeats it."""
     steps, sampler, schedule = (args + [None] * 3)[:3]
     return (
         steps in (None, body.steps)
@@ -149,7 +149,7 @@ def repeats_sampler(args: list, body: Any) -> bool:
 
 
 def repeats_seed(args: list, body: Any) -> bool:
-    """As `repeats_sampler`, for "Seed": seed, whether the rest counts, variation seed, its strength, an older size."""
+    """Do the same for "Seed": seed, whether the rest counts, variation seed, its strength, an older size."""
     seed, counts, subseed, strength, *size = args + [None] * max(6 - len(args), 0)
     if seed not in (None, body.seed):
         return False

@@ -1,5 +1,6 @@
-"""What the webui's clients ask before they send anything: the lists of models, samplers and the like, and the server's
-own state. No answer holds a path of this machine.
+"""The webui's lists of models, samplers and the like, and its server state, which clients ask for first.
+
+No answer contains a path of this machine.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.problems import PROBLEMS
 
-# What clients look up and this server has none of.
+# Lists that are empty here.
 EMPTY: dict[str, Any] = {
     "sd-modules": [],
     "hypernetworks": [],
@@ -30,15 +31,15 @@ EMPTY: dict[str, Any] = {
     "extensions": [],
     "cmd-flags": {"api": True},
 }
-SCALES = {"None": 1, "Lanczos": 4, "Nearest": 4}  # as the webui says
-NO_LATENT = ("lanczos",)  # of the upscalers for a second pass, those that work on the image
+SCALES = {"None": 1, "Lanczos": 4, "Nearest": 4}  # the webui's values
+NO_LATENT = ("lanczos",)  # upscalers of the second pass that work on the image
 
 
 def lists_router(jobs: Jobs, models: Models) -> APIRouter:
-    """Its last address takes whatever no router before it has."""
+    """Return the routes; the last one takes every other address below /sdapi/v1."""
     router = APIRouter(prefix="/sdapi/v1", tags=["webui"], responses=PROBLEMS)
     add_models(router, models)
-    add_ways(router)
+    add_sampling_lists(router)
     add_state(router, jobs)
     add_others(router)
     return router
@@ -72,7 +73,7 @@ def add_models(router: APIRouter, models: Models) -> None:
 
 
 def describe_checkpoints(models: Models) -> list[dict]:
-    """The hash only where it is known: to compute it takes seconds for each file."""
+    """Return the webui's list of checkpoints, with hashes that are known; computing one takes seconds for each file."""
     described = []
     for name, path in models.names("checkpoint").items():
         title, sha256 = title_of(models, name), known_hash(path)
@@ -89,7 +90,7 @@ def describe_checkpoints(models: Models) -> list[dict]:
     return described
 
 
-def add_ways(router: APIRouter) -> None:
+def add_sampling_lists(router: APIRouter) -> None:
     @router.get("/samplers")
     async def samplers() -> list[dict]:
         return [{"name": one.label, "aliases": [name, f"k_{name}"], "options": {}} for name, one in SAMPLERS.items()]
@@ -121,18 +122,18 @@ def add_state(router: APIRouter, jobs: Jobs) -> None:
 
     @router.post("/unload-checkpoint")
     async def unload_checkpoint() -> dict:
-        """Frees the memory of every worker that is idle; the next request loads the checkpoint again."""
-        await asyncio.to_thread(jobs.free)
+        """Free the memory of every idle worker; the next request loads the checkpoint again."""
+        await asyncio.to_thread(jobs.free_memory)
         return {}
 
     @router.post("/reload-checkpoint")
     async def reload_checkpoint() -> dict:
-        """Nothing is to be done: a request loads the checkpoint that it wants."""
+        """Do nothing, since each request loads its checkpoint."""
         return {}
 
 
 def ram() -> dict:
-    """Bytes, as the webui tells them."""
+    """Return the memory in bytes, in the webui's keys."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         total, free = (os.sysconf(name) * page for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
@@ -154,7 +155,7 @@ def add_others(router: APIRouter) -> None:
 
 
 def connect_router(jobs: Jobs) -> APIRouter:
-    """The addresses beside /sdapi that clients ask to see whether a webui answers."""
+    """Return the routes beside /sdapi by which clients detect a webui."""
     router = APIRouter(tags=["webui"], responses=PROBLEMS)
 
     @router.get("/internal/ping")

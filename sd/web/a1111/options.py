@@ -1,4 +1,4 @@
-"""The webui's options that are chosen for all requests, and what a request may say of the others."""
+"""The webui's options: those that can be set for all requests, and the check of all others."""
 
 from pathlib import PurePosixPath
 from typing import Any
@@ -9,8 +9,8 @@ from sd.web.a1111.webui_options import AT_DEFAULT, FIXED, NO_EFFECT, SHOWN
 from sd.web.jobs.model_index import Models
 
 MOST_CLIP_SKIP = 12
-NOTHING = (None, "", [], {})  # asks for nothing, whatever the option
-CHOICES = {  # what can be chosen, and the method that checks it
+NOTHING = (None, "", [], {})  # no value, for any option
+CHOICES = {  # the options that can be set, and the methods that check them
     "sd_model_checkpoint": "choose_checkpoint",
     "sd_vae": "choose_vae",
     "CLIP_stop_at_last_layers": "choose_clip_skip",
@@ -19,7 +19,7 @@ OWN_VAE = ("automatic", "none")  # the webui's words for "no separate VAE"
 
 
 class Options:
-    """What is chosen for all that do not say otherwise. It is forgotten when the server ends."""
+    """The options that are set for all requests until the server ends."""
 
     def __init__(self, models: Models):
         self.models = models
@@ -35,14 +35,14 @@ class Options:
         self.chosen |= self.check(changes)[0]
 
     def with_changes(self, changes: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """All of them, for one request, and notes on what this server has otherwise."""
+        """Return all options for one request, and notes on those that differ here. Raises UserError."""
         checked, notes = self.check(changes)
         return self.all() | checked, notes
 
     def check(self, changes: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Those that can change, and notes. Raises UserError for an unknown one, and for a value that is not to be had.
+        """Return the changes that can be made, and notes; nothing is set yet.
 
-        Whatever is wrong, nothing has been chosen yet.
+        Raises UserError for an unknown option and for a value that is not supported.
         """
         checked, notes = {}, []
         for name, value in changes.items():
@@ -61,12 +61,12 @@ class Options:
         return by_model_name[text] if text in by_model_name else titles[self.models.checkpoint(text)]
 
     def choose_vae(self, value: Any) -> str:
-        """As the webui writes it: "Automatic", "None", or a name."""
+        """Return "Automatic", "None" or a name, as the webui writes it. Raises UserError."""
         text = str(value)
         if text.lower() in OWN_VAE:
             return text.capitalize()
         if "VAE" not in self.models.folders:
-            raise UserError(f"there is no VAE named {text[:100]} here: leave sd_vae out.")
+            raise UserError(f"unknown VAE {text[:100]!r}: leave sd_vae out.")
         path = self.models.find("VAE", text)
         return next(name for name, one in self.models.names("VAE").items() if one == path)
 
@@ -77,7 +77,7 @@ class Options:
 
 
 def check_fixed(name: str, value: Any) -> str:
-    """A note on an option that cannot change, or "". Raises UserError for a value that is not to be had."""
+    """Return a note on an option that is fixed, or "". Raises UserError for a value that is not supported."""
     if name in NO_EFFECT or value in NOTHING:
         return ""
     if name in FIXED:
@@ -91,7 +91,7 @@ def check_fixed(name: str, value: Any) -> str:
         if value == fixed:
             return ""
     else:
-        raise UserError(f"there is no option {name[:100]} here: leave it out.")
+        raise UserError(f"unknown option {name[:100]!r}: leave it out.")
     raise UserError(f"the option {name} is {fixed!r} here and cannot be changed: leave it out.")
 
 
@@ -107,5 +107,5 @@ def model_name_of(title: str) -> str:
 
 
 def vae_of(options: dict[str, Any]) -> str:
-    """What `Asked.vae` wants."""
+    """Return the value of `GenerateRequest.vae`."""
     return "" if options["sd_vae"].lower() == "automatic" else options["sd_vae"]

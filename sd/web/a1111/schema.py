@@ -17,7 +17,7 @@ from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 from sd.web.a1111.fields import check_fields, check_scripts
 from sd.web.a1111.options import vae_of
-from sd.web.jobs.limits import MAX_BODY, MAX_PICTURES, decode_picture
+from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
 from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.submit import GenerateRequest
 
@@ -60,8 +60,8 @@ class TextToImage(Named):  # type: ignore[misc, valid-type]
 
     styles: list[str] = Field([])
     sampler_index: str = "Euler"
-    batch_size: int = Field(1, ge=1, le=MAX_PICTURES)
-    n_iter: int = Field(1, ge=1, le=MAX_PICTURES)
+    batch_size: int = Field(1, ge=1, le=MAX_IMAGES)
+    n_iter: int = Field(1, ge=1, le=MAX_IMAGES)
     eta: float = 0.0
     enable_hr: bool = False
     hr_second_pass_steps: int = Field(0, ge=0)
@@ -212,12 +212,12 @@ def add_image(request: GenerateRequest, body: ImageToImage) -> None:
     if body.resize_mode not in RESIZE_MODES:
         raise UserError(f"resize_mode {body.resize_mode} is not supported here: use 0 (stretch) or 1 (crop).")
     request.resize_mode = RESIZE_MODES[body.resize_mode]
-    request.image = decode_picture(body.init_images[0])
+    request.image = decode_image(body.init_images[0])
     if not body.mask:
         return
     if body.inpainting_fill not in (0, 1):
         raise UserError(f"inpainting_fill {body.inpainting_fill} is not supported here: use 0 (fill) or 1 (original).")
-    request.mask = decode_picture(body.mask)
+    request.mask = decode_image(body.mask)
     blur = body.mask_blur_x if body.mask_blur is None else body.mask_blur
     if body.mask_blur is None and body.mask_blur_x != body.mask_blur_y:
         raise UserError("mask_blur_x and mask_blur_y differ, which is not supported here: use mask_blur.")

@@ -1,6 +1,6 @@
-"""The options of AUTOMATIC1111's webui, by what they do to a picture that is asked for over HTTP."""
+"""The options of AUTOMATIC1111's webui, by their effect on an image that is generated over HTTP."""
 
-# About saving, previews, folders, the interface, training and the program itself: they change no picture.
+# About saving, previews, folders, the interface, training and the program itself: they change no image.
 NO_EFFECT = frozenset(
     """
     samples_save samples_filename_pattern save_images_add_number save_images_replace_action grid_save grid_format

@@ -1,1 +1,1 @@
-"""Jobs: requests, the queue, the worker that does them, and their own HTTP API."""
+"""Jobs: requests, the queue, the workers and the HTTP API /jobs."""

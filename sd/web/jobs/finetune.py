@@ -1,4 +1,4 @@
-"""A job of the kind "teach": training an embedding or a LoRA that prompts can name on a few images."""
+"""A job of the kind "teach": trains an embedding or a LoRA on a few images."""
 
 import math
 import re
@@ -12,28 +12,29 @@ from sd.tokenizer import Tokenizer
 from sd.training.finetune.finetune import teach
 from sd.training.finetune.recipes import KINDS, LARGE, SMALL, TINY, recipe_for
 from sd.utils.errors import UserError
-from sd.web.jobs.generate import Drawer
+from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.job import Cancelled, Job, Skipped
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs, Tell
 
-METHODS = {"ti": "embedding", "lora": "LoRA"}  # DreamBooth makes a whole checkpoint: scripts/train_dreambooth.py
-FEWEST, MOST = 2, 30  # pictures
-MOST_STEPS = 5000
+METHODS = {"ti": "embedding", "lora": "LoRA"}  # DreamBooth trains a whole checkpoint: scripts/train_dreambooth.py
+MIN_IMAGES, MAX_IMAGES = 2, 30
+MAX_STEPS = 5000
 NAME = re.compile(r"[A-Za-z0-9][\w-]{1,39}", re.ASCII)
-POINTS = 80  # of a curve
+CURVE_POINTS = 80
 
 
 @dataclass
-class Lesson:
-    """name: of what is learnt, the word that prompts say too. class_word: what kind of thing it is, or "".
+class FineTuneRequest:
+    """A request to fine-tune.
 
-    steps: None for the method's own. pictures: files, as bytes, that `limits` has checked. page: the open page that
-    asks, which shows its own jobs; "" for the API.
+    name: of the result, and the word that prompts use. class_word: what the subject is, such as "dog", or "". steps:
+    None for the method's default. images: files, as bytes, that `limits` has checked. page: the open page that sent
+    the request and shows the job; "" for the API.
     """
 
     name: str
-    pictures: list[bytes]
+    images: list[bytes]
     method: str = "lora"
     kind: str = "object"
     class_word: str = ""
@@ -42,86 +43,96 @@ class Lesson:
     page: str = ""
 
 
-def ask_to_teach(jobs: Jobs, models: Models, lesson: Lesson) -> Job:
-    """A new job of the kind "teach". Raises UserError for what cannot be trained, Busy where the queue is full."""
-    check_lesson(models, lesson)
-    request = {key: value for key, value in asdict(lesson).items() if key != "pictures"}
+def submit_finetune(jobs: Jobs, models: Models, request: FineTuneRequest) -> Job:
+    """Queue a job of the kind "teach". Raises UserError for what cannot be trained, Busy where the queue is full."""
+    check_finetune(models, request)
+    values = {key: value for key, value in asdict(request).items() if key != "images"}
     with jobs.changed:  # so that of two requests at the same moment the second sees the first
-        check_no_other_trains(jobs, lesson)
-        return jobs.submit("teach", request, {f"photo-{i:02}": data for i, data in enumerate(lesson.pictures)})
+        check_not_training(jobs, request)
+        return jobs.submit("teach", values, {f"photo-{i:02}": data for i, data in enumerate(request.images)})
 
 
-def check_lesson(models: Models, lesson: Lesson) -> None:
-    if lesson.method not in METHODS or lesson.kind not in KINDS:
-        raise UserError("choose a LoRA or an embedding, of an object or a style.")
-    if not NAME.fullmatch(lesson.name):
-        raise UserError("give it a name of 2 to 40 letters, digits, - and _, such as my-dog.")
-    if lesson.method == "ti" and is_known_word(lesson.name):
-        raise UserError(f"the model knows the word {lesson.name} already: choose another, such as my-{lesson.name}.")
-    if lesson.name in models.names(METHODS[lesson.method]):
-        raise UserError(f"there is a {METHODS[lesson.method]} named {lesson.name} already: choose another name.")
-    if not FEWEST <= len(lesson.pictures) <= MOST:
-        raise UserError(f"{images_given(len(lesson.pictures))}: 5 to 15 are best, {FEWEST} to {MOST} will do.")
-    if lesson.steps is not None:
-        check_whole("number of training steps", lesson.steps, 1, MOST_STEPS)
-    if not re.fullmatch(r"[\w -]{0,40}", lesson.class_word):
-        raise UserError("say in a word or two what kind of thing it is, such as dog.")
-    models.checkpoint(lesson.checkpoint)
+def check_finetune(models: Models, request: FineTuneRequest) -> None:
+    if request.method not in METHODS or request.kind not in KINDS:
+        raise UserError("unknown method or kind; choose lora or ti, and object or style.")
+    if not NAME.fullmatch(request.name):
+        raise UserError("invalid name: use 2 to 40 letters, digits, - and _, such as my-dog.")
+    if request.method == "ti" and is_known_word(request.name):
+        raise UserError(f"the model knows the word {request.name} already: choose another, such as my-{request.name}.")
+    if request.name in models.names(METHODS[request.method]):
+        raise UserError(f"there is a {METHODS[request.method]} named {request.name} already: choose another name.")
+    if not MIN_IMAGES <= len(request.images) <= MAX_IMAGES:
+        raise UserError(f"{count_images(len(request.images))}: 5 to 15 are best, {MIN_IMAGES} to {MAX_IMAGES} will do.")
+    if request.steps is not None:
+        check_whole("number of training steps", request.steps, 1, MAX_STEPS)
+    if not re.fullmatch(r"[\w -]{0,40}", request.class_word):
+        raise UserError("invalid class word: use a word or two for what it is, such as dog.")
+    models.checkpoint(request.checkpoint)
 
 
-def check_no_other_trains(jobs: Jobs, lesson: Lesson) -> None:
-    """Raises UserError where a job that waits or runs is going to write the file that this one would write."""
+def check_not_training(jobs: Jobs, request: FineTuneRequest) -> None:
+    """Raises UserError where a waiting or running job is going to write the same file."""
     for job in jobs.live.values():
-        same = job.kind == "teach" and (job.request["name"], job.request["method"]) == (lesson.name, lesson.method)
+        same = job.kind == "teach" and (job.request["name"], job.request["method"]) == (request.name, request.method)
         if same and not job.has_ended:
-            raise UserError(f"{lesson.name} is being trained already: wait for it, cancel it, or choose another name.")
+            raise UserError(f"{request.name} is being trained already: wait for it, cancel it, or choose another name.")
 
 
-def images_given(count: int) -> str:
+def count_images(count: int) -> str:
     return "no image was given" if count == 0 else "1 image was given" if count == 1 else f"{count} images were given"
 
 
-def usual_steps(method: str, image_size: int) -> int:
-    """How many steps a method trains for on a model made for that size when nobody says otherwise."""
+def default_steps(method: str, image_size: int) -> int:
+    """Return how many steps a method trains by default on a model of that image size in pixels."""
     return (TINY if image_size <= SMALL else LARGE)[method]["steps"]
 
 
 @lru_cache(maxsize=1)
 def tokenizer() -> Tokenizer:
-    """One for the whole server: it takes a moment to make."""
+    """Return the server's one tokenizer, which takes a moment to load."""
     return Tokenizer()
 
 
 def is_known_word(name: str) -> bool:
-    """Whether the vocabulary has a token for exactly this word, so that it cannot stand for something new."""
+    """Return whether the vocabulary has a token for exactly this word, so that it cannot name something new."""
     return len(tokenizer().encode(name)) == 1
 
 
-class Teacher:
-    """A `Run`, with the checkpoint that the drawer has loaded, which is afterwards as it was."""
+class FineTuner:
+    """A `Run` that fine-tunes with the generator's loaded checkpoint, which is unchanged afterwards."""
 
-    def __init__(self, drawer: Drawer):
-        self.drawer = drawer
+    def __init__(self, generator: ImageGenerator):
+        self.generator = generator
 
     def __call__(self, job: Job, tell: Tell) -> dict:
-        """Its result: "files", "sheet" (of them), "say" (what a prompt says to use it), "prompt" (one to try it with),
-        "step" (the one whose weights were taken), "steps" (of all).
+        """Return {"files", "sheet" (one of them), "say" (what a prompt needs to use the result), "prompt" (to try it),
+        "step" (whose weights were taken), "steps" (of the whole training)}.
         """
-        asked = job.request
-        method, name, kind = asked["method"], asked["name"], METHODS[asked["method"]]
+        request = job.request
+        method, name, kind = request["method"], request["name"], METHODS[request["method"]]
         photos = job.folder / "photos"
         photos.mkdir()
         for path in sorted(job.folder.glob("photo-*")):
-            path.rename(photos / f"{path.name}.png")  # whatever it is: what opens it looks inside
-        pipe = self.drawer.load(asked["checkpoint"])
-        given = {"kind": asked["kind"], "class_word": asked["class_word"] or None, "steps": asked["steps"]}
+            path.rename(photos / f"{path.name}.png")  # in any format: it is opened by its content
+        pipe = self.generator.load(request["checkpoint"])
+        given = {"kind": request["kind"], "class_word": request["class_word"] or None, "steps": request["steps"]}
         recipe = recipe_for(method, pipe, name, **given)
-        output = self.drawer.models.folders[kind] / f"{name}.safetensors"
+        output = self.generator.models.folders[kind] / f"{name}.safetensors"
         try:
-            result = teach(method, photos, name, pipe, recipe, Reporter(job, tell), job.folder / "run", output, quiet)
-        except KeyboardInterrupt as stop:  # the loop's own, once it has stopped
+            result = teach(
+                method,
+                photos,
+                name,
+                pipe,
+                recipe,
+                TrainingReporter(job, tell),
+                job.folder / "run",
+                output,
+                ignore_message,
+            )
+        except KeyboardInterrupt as stop:  # raised by the training loop once it has stopped
             raise Cancelled from stop
-        self.drawer.models.refresh()
+        self.generator.models.refresh()
         shutil.copyfile(result.sheet, job.folder / "sheet.png")
         tag = "" if method == "ti" else f" <lora:{name}:1>"
         return {
@@ -134,8 +145,8 @@ class Teacher:
         }
 
 
-class Reporter:
-    """An `on_event` that adds what the page shows: the curves so far, and the newest preview beside the job."""
+class TrainingReporter:
+    """An `on_event` that adds what the page shows: the loss curves so far and the newest preview."""
 
     def __init__(self, job: Job, tell: Tell):
         self.job, self.tell = job, tell
@@ -144,22 +155,22 @@ class Reporter:
 
     def __call__(self, event: dict) -> None:
         self.losses.append(event["loss"])
-        told = {"step": event["step"], "steps": event["steps"], "losses": smooth(self.losses)}
+        values = {"step": event["step"], "steps": event["steps"], "losses": smooth_losses(self.losses)}
         if event["held_out"] is not None:
             self.held_out.append((event["step"], event["held_out"]))
         if event["preview"] is not None:
             shutil.copyfile(event["preview"], self.job.folder / "preview.png")
-            told |= {"preview": "preview.png", "shown": event["step"]}
-        with suppress(Skipped):  # there is no next picture to go on with
-            self.tell(told | {"held_out": self.held_out})
+            values |= {"preview": "preview.png", "shown": event["step"]}
+        with suppress(Skipped):  # a training has no next image to continue with
+            self.tell(values | {"held_out": self.held_out})
 
 
-def smooth(values: list[float]) -> list[tuple[int, float]]:
-    """(step, mean of the steps up to it) at POINTS places at most."""
-    width = math.ceil(len(values) / POINTS)
+def smooth_losses(values: list[float]) -> list[tuple[int, float]]:
+    """Return (step, mean loss of the steps up to it), CURVE_POINTS of them at most."""
+    width = math.ceil(len(values) / CURVE_POINTS)
     parts = [(i, values[i : i + width]) for i in range(0, len(values), width)]
     return [(i + len(part), round(sum(part) / len(part), 5)) for i, part in parts]
 
 
-def quiet(sentence: str) -> None:
-    """What a script would print is on the page."""
+def ignore_message(sentence: str) -> None:
+    """Drop a message of the training, since the page shows its progress."""

@@ -1,4 +1,4 @@
-"""A job of the kind "draw", in the worker: pictures, saved one by one, so that what was made before a stop is there."""
+"""A job of the kind "draw", in the worker: generates images and saves each one at once, so that a stop loses none."""
 
 import gc
 import time
@@ -20,7 +20,7 @@ from sd.utils.files import save_png, write_png
 from sd.utils.image_grid import grid
 from sd.utils.images import open_image, to_rgb
 from sd.web.jobs.job import Cancelled, Interrupted, Job, Skipped
-from sd.web.jobs.masks import MaskOptions, fill_masked, prepare_mask, put_back, region_of
+from sd.web.jobs.masks import MaskOptions, fill_masked, paste_region, prepare_mask, region_of
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Tell
 
@@ -29,8 +29,8 @@ PREVIEW_SHARE = 0.1  # of the time, at most
 
 
 @dataclass
-class Prepared:
-    """What a job starts from. whole, region: the picture and the part of it that is drawn, where it is only a part."""
+class InitInputs:
+    """The inputs of a job. whole, whole_mask, region: set where only a part of the whole image is generated."""
 
     image: Image.Image | None = None
     mask: Image.Image | None = None
@@ -38,15 +38,16 @@ class Prepared:
     whole_mask: Image.Image | None = None
     region: tuple[int, int, int, int] | None = None
 
-    def finish(self, drawn: Image.Image) -> Image.Image:
-        return drawn if self.region is None else put_back(self.whole, drawn, self.whole_mask, self.region)
+    def finish(self, generated: Image.Image) -> Image.Image:
+        return generated if self.region is None else paste_region(self.whole, generated, self.whole_mask, self.region)
 
 
 @dataclass
-class Drawer:
-    """A `Run` that keeps the checkpoint it drew with last.
+class ImageGenerator:
+    """A `Run` that generates images and keeps the last checkpoint loaded.
 
-    models: the three folders. device: None to choose. precision, optimizations: as the drawing scripts' flags say them.
+    models: the folders of models. device: None to choose one. precision, optimizations: the values of the scripts'
+    flags --precision and --optimize.
     """
 
     models: Models = field(default_factory=Models)
@@ -56,13 +57,13 @@ class Drawer:
     pipe: StableDiffusion | None = None
 
     def __call__(self, job: Job, tell: Tell) -> dict:
-        """Its result: "files", "images" (of them, the pictures), "seeds", "infotexts", "settings" as drawn, "notes"."""
+        """Return {"files", "images" (those of the files), "seeds", "infotexts", "settings" (as used), "notes"}."""
         request = job.request
         settings = GenerationSettings(**request["settings"])
         pipe = self.load(request["checkpoint"], request.get("vae", ""))
-        start = prepare(job.folder, request, settings, pipe.image_size)
+        start = prepare_inputs(job.folder, request, settings, pipe.image_size)
         settings = pipe.resolve_size(settings, start.image)
-        made = {
+        result: dict = {
             "files": [],
             "images": [],
             "seeds": [],
@@ -71,50 +72,52 @@ class Drawer:
             "notes": list(pipe.notes),
         }
         try:
-            self.draw(pipe, settings, start, job, Teller(tell, pipe, job.folder), made)
+            self.generate(pipe, settings, start, job, StepReporter(tell, pipe, job.folder), result)
         except Cancelled:
-            pass  # the server knows; what is made stays
+            pass  # the server knows; the finished images stay
         except BaseException:
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # after running out of memory the next job finds it free
             raise
-        return made
+        return result
 
-    def draw(
+    def generate(
         self,
         pipe: StableDiffusion,
         settings: GenerationSettings,
-        start: Prepared,
+        start: InitInputs,
         job: Job,
-        teller: "Teller",
-        made: dict,
+        reporter: "StepReporter",
+        result: dict,
     ) -> None:
         prefix = GenerationRequest(settings, job.request["title"]).prefix
-        parts = list(portions(settings, 1 if pipe.device.type == "cpu" else job.request["batch_size"]))
+        parts = list(split_into_batches(settings, 1 if pipe.device.type == "cpu" else job.request["batch_size"]))
         for index, part in enumerate(parts):
-            teller.before, teller.parts, teller.x0 = index, len(parts), None
+            reporter.before, reporter.parts, reporter.x0 = index, len(parts), None
             try:
-                pictures = pipe.generate(part, start.image, start.mask, on_step=teller)
+                output = pipe.generate(part, start.image, start.mask, on_step=reporter)
             except Skipped:
                 continue
             except Interrupted:
-                self.save(unfinished(pipe, part, start, teller), start, job, prefix, made)
+                self.save_images(unfinished_images(pipe, part, start, reporter), start, job, prefix, result)
                 raise
-            self.save(pictures, start, job, prefix, made)
+            self.save_images(output, start, job, prefix, result)
 
-    def save(self, pictures: GenerationOutput, start: Prepared, job: Job, prefix: str, made: dict) -> None:
-        made["notes"] += [note for note in pictures.notes if note not in made["notes"]]
-        for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
-            name = save_png(start.finish(picture), job.folder, text, prefix).name
-            made["files"].append(name)
-            made["images"].append(name)
-            made["seeds"].append(seed)
-            made["infotexts"].append(text)
+    def save_images(self, output: GenerationOutput, start: InitInputs, job: Job, prefix: str, result: dict) -> None:
+        result["notes"] += [note for note in output.notes if note not in result["notes"]]
+        for image, seed, text in zip(output.images, output.seeds, output.infotexts):
+            name = save_png(start.finish(image), job.folder, text, prefix).name
+            result["files"].append(name)
+            result["images"].append(name)
+            result["seeds"].append(seed)
+            result["infotexts"].append(text)
 
     def load(self, name: str, vae: str = "") -> StableDiffusion:
-        """The pipeline of that checkpoint and VAE, each by its name; the one before is let go first, so that two never
-        fill the memory."""
+        """Return the pipeline of a checkpoint and a VAE, each by its name.
+
+        The last one is released first, so that memory never holds two. Raises UserError.
+        """
         path = self.models.checkpoint(name)
         separate = self.models.vae(vae, path)
         if self.pipe is None or (self.pipe.path, self.pipe.vae_path) != (path, separate):
@@ -128,13 +131,13 @@ class Drawer:
         return self.pipe
 
 
-class Teller:
-    """An `on_step` that counts the steps over all parts of a job and, now and then, shows what is coming."""
+class StepReporter:
+    """An `on_step` that counts the steps over all batches of a job and writes a preview from time to time."""
 
     def __init__(self, tell: Tell, pipe: StableDiffusion, folder: Path):
         self.tell, self.pipe, self.folder = tell, pipe, folder
         self.before, self.parts = 0, 1
-        self.x0, self.reached = None, ""  # the images of this part as the last step has them; which step that was
+        self.x0, self.reached = None, ""  # the last step's prediction for this batch; which step that was
         self.next_preview = time.monotonic() + PREVIEW_AFTER
 
     def __call__(self, done: int, total: int, x0: torch.Tensor) -> None:
@@ -149,41 +152,43 @@ class Teller:
         self.tell(event)
 
 
-def unfinished(pipe: StableDiffusion, part: GenerationSettings, start: Prepared, teller: Teller) -> GenerationOutput:
-    """The images of a part that was stopped, as its last step has them; none where there was no step."""
-    if teller.x0 is None:
+def unfinished_images(
+    pipe: StableDiffusion, part: GenerationSettings, start: InitInputs, reporter: StepReporter
+) -> GenerationOutput:
+    """Return the images of a stopped batch as of its last step; none where there was no step."""
+    if reporter.x0 is None:
         return GenerationOutput([], [], [], torch.zeros(0))
     texts = pipe.infotexts(part, start.image is not None)
-    texts = [with_setting(text, "Interrupted at step", teller.reached) for text in texts]
-    return GenerationOutput(pipe.preview(teller.x0), part.seeds(), texts, teller.x0)
+    texts = [with_setting(text, "Interrupted at step", reporter.reached) for text in texts]
+    return GenerationOutput(pipe.preview(reporter.x0), part.seeds(), texts, reporter.x0)
 
 
-def portions(settings: GenerationSettings, batch_size: int) -> Iterator[GenerationSettings]:
-    """The same pictures, `batch_size` at a time."""
+def split_into_batches(settings: GenerationSettings, batch_size: int) -> Iterator[GenerationSettings]:
+    """Yield settings that generate the same images, `batch_size` at a time."""
     seeds, variations = settings.seeds(), settings.variation_seeds()
     for i in range(0, settings.num_images, batch_size):
         count = min(batch_size, settings.num_images - i)
         yield settings.replace(seed=seeds[i], variation_seed=variations[i], num_images=count)
 
 
-def prepare(folder: Path, request: dict, settings: GenerationSettings, image_size: int) -> Prepared:
-    """The job's `image` and `mask` as the pipeline takes them. image_size: pixels, where no size is asked for."""
+def prepare_inputs(folder: Path, request: dict, settings: GenerationSettings, image_size: int) -> InitInputs:
+    """Return the job's `image` and `mask` as the pipeline takes them. image_size: the model's own, in pixels."""
     if not (folder / "image").exists():
-        return Prepared()
+        return InitInputs()
     image = to_rgb(open_image(folder / "image"))
     width, height = settings.width or image.width // 8 * 8, settings.height or image.height // 8 * 8
     if not (folder / "mask").exists():
-        return Prepared(resize(image, request["resize_mode"], width, height))
+        return InitInputs(resize(image, request["resize_mode"], width, height))
     options = MaskOptions(**request["mask_options"])
     mask = prepare_mask(stretch(open_image(folder / "mask"), *image.size), options)
-    drawn_from = fill_masked(image, mask) if options.fill else image
+    source = fill_masked(image, mask) if options.fill else image
     if not options.only_masked:
         sized = stretch(mask, width, height) if request["resize_mode"] == "stretch" else mask
-        return Prepared(resize(drawn_from, request["resize_mode"], width, height), sized)
+        return InitInputs(resize(source, request["resize_mode"], width, height), sized)
     region = region_of(mask, options.padding, width, height)
-    return Prepared(drawn_from.crop(region), mask.crop(region), image, mask, region)
+    return InitInputs(source.crop(region), mask.crop(region), image, mask, region)
 
 
 def resize(image: Image.Image, mode: str, width: int, height: int) -> Image.Image:
-    """mode: "stretch", or "crop", which the pipeline does itself."""
+    """Resize an image for the mode "stretch"; the pipeline itself crops for "crop"."""
     return image.resize((width, height), Image.Resampling.LANCZOS) if mode == "stretch" else image

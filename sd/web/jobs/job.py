@@ -1,9 +1,9 @@
-"""One job, its folder, and what can become of it.
+"""A job, its folder and its states.
 
-outputs/jobs/20261120-143000-250031-5f0c/job.json      what was asked for, its state, what came of it
-                                         00000.png     what it made
+outputs/jobs/20261120-143000-250031-5f0c/job.json      its request, state and result
+                                         00000.png     an image that it generated
 
-queued -> running -> done | failed | cancelled          or "interrupted" where the program ended before the job
+queued -> running -> done | failed | cancelled          or "interrupted" where the server ended first
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sd.utils.errors import NO_MEMORY, UserError, is_out_of_memory
 
+USER_ERROR_KEY = "mendable"  # of `Job.user_error` in job.json and in the HTTP API
 ENDED = ("done", "failed", "cancelled", "interrupted")
 JOB_ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
 
@@ -25,32 +26,33 @@ class Busy(UserError):
 
 
 class Missing(UserError):
-    """There is no such job, or no such file in it."""
+    """The job, or the file in its folder, does not exist."""
 
 
 class JobFailed(Exception):
-    """A job failed through no fault of whoever asked for it. Its text is one sentence."""
+    """A job failed through no fault of its request. Its text is one sentence."""
 
 
 class Cancelled(KeyboardInterrupt):
-    """Raised inside a job that somebody wants to stop. Not an Exception, so that only who means it catches it."""
+    """Raised inside a job to stop it. It is no Exception, so that only code that names it catches it."""
 
 
 class Interrupted(Cancelled):
-    """Raised inside a job: stop, and keep the image that is being made as far as it has come."""
+    """Raised inside a job to stop it and keep the unfinished image."""
 
 
 class Skipped(Cancelled):
-    """Raised inside a job: leave this picture and go on with the next."""
+    """Raised inside a job to skip the current image and continue with the next."""
 
 
 @dataclass(eq=False)
 class Job:
-    """progress: 0 to 1. eta: seconds still to go, None while unknown. Times are seconds since 1970.
+    """A job's request, state and result.
 
-    event: what was last told, such as {"step": 3, "steps": 20, "preview": "preview.png"}. result: what came of it;
-    its "files" are the names of files in the job's folder. error: one sentence; mendable: whoever asked can do
-    something about it.
+    progress: 0 to 1. eta: remaining seconds, None while unknown. created, started, ended: seconds since 1970.
+    event: the last progress event, such as {"step": 3, "steps": 20, "preview": "preview.png"}. result: what the job
+    returned; its "files" are names of files in the job's folder. error: one sentence; user_error: whether another
+    request can avoid it.
     """
 
     id: str
@@ -66,32 +68,33 @@ class Job:
     event: dict = field(default_factory=dict)
     result: dict = field(default_factory=dict)
     error: str = ""
-    mendable: bool = False
+    user_error: bool = False
 
     @property
     def has_ended(self) -> bool:
         return self.state in ENDED
 
     def public(self) -> dict:
-        """All of it but the folder's place on this machine, fit for JSON."""
-        return {key: value for key, value in asdict(self).items() if key != "folder"}
+        """Return everything but the folder's path, as JSON values."""
+        values = {key: value for key, value in asdict(self).items() if key != "folder"}
+        return values | {USER_ERROR_KEY: values.pop("user_error")}
 
     def save(self) -> None:
-        """Into its folder, in one step: a reader sees the old state or the new, never half of one."""
+        """Write job.json atomically, so that a reader sees the old state or the new one."""
         part = self.folder / ".job.json.part"
         part.write_text(json.dumps(self.public(), indent=1, default=str), encoding="utf-8")
         part.replace(self.folder / "job.json")
 
     def file(self, name: str) -> Path:
-        """One of its own files, of those that it names. Raises Missing for whatever else."""
+        """Return the path of a file that the job names as its own. Raises Missing for any other name."""
         path = self.folder / name
         named = name in [*self.result.get("files", ()), self.event.get("preview")]
         if not named or path.is_symlink() or not path.is_file():
             raise Missing(f"job {self.id} has no file of that name.")
         return path
 
-    def forget(self, name: str) -> None:
-        """Takes one of its images out of its result, for good. Raises Missing for whatever else."""
+    def delete_image(self, name: str) -> None:
+        """Delete an image and its entries in the result. Raises Missing for any other name."""
         images = self.result.get("images", [])
         if name not in images:
             raise Missing(f"job {self.id} has no image of that name.")
@@ -105,20 +108,21 @@ class Job:
 
 
 def new_id() -> str:
-    """Day, time, microseconds and something random: such ids sort by time."""
+    """Return an id of date, time, microseconds and a random part; such ids sort by time."""
     return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
 
 
 def load_job(folder: Path) -> Job:
-    """Raises Missing where the folder holds no job."""
+    """Read a job from its folder. Raises Missing where the folder holds none."""
     try:
-        return Job(folder=folder, **json.loads((folder / "job.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise Missing(f"there is no job {folder.name}.") from error
+        values = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        return Job(folder=folder, user_error=values.pop(USER_ERROR_KEY, False), **values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Missing(f"job not found: {folder.name}.") from error
 
 
-def explain(failure: BaseException) -> tuple[str, bool]:
-    """A failed job's `error` and `mendable`."""
+def explain_failure(failure: BaseException) -> tuple[str, bool]:
+    """Return a failed job's `error` and `user_error`."""
     text = str(failure).strip().split("\n")[0]
     if isinstance(failure, UserError):
         return str(failure), True

@@ -1,4 +1,4 @@
-"""How much a request may ask for: bytes, pixels, pictures, letters."""
+"""The limits of a request: bytes, pixels, images, characters."""
 
 import base64
 import binascii
@@ -11,12 +11,12 @@ from sd.utils.errors import UserError
 from sd.utils.images import open_header, open_image
 
 MAX_BODY = 48 << 20  # bytes of a request
-MAX_FILE = 16 << 20  # bytes of one picture
-MAX_PIXELS = 4096 * 4096  # of a picture given
-MAX_DRAWN_PIXELS = 2048 * 2048  # of a picture drawn
-USUAL_SIDE = 512  # pixels: what a model draws at where no size is given, at most
-MAX_PICTURES = 64  # in one job
-MAX_PROMPT = 8000  # letters
+MAX_FILE = 16 << 20  # bytes of one image
+MAX_PIXELS = 4096 * 4096  # of an input image
+MAX_GENERATED_PIXELS = 2048 * 2048  # of a generated image
+DEFAULT_SIDE = 512  # pixels: the largest default side of any model
+MAX_IMAGES = 64  # of one job
+MAX_PROMPT = 8000  # characters
 
 
 class TooLarge(UserError):
@@ -24,40 +24,40 @@ class TooLarge(UserError):
 
 
 def check_settings(settings: GenerationSettings) -> None:
-    """What `GenerationSettings` allows is what can be drawn; a server allows less."""
+    """Raises UserError where settings exceed what this server allows."""
     for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative_prompt)):
         if len(text) > MAX_PROMPT:
-            raise UserError(f"the {name} has {len(text)} letters: {MAX_PROMPT} are allowed.")
+            raise UserError(f"the {name} has {len(text)} characters: {MAX_PROMPT} are allowed.")
         if "\0" in text:
             raise UserError(f"the {name} holds a NUL character: leave it out.")
-    if settings.num_images > MAX_PICTURES:
-        raise UserError(f"{settings.num_images} pictures are too many for one job: {MAX_PICTURES} are allowed.")
-    width, height = settings.width or USUAL_SIDE, settings.height or USUAL_SIDE
-    if width * height * settings.hires_scale**2 > MAX_DRAWN_PIXELS:
+    if settings.num_images > MAX_IMAGES:
+        raise UserError(f"{settings.num_images} images are too many for one job: {MAX_IMAGES} are allowed.")
+    width, height = settings.width or DEFAULT_SIDE, settings.height or DEFAULT_SIDE
+    if width * height * settings.hires_scale**2 > MAX_GENERATED_PIXELS:
         raise UserError(
-            f"{width}x{height}{' with its second pass' * (settings.hires_scale > 1)} is too large here: "
-            f"{MAX_DRAWN_PIXELS >> 20} million pixels are allowed."
+            f"{width}x{height}{' with its second pass' * (settings.hires_scale > 1)} is too large: "
+            f"{MAX_GENERATED_PIXELS >> 20} million pixels are allowed."
         )
 
 
-def decode_picture(text: str) -> bytes:
-    """The file inside a base64 text or a data: URL, checked by `check_picture`."""
+def decode_image(text: str) -> bytes:
+    """Return the file in a base64 text or a data: URL, checked by `check_image`. Raises UserError and TooLarge."""
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]
     if len(text) > MAX_FILE * 4 // 3 + 4:
-        raise TooLarge(f"a picture has over {MAX_FILE >> 20} MB: make it smaller first.")
+        raise TooLarge(f"an image has over {MAX_FILE >> 20} MB: make it smaller first.")
     try:
         data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UserError("a picture is not in base64: send the picture's file itself so encoded.") from error
-    check_picture(data)
+        raise UserError("an image is not valid base64: send the image file encoded as base64.") from error
+    check_image(data)
     return data
 
 
-def check_picture(data: bytes) -> Image.Image:
-    """The picture in a file's bytes. Its size is read first, so that nothing huge is ever unpacked."""
+def check_image(data: bytes) -> Image.Image:
+    """Open the image in a file's bytes; its size is checked before it is decoded. Raises UserError and TooLarge."""
     if len(data) > MAX_FILE:
-        raise TooLarge(f"a picture has over {MAX_FILE >> 20} MB: make it smaller first.")
+        raise TooLarge(f"an image has over {MAX_FILE >> 20} MB: make it smaller first.")
     try:
         with open_header(io.BytesIO(data)) as header:
             pixels = header.width * header.height
@@ -66,5 +66,5 @@ def check_picture(data: bytes) -> Image.Image:
     except Exception:  # Pillow raises nearly anything on a broken file; `open_image` has the sentence for it
         pixels = 0
     if pixels > MAX_PIXELS:
-        raise TooLarge(f"a picture has over {MAX_PIXELS >> 20} million pixels: make it smaller first.")
+        raise TooLarge(f"an image has over {MAX_PIXELS >> 20} million pixels: make it smaller first.")
     return open_image(io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111's webui does to a picture and its mask before and after it is drawn."""
+"""AUTOMATIC1111's mask options: what is done to an image and its mask before and after generating."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,17 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from sd.pipeline.mask import check_painted, read_mask, soften
 
-FILL_RADII = (256, 64, 16, 4, 2, 1)  # pixels; each finer one is laid over the coarser
+Region = tuple[int, int, int, int]  # left, top, right, bottom
+FILL_RADII = (256, 64, 16, 4, 2, 1)  # pixels; finer ones are pasted over coarser ones
 
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """invert: black is to be drawn. blur: pixels. fill: what is under the mask is painted over with the colours around
-    it first. only_masked: the part around the mask is drawn at the full size and put back; padding: pixels around it.
+    """How a mask is used.
+
+    invert: black is generated instead of white. blur: pixels. fill: the masked part is first filled with the colors
+    around it. only_masked: the region around the mask is generated at the full size and pasted back; padding: pixels
+    around it.
     """
 
     invert: bool = False
@@ -23,7 +27,7 @@ class MaskOptions:
 
 
 def prepare_mask(mask: Image.Image, options: MaskOptions) -> Image.Image:
-    """L, white where to draw, by the rule of `sd.pipeline.mask`. Raises UserError where nothing is."""
+    """Return a mask of mode L, white where to generate (see `sd.pipeline.mask`). Raises UserError where it is empty."""
     mask = read_mask(mask)
     if options.invert:
         mask = ImageOps.invert(mask)
@@ -32,11 +36,11 @@ def prepare_mask(mask: Image.Image, options: MaskOptions) -> Image.Image:
 
 
 def fill_masked(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """The colours around the mask, spread into it. image: RGB. mask: L, of its size, white where to fill."""
+    """Fill the masked part with the colors around it. image: RGB. mask: L, of the same size, white where to fill."""
     kept = ImageOps.invert(mask)
     known = image.convert("RGBA")
     known.putalpha(kept)
-    known = known.convert("RGBa")  # premultiplied, so that blurring takes no colour from under the mask
+    known = known.convert("RGBa")  # premultiplied, so that blurring takes no color from under the mask
     filled = image.copy()
     for radius in FILL_RADII:
         spread = known.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
@@ -45,13 +49,15 @@ def fill_masked(image: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def strengthen(alpha: Image.Image) -> Image.Image:
-    """Wherever there is a tenth of a colour, the colour is taken as it is; less fades."""
+    """Scale alpha tenfold: a color of at least a tenth is opaque."""
     return alpha.point([min(255, level * 10) for level in range(256)])
 
 
-def region_of(mask: Image.Image, padding: int, width: int, height: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the mask's white with `padding` pixels around it, widened to the shape of
-    width x height as far as the picture goes. mask: L, blurred or not.
+def region_of(mask: Image.Image, padding: int, width: int, height: int) -> Region:
+    """Return (left, top, right, bottom) around the mask's white, in pixels.
+
+    The box has `padding` pixels around the white and is widened to the aspect ratio of width x height as far as the
+    image reaches. mask: L, blurred or not.
     """
     left, top, right, bottom = mask.getbbox()
     left, top = max(left - padding, 0), max(top - padding, 0)
@@ -64,11 +70,11 @@ def region_of(mask: Image.Image, padding: int, width: int, height: int) -> tuple
     return left, top, left + wide, top + high
 
 
-def put_back(image: Image.Image, drawn: Image.Image, mask: Image.Image, region: tuple[int, int, int, int]):
-    """`drawn`, made from the region of the picture alone, in its place, where the mask is white."""
+def paste_region(image: Image.Image, generated: Image.Image, mask: Image.Image, region: Region) -> Image.Image:
+    """Paste `generated`, made from the region alone, into the image where the mask is white."""
     left, top, right, bottom = region
     whole = image.copy()
-    whole.paste(drawn.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+    whole.paste(generated.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
     box = Image.new("L", image.size)
     box.paste(255, region)
     return Image.composite(whole, image, ImageChops.darker(mask, box))

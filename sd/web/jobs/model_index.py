@@ -1,4 +1,4 @@
-"""The server's models by name: `sd.checkpoints.discovery`, and what only the page and the HTTP API ask of it."""
+"""Model discovery by name for the server: `sd.checkpoints.discovery`, and lookups of the page and the HTTP API."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -10,13 +10,15 @@ from sd.utils.errors import UserError
 
 
 class Models(discovery.Models):
+    """The folders of models, with lookups that only the server needs."""
+
     def check_tags(self, prompt: str) -> None:
-        """Raises UserError where a LoRA that a prompt names is not there."""
+        """Raises UserError where a prompt names a LoRA that is not in the folder."""
         for tag in split_tags(prompt)[1]:
             self.find("LoRA", tag.name)
 
     def describe_embeddings(self) -> dict[str, dict]:
-        """As the webui does: {"loaded": {name: facts}, "skipped": {name: {}}}, these for other files."""
+        """Return the webui's {"loaded": {name: facts}, "skipped": {name: {}}}; the skipped hold no embedding."""
         described: dict[str, dict] = {"loaded": {}, "skipped": {}}
         for name, path in self.names("embedding").items():
             try:
@@ -31,7 +33,7 @@ class Models(discovery.Models):
 
 @lru_cache(maxsize=4096)
 def embedding_shape(path: Path, changed: int) -> tuple[int, int]:
-    """(vectors, their width) of a file as it was at that time. Raises UserError where it holds no embedding."""
+    """Return (vectors, their width) of an embedding file. changed: its time of change. Raises UserError."""
     content, metadata = read_picture(path) if is_picture(path) else read_tensors(path)
     rows = next(iter(sort_out(path, content, metadata)[1].values()))
     return rows.reshape(-1, rows.shape[-1]).shape

@@ -1,5 +1,5 @@
-"""A worker in a process of its own: what kills it (the kernel for want of memory, a driver, a fault in a library) ends
-one job and not the server, and the server's thread never waits for the drawing's.
+"""A worker in a process of its own: a crash (out of memory, a driver, a library) ends one job and not the server, and
+the server's threads never wait for the computation.
 """
 
 import multiprocessing
@@ -11,15 +11,32 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd.utils.errors import UserError
-from sd.web.jobs.job import Cancelled, Job, JobFailed, explain
+from sd.web.jobs.job import Cancelled, Job, JobFailed, explain_failure
 from sd.web.jobs.queue import Run, Tell
 
+if TYPE_CHECKING:
+    from sd.web.jobs.generate import ImageGenerator
 
-class Isolated:
-    """A `Run` that lets make(*args), itself a `Run`, do the jobs in another process: started at once, and again
-    after it died.
+
+class JobRunner:
+    """A `Run` for jobs of every kind, on one device, which share the generator's loaded checkpoint."""
+
+    def __init__(self, generator: "ImageGenerator"):
+        from sd.web.jobs.finetune import FineTuner  # with PyTorch, which the server's side of a worker does without
+
+        self.runs: dict[str, Run] = {"draw": generator, "teach": FineTuner(generator)}
+
+    def __call__(self, job: Job, tell: Tell) -> dict:
+        return self.runs[job.kind](job, tell)
+
+
+class WorkerProcess:
+    """A `Run` that runs the jobs with make(*args), itself a `Run`, in another process.
+
+    The process starts at once, and again after it has died.
     """
 
     def __init__(self, make: Callable[..., Run], *args: object):
@@ -32,10 +49,10 @@ class Isolated:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=[theirs, self.make, *self.args], daemon=True)
         self.process.start()
-        theirs.close()  # so that its death is the pipe's end
+        theirs.close()  # so that the pipe ends when the process dies
 
-    def free(self) -> None:
-        """Ends the process unless it is at a job, which gives back all of its memory, the GPU's too."""
+    def free_memory(self) -> None:
+        """End the process unless it runs a job, which releases all of its memory, the GPU's too."""
         if self.busy.acquire(blocking=False):
             try:
                 self.process.terminate()
@@ -46,20 +63,20 @@ class Isolated:
 
     def __call__(self, job: Job, tell: Tell) -> dict:
         with self.busy:
-            return self.do(job, tell)
+            return self.run_job(job, tell)
 
-    def do(self, job: Job, tell: Tell) -> dict:
+    def run_job(self, job: Job, tell: Tell) -> dict:
         if not self.process.is_alive():
             self.start()
         try:
             self.pipe.send(job)
-            return self.answer(tell)
+            return self.receive_result(tell)
         except (EOFError, OSError) as error:
             self.process.join()
-            raise JobFailed(f"the worker {how_it_ended(self.process.exitcode)} in the middle of this job.") from error
+            raise JobFailed(f"the worker {describe_exit(self.process.exitcode)} in the middle of this job.") from error
 
-    def answer(self, tell: Tell) -> dict:
-        """Passes on what the worker tells, and to the worker what came of it, until the job has ended."""
+    def receive_result(self, tell: Tell) -> dict:
+        """Pass the worker's events to `tell`, and to the worker how to stop, until the job has ended."""
         while True:
             what, *values = self.pipe.recv()
             if what == "result":
@@ -67,8 +84,8 @@ class Isolated:
             if what == "cancelled":
                 raise Cancelled
             if what == "failed":
-                sentence, mendable = values
-                raise UserError(sentence) if mendable else JobFailed(sentence)
+                sentence, user_error = values
+                raise UserError(sentence) if user_error else JobFailed(sentence)
             try:
                 tell(values[0])
             except Cancelled as how:
@@ -77,17 +94,17 @@ class Isolated:
                 self.pipe.send(None)
 
 
-def how_it_ended(code: int) -> str:
+def describe_exit(code: int) -> str:
     if code == -signal.SIGKILL:
         return "was killed, as systems do when memory runs out,"
     return f"crashed (exit code {code})"
 
 
 def serve(pipe: Connection, make: Callable[..., Run], *args: object) -> None:
-    """The worker's process: one job after another until the server is gone."""
+    """Run one job after another until the server is gone; the body of the worker's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends this
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # if memory runs out, this process and not the server
+        Path("/proc/self/oom_score_adj").write_text("500")  # the kernel kills this process before the server
 
     def tell(event: dict) -> None:
         pipe.send(["event", event])
@@ -105,7 +122,7 @@ def serve(pipe: Connection, make: Callable[..., Run], *args: object) -> None:
             except Cancelled:
                 answer = ["cancelled"]
             except BaseException as failure:
-                answer = ["failed", *explain(failure)]
+                answer = ["failed", *explain_failure(failure)]
                 if not answer[2]:
                     print(f"job {job.id} failed:\n{traceback.format_exc()}", file=sys.stderr)
             pipe.send(answer)

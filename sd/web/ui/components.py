@@ -1,5 +1,7 @@
-"""The parts of the page that Gradio has not: each a gr.HTML with a script of ours. Images go to the server as data:
-URLs inside an event, where `limits.decode_picture` judges them; nothing is uploaded Gradio's way.
+"""Components that Gradio does not have, each a gr.HTML with a script of ours.
+
+Images go to the server as data: URLs inside an event and are checked by `limits.decode_image`; Gradio's own upload is
+not used.
 """
 
 from pathlib import Path
@@ -68,7 +70,7 @@ def script(name: str) -> str:
 
 
 def head() -> str:
-    """What stands in the page's own head."""
+    """Return the HTML for the page's head."""
     return f"<script>{script('page')}</script>"
 
 
@@ -77,7 +79,10 @@ def drop(label: str, many: bool = False) -> str:
 
 
 def painter() -> gr.HTML:
-    """Value: {"picture", "mask"}, data: URLs or "". `upload` tells the image's width and height, 0 for none."""
+    """Return an image input with a mask brush.
+
+    Value: {"picture", "mask"}, data: URLs or "". Its `upload` event has the image's width and height, 0 for none.
+    """
     return gr.HTML(
         NOTHING_PAINTED,
         html_template=drop("Image to start from") + BOARD,
@@ -87,7 +92,7 @@ def painter() -> gr.HTML:
 
 
 def pictures(label: str) -> gr.HTML:
-    """Value: a list of data: URLs."""
+    """Return an input for several images. Value: a list of data: URLs."""
     return gr.HTML(
         [],
         html_template=drop(label, many=True) + '<ul class="thumbs" aria-label="Images given"></ul>',
@@ -97,7 +102,7 @@ def pictures(label: str) -> gr.HTML:
 
 
 def settings_file() -> gr.HTML:
-    """Value: a data: URL; `upload` tells the file's name."""
+    """Return an input for an image with settings. Value: a data: URL; its `upload` event has the file's name."""
     return gr.HTML(
         "",
         html_template=drop("Settings from an image"),
@@ -107,17 +112,21 @@ def settings_file() -> gr.HTML:
 
 
 def followed(kind: str) -> gr.HTML:
-    """The page's jobs of a kind, as `page_follow` tells them. `input` tells which `jobs` have just ended, `select` the
-    `job` whose result is to be tried.
+    """Return the panel that follows the page's jobs of a kind, see `sd.web.ui.follow`.
+
+    Its `input` event has the `jobs` that have just ended, `select` the `job` whose result is to be tried.
     """
     return gr.HTML(html_template=STAGE, js_on_load=script("stage"), elem_classes="followed", kind=kind)
 
 
 def gallery() -> gr.HTML:
-    """`select` tells a `picture`, "job/file", whose settings are wanted, `edit` one to start from."""
+    """Return the gallery.
+
+    Its `select` event has a `picture`, "job/file", whose settings are wanted, `edit` one to start from.
+    """
     return gr.HTML(html_template=GALLERY, js_on_load=script("gallery"), elem_classes="images")
 
 
 def examples(html: str) -> gr.HTML:
-    """A text with buttons in it; `select` tells the `prompt` on the one that was pressed."""
+    """Return a text with buttons; its `select` event has the `prompt` on the button that was pressed."""
     return gr.HTML(html, js_on_load=script("examples"), elem_classes="examples")

@@ -19,7 +19,7 @@ from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
 from sd.web.ui.addons import with_addon, words_for
 from sd.web.ui.components import followed
-from sd.web.ui.follow import EVENT, PRESS, Followed, plainly, sentence
+from sd.web.ui.follow import EVENT, PRESS, JobFollower, sentence, show_errors
 from sd.web.ui.form import CUSTOM, Form, about_model, is_bundled, seed_of, size_like, usual_size
 from sd.web.ui.gallery import Gallery
 from sd.web.ui.job_status import stage
@@ -28,12 +28,12 @@ from sd.web.ui.keep import keep_form, with_page
 NOTES = "notes"  # in a job's result: sentences for the user
 
 
-class DrawTab:
+class GenerateTab:
     """The tab, placed where it is created. `connect` adds the events that need the whole page."""
 
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models = jobs, models
-        self.followed = Followed(jobs, "draw", stage)
+        self.followed = JobFollower(jobs, "draw", stage)
         self.page = gr.Textbox(visible=False)  # its id, which the browser sends with each press
         self.enhanced = gr.State(None)  # the last enhanced prompt
         with gr.Row(elem_classes="columns"):
@@ -49,7 +49,7 @@ class DrawTab:
     def connect_form(self) -> None:
         form, widgets = self.form, self.form.widgets
         prompt, checkpoint = widgets["prompt"], widgets["checkpoint"]
-        form.add_addon.click(plainly(self.add), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
+        form.add_addon.click(show_errors(self.add), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
         form.about.select(self.example, None, prompt, **EVENT)
         prompt.change(self.count, prompt, form.tokens, **EVENT | {"trigger_mode": "always_last"})
         checkpoint.change(lambda name: about_model(self.models, name), checkpoint, form.about, **EVENT)
@@ -57,7 +57,7 @@ class DrawTab:
         form.reset.click(lambda: form.defaults, None, form.inputs(), **EVENT)
         words = [prompt, widgets["negative_prompt"]]
         form.write.click(
-            plainly(self.write),
+            show_errors(self.write),
             [*words, widgets["seed"], checkpoint],
             [*words, self.enhanced],
             **EVENT | {"concurrency_limit": 4},
@@ -67,9 +67,9 @@ class DrawTab:
         form, widgets = self.form, self.form.widgets
         checkpoint, shape = widgets["checkpoint"], widgets["shape"]
         size = [widgets["width"], widgets["height"]]
-        checkpoint.input(plainly(self.usual), checkpoint, [*size, shape], **EVENT)
-        widgets["painted"].upload(plainly(self.fit), checkpoint, [*size, shape], **EVENT)
-        shape.input(plainly(self.shaped), [checkpoint, shape, *size], size, **EVENT)
+        checkpoint.input(show_errors(self.usual), checkpoint, [*size, shape], **EVENT)
+        widgets["painted"].upload(show_errors(self.fit), checkpoint, [*size, shape], **EVENT)
+        shape.input(show_errors(self.shaped), [checkpoint, shape, *size], size, **EVENT)
         form.swap.click(None, size, [*size, shape], js=f"(width, height) => [height, width, '{CUSTOM}']")
         for side in size:
             side.input(None, None, shape, js=f"() => '{CUSTOM}'")
@@ -77,12 +77,12 @@ class DrawTab:
     def connect_seed(self) -> None:
         seed = self.form.widgets["seed"]
         self.form.dice.click(None, None, seed, js="() => ''")
-        self.form.same_seed.click(plainly(self.last_seed), self.page, seed, js="() => sd.page('draw')", **EVENT)
+        self.form.same_seed.click(show_errors(self.last_seed), self.page, seed, js="() => sd.page('draw')", **EVENT)
 
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
         given = [self.page, self.enhanced, *form.inputs()]
-        form.draw.click(plainly(self.submit), given, None, js=with_page("draw"), **PRESS)
+        form.draw.click(show_errors(self.submit), given, None, js=with_page("draw"), **PRESS)
         self.stage.input(self.tell_notes, None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
         lists = [*chosen, form.addon, form.about]

@@ -1,8 +1,7 @@
-"""What both tabs do alike: errors as one sentence, and the jobs of each open page, followed over HTTP.
+"""What both tabs share: errors as one sentence, and the jobs of each open page, polled over HTTP.
 
-Every open page has a name of its own, which it keeps over a reload and which its jobs carry. So what a page shows is
-read off the jobs alone: nothing is lost by a reload, a cut line or a restart of the server, and no page shows another's
-jobs.
+Every open page has an id, which it keeps over a reload and which its jobs carry. What a page shows depends on the jobs
+alone, so a reload, a lost connection or a restart of the server loses nothing, and no page shows another page's jobs.
 """
 
 import functools
@@ -19,18 +18,18 @@ from sd.utils.errors import UserError
 from sd.web.jobs.job import Job, Missing
 from sd.web.jobs.queue import Jobs
 
-# An event of the page is not a part of the HTTP API, and none waits for another.
+# Events of the page are not part of the HTTP API, and none waits for another.
 EVENT = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-PRESS = EVENT | {"trigger_mode": "multiple"}  # pressed twice, it happens twice
-PAGE = re.compile(r"[a-z0-9]{8,40}")  # a page's name for itself
-SCANNED = 200  # newest jobs among which those of a page are looked for after a restart
-PAGES = 500  # whose jobs are remembered
+PRESS = EVENT | {"trigger_mode": "multiple"}  # each press counts
+PAGE = re.compile(r"[a-z0-9]{8,40}")  # a page's id
+SCANNED = 200  # newest jobs that are searched for those of a page after a restart
+PAGES = 500  # whose job ids are kept in memory
 
 Show = Callable[[list[Job], Callable[[Job], int]], dict[str, str]]
 
 
-def plainly(handler: Callable) -> Callable:
-    """The handler, whose UserError is shown on the page."""
+def show_errors(handler: Callable) -> Callable:
+    """Wrap an event handler so that its UserError is shown on the page."""
 
     @functools.wraps(handler)
     def handle(*args: object) -> object:
@@ -43,12 +42,12 @@ def plainly(handler: Callable) -> Callable:
 
 
 def sentence(text: str) -> str:
-    """With a capital at its beginning."""
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
-class Followed:
-    """Which jobs are whose. kind: of the jobs. show(run, before) gives the parts of what a page shows, as HTML."""
+class JobFollower:
+    """The jobs of a kind by page. show(run, before) returns the parts of what a page shows, as HTML."""
 
     def __init__(self, jobs: Jobs, kind: str, show: Show):
         self.jobs, self.kind, self.show = jobs, kind, show
@@ -56,7 +55,7 @@ class Followed:
         self.lock = threading.Lock()
 
     def add(self, job: Job) -> None:
-        """A job that its page has just asked for."""
+        """Add a job that its page has just submitted."""
         with self.lock:
             known = self.known(job.request["page"])
             if job.id not in known:
@@ -76,7 +75,7 @@ class Followed:
         return job.kind == self.kind and job.request.get("page") == page
 
     def run(self, page: str) -> list[Job]:
-        """The page's newest jobs, oldest first, as far back as each was in the queue together with the next."""
+        """Return the page's newest jobs, oldest first, as far back as each overlapped in the queue with the next."""
         if not PAGE.fullmatch(page):
             return []
         with self.lock:
@@ -85,7 +84,7 @@ class Followed:
         for id in reversed(ids):
             try:
                 job = self.jobs.get(id)
-            except Missing:  # somebody deleted its folder
+            except Missing:  # its folder was deleted
                 continue
             if run and job.has_ended and job.ended < run[-1].created:
                 break
@@ -93,21 +92,21 @@ class Followed:
         return run[::-1]
 
     def now(self, page: str) -> dict:
-        """What the page is to show: parts (HTML by place), whether more is to come, and what has ended."""
+        """Return what the page shows: "parts" (HTML by place), "live" (whether more is to come), "ended" (job ids)."""
         run = self.run(page)
         ended = [job.id for job in run if job.has_ended]
-        return {"parts": self.show(run, self.jobs.before), "live": len(ended) < len(run), "ended": ended}
+        return {"parts": self.show(run, self.jobs.jobs_before), "live": len(ended) < len(run), "ended": ended}
 
 
-def page_router(jobs: Jobs, followed: list[Followed], gallery: Callable[[], str]) -> APIRouter:
-    """What the page's own scripts ask for."""
+def page_router(jobs: Jobs, followed: list[JobFollower], gallery: Callable[[], str]) -> APIRouter:
+    """Return the routes that the page's own scripts use."""
     router = APIRouter(include_in_schema=False, prefix="/page")
     by_kind = {one.kind: one for one in followed}
 
     @router.get("/jobs/{kind}")
     def now(kind: str, page: str = "") -> dict:
         if kind not in by_kind:
-            raise Missing("there is no such kind of job.")
+            raise Missing("unknown kind of job.")
         return by_kind[kind].now(page)
 
     @router.get("/gallery")
@@ -116,7 +115,7 @@ def page_router(jobs: Jobs, followed: list[Followed], gallery: Callable[[], str]
 
     @router.delete("/images/{id}/{name}")
     def delete(id: str, name: str) -> Response:
-        jobs.forget(id, name)
+        jobs.delete_image(id, name)
         return Response(status_code=204)
 
     return router

@@ -17,7 +17,7 @@ from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
-from sd.web.jobs.limits import decode_picture
+from sd.web.jobs.limits import decode_image
 from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.submit import GenerateRequest
@@ -178,7 +178,7 @@ class Form:
             chosen["hires_scale"] = 1.0
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
-        image, mask = (decode_picture(painted[part]) if painted[part] else None for part in ("picture", "mask"))
+        image, mask = (decode_image(painted[part]) if painted[part] else None for part in ("picture", "mask"))
         return GenerateRequest(
             GenerationSettings(**chosen),
             given["checkpoint"],

@@ -1,4 +1,4 @@
-"""What was generated: all images, newest first, and their settings back into the form."""
+"""The gallery: all images, newest first, and their settings back into the form."""
 
 import base64
 import io
@@ -7,18 +7,18 @@ import gradio as gr
 
 from sd.pipeline.infotext import read_infotext
 from sd.web.jobs.job import Job, Missing
-from sd.web.jobs.limits import decode_picture
+from sd.web.jobs.limits import decode_image
 from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import gallery, settings_file
-from sd.web.ui.follow import EVENT, plainly, sentence
+from sd.web.ui.follow import EVENT, sentence, show_errors
 from sd.web.ui.form import Form
 from sd.web.ui.job_status import images_of, thumb
 
-MOST = 60  # images shown
+MAX_SHOWN = 60  # images
 
 
 class Gallery:
-    """Placed where it is made. Its images are jobs' files, so a server that starts anew shows them again."""
+    """The gallery, placed where it is created. Its images are files of jobs, so it survives a restart of the server."""
 
     def __init__(self, jobs: Jobs, form: Form):
         self.jobs, self.form = jobs, form
@@ -29,16 +29,16 @@ class Gallery:
 
     def connect(self) -> None:
         start = [self.form.widgets["painted"], self.form.start]
-        self.images.select(plainly(self.fill_from_image), None, self.form.inputs(), **EVENT)
-        self.images.edit(plainly(self.as_start), None, start, **EVENT)
-        self.file.upload(plainly(self.fill_from_file), self.file, self.form.inputs(), **EVENT)
+        self.images.select(show_errors(self.fill_from_image), None, self.form.inputs(), **EVENT)
+        self.images.edit(show_errors(self.as_init_image), None, start, **EVENT)
+        self.file.upload(show_errors(self.fill_from_file), self.file, self.form.inputs(), **EVENT)
 
     def find(self, picked: str) -> tuple[Job, str]:
-        """picked: "job/file". Raises Missing."""
+        """Return the job and the file name of "job/file". Raises Missing."""
         id, _, name = picked.partition("/")
         job = self.jobs.get(id)
         if not job.file(name).is_file():
-            raise Missing("this image is no longer there.")
+            raise Missing("image not found: it was deleted.")
         return job, name
 
     def fill_from_image(self, event: gr.EventData) -> dict:
@@ -46,7 +46,7 @@ class Gallery:
         return self.fill(read_infotext(NamedBytes(job.file(name).read_bytes(), name)))
 
     def fill_from_file(self, url: str, event: gr.EventData) -> dict:
-        return self.fill(read_infotext(NamedBytes(decode_picture(url), event.name)))
+        return self.fill(read_infotext(NamedBytes(decode_image(url), event.name)))
 
     def fill(self, text: str) -> dict:
         filled, notes = self.form.fill(text)
@@ -54,18 +54,18 @@ class Gallery:
             gr.Info(sentence(note))
         return filled
 
-    def as_start(self, event: gr.EventData) -> tuple[dict, gr.Accordion]:
+    def as_init_image(self, event: gr.EventData) -> tuple[dict, gr.Accordion]:
         job, name = self.find(event.picture)
         picture = base64.b64encode(job.file(name).read_bytes()).decode()
         return {"picture": f"data:image/png;base64,{picture}", "mask": ""}, gr.Accordion(open=True)
 
     def html(self) -> str:
         pictures = [thumb(job, name, text) for job in self.jobs.list() for name, text in images_of(job)]
-        return "".join(pictures[:MOST]) or "<p>What you generate stays here.</p>"
+        return "".join(pictures[:MAX_SHOWN]) or "<p>What you generate stays here.</p>"
 
 
 class NamedBytes(io.BytesIO):
-    """A file in memory, which sentences call by its name."""
+    """A file in memory with a name for error messages."""
 
     def __init__(self, data: bytes, name: str):
         super().__init__(data)

@@ -1,4 +1,4 @@
-"""How jobs look: progress and preview of the one that runs, those that wait, and what came of the others."""
+"""Jobs as HTML: progress and preview of the running job, the queue, and the results."""
 
 from collections.abc import Callable
 from html import escape
@@ -12,11 +12,11 @@ STATES = {
     "failed": "Failed",
 }
 NOTHING = '<p class="empty">Your images appear here. Press Generate, or Ctrl+Enter in any field.</p>'
-SHORT = 60  # letters of a prompt in the queue
+SHORT = 60  # characters of a prompt in the queue
 
 
 def stage(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
-    """HTML by place. run: oldest first. before(job): how many jobs come before it in the queue."""
+    """Return HTML by place. run: jobs, oldest first. before(job): how many jobs come before it in the queue."""
     if not run:
         return {"head": NOTHING, "stop": "", "body": "", "queue": "", "made": ""}
     current = next((job for job in run if not job.has_ended), None)
@@ -30,7 +30,7 @@ def stage(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
 
 
 def plain_status(job: Job, before: int = 0) -> str:
-    """A sentence about a job. before: how many jobs come before it in the queue."""
+    """Return a sentence about a job. before: how many jobs come before it in the queue."""
     event = job.event
     if job.state == "queued":
         return f"{STATES['queued']}{place(before)}"
@@ -100,7 +100,7 @@ def preview(job: Job | None) -> str:
 
 
 def queue(run: list[Job], current: Job | None, before: Callable[[Job], int]) -> str:
-    """Those that wait behind the one that is shown, each with its place and a button that takes it out."""
+    """Return the list of waiting jobs, each with its place and a button to cancel it."""
     waiting = [job for job in run if not job.has_ended and job is not current]
     if not waiting:
         return ""
@@ -119,16 +119,16 @@ def title(job: Job) -> str:
 
 
 def made(run: list[Job]) -> str:
-    """The images of all of them, each a button that shows it, and what the jobs have to say about them."""
+    """Return the images of all jobs, each a button that opens it, and the jobs' notes."""
     pictures = [thumb(job, *each) for job in run for each in images_of(job)]
     notes = dict.fromkeys(note for job in run for note in job.result.get("notes") or ())
-    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    notes_list = f'<ul class="notes" aria-label="Notes">{said}</ul>' if said else ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    notes_list = f'<ul class="notes" aria-label="Notes">{items}</ul>' if items else ""
     return f'<div class="made" data-count="{min(len(pictures), 4)}">{"".join(pictures)}</div>{notes_list}'
 
 
 def images_of(job: Job) -> list[tuple[str, str]]:
-    """(file, its settings as text)"""
+    """Return pairs of a file name and the image's settings as text."""
     return list(zip(job.result.get("images", ()), job.result.get("infotexts", ())))
 
 
@@ -141,5 +141,5 @@ def thumb(job: Job, name: str, text: str) -> str:
 
 
 def address_of(job: Job, name: str) -> str:
-    """Relative, so that the page may stand below any path."""
+    """Return a relative URL, so that the page works below any path."""
     return escape(f"jobs/{job.id}/files/{name}")

@@ -1,4 +1,4 @@
-"""The page, at /: a tab to generate and a tab to train. It keeps nothing itself: jobs do, in their folders."""
+"""The page at /, with a tab to generate and a tab to train. All state is in the jobs' folders."""
 
 import gradio as gr
 from fastapi import FastAPI
@@ -7,10 +7,10 @@ from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.problems import add_error_handlers
 from sd.web.ui.components import CSS, head
-from sd.web.ui.draw_tab import DrawTab
+from sd.web.ui.draw_tab import GenerateTab
 from sd.web.ui.follow import page_router
 from sd.web.ui.keep import keep_images
-from sd.web.ui.train_tab import TeachTab
+from sd.web.ui.train_tab import TrainTab
 
 TITLE = "Stable Diffusion by hand"
 HEADING = f"""
@@ -28,14 +28,14 @@ THEME = gr.themes.Base(
 
 
 def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
-    """The app with the page in it, behind whatever stands before the app."""
+    """Mount the page into the app and return the app."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADING, elem_classes="heading")
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
-                draw = DrawTab(jobs, models)
+                draw = GenerateTab(jobs, models)
             with gr.Tab("Train", id="train"):
-                teach = TeachTab(jobs, models, draw.form)
+                teach = TrainTab(jobs, models, draw.form)
         draw.connect(page)
         teach.connect(page, tabs)
         keep_images(page, "start", draw.form.widgets["painted"])

@@ -1,4 +1,4 @@
-"""The tab that trains: a few images and a name; the losses and test images show while it runs."""
+"""The tab that trains: its form, and the losses and test images while it runs."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from html import escape
 import gradio as gr
 
 from sd.utils.errors import UserError
-from sd.web.jobs.finetune import Lesson, ask_to_teach, usual_steps
+from sd.web.jobs.finetune import FineTuneRequest, default_steps, submit_finetune
 from sd.web.jobs.job import Job, Missing
-from sd.web.jobs.limits import decode_picture
+from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import followed, pictures
-from sd.web.ui.follow import EVENT, PRESS, Followed, plainly
+from sd.web.ui.follow import EVENT, PRESS, JobFollower, show_errors
 from sd.web.ui.form import Form, usual_size
 from sd.web.ui.job_status import address_of, head, plain_status, queue
 from sd.web.ui.job_status import cancel_button as cancel
@@ -23,12 +23,12 @@ WIDTH, HEIGHT = 480, 160  # of the curves
 NOTHING = '<p class="empty">Add 5 to 15 images of one thing or in one style, give it a name and press Train.</p>'
 
 
-class TeachTab:
-    """Placed where it is made. form: the other tab's, whose lists gain what is trained and whose model is used."""
+class TrainTab:
+    """The tab, placed where it is created. form: of the other tab, whose model is trained."""
 
     def __init__(self, jobs: Jobs, models: Models, form: Form):
         self.jobs, self.models, self.form = jobs, models, form
-        self.followed = Followed(jobs, "teach", lesson_stage)
+        self.followed = JobFollower(jobs, "teach", training_panel)
         self.page = gr.Textbox(visible=False)
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=5, min_width=320):
@@ -41,7 +41,7 @@ class TeachTab:
                 with gr.Row():
                     methods, kinds = [("LoRA", "lora"), ("Embedding", "ti")], [("Thing", "object"), ("Style", "style")]
                     self.method = gr.Radio(methods, value="lora", label="Method", min_width=120)
-                    self.kind = gr.Radio(kinds, value="object", label="To learn", min_width=120)
+                    self.kind = gr.Radio(kinds, value="object", label="Subject", min_width=120)
                 self.steps = gr.Textbox("", label="Training steps", placeholder=self.automatic("lora", ""))
                 gr.HTML("The model is the one chosen under Generate.", elem_classes="hint")
                 self.teach = gr.Button("Train", variant="primary", size="lg", elem_id="train")
@@ -54,11 +54,11 @@ class TeachTab:
         fields = {"name": self.name, "class_word": self.class_word, "method": self.method, "kind": self.kind}
         fields["steps"] = self.steps
         given = [self.page, self.name, self.pictures, self.method, self.kind, self.class_word, self.steps, checkpoint]
-        self.teach.click(plainly(self.submit), given, None, js=with_page("teach"), **PRESS)
+        self.teach.click(show_errors(self.submit), given, None, js=with_page("teach"), **PRESS)
         lists = [checkpoint, widgets["vae"], self.form.addon, self.form.about]
         self.stage.input(self.refreshed, [checkpoint, widgets["vae"]], lists, **EVENT)
         tried = [widgets["prompt"], checkpoint, tabs]
-        self.stage.select(plainly(self.try_it), None, tried, **EVENT)
+        self.stage.select(show_errors(self.try_it), None, tried, **EVENT)
         shown = [self.method, checkpoint]
         gr.on(
             [self.method.change, checkpoint.change],
@@ -70,25 +70,27 @@ class TeachTab:
         keep_form(page, "teach", fields)
 
     def automatic(self, method: str, checkpoint: str) -> str:
-        """What stands in the field while nothing is given."""
+        """Return the placeholder of the empty field for steps."""
         try:
-            return f"automatic: {usual_steps(method, usual_size(self.models.checkpoint(checkpoint)))}"
+            return f"automatic: {default_steps(method, usual_size(self.models.checkpoint(checkpoint)))}"
         except UserError:  # the model has gone
             return "automatic"
 
     def submit(self, page: str, name: str, urls: list[str], *values: object) -> None:
         method, kind, class_word, steps, checkpoint = values
-        images = [decode_picture(url) for url in urls]
-        lesson = Lesson(name.strip(), images, method, kind, class_word.strip(), steps_of(steps), checkpoint, page)
-        self.followed.add(ask_to_teach(self.jobs, self.models, lesson))
+        images = [decode_image(url) for url in urls]
+        request = FineTuneRequest(
+            name.strip(), images, method, kind, class_word.strip(), steps_of(steps), checkpoint, page
+        )
+        self.followed.add(submit_finetune(self.jobs, self.models, request))
 
     async def refreshed(self, checkpoint: str, vae: str) -> dict:
-        """The lists with what has just been trained."""
+        """Return the lists with what has just been trained."""
         self.models.refresh()
         return await asyncio.to_thread(self.form.lists, checkpoint, vae)
 
     def try_it(self, event: gr.EventData) -> tuple[str, object, gr.Tabs]:
-        """A prompt that uses what was trained, with the model that it was trained on, in the other tab."""
+        """Open the other tab with a prompt for the result and the model that it was trained on. Raises Missing."""
         job = self.jobs.get(str(event.job))
         if "prompt" not in job.result:
             raise Missing("this training has no result to try.")
@@ -97,22 +99,22 @@ class TeachTab:
 
 
 def steps_of(text: str) -> int | None:
-    """None, for the method's own number, where nothing is given."""
+    """Return None, for the method's default, where the field is empty. Raises UserError."""
     try:
         return int(text) if text.strip() else None
     except ValueError as error:
         raise UserError(
-            f"the number of training steps is {text[:30]!r}: use a whole number, or nothing for the usual number."
+            f"invalid number of training steps: {text[:30]!r}; use a whole number, or leave it empty for the default."
         ) from error
 
 
-def lesson_stage(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
-    """HTML by place: how far it is, the curves, the newest test images or the sheet of all of them, and what to say."""
+def training_panel(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
+    """Return HTML by place: progress, curves, the newest test images or the sheet of all, and how to use the result."""
     if not run:
         return {"head": NOTHING, "stop": "", "body": "", "queue": "", "made": ""}
     current = next((job for job in run if not job.has_ended), None)
     return {
-        "head": head(run, current, before, lesson_status),
+        "head": head(run, current, before, training_status),
         "stop": cancel("Stop training", current) if current else "",
         "body": progress(current or run[-1]),
         "queue": queue(run, current, before),
@@ -120,7 +122,7 @@ def lesson_stage(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]
     }
 
 
-def lesson_status(job: Job, before: int = 0) -> str:
+def training_status(job: Job, before: int = 0) -> str:
     if job.state == "running" and job.event.get("step", 0) == job.event.get("steps", 1):
         return "Choosing the best step"
     return plain_status(job, before)
@@ -138,7 +140,7 @@ def progress(job: Job) -> str:
 
 
 def trained(job: Job) -> str:
-    """What to say in a prompt, which step's weights were taken, and a button to try it."""
+    """Return how to use the result in a prompt, which step's weights were taken, and a button to try it."""
     result = job.result
     taken = ""
     if "steps" in result:
@@ -154,7 +156,7 @@ def trained(job: Job) -> str:
 
 
 def curves(event: dict) -> str:
-    """The loss on the training images and on those held out, as SVG."""
+    """Return the loss on the training images and on those held out, as SVG."""
     losses, held_out = event["losses"], event["held_out"]
     values = [value for _, value in [*losses, *held_out]]
     low, high = min(values), max(values)
@@ -172,13 +174,13 @@ def curves(event: dict) -> str:
         f'<text x="-6" y="10" text-anchor="end">{high:.3f}</text>'
         f'<text x="-6" y="{HEIGHT}" text-anchor="end">{low:.3f}</text>'
         f'<text x="{WIDTH}" y="{HEIGHT + 16}" text-anchor="end">{event["steps"]} steps</text>'
-        f"{legend()}{line(losses, 'learnt')}{line(held_out, 'held-out')}</svg>"
+        f"{legend()}{line(losses, 'training')}{line(held_out, 'held-out')}</svg>"
     )
 
 
 def legend() -> str:
     y = HEIGHT + 12
     return (
-        f'<polyline class="learnt" points="0,{y} 24,{y}"/><text x="30" y="{y + 4}">training loss</text>'
+        f'<polyline class="training" points="0,{y} 24,{y}"/><text x="30" y="{y + 4}">training loss</text>'
         f'<polyline class="held-out" points="120,{y} 144,{y}"/><text x="150" y="{y + 4}">loss on held-out images</text>'
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import fresh_copy
+from fake_jobs import job_events
 from PIL import Image
 from safetensors.torch import save_file
 from web_client import Web, base64_of, opened
@@ -202,7 +203,7 @@ def test_an_image_that_is_interrupted_comes_as_far_as_it_was(web):
 
 def test_a_job_cancelled_on_the_page_keeps_only_finished_images(web):
     job = web.client.post("/jobs", json=SMALL | {"steps": 900}).json()
-    for event in web.jobs.events(job["id"]):
+    for event in job_events(web.jobs, job["id"]):
         if event["event"].get("step", 0) > 1:
             break
     web.client.delete(f"/jobs/{job['id']}")

@@ -399,9 +399,9 @@ def test_pictures_that_are_refused(web, photo, body):
 def test_a_checkpoint_that_cannot_be_drawn_with_is_said(web):
     save_file({}, web.models.folders["checkpoint"] / "broken.safetensors")
     web.models.refresh()
-    pipe, web.drawer.pipe = web.drawer.pipe, None
+    pipe, web.generator.pipe = web.generator.pipe, None
     detail = refused(web, override_settings={"sd_model_checkpoint": "broken.safetensors [0123456789]"})
-    web.drawer.pipe = pipe
+    web.generator.pipe = pipe
     (web.models.folders["checkpoint"] / "broken.safetensors").unlink()
     web.models.refresh()
     assert "checkpoint" in detail

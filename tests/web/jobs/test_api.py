@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from conftest import fresh_copy
+from fake_jobs import job_events
 from PIL import Image
 from web_client import Web, base64_of, listening
 
 from sd.pipeline.infotext import read_infotext
-from sd.web.jobs.api import Draw
+from sd.web.jobs.api import GenerateBody
 from sd.web.jobs.job import Job
 
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7}
@@ -73,8 +74,8 @@ def test_a_seed_is_chosen_and_kept(web):
 
 
 def test_every_setting_of_the_pipeline_is_to_be_had():
-    fields = set(Draw.model_fields) - {"checkpoint", "vae", "image", "mask"}
-    assert Draw(prompt="x").asked().settings.__dataclass_fields__.keys() == fields
+    fields = set(GenerateBody.model_fields) - {"checkpoint", "vae", "image", "mask"}
+    assert GenerateBody(prompt="x").to_request().settings.__dataclass_fields__.keys() == fields
 
 
 def test_events_end_with_the_job(web):
@@ -88,7 +89,7 @@ def test_events_end_with_the_job(web):
 
 def test_cancelling(web):
     job = web.client.post("/jobs", json=SMALL | {"steps": 900, "num_images": 60}).json()
-    for event in web.jobs.events(job["id"]):
+    for event in job_events(web.jobs, job["id"]):
         if event["event"]:
             break
     reached = web.client.delete(f"/jobs/{job['id']}").json()["event"]["step"]
@@ -101,7 +102,7 @@ def test_cancelling(web):
 
 def test_finished_pictures_of_a_cancelled_job_stay(web):
     job = web.client.post("/jobs", json=SMALL | {"steps": 20, "num_images": 60}).json()
-    for event in web.jobs.events(job["id"]):
+    for event in job_events(web.jobs, job["id"]):
         if event["event"].get("step", 0) > 20:
             break
     web.client.delete(f"/jobs/{job['id']}")
@@ -194,7 +195,7 @@ def test_busy(tmp_path, pipe):
     web = Web(tmp_path, pipe, limit=1)
     slow = SMALL | {"steps": 900, "num_images": 60}
     first = web.client.post("/jobs", json=slow).json()
-    for event in web.jobs.events(first["id"]):
+    for event in job_events(web.jobs, first["id"]):
         if event["state"] == "running":
             break
     second = web.client.post("/jobs", json=slow).json()
@@ -210,7 +211,7 @@ def test_busy(tmp_path, pipe):
 def test_a_mistake_of_ours_is_a_500_and_the_server_goes_on(web, monkeypatch):
     monkeypatch.setattr(Job, "public", lambda _: 1 / 0)
     answer = web.client.get("/jobs")
-    assert (answer.status_code, answer.json()["detail"]) == (500, "a mistake in this program: ZeroDivisionError.")
+    assert (answer.status_code, answer.json()["detail"]) == (500, "internal error: ZeroDivisionError.")
     monkeypatch.undo()
     assert web.client.get("/jobs").status_code == 200
 
@@ -239,7 +240,7 @@ def test_a_client_that_goes_away_loses_no_job(tmp_path, pipe):
         watching = http.client.HTTPConnection("127.0.0.1", port)
         watching.request("GET", f"/jobs/{job['id']}/events")
         watching.close()
-        list(web.jobs.events(job["id"]))
+        list(job_events(web.jobs, job["id"]))
         connection.request("GET", f"/jobs/{job['id']}")
         assert json.loads(connection.getresponse().read())["state"] == "done"
         connection.close()

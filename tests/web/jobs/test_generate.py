@@ -9,7 +9,7 @@ from web_client import Web
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.web.jobs import generate as drawing
-from sd.web.jobs.generate import Drawer, portions
+from sd.web.jobs.generate import ImageGenerator, split_into_batches
 from sd.web.jobs.job import Job, Skipped
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.submit import GenerateRequest, submit_request
@@ -21,58 +21,58 @@ def job_of(tmp_path, **settings):
 
 
 @pytest.fixture
-def drawer(tmp_path, pipe):
+def generator(tmp_path, pipe):
     models = Models(*(tmp_path / name for name in ("weights", "loras", "embeddings")))
     pipe.path = models.checkpoint()
-    return Drawer(models, pipe=pipe)
+    return ImageGenerator(models, pipe=pipe)
 
 
 @pytest.mark.parametrize("more", [{}, {"variation_seed": 3, "variation_strength": 0.5}])
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
 def test_portions_have_the_seeds_of_the_whole(more, batch_size):
     whole = GenerationSettings(seed=10, num_images=5, **more)
-    parts = list(portions(whole, batch_size))
+    parts = list(split_into_batches(whole, batch_size))
     assert max(part.num_images for part in parts) == min(batch_size, 5)
     assert [seed for part in parts for seed in part.seeds()] == whole.seeds()
     assert [seed for part in parts for seed in part.variation_seeds()] == whole.variation_seeds()
 
 
-def test_steps_are_counted_over_the_whole_job(drawer, tmp_path):
+def test_steps_are_counted_over_the_whole_job(generator, tmp_path):
     told = []
-    drawer(job_of(tmp_path, num_images=3), told.append)
+    generator(job_of(tmp_path, num_images=3), told.append)
     assert [(event["step"], event["steps"]) for event in told] == [(step, 9) for step in range(1, 10)]
 
 
-def test_a_skipped_picture_is_left_out(drawer, tmp_path):
+def test_a_skipped_picture_is_left_out(generator, tmp_path):
     def skip_the_second(event):
         if event["step"] == 5:
             raise Skipped
 
-    made = drawer(job_of(tmp_path, num_images=3), skip_the_second)
+    made = generator(job_of(tmp_path, num_images=3), skip_the_second)
     assert made["seeds"] == [7, 9]
     assert made["files"] == ["00000.png", "00001.png"]
 
 
-def test_previews(drawer, tmp_path, monkeypatch):
+def test_previews(generator, tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "PREVIEW_AFTER", 0)
     told = []
-    drawer(job_of(tmp_path), told.append)
+    generator(job_of(tmp_path), told.append)
     assert told[0]["preview"] == "preview.png"
     assert Image.open(tmp_path / "preview.png").size == (64, 64)
     assert "preview" not in told[-1], "after the last step there is the picture itself"
 
 
-def test_another_checkpoint_takes_the_place_of_the_first(drawer, tmp_path, monkeypatch):
+def test_another_checkpoint_takes_the_place_of_the_first(generator, tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "other.safetensors").touch()
-    drawer.models.refresh()
-    loaded, pipe = [], drawer.pipe
+    generator.models.refresh()
+    loaded, pipe = [], generator.pipe
     monkeypatch.setattr(
-        StableDiffusion, "from_pretrained", lambda path, *_: loaded.append((path.name, drawer.pipe)) or pipe
+        StableDiffusion, "from_pretrained", lambda path, *_: loaded.append((path.name, generator.pipe)) or pipe
     )
-    assert drawer.load("emoji") is pipe
+    assert generator.load("emoji") is pipe
     assert loaded == []
-    drawer.load("other")
+    generator.load("other")
     assert loaded == [("other.safetensors", None)], "the first is let go before"
     assert pipe.adapters.models.folders["LoRA"] == tmp_path / "loras"
 
@@ -106,12 +106,12 @@ def test_running_out_of_memory_costs_one_job(tmp_path, pipe, monkeypatch):
     web.jobs.close()
 
 
-def test_another_vae_is_another_pipeline(drawer, tmp_path, monkeypatch):
+def test_another_vae_is_another_pipeline(generator, tmp_path, monkeypatch):
     (tmp_path / "weights" / "vae").mkdir(parents=True)
     tensors = {f"{part}.conv_in.weight": torch.zeros(1) for part in ("encoder", "decoder")}
     save_file(tensors, tmp_path / "weights" / "vae" / "soft.safetensors")
-    drawer.models.refresh()
-    loaded, pipe = [], drawer.pipe
+    generator.models.refresh()
+    loaded, pipe = [], generator.pipe
 
     def load(path, device, dtype, vae):
         loaded.append(getattr(vae, "name", vae))
@@ -120,5 +120,5 @@ def test_another_vae_is_another_pipeline(drawer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StableDiffusion, "from_pretrained", load)
     for vae in ("", "None", "Automatic", "soft", "Soft.safetensors", "None"):
-        drawer.load("emoji", vae)
+        generator.load("emoji", vae)
     assert loaded == ["soft.safetensors", "none"]

@@ -13,15 +13,15 @@ from web_client import png
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs import limits
-from sd.web.jobs.limits import TooLarge, check_picture, check_settings, decode_picture
+from sd.web.jobs.limits import TooLarge, check_image, check_settings, decode_image
 
 
 def test_a_picture_in_base64_or_a_data_url(photo):
     data = png(photo)
     text = base64.b64encode(data).decode()
-    assert decode_picture(text) == data
-    assert decode_picture(f"data:image/png;base64,{text}") == data
-    assert decode_picture("\n".join(text[i : i + 76] for i in range(0, len(text), 76))) == data
+    assert decode_image(text) == data
+    assert decode_image(f"data:image/png;base64,{text}") == data
+    assert decode_image("\n".join(text[i : i + 76] for i in range(0, len(text), 76))) == data
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ def test_a_picture_in_base64_or_a_data_url(photo):
 )
 def test_what_is_no_picture(text):
     with pytest.raises(UserError):
-        decode_picture(text)
+        decode_image(text)
 
 
 def test_a_large_file_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(limits.base64, "b64decode", lambda *_, **__: pytest.fail("was decoded"))
     with pytest.raises(TooLarge, match="over 16 MB"):
-        decode_picture("A" * (limits.MAX_FILE * 4 // 3 + 8))
+        decode_image("A" * (limits.MAX_FILE * 4 // 3 + 8))
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -55,17 +55,17 @@ def bomb(width: int, height: int) -> bytes:
 def test_a_decompression_bomb_is_not_unpacked(size, monkeypatch):
     monkeypatch.setattr(limits, "open_image", lambda _: pytest.fail("was unpacked"))
     with pytest.raises(TooLarge, match="million pixels"):
-        check_picture(bomb(*size))
+        check_image(bomb(*size))
 
 
 def test_a_large_picture_that_is_allowed():
-    assert check_picture(png(Image.new("1", (4096, 4096)))).size == (4096, 4096)
+    assert check_image(png(Image.new("1", (4096, 4096)))).size == (4096, 4096)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (dict(prompt="a" * 8001), "8001 letters"),
+        (dict(prompt="a" * 8001), "8001 characters"),
         (dict(negative_prompt="a" * 8001), "negative prompt"),
         (dict(prompt="a\0b"), "NUL"),
         (dict(num_images=65), "too many"),
@@ -89,4 +89,4 @@ def test_a_png_with_a_large_text_is_taken():
     info = PngInfo()
     info.add_text("workflow", "x" * (3 << 20), zip=True)
     Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
-    assert check_picture(file.getvalue()).size == (8, 8)
+    assert check_image(file.getvalue()).size == (8, 8)

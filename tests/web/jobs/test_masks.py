@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sd.utils.errors import UserError
-from sd.web.jobs.masks import MaskOptions, fill_masked, prepare_mask, put_back, region_of
+from sd.web.jobs.masks import MaskOptions, fill_masked, paste_region, prepare_mask, region_of
 
 
 def mask_with(box, size=(64, 64)):
@@ -69,7 +69,7 @@ def test_the_region_around_a_mask(box, padding, shape, region):
 def test_putting_back_leaves_the_rest():
     image = Image.new("RGB", (64, 64), "blue")
     mask = mask_with((20, 20, 40, 40))
-    whole = put_back(image, Image.new("RGB", (128, 128), "red"), mask, (16, 16, 44, 44))
+    whole = paste_region(image, Image.new("RGB", (128, 128), "red"), mask, (16, 16, 44, 44))
     assert whole.getpixel((30, 30)) == (255, 0, 0)
     kept = np.asarray(mask) == 0
     assert (np.asarray(whole)[kept] == np.asarray(image)[kept]).all()

@@ -5,10 +5,10 @@ import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
+import fake_jobs
 import pytest
-from fake_jobs import count
+from fake_jobs import count, job_events
 
 import sd.web.jobs.job
 from sd.web.jobs.job import Busy, Missing, load_job
@@ -24,7 +24,7 @@ def jobs(tmp_path):
 
 def wait(jobs, job, state=None):
     """The job once it has ended, or once it is in `state`."""
-    for event in jobs.events(job.id):
+    for event in job_events(jobs, job.id):
         if event["state"] == state:
             break
     return jobs.get(job.id)
@@ -38,7 +38,7 @@ def long_one(jobs, **more):
 
 def test_a_job_from_beginning_to_end(jobs):
     job = jobs.submit("count", {"steps": 4}, {"image": b"bytes"})
-    seen = list(jobs.events(job.id))
+    seen = list(job_events(jobs, job.id))
     assert seen[-1]["state"] == "done"
     assert seen[-1]["progress"] == 1
     assert seen[-1]["result"] == {"files": ["made.txt"], "skipped": 0}
@@ -57,7 +57,7 @@ def test_its_file_says_the_same_as_the_job(jobs):
 
 def test_progress_and_time_left(jobs):
     job = jobs.submit("count", {"steps": 5, "seconds": 0.05})
-    events = [event for event in jobs.events(job.id) if event["state"] == "running" and event["event"]]
+    events = [event for event in job_events(jobs, job.id) if event["state"] == "running" and event["event"]]
     progress = [event["progress"] for event in events]
     assert progress == sorted(progress)
     assert set(progress) <= {0.2, 0.4, 0.6, 0.8, 1.0}
@@ -128,17 +128,17 @@ def test_skipping_goes_on(jobs):
 
 
 @pytest.mark.parametrize(
-    ("do", "error", "mendable"),
+    ("do", "error", "user_error"),
     [
         ("mend", "the apple is blue: paint it red.", True),
         ("memory", "there was not enough memory: ask for a smaller size or for fewer pictures at once.", True),
         ("break", "the job failed by a mistake in this program: Odd: no such luck", False),
     ],
 )
-def test_a_failure_fails_that_job_only(jobs, do, error, mendable):
+def test_a_failure_fails_that_job_only(jobs, do, error, user_error):
     bad, good = jobs.submit("count", {"do": do}), jobs.submit("count", {})
     failed = wait(jobs, bad)
-    assert (failed.state, failed.error, failed.mendable) == ("failed", error, mendable)
+    assert (failed.state, failed.error, failed.user_error) == ("failed", error, user_error)
     assert wait(jobs, good).state == "done"
 
 
@@ -213,7 +213,7 @@ def test_closing_marks_what_was_not_finished(tmp_path):
 
 
 def test_after_kill_9_results_are_there_and_the_rest_is_marked(tmp_path):
-    program = Path(__file__).with_name("counting.py")
+    program = fake_jobs.__file__
     with subprocess.Popen([sys.executable, program, tmp_path], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "begun\n"
         process.kill()

@@ -5,29 +5,29 @@ import re
 import sys
 
 import pytest
-from fake_jobs import make_counter
+from fake_jobs import job_events, make_counter
 
 from sd.web.jobs.job import Job
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.worker import Isolated, serve
+from sd.web.jobs.worker import WorkerProcess, serve
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    jobs = Jobs(tmp_path_factory.mktemp("jobs"), Isolated(make_counter))
+    jobs = Jobs(tmp_path_factory.mktemp("jobs"), WorkerProcess(make_counter))
     yield jobs
     jobs.close()
 
 
 def ended(jobs, request):
     job = jobs.submit("count", request)
-    list(jobs.events(job.id))
+    list(job_events(jobs, job.id))
     return jobs.get(job.id)
 
 
 def test_it_tells_and_answers(jobs):
     job = jobs.submit("count", {"steps": 5, "seconds": 0.01})
-    events = list(jobs.events(job.id))
+    events = list(job_events(jobs, job.id))
     assert events[-1]["state"] == "done"
     assert events[-1]["event"] == {"step": 5, "steps": 5}
     assert (job.folder / "made.txt").read_text() == "5"
@@ -35,18 +35,18 @@ def test_it_tells_and_answers(jobs):
 
 def test_cancelling_reaches_it_within_a_step(jobs):
     job = jobs.submit("count", {"steps": 10_000, "seconds": 0.01})
-    for event in jobs.events(job.id):
+    for event in job_events(jobs, job.id):
         if event["event"]:
             jobs.cancel(job.id)
             reached = job.event["step"]
             break
-    last = list(jobs.events(job.id))[-1]
+    last = list(job_events(jobs, job.id))[-1]
     assert last["state"] == "cancelled"
     assert last["event"]["step"] <= reached + 1
 
 
 def test_failures_keep_their_sentence(jobs):
-    assert (ended(jobs, {"do": "mend"}).error, ended(jobs, {"do": "mend"}).mendable) == (
+    assert (ended(jobs, {"do": "mend"}).error, ended(jobs, {"do": "mend"}).user_error) == (
         "the apple is blue: paint it red.",
         True,
     )
@@ -65,12 +65,12 @@ def test_failures_keep_their_sentence(jobs):
 def test_a_crash_fails_that_job_and_the_next_one_is_done(jobs, do, how):
     bad = jobs.submit("count", {"do": do})
     good = jobs.submit("count", {})
-    list(jobs.events(bad.id))
+    list(job_events(jobs, bad.id))
     failed = jobs.get(bad.id)
     assert failed.state == "failed"
     assert re.search(how, failed.error)
-    assert not failed.mendable
-    list(jobs.events(good.id))
+    assert not failed.user_error
+    list(job_events(jobs, good.id))
     assert jobs.get(good.id).state == "done"
 
 

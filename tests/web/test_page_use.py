@@ -1,0 +1,258 @@
+"""The page in Chromium with jobs that only pretend: tabs, restarts, the keyboard, buttons pressed twice."""
+
+import time
+from types import SimpleNamespace
+
+import fake_jobs
+import pytest
+from browser_page import chromium
+from fake_jobs import fake_generate
+from PIL import Image
+from web_client import HERE, listening
+
+from sd.prompts.styles import find_style
+from sd.web.jobs.model_index import Models
+from sd.web.jobs.queue import Jobs
+from sd.web.server import create_app
+
+# As WebDriver writes them (W3C WebDriver, keyboard actions).
+TAB, ENTER = "\ue004", "\ue007"
+STYLE = "emoji noto"
+
+
+def make_server(folder):
+    """(jobs, app) over the folder, which a server before may have used."""
+    models = Models(*(folder / name for name in ("weights", "weights/loras", "weights/embeddings")))
+    for path in models.folders.values():
+        path.mkdir(parents=True, exist_ok=True)
+    jobs = Jobs(folder / "jobs", fake_generate)
+    return jobs, create_app(jobs, models)
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    jobs, app = make_server(tmp_path_factory.mktemp("page"))
+    with listening(app) as port:
+        yield SimpleNamespace(jobs=jobs, url=f"{HERE}:{port}/")
+
+
+@pytest.fixture(scope="module")
+def one_browser(web):
+    with chromium(web.url) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(one_browser, web):
+    """The page as a newcomer finds it."""
+    one_browser.url = web.url
+    one_browser.driver.get(web.url + "docs")
+    one_browser.driver.execute_script("sessionStorage.clear(); localStorage.clear()")
+    one_browser.open()
+    return one_browser
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(path)
+    return path
+
+
+def generate(page, web, **fields):
+    """The job, once its image is in the gallery."""
+    before = {job.id for job in web.jobs.list()}
+    page.write(**fields)
+    page.press("Generate")
+    page.until(lambda: {job.id for job in web.jobs.list()} - before, "new job")
+    page.until(lambda: shown(page, "gallery")[:1] == [web.jobs.list(1)[0].id], "image in the gallery")
+    return web.jobs.list(1)[0]
+
+
+def shown(page, place):
+    """The ids of the jobs whose images stand there."""
+    return [button.get_attribute("data-picture").split("/")[0] for button in page.pictures(place)]
+
+
+def press_twice(page, name):
+    page.press(name)
+    page.press(name)
+
+
+def painted(page):
+    """How many pixels of the mask are painted."""
+    return page.driver.execute_script(
+        "const canvas = document.querySelector('canvas');"
+        "const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);"
+        "return data.filter((value, i) => i % 4 === 3 && value > 0).length"
+    )
+
+
+def open_image(page, photo):
+    page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+    page.give("Image to start from", photo)
+    page.until(lambda: page.find("//canvas"), "canvas")
+
+
+def no_errors(page):
+    return not page.find("//*[contains(@class, 'toast-body') and contains(@class, 'error')]")
+
+
+def test_two_tabs_show_their_own_jobs_and_the_same_gallery(page, web):
+    first = generate(page, web, Prompt="a first", Seed=1)
+    driver, tab = page.driver, page.driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    try:
+        page.open()
+        second = generate(page, web, Prompt="a second", Seed=2)
+        page.until(lambda: shown(page, "made") == [second.id], "its own image")
+        assert shown(page, "gallery")[:2] == [second.id, first.id]
+        driver.close()
+    finally:
+        driver.switch_to.window(tab)
+    assert shown(page, "made") == [first.id]
+    page.open()  # a tab keeps its name over a reload
+    page.until(lambda: shown(page, "made") == [first.id], "the first tab's image")
+    assert page.value("Prompt") == "a first"
+
+
+def test_a_page_left_open_outlives_a_restart_of_the_server(one_browser, tmp_path):
+    jobs, app = make_server(tmp_path)
+    with listening(app) as port:
+        one_browser.url = f"{HERE}:{port}/"
+        one_browser.open()
+        first = generate(one_browser, SimpleNamespace(jobs=jobs), Prompt="a red apple", Seed=1)
+        one_browser.write(Prompt="a green pear", Steps=30)
+        one_browser.press("Generate")  # so that the page follows a job while the server ends
+    jobs.close()
+    one_browser.until(lambda: "The server does not answer" in one_browser.text(), "sentence about it")
+    jobs, app = make_server(tmp_path)
+    with listening(app, port):
+        one_browser.until(lambda: "The server does not answer" not in one_browser.text(), "the server again")
+        last = generate(one_browser, SimpleNamespace(jobs=jobs), Seed=2)
+        assert last.request["settings"]["prompt"] == "a green pear", "the form is as it was"
+        assert first.id in shown(one_browser, "gallery")
+    jobs.close()
+
+
+def test_the_tab_key_goes_from_the_prompt_to_generate_in_the_order_of_reading(page, web):
+    before = len(web.jobs.list())
+    page.field("Prompt").click()
+    names = []
+    for _ in range(3):
+        page.driver.switch_to.active_element.send_keys(TAB)
+        element = page.driver.switch_to.active_element
+        names.append(element.text or element.get_attribute("placeholder"))
+    assert names == ["what to avoid", "Generate", "Improve the prompt"]
+    page.driver.switch_to.active_element.send_keys("\ue008" + TAB)  # Shift+Tab, back to Generate
+    page.driver.switch_to.active_element.send_keys(ENTER)
+    page.until(lambda: len(web.jobs.list()) == before + 1, "job")
+    page.state("done")
+
+
+def test_save_downloads_the_very_file(page, web, tmp_path):
+    job = generate(page, web, Seed=3)
+    place = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", place)
+    page.enlarge(0)
+    page.find("//dialog//a[normalize-space()='Save']")[0].click()
+    name = f"{job.id}-{job.result['images'][0]}"
+    saved = page.until(lambda: list(tmp_path.glob(name)), "saved file")[0]
+    assert saved.read_bytes() == job.file(job.result["images"][0]).read_bytes()
+    page.press("Close")
+
+
+def test_dice_and_same_seed(page, web):
+    job = generate(page, web, Seed=41)
+    press_twice(page, "🎲 Random")
+    page.until(lambda: page.value("Seed") == "", "a random seed")
+    other = generate(page, web)
+    assert other.result["seeds"] != job.result["seeds"]
+    press_twice(page, "♻ Same seed")
+    page.until(lambda: page.value("Seed") == str(other.result["seeds"][0]), "the seed again")
+
+
+def test_a_style_from_the_list_is_applied(page, web):
+    field = page.field("Styles")
+    field.click()
+    option = f"//*[@role='option' and contains(., '{STYLE}')]"
+    page.until(lambda: page.find(option), "style in the list")[0].click()
+    field.send_keys(TAB)
+    job = generate(page, web, Prompt="a fox", Seed=5)
+    assert job.request["settings"]["prompt"] == find_style(STYLE).apply("a fox", "")[0] != "a fox"
+
+
+def test_strokes_are_erased_undone_and_cleared(page, web, photo):
+    open_image(page, photo)
+    page.paint((0.2, 0.5), (0.8, 0.5))
+    whole = page.until(lambda: painted(page), "stroke")
+    page.find("//input[@aria-label='Eraser']")[0].click()
+    page.paint((0.5, 0.3), (0.5, 0.7))
+    page.until(lambda: 0 < painted(page) < whole, "a gap in the stroke")
+    page.press("Undo")
+    page.until(lambda: painted(page) == whole, "the stroke as it was")
+    page.press("Undo")
+    page.until(lambda: painted(page) == 0, "no stroke")
+    assert not page.find("//button[normalize-space()='Undo']")[0].is_enabled()
+    page.find("//input[@aria-label='Eraser']")[0].click()
+    page.paint((0.2, 0.5), (0.8, 0.5))
+    press_twice(page, "Clear the mask")
+    page.until(lambda: painted(page) == 0, "no stroke")
+    page.press("Undo")
+    page.open()  # the image is kept over a reload
+    page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+    page.until(lambda: page.find("//canvas"), "canvas after the reload")
+    job = generate(page, web, Seed=6)
+    assert (job.folder / "image").read_bytes() == photo.read_bytes()
+    assert not (job.folder / "mask").exists()
+    page.press("Remove the image")
+    page.until(lambda: not page.find("//canvas"), "no image")
+    assert not (generate(page, web, Seed=7).folder / "image").exists()
+
+
+def test_buttons_that_are_pressed_twice_do_no_harm(page, web, photo, monkeypatch):
+    page.write(Width=64, Height=96)
+    press_twice(page, "⇄ Swap")
+    page.until(lambda: (page.value("Width"), page.value("Height")) == ("64", "96"), "the sizes as before")
+    page.write(Prompt="x", Steps=9)
+    press_twice(page, "a red apple, fluent 3d emoji")
+    page.until(lambda: page.value("Prompt") == "a red apple, fluent 3d emoji", "example")
+    page.find("//button[contains(., 'Advanced')]")[0].click()
+    press_twice(page, "Reset the form")
+    page.until(lambda: (page.value("Prompt"), page.value("Steps")) == ("a red apple", "25"), "the defaults")
+    assert no_errors(page)
+    monkeypatch.setattr(fake_jobs, "SECONDS", 0.3)
+    page.press("Generate")
+    page.until(lambda: page.find("//div[@data-part='stop']//button"), "Cancel")
+    page.driver.execute_script("const b = document.querySelector('[data-part=stop] button'); b.click(); b.click()")
+    page.state("cancelled")
+    assert web.jobs.list(1)[0].state == "cancelled"
+    monkeypatch.undo()
+    job = generate(page, web, Seed=8, Batch_count=2)
+    page.enlarge(0)
+    press_twice(page, "Next →")
+    press_twice(page, "Enlarge")
+    press_twice(page, "← Previous")
+    page.until(lambda: "1 of" in page.find("//dialog//p[contains(@class, 'count')]")[0].text, "the first image")
+    page.driver.execute_script("const b = document.querySelector('dialog .use'); b.click(); b.click()")
+    page.until(lambda: page.value("Seed") == "8", "its settings")
+    assert len(job.result["images"]) == 2
+    assert no_errors(page)
+
+
+def test_images_to_train_on_are_kept_over_a_reload(page, photo):
+    page.tab("Train")
+    page.give("Images to train on, 5 to 15", photo)
+    page.until(lambda: page.find("//ul[@aria-label='Images given']/li"), "image")
+    page.open()
+    page.tab("Train")
+    page.until(lambda: page.find("//ul[@aria-label='Images given']/li"), "image after the reload")
+    page.press("Train")  # with a name missing
+    page.until(lambda: "Invalid name" in page.text(), "sentence")
+    page.find("//button[@aria-label='Remove image 1']")[0].click()
+    page.until(lambda: not page.find("//ul[@aria-label='Images given']/li"), "no image")
+    time.sleep(0.2)
+    page.open()
+    page.tab("Train")
+    time.sleep(1)
+    assert not page.find("//ul[@aria-label='Images given']/li")
