@@ -18,7 +18,7 @@ from sd.adapters.injection import patches_of
 from sd.checkpoints.diffusers_keys import unet_names
 from sd.optimization.registry import TRAINABLE
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.schedule import add_noise
+from sd.schedule import SD1_SCHEDULE
 from sd.training.finetune.methods import LoraTraining
 from sd.training.finetune.recipes import Recipe, recipe_for
 from sd.training.finetune.setup import loop_settings
@@ -91,7 +91,7 @@ def their_step(model: RandomModel) -> Callable[[], Tensor]:
     def turn(held: object = others) -> Tensor:
         optimizer.zero_grad()
         with torch.autocast(model.device, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-            noisy = add_noise(x0, noise, t).to(model.dtype)
+            noisy = SD1_SCHEDULE.add_noise(x0, noise, t).to(model.dtype)
             eps = unet(noisy, t.to(model.device), context, return_dict=False)[0]
             loss = F.mse_loss(eps.float(), noise)
         loss.backward()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sd.checkpoints.config import build, complete
 from sd.denoiser import Guidance
-from sd.schedule import sigma_of
+from sd.schedule import SD1_SCHEDULE
 from sd.utils.device import DTYPES
 from sd.utils.errors import UserError
 from sd.utils.images import to_tensor
@@ -136,7 +136,7 @@ def guided(unet: Callable, model: RandomModel, dtype: torch.dtype | None = None)
     dtype: of the latents and the text states that `unet` is given, if not the model's own.
     """
     x, _, context = model.step_inputs
-    x, sigma = x[:1].float(), sigma_of(TIME)
+    x, sigma = x[:1].float(), SD1_SCHEDULE.sigma_of(TIME)
     uncond, cond = context.to(dtype or model.dtype).chunk(2)
     denoise = Guidance(unet, cond, uncond, GUIDANCE)
     return lambda: x - denoise(x, sigma)

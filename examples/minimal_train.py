@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sd.checkpoints.checkpoint import load_models, save
-from sd.schedule import add_noise
+from sd.schedule import SD1_SCHEDULE
 from sd.tokenizer import Tokenizer
 from sd.vae import LATENT_SCALE, sample_latent
 
@@ -48,7 +48,7 @@ def train(images, caption, checkpoint=ROOT / "weights/emoji.safetensors", steps=
         x0 = LATENT_SCALE * sample_latent(mean[chosen], logvar[chosen], draw)
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.randint(1000, (batch,), generator=generator)
-        eps = unet(add_noise(x0, noise, t), t, context)  # DDPM (Ho et al. 2020), eq. 4
+        eps = unet(SD1_SCHEDULE.add_noise(x0, noise, t), t, context)  # DDPM (Ho et al. 2020), eq. 4
         loss = F.mse_loss(eps, noise)  # eq. 14
         optimizer.zero_grad()
         loss.backward()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sd.checkpoints.checkpoint import load_models
-from sd.schedule import sigma_list, t_of
+from sd.schedule import SD1_SCHEDULE, sigma_list
 from sd.tokenizer import Tokenizer
 from sd.vae import LATENT_SCALE
 
@@ -40,7 +40,7 @@ def generate(
     for sigma, next_sigma in pairwise(sigmas):
         # The U-Net was trained on inputs of unit variance, and on the time step t that has this noise level.
         inputs = (x / (1 + sigma**2) ** 0.5).expand(2, -1, -1, -1)
-        eps = unet(inputs, torch.full((2,), t_of(sigma)), context)
+        eps = unet(inputs, torch.full((2,), SD1_SCHEDULE.t_of(sigma)), context)
         uncond, cond = (x - sigma * eps).chunk(2)  # two estimates of the clean latent
         x0 = uncond + scale * (cond - uncond)  # classifier-free guidance (Ho & Salimans 2022, eq. 6)
         x = x0 + next_sigma / sigma * (x - x0)  # the same direction from x0, with less noise

@@ -7,7 +7,7 @@ import torch
 
 from sd.attention import attention
 from sd.denoiser import Denoiser, Guidance, Inpaint, equal_lengths, sigmas_between
-from sd.schedule import sigma_list, sigma_of, sigma_table, t_of
+from sd.schedule import SD1_SCHEDULE, NoiseSchedule, scaled_linear_betas, sigma_list
 
 B = 3
 
@@ -32,7 +32,7 @@ def rand(*shape, seed=0):
 
 X = rand(B, 4, 8, 8)
 COND, UNCOND = rand(B, 77, 16, seed=1), rand(B, 77, 16, seed=2)
-SIGMA = sigma_of(421)
+SIGMA = SD1_SCHEDULE.sigma_of(421)
 # One float32 sum or product more or less, on numbers of size one times sigma (1.35).
 ROUNDING = 2e-6
 
@@ -57,9 +57,22 @@ def test_time_reaches_the_unet_as_the_exact_whole_number():
     assert [t[0].item() for t in times] == list(range(981, 0, -20))
 
 
+def test_the_time_is_that_of_the_schedule_it_is_given():
+    every_other = NoiseSchedule(1 - (1 - scaled_linear_betas()).view(-1, 2).prod(dim=1))  # T = 500, the same levels
+    unet = Unet()
+    sigma = every_other.sigma_of(210)
+    Denoiser(unet, COND, schedule=every_other)(X, sigma)
+    Guidance(unet, COND, UNCOND, 7.5, schedule=every_other)(X, sigma)
+    Guidance(unet, COND, UNCOND, 1.0, schedule=every_other)(X, sigma)
+    # the same products in another order: the last digits of float64
+    assert [t[0].item() for _, t, _ in unet.seen] == [210] * 3
+    assert SD1_SCHEDULE.t_of(sigma) == pytest.approx(421, abs=1e-9)
+    assert sigmas_between(0.25, 0.75, every_other)[1] == every_other.sigma_of(499 * 0.75)
+
+
 def test_noisy_table_entry_comes_to_the_unet_at_unit_variance():
     unet = Unet()
-    sigma = sigma_table()[999].item()
+    sigma = SD1_SCHEDULE.sigmas[999].item()
     Denoiser(unet, torch.zeros(1, 77, 16))(rand(1, 4, 64, 64) * math.sqrt(1 + sigma**2), sigma)
     # 16,384 numbers, four standard errors
     assert unet.seen[0][0].std().item() == pytest.approx(1, abs=4 / math.sqrt(2 * 16384))
@@ -132,8 +145,8 @@ def test_an_interval_is_a_share_of_evenly_spaced_steps(schedule):
 
 def test_an_interval_is_measured_in_t():
     lowest, highest = sigmas_between(0.25, 0.75)
-    assert t_of(highest) == pytest.approx(999 * 0.75)
-    assert t_of(lowest) == pytest.approx(999 * 0.25)
+    assert SD1_SCHEDULE.t_of(highest) == pytest.approx(999 * 0.75)
+    assert SD1_SCHEDULE.t_of(lowest) == pytest.approx(999 * 0.25)
     assert sigmas_between(0.5, 0.5)[0] == sigmas_between(0.5, 0.5)[1]
 
 

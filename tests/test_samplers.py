@@ -12,8 +12,8 @@ import torch
 
 from sd.denoiser import Denoiser, Inpaint
 from sd.pipeline.sampler_names import find_sampler
-from sd.samplers import SAMPLERS
-from sd.schedule import sigma_list, t_of
+from sd.samplers import SAMPLERS, split_variance
+from sd.schedule import SD1_SCHEDULE, sigma_list
 from sd.utils.errors import UserError
 
 STEPS = (1, 2, 3, 5, 20, 50)
@@ -89,7 +89,7 @@ PEERS = {
 
 def set_times(scheduler, steps):
     """Give a scheduler LDM's times. The two that divide 1000 by steps + 1 must be told."""
-    times = [round(t_of(sigma)) for sigma in sigma_list(steps)[:-1]]
+    times = [round(SD1_SCHEDULE.t_of(sigma)) for sigma in sigma_list(steps)[:-1]]
     if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
         scheduler.set_timesteps(timesteps=times)
     else:
@@ -130,6 +130,24 @@ def test_other_schedules_equal_diffusers(name, schedule, steps, monkeypatch):
     expected = peer(scheduler, noises, monkeypatch, unet=Unet(timeless=True))
     # two steps go from 14.6 to 0.03 in one, where float32 leaves heun and dpm2 1e-5; the rest is at 2e-6
     assert relative_error(sample(name, steps, noises, schedule, Unet(timeless=True)), expected) < 5 * TOLERANCE
+
+
+@pytest.mark.parametrize(("t", "before"), [(999, 998), (981, 961), (500, 1), (1, 0)])
+def test_split_variance_is_ddpms_equation_7_in_sigma_space(t, before):
+    """Ho et al. 2020, eq. 7: the mean's weights of x0 and x_t, and the variance. docs/how-it-works.md derives it."""
+    a = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    alpha = a[t] / a[before]
+    beta = 1 - alpha
+    of_x0, of_x = math.sqrt(a[before]) * beta / (1 - a[t]), math.sqrt(alpha) * (1 - a[before]) / (1 - a[t])
+    variance = (1 - a[before]) / (1 - a[t]) * beta
+
+    sigma, to = (math.sqrt((1 - a[i]) / a[i]) for i in (t, before))
+    down, up = split_variance(sigma, to)
+    to_vp, from_vp = 1 / math.sqrt(1 + to**2), math.sqrt(1 + sigma**2)
+    # float64 holds 16 digits; 1 - a and 1 - alpha lose up to 4 of them each
+    assert to_vp * (1 - down / sigma) == pytest.approx(of_x0, rel=1e-8)
+    assert to_vp * (down / sigma) * from_vp == pytest.approx(of_x, rel=1e-8)
+    assert (to_vp * up) ** 2 == pytest.approx(variance, rel=1e-8)
 
 
 def test_dpmpp_sde_is_k_diffusions_formula_on_one_brownian_path():

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sd.schedule import add_noise, alphas_cumprod
+from sd.schedule import SD1_SCHEDULE
 
 
 def snr_weights(lowest: float = 0.0, highest: float = math.inf) -> Tensor:
@@ -15,7 +15,7 @@ def snr_weights(lowest: float = 0.0, highest: float = math.inf) -> Tensor:
     in x0 counts as much as snr within bounds: without bounds all are 1; with gamma as the upper one they are Min-SNR's,
     min(snr, gamma) / snr (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", sec. 3.4).
     """
-    snr = alphas_cumprod() / (1 - alphas_cumprod())
+    snr = SD1_SCHEDULE.alphas_cumprod / (1 - SD1_SCHEDULE.alphas_cumprod)
     return snr.clamp(lowest, highest) / snr
 
 
@@ -25,7 +25,7 @@ def eps_errors(unet: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, context: T
     x0, noise: (B, 4, h, w), on the CPU or where the U-Net is. t: (B,) 0 … 999. weights: (1000,), by time.
     """
     device, dtype = unet.out[2].weight.device, unet.out[2].weight.dtype
-    eps = unet(add_noise(x0, noise, t).to(device, dtype), t.to(device), context.to(device, dtype)).float()
+    eps = unet(SD1_SCHEDULE.add_noise(x0, noise, t).to(device, dtype), t.to(device), context.to(device, dtype)).float()
     return weights[t].to(device) * (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
 
 

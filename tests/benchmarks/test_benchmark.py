@@ -24,7 +24,7 @@ from benchmarks.tasks import TASKS, TINY, Options, RandomModel, guided, touch, t
 from sd.checkpoints.checkpoint import load_models, read
 from sd.checkpoints.diffusers_format import write_configs
 from sd.optimization.registry import OPTIMIZATIONS, Optimization
-from sd.schedule import sigma_of
+from sd.schedule import SD1_SCHEDULE
 from sd.utils.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
@@ -105,7 +105,7 @@ def test_a_step_is_guided():
     """uncond + 7.5 (cond - uncond), by the U-Net's own answers."""
     model = RandomModel(QUICK)
     x, t, context = model.step_inputs
-    sigma = sigma_of(500)
+    sigma = SD1_SCHEDULE.sigma_of(500)
     with torch.no_grad():
         scaled = x[:1] / math.sqrt(1 + sigma**2)
         uncond, cond = model.unet(torch.cat([scaled, scaled]), t, context).chunk(2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sd.schedule import alphas_cumprod
+from sd.schedule import SD1_SCHEDULE
 from sd.training.finetune.batch import Example, Objective, Source, fixed_examples
 from sd.training.loss import eps_errors, offset_noise, snr_weights
 
@@ -33,7 +33,7 @@ def test_weights_without_bounds_are_ones():
 
 
 def test_min_snr_is_hang_et_als():
-    a = alphas_cumprod().double()
+    a = SD1_SCHEDULE.alphas_cumprod.double()
     snr = a / (1 - a)
     expected = torch.minimum(snr, torch.tensor(5.0)) / snr
     assert torch.allclose(snr_weights(highest=5.0).double(), expected, rtol=1e-5)  # fp32 of 1 - a near a = 1
@@ -47,7 +47,7 @@ def test_error_is_the_weighed_mean_square():
     t, weights = torch.tensor([3, 500, 999]), torch.arange(1000) / 100
     found = eps_errors(Guess(), x0, noise, t, contexts(["", "a", "bb"]), weights)
     for i in range(3):
-        a = alphas_cumprod()[t[i]].item()
+        a = SD1_SCHEDULE.alphas_cumprod[t[i]].item()
         seen = math.sqrt(a) * x0[i] + math.sqrt(1 - a) * noise[i]
         expected = weights[t[i]] * (0.5 * seen + i - noise[i]).square().mean()
         assert found[i].item() == pytest.approx(expected.item(), rel=1e-5)  # fp32
