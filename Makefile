@@ -7,7 +7,7 @@ ARGS ?=
 
 OLDEST := 3.10
 comma := ,
-CODE := sd scripts benchmarks examples tests .ci/import_core.py
+CODE := sd scripts benchmarks examples tests docs/write_reference.py setup.py .ci/import_core.py
 
 .PHONY: txt2img app test test-fast screenshots lint format clean
 
@@ -30,6 +30,7 @@ screenshots: $(VENV)/dev
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/vermin --quiet --violations --target=$(OLDEST)- $(CODE)
 
 format: $(VENV)/dev
@@ -37,7 +38,7 @@ format: $(VENV)/dev
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info
 
 # Through the environment, so that quotes and dollars in a prompt reach the script as they are.
 export PROMPT_TEXT := $(value PROMPT)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ def load_single_file(path: Path, configs: Path, dtype: torch.dtype) -> list[nn.M
 
     scalar = np.float64(0).__reduce__()[0]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    allowed = [(ModelCheckpoint, LIGHTNING), *names, np.dtype, type(np.dtype(np.float64))]
+    allowed: list[Any] = [(ModelCheckpoint, LIGHTNING), *names, np.dtype, type(np.dtype(np.float64))]
     with torch.serialization.safe_globals(allowed):
         pipe = StableDiffusionPipeline.from_single_file(
             str(path), config=str(configs), torch_dtype=dtype, tokenizer=None, scheduler=None, local_files_only=True

@@ -69,7 +69,7 @@ def title_of(task: str, side: str) -> str:
 
 def rows(result: Result) -> list[tuple[str, ...]]:
     """A row for each side, those that are missing last: as many cells as there are COLUMNS."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for side in result.sides:
         ratios, share, peak = result.ratios(side), result.share(side), result.peak_bytes.get(side)
         spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})" if ratios else ""

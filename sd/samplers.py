@@ -187,7 +187,8 @@ def unipc(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise) -> Ste
     """
     start = start_x0 = None  # x and x0 at the beginning of the last step
     # Of the last step: its length in log(sigma), the ratio of the step before to it, and the trend of x0 over it.
-    h = r = trend = 0
+    h, r = 0.0, 0.0
+    trend: Tensor | float = 0
     for sigma, to in pairwise(sigmas):
         x0 = denoise(x, sigma)
         if start is not None:  # correct the last step

@@ -1,4 +1,4 @@
-"""The commands of the README, in their order, and a copy of the project where they can be run one after another.
+"""The commands of the README and then of the guides, in their order, and a copy of the project to run them in.
 
 A command runs as it stands, but for `CHANGES`: what would take hours, or ask another machine, has a substitute there.
 """
@@ -22,6 +22,12 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = (
+    "checkpoints lora-and-embeddings fine-tuning prompts img2img-and-inpainting low-memory many-gpus web-ui "
+    "troubleshooting reverse-proxy"
+).split()  # in this order: some use what those before them leave
+PAGES = [README, *((ROOT / f"docs/guides/{name}.md").read_text(encoding="utf-8") for name in GUIDES)]
+COMMAND_BLOCKS = ("", "python")  # languages of fenced blocks that are run; others, such as "text", are not commands
 SUBJECTS = ROOT / ".." / "shared" / "data" / "subjects"  # photographs, where there are any
 V1_5 = "weights/v1-5-pruned-emaonly.safetensors"
 
@@ -36,7 +42,11 @@ CHANGES = [  # a pattern, what takes its place, and why
     (r"^make test$", r"PYTEST_ADDOPTS=--collect-only make test", "these tests are inside it: it only lists them"),
     (r"^make app$", r'make app ARGS="--port {port}"', "a port that is free"),
     (r'^make app ARGS="(?!--port)', r'make app ARGS="--port {port} ', "a port that is free"),
-    (r"^pip install .*", r"\g<0> --dry-run", "changes nothing in the environment that the tests run in"),
+    (
+        r"^pip install .*",
+        r"\g<0> --dry-run --no-build-isolation",
+        "changes nothing in the environment that the tests run in",
+    ),
     (r"^python scripts/download\.py", rf"cp weights/emoji.safetensors {V1_5}", "the bundled model stands for 4 GB"),
     (r"^.*--ckpt v1-5-pruned-emaonly .*", rf"\g<0> --steps 2 && rm {V1_5}", "and goes, as if nothing was fetched"),
     (r"^python scripts/prepare_emoji\.py", r"cp -r a-few-emoji data/emoji", "the dataset is fetched from npm"),
@@ -50,9 +60,13 @@ CHANGES = [  # a pattern, what takes its place, and why
 
 
 def blocks() -> list[tuple[str, str]]:
-    """(language, text) of each fenced block; "inline" for a command inside a sentence. In the README's order."""
-    fenced = [(match.start(), match[1], match[2]) for match in FENCED.finditer(README)]
-    prose = FENCED.sub(lambda match: " " * len(match[0]), README)
+    """(language, text) of each fenced block of commands, or ("inline", command in a sentence), in the pages' order."""
+    return [block for page in PAGES for block in blocks_of(page)]
+
+
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    fenced = [(match.start(), match[1], match[2]) for match in FENCED.finditer(page) if match[1] in COMMAND_BLOCKS]
+    prose = FENCED.sub(lambda match: " " * len(match[0]), page)
     inline = [(match.start(), "inline", " ".join(match[1].split())) for match in INLINE.finditer(prose)]
     return [(language, text) for _, language, text in sorted(fenced + inline)]
 
@@ -109,6 +123,9 @@ def add_what_a_user_has(folder: Path) -> None:
     Image.fromarray(255 - shapes).save(folder / "room.png")
     Image.fromarray(shapes[..., 0] // 200 * 255).save(folder / "mask.png")
     (folder / "prompts.txt").write_text("a red apple\na cat\na dog\n")
+    pictures(folder / "captioned")
+    for path in list((folder / "captioned").iterdir()):
+        path.with_suffix(".txt").write_text("a dog")
     convert = ["scripts/convert.py", "weights/emoji.safetensors", "model.ckpt"]
     subprocess.run([sys.executable, *convert], cwd=folder, check=True, capture_output=True)
     few_emoji(folder / "a-few-emoji")

@@ -17,7 +17,8 @@ TILE, OVERLAP = 64, 16  # in latent places: 512 and 128 pixels of v1-5
 def encode_tiled(vae: AutoencoderKL, image: Tensor) -> tuple[Tensor, Tensor]:
     """As `vae.encode`, tile by tile. image: (B, 3, H, W)."""
     moments = in_tiles(lambda tile: torch.cat(vae.encode(tile), dim=1), image, vae.downsample, 1)
-    return moments.chunk(2, dim=1)
+    mean, log_variance = moments.chunk(2, dim=1)
+    return mean, log_variance
 
 
 def decode_tiled(vae: AutoencoderKL, latent: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ LARGEST = 512  # pixels: the longer side of a picture on the sheet; larger ones 
 WIDEST_LABEL = 256  # pixels, beside a row
 GAP = 6  # pixels, around the sheet as well
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 def contact_sheet(
     rows: list[list[Image.Image | None]],
@@ -57,7 +59,7 @@ def largest(images: list[Image.Image]) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def label(text: str, font: ImageFont.ImageFont, width: int, centre: bool = False) -> Image.Image:
+def label(text: str, font: Font, width: int, centre: bool = False) -> Image.Image:
     """A text as a picture, as wide as `width` if centred and no wider than that otherwise."""
     text = wrap(" ".join(piece for word in text.split() for piece in split_word(word, font, width)), font, width)
     box = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text, font=font)
@@ -70,7 +72,7 @@ def label(text: str, font: ImageFont.ImageFont, width: int, centre: bool = False
     return made
 
 
-def split_word(word: str, font: ImageFont.ImageFont, width: int) -> list[str]:
+def split_word(word: str, font: Font, width: int) -> list[str]:
     """A word that is wider than `width`, such as a file's name, in pieces that fit."""
     pieces = [""]
     for letter in word:
@@ -102,7 +104,7 @@ def grid(images: list[Image.Image], columns: int | None = None, labels: list[str
     return sheet
 
 
-def wrap(text: str, font: ImageFont.ImageFont, width: int) -> str:
+def wrap(text: str, font: Font, width: int) -> str:
     """The text with line breaks between words, so that lines stay within `width` pixels where words allow it."""
     lines = [""]
     for word in text.split():

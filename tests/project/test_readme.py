@@ -1,5 +1,6 @@
-"""The README as a test: what it says to type works, in its order, for somebody who has just cloned the project."""
+"""The README and the guides as a test: their commands work, in their order, in a fresh clone of the project."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -72,7 +73,7 @@ def test_a_command_that_fails_is_noticed(tmp_path):
 
 
 def test_all_commands_are_found():
-    fenced = readme.blocks()[1][1].splitlines()  # the first block; a caption above it names a command too
+    fenced = readme.blocks()[0][1].splitlines()
     assert fenced == ['make txt2img PROMPT="a red apple"', "make test"]
     assert {language for language, _ in readme.blocks()} == {"", "python", "inline"}
     for script in (
@@ -94,11 +95,31 @@ def test_no_substitute_is_left_over():
         assert any(re.search(pattern, command) for command in COMMANDS), pattern
 
 
-def test_every_file_that_it_links_to_is_there():
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", readme.README)
-    assert "docs/reference/http-api.md" in links
-    for link in links:
-        assert (readme.ROOT / link).exists(), link
+PAGES = [readme.ROOT / "README.md", readme.ROOT / "CONTRIBUTING.md", *sorted((readme.ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(readme.ROOT).as_posix())
+def test_every_file_that_a_page_links_to_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_every_guide_is_tested_and_linked():
+    assert {path.stem for path in (readme.ROOT / "docs" / "guides").glob("*.md")} == set(readme.GUIDES)
+    everything = "".join(readme.PAGES)
+    for guide in readme.GUIDES:
+        assert f"{guide}.md" in everything, guide
+
+
+def test_the_generated_pages_are_fresh():
+    """`python docs/write_reference.py` writes them."""
+    pytest.importorskip("fastapi", reason="the web server's flags need its packages: make test installs them")
+    spec = importlib.util.spec_from_file_location("write_reference", readme.ROOT / "docs" / "write_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, text in module.pages().items():
+        assert (module.FOLDER / name).read_text(encoding="utf-8") == text, f"run python docs/write_reference.py: {name}"
 
 
 def test_the_oldest_python_is_the_same_everywhere():

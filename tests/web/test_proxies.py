@@ -1,4 +1,4 @@
-"""The server behind nginx and Caddy as docs/guides/reverse-proxy.md configures them, and which headers it trusts."""
+"""The server behind nginx and Caddy as docs/guides/reverse-proxy.md configures them, and which headers are trusted."""
 
 import http.client
 import json
