@@ -162,4 +162,4 @@ def is_plain(prompt: str) -> bool:
 def file_name(title: str) -> str:
     """Returns a title as a file name: letters and digits of any script, joined by hyphens. Never empty."""
     words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", title).lower())
-    return words[:NAME_LENGTH].strip("-") or "image"
+    return words[:NAME_LENGTH].strip("-") or "picture"
