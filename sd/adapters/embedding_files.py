@@ -1,4 +1,4 @@
-"""Textual inversion files of every dialect: a few vectors of the text encoder's width, and the word they stand for."""
+"""Textual inversion files of every format: a few vectors of the text encoder's width, and their token."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sd.adapters.lora_files import WIDTHS, Contents, token_keys
+from sd.adapters.lora_files import WIDTHS, AdapterFile, token_keys
 from sd.checkpoints.families import EMBEDDING_NAMES
 from sd.checkpoints.foreign_files import reads_file
 from sd.checkpoints.pickles.objects import InertObject
@@ -23,14 +23,14 @@ from sd.utils.files import replacing
 from sd.utils.images import open_image
 
 PNG_KEY = "sd-ti-embedding"
-MOST_HIDDEN = 1 << 24  # bytes of a picture's margins, and of what they unpack to
+MAX_HIDDEN_BYTES = 1 << 24  # bytes of a picture's margins, and of what they unpack to
 
 
 @dataclass
 class EmbeddingFile:
     """vectors: (n, D) fp32 by word. about: what the file says of its making, in words. warnings: in sentences."""
 
-    dialect: str
+    format: str
     vectors: dict[str, Tensor]
     about: str
     warnings: list[str]
@@ -38,15 +38,15 @@ class EmbeddingFile:
 
 @reads_file
 def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
-    """Reads a file of any dialect for a text encoder of this width. Where no word is in the file its name is the word.
+    """Reads a file of any format for a text encoder of this width. Where no word is in the file its name is the word.
 
     Raises UserError where it is unreadable, no embedding, for another model, or not finite.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         path = next((path / name for name in EMBEDDING_NAMES if (path / name).is_file()), path)
-    content, metadata = read_picture(path) if is_picture(path) else read_tensors(path)
-    dialect, found = sort_out(path, content, metadata)
+    content, metadata = read_image_embedding(path) if is_image(path) else read_tensors(path)
+    file_format, found = find_vectors(path, content, metadata)
     vectors, warnings = {}, []
     for token, tensor in found.items():
         if not is_rows(tensor):
@@ -57,7 +57,9 @@ def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
             made_for = f"{WIDTHS.get(rows.shape[1], 'another model')}, whose text is {rows.shape[1]} wide"
             raise UserError(f"{path} is an embedding for {made_for}; this model's text is {width} wide.")
         if not rows.isfinite().all():
-            raise UserError(f"{path} holds numbers that are not finite: its training broke down; use an earlier save.")
+            raise UserError(
+                f"{path} contains NaN or infinite values (its training diverged); use an earlier checkpoint."
+            )
         if not rows.any():
             warnings.append(f"{token} is all zeros, so it means nothing")
         vectors[token] = rows
@@ -65,7 +67,7 @@ def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
         warnings.append("it was made for Stable Diffusion XL, and only half of it is of use here")
     facts = {"step": content.get("step"), "model": content.get("sd_checkpoint_name")}
     about = ", ".join(f"{name} {fact}" for name, fact in facts.items() if isinstance(fact, (str, int)))
-    return EmbeddingFile(dialect, vectors, about, warnings)
+    return EmbeddingFile(file_format, vectors, about, warnings)
 
 
 def read_tensors(path: Path) -> tuple[dict, dict[str, str]]:
@@ -75,21 +77,25 @@ def read_tensors(path: Path) -> tuple[dict, dict[str, str]]:
     return found.content, found.metadata
 
 
-def sort_out(path: Path, content: dict, metadata: dict[str, str]) -> tuple[str, dict[str, Tensor]]:
-    """(dialect, tensors by word)."""
+def find_vectors(path: Path, content: dict, metadata: dict[str, str]) -> tuple[str, dict[str, Tensor]]:
+    """Returns (the format, the tensors by word)."""
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     word = path.stem
-    if is_picture(path) and isinstance(content.get("name"), str):  # only there the webui goes by this name
+    if is_image(path) and isinstance(content.get("name"), str):  # only there the webui goes by this name
         word = content["name"]
     if "string_to_param" in content:
         found = tensors_in(content["string_to_param"])
         if found:
             named = found if len(found) > 1 else {"*": next(iter(found.values()))}
             return "the webui's", {word if key == "*" else key: tensor for key, tensor in named.items()}
-    for key, dialect in (("emb_params", "kohya's"), ("clip_l", "diffusers' advanced"), ("clip_g", "diffusers' for XL")):
+    for key, file_format in (
+        ("emb_params", "kohya's"),
+        ("clip_l", "diffusers' advanced"),
+        ("clip_g", "diffusers' for XL"),
+    ):
         if key in tensors:
-            return dialect, {word: tensors[key]}
-    if bundled := token_keys(Contents(tensors, metadata)):
+            return file_format, {word: tensors[key]}
+    if bundled := token_keys(AdapterFile(tensors, metadata)):
         return "part of a LoRA", {token: tensors[key] for key, token in bundled.items()}
     kind = describe_contents(content)
     if not tensors or not all(map(is_rows, tensors.values())) or kind not in (None, "a textual inversion embedding"):
@@ -110,14 +116,14 @@ def tensors_in(value) -> dict[str, Tensor]:
     return {str(key): tensor for key, tensor in entries if isinstance(tensor, Tensor)}
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
         return bool(re.match(rb"\x89PNG|RIFF....WEBP", file.read(12), re.DOTALL))
 
 
-def read_picture(path: Path) -> tuple[dict, dict[str, str]]:
+def read_image_embedding(path: Path) -> tuple[dict, dict[str, str]]:
     """The webui's pictures of embeddings: JSON in a text chunk, or else in the low bits of the picture's margins."""
     image = open_image(path)
     try:
@@ -146,14 +152,14 @@ def read_margins(image: Image.Image) -> bytes:
     if len(black) < 2:
         raise ValueError("no margins")
     low, high = (side.reshape(-1) for side in (pixels[:, : black[0]], pixels[:, black[-1] + 1 :]))
-    if low.size != high.size or low.size > MOST_HIDDEN:
+    if low.size != high.size or low.size > MAX_HIDDEN_BYTES:
         raise ValueError("margins of different sizes")
     mask, state = np.empty_like(low), 0
     for i in range(low.size):
         state = (1664525 * state + 1013904223) % 2**32
         mask[i] = state % 255 & 15
     data = (high ^ mask) << 4 | (low ^ mask)
-    return zlib.decompressobj().decompress(data.tobytes(), MOST_HIDDEN)
+    return zlib.decompressobj().decompress(data.tobytes(), MAX_HIDDEN_BYTES)
 
 
 def save_embedding(

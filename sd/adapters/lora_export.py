@@ -1,4 +1,4 @@
-"""An adapter that is in a model, to a file that other programs read."""
+"""Writes an adapter of a model to a file that other programs read: kohya's format, diffusers' or PEFT's."""
 
 import hashlib
 import json
@@ -30,30 +30,30 @@ def save_lora(
     unet: nn.Module,
     clip: nn.Module,
     name: str,
-    dialect: str = "kohya",
+    file_format: str = "kohya",
     metadata: dict[str, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write an adapter that is in these networks; whatever was at `path` stays as it is until the new one is whole.
+    """Saves an adapter of these networks; a file at `path` is replaced only once the new one is complete.
 
-    dialect: "kohya", one .safetensors that every program reads; "diffusers", one too; "peft", a folder of its folders
-    `unet` and `text_encoder`. metadata: more of it, as text (`ss_*` is kohya's custom). dtype: None keeps fp32.
-    Raises UserError where no such adapter is in, the dialect has no word for its kind, or the place is not writable.
+    file_format: "kohya", one .safetensors that every program reads; "diffusers", one too; "peft", a folder
+    with `unet` and `text_encoder` in it. metadata: additional entries, as text (kohya's start with `ss_`). dtype: None keeps fp32.
+    Raises UserError where no such adapter is loaded, the format cannot represent its kind, or the path is not writable.
     """
     path = Path(path).expanduser()
-    parts = {"unet": named_patches(unet, name, "unet"), "clip": named_patches(clip, name, "clip")}
+    parts = {"unet": named_deltas(unet, name, "unet"), "clip": named_deltas(clip, name, "clip")}
     if not any(parts.values()):
         raise UserError(f"no adapter named {name} is loaded, so there is nothing to save.")
-    if dialect in ("diffusers", "peft") and any(is_mixed(part) for part in parts.values()):
-        raise UserError(f"the {dialect} dialect is DoRA in all layers or in none: write this adapter as kohya.")
+    if file_format in ("diffusers", "peft") and any(is_mixed(part) for part in parts.values()):
+        raise UserError(f"the {file_format} format has DoRA in all layers or in none; use --format kohya.")
     writers = {"kohya": write_kohya, "diffusers": write_diffusers, "peft": write_peft}
-    if dialect not in writers:
-        raise UserError(f"there is no LoRA dialect {dialect}: use kohya, diffusers or peft.")
+    if file_format not in writers:
+        raise UserError(f"unknown LoRA format {file_format!r}; choose from kohya, diffusers, peft.")
     with replacing(path) as part:
-        writers[dialect](part, parts, {"format": "pt"} | (metadata or {}), dtype)
+        writers[file_format](part, parts, {"format": "pt"} | (metadata or {}), dtype)
 
 
-def named_patches(network: nn.Module, name: str, part: str) -> Part:
+def named_deltas(network: nn.Module, name: str, part: str) -> Part:
     paths = patchable_layers(network)
     names = unet_names(paths) if part == "unet" else {path: path for path in paths}
     return {names[path]: (delta, paths[path]) for path, delta in deltas_of(network, name).items()}
@@ -64,7 +64,7 @@ def is_mixed(part: Part) -> bool:
 
 
 def shaped_fields(delta: WeightDelta, layer: nn.Module) -> dict[str, Tensor]:
-    """A delta's tensors, LoRA's in the layer's own number of dimensions."""
+    """The tensors of a delta; those of a LoRA have the layer's own number of dimensions."""
     fields = delta.fields()
     if "lora_up" in fields and "lora_mid" not in fields:
         shape = layer.weight.shape
@@ -110,7 +110,7 @@ def kohya_metadata(parts: dict[str, Part]) -> dict[str, str]:
 
 
 def tensors_hash(path: Path) -> str:
-    """sha256 of a .safetensors file from the end of its header on, by which the webui names a LoRA."""
+    """The SHA-256 of a .safetensors file without its header, by which the webui identifies a LoRA."""
     with open(path, "rb") as file:
         file.seek(int.from_bytes(file.read(8), "little"), 1)
         return hashlib.sha256(file.read()).hexdigest()
@@ -121,7 +121,7 @@ def as_dtype(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str,
 
 
 def write_diffusers(path: Path, parts: dict[str, Part], metadata: dict[str, str], dtype: torch.dtype | None) -> None:
-    """This dialect has no alpha, so that `up` takes the scale in."""
+    """Writes diffusers' format, which has no alpha, so that `up` includes the scale."""
     tensors = {}
     for part, deltas in parts.items():
         for name, (delta, layer) in deltas.items():
@@ -161,13 +161,13 @@ def write_peft(path: Path, parts: dict[str, Part], metadata: dict[str, str], dty
         (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def low_rank(delta: WeightDelta, layer: nn.Module, dialect: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(down, up, DoRA's magnitude or None); raises UserError where it is anything else."""
+def low_rank(delta: WeightDelta, layer: nn.Module, file_format: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns (down, up, DoRA's magnitude or None). Raises UserError for an adapter of any other kind."""
     fields = shaped_fields(delta, layer)
     magnitude = fields.get("dora_scale")
     per_output = magnitude is None or magnitude.shape[0] == layer.weight.shape[0]
     if fields.keys() - {"dora_scale"} != {"lora_down", "lora_up"} or not per_output:
-        raise UserError(f"the {dialect} dialect has no word for this kind of adapter: write it as kohya.")
+        raise UserError(f"the {file_format} format cannot represent this adapter type; use --format kohya.")
     if magnitude is not None:
         magnitude = magnitude.flatten() if layer.weight.dim() == 2 else magnitude.reshape(1, -1, 1, 1)
     return fields["lora_down"], fields["lora_up"], magnitude

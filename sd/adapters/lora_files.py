@@ -1,4 +1,4 @@
-"""What an adapter's file or folder holds: tensors by key, metadata, PEFT's settings; and which model it is not for."""
+"""Reads an adapter's file or folder: tensors by key, metadata and PEFT's config; refuses other model families."""
 
 import re
 from dataclasses import dataclass, field
@@ -37,8 +37,8 @@ WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: XL, 2048:
 
 
 @dataclass
-class Contents:
-    """configs: PEFT's settings for "unet" and "clip"; config_name: where they stood."""
+class AdapterFile:
+    """The content of an adapter. configs: PEFT's config of "unet" and "clip"; config_name: the source of these."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
@@ -47,8 +47,8 @@ class Contents:
 
 
 @reads_file
-def open_adapter(path: Path) -> Contents:
-    """A file, or a folder of PEFT's or diffusers'. cloneofsimo's lists become keys `unet:0:up`, `unet:0:down`, ...
+def open_adapter(path: Path) -> AdapterFile:
+    """Reads a file, or a folder of PEFT or diffusers. cloneofsimo's lists become keys `unet:0:up`, `unet:0:down`, ...
 
     Raises UserError where it is unreadable or holds no tensors.
     """
@@ -65,7 +65,7 @@ def open_adapter(path: Path) -> Contents:
         for part, prefix in (("unet", "unet."), ("clip", "text_encoder.")):
             if config := {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}:
                 configs[part] = config
-    return Contents(content, metadata, configs, f"the file's {METADATA_CONFIG}")
+    return AdapterFile(content, metadata, configs, f"the file's {METADATA_CONFIG}")
 
 
 def read_content(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], dict[str, str]]:
@@ -92,8 +92,8 @@ def without_adapter_name(path: Path, tensors: dict[str, Tensor]) -> dict[str, Te
     return {ADAPTER_NAME.sub(r"\g<field>\g<end>", key): tensor for key, tensor in tensors.items()}
 
 
-def open_lists(path: Path, content: list[Tensor]) -> Contents:
-    """cloneofsimo's `X.pt` is [up0, down0, up1, down1, ...]; beside it may lie `X.text_encoder.pt` and `X.ti.pt`."""
+def open_lists(path: Path, content: list[Tensor]) -> AdapterFile:
+    """Reads cloneofsimo's `X.pt`, [up0, down0, up1, down1, ...], with `X.text_encoder.pt` and `X.ti.pt` beside it."""
     text, tokens = (path.with_name(f"{path.stem}.{what}{path.suffix}") for what in ("text_encoder", "ti"))
     parts = {"unet": content} if text.is_file() else {"": content}  # alone it may be either
     if text.is_file():
@@ -104,18 +104,18 @@ def open_lists(path: Path, content: list[Tensor]) -> Contents:
             raise UserError(f"{path} is no LoRA: a list of {len(values)} tensors cannot be pairs of up and down.")
         tensors |= {f"{part}:{i // 2}:{('up', 'down')[i % 2]}": value for i, value in enumerate(values)}
     found = read_content(tokens)[0] if tokens.is_file() else {}
-    return Contents(tensors | dict(found), dict.fromkeys(found, TOKEN_MARK))
+    return AdapterFile(tensors | dict(found), dict.fromkeys(found, TOKEN_MARK))
 
 
-def open_folder(path: Path) -> Contents:
-    """PEFT's folder, or one with PEFT's folders `unet` and `text_encoder` in it, or what diffusers saves."""
+def open_folder(path: Path) -> AdapterFile:
+    """Reads PEFT's folder, a folder with PEFT's `unet` and `text_encoder` in it, or a folder that diffusers saved."""
     folders = {"unet": path / "unet", "clip": path / "text_encoder"}
     folders = {part: folder for part, folder in folders.items() if (folder / PEFT_CONFIG).is_file()}
     if (path / PEFT_CONFIG).is_file():
         folders = {"unet": path, "clip": path}
     if not folders:
         return open_adapter(weights_in(path))
-    contents = Contents({}, config_name=PEFT_CONFIG)
+    contents = AdapterFile({}, config_name=PEFT_CONFIG)
     for part, folder in folders.items():
         contents.tensors |= read_content(weights_in(folder))[0]
         contents.configs[part] = parse_json_object((folder / PEFT_CONFIG).read_bytes(), folder / PEFT_CONFIG)
@@ -130,8 +130,8 @@ def weights_in(folder: Path) -> Path:
     return found[0]
 
 
-def token_keys(contents: Contents) -> dict[str, str]:
-    """Key to token, for the embeddings that came along with the layers; one key for each token."""
+def token_keys(contents: AdapterFile) -> dict[str, str]:
+    """Maps keys to tokens, for the embeddings that are bundled with the layers; one key for each token."""
     tokens = {key: key for key in contents.tensors if contents.metadata.get(key) == TOKEN_MARK}
     bundled: dict[str, dict[str, str]] = {}  # token -> which vectors they are -> key
     for key in contents.tensors:
@@ -147,8 +147,8 @@ def token_keys(contents: Contents) -> dict[str, str]:
     return tokens
 
 
-def refuse_others(path: Path, contents: Contents, unet_text: int, clip_width: int) -> None:
-    """Raises UserError, naming the model, for an adapter of another family. unet_text: the U-Net's context width."""
+def check_model_family(path: Path, contents: AdapterFile, unet_text: int, clip_width: int) -> None:
+    """Raises UserError for an adapter of another model family. unet_text: the U-Net's context width."""
     for names, what in OTHER_KEYS:
         if any(re.match(names, key) for key in contents.tensors):
             raise UserError(f"{path} is a LoRA for {what}: use one for Stable Diffusion 1.")

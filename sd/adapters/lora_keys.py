@@ -1,9 +1,9 @@
-"""Every dialect of adapter file to one form: which layer of which network has which delta.
+"""Normalize the state-dict keys of every LoRA format (kohya, diffusers, PEFT, LyCORIS, ...) to (network, layer, field).
 
-A key is a layer's name and a field: `lora_unet_mid_block_attentions_0_proj_in` and `.alpha`. The dialects differ in
-how they spell both. The fields are few and have a table; the layers are found by spelling every layer of our own
-networks in every way, for underscores cannot be parsed. cloneofsimo's files number the layers, in the order of an old
-diffusers.
+A key is a layer's name and a field: `lora_unet_mid_block_attentions_0_proj_in` and `.alpha`. The formats differ in
+how they write both. The fields are few and have a table. The layers are found in a table of every layer of our own
+networks in every notation, because underscores cannot be parsed. cloneofsimo's files number the layers, in the order
+of an old diffusers.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sd.adapters.injection import patchable_layers
-from sd.adapters.lora_files import Contents, open_adapter, refuse_others, token_keys
+from sd.adapters.lora_files import AdapterFile, check_model_family, open_adapter, token_keys
 from sd.adapters.variants import WeightDelta, build_delta
 from sd.checkpoints.diffusers_keys import unet_names
 from sd.checkpoints.families import PEFT_CONFIG, describe_contents
@@ -51,14 +51,14 @@ FIELDS = [  # how a key ends, and the field that it is; None for its own name
     (r"\.weight", "ia3"),  # where `on_input` stands beside it
 ]
 # cloneofsimo's targets are classes of diffusers; their layers by our own names for them.
-TARGETS = {
+TARGET_LAYERS = {
     "CrossAttention": r"\.attn[12]\.",
     "Attention": r"\.attn[12]\.",
     "GEGLU": r"\.ff\.net\.0\.proj$",
     "ResnetBlock2D": r"\.resnets\.\d+\.(conv|time)",
     "CLIPAttention": r"\.self_attn\.",
 }
-USUAL = {"unet": [["CrossAttention", "GEGLU"], ["CrossAttention"]], "clip": [["CLIPAttention"]]}
+DEFAULT_TARGETS = {"unet": [["CrossAttention", "GEGLU"], ["CrossAttention"]], "clip": [["CLIPAttention"]]}
 
 Place = tuple[str, str]  # "unet" or "clip", and the path of a layer in it
 Layers = dict[str, dict[str, nn.Module]]  # "unet" or "clip" -> path -> layer
@@ -71,7 +71,7 @@ class LoraFile:
     scale: where the scale came from, in words. embeddings: vectors by token, where some came along.
     """
 
-    dialect: str
+    format: str
     deltas: dict[str, dict[str, WeightDelta]]
     total: int
     unmatched: dict[str, str]
@@ -82,36 +82,36 @@ class LoraFile:
 
 @reads_file
 def read_lora(path: str | Path, unet: nn.Module, clip: nn.Module) -> LoraFile:
-    """Reads a file or folder of any dialect for these networks, and changes nothing in them.
+    """Reads a file or folder of any format for these networks, and changes nothing in them.
 
     Raises UserError where it is unreadable, no adapter, for another family of models, or fits no layer.
     """
     path = Path(path).expanduser()
     contents = open_adapter(path)
     layers = {"unet": patchable_layers(unet), "clip": patchable_layers(clip)}
-    refuse_others(path, contents, input_width(layers["unet"], "attn2.to_k"), input_width(layers["clip"], "q_proj"))
+    check_model_family(path, contents, input_width(layers["unet"], "attn2.to_k"), input_width(layers["clip"], "q_proj"))
     tokens = token_keys(contents)
-    named, unmatched = group([key for key in contents.tensors if key not in tokens])
+    named, unmatched = group_keys([key for key in contents.tensors if key not in tokens])
     if not named:
         raise UserError(f"{path} holds no LoRA: it is {describe_contents(contents.tensors) or 'something else'}.")
     is_numbered = all(re.fullmatch(r"\w*:\d+", module) for module in named)
-    places = numbered(path, contents, named, layers) if is_numbered else spelled(layers)
+    places = match_by_index(path, contents, named, layers) if is_numbered else match_by_name(layers)
     deltas: dict[str, dict[str, WeightDelta]] = {"unet": {}, "clip": {}}
     for module, keys in named.items():
-        part, layer = places.get(module if is_numbered else underscored(module), ("", ""))
+        part, layer = places.get(module if is_numbered else normalize_key(module), ("", ""))
         try:
             if not part:
                 raise ValueError("no such layer")
             if layer in deltas[part]:
                 raise ValueError("this layer is there under another name as well")
-            deltas[part][layer] = build(module, keys, contents, part, layers[part][layer])
+            deltas[part][layer] = build_layer_delta(module, keys, contents, part, layers[part][layer])
         except ValueError as reason:
             unmatched |= {key: str(reason) for key in keys.values()}
     if not any(deltas.values()):
         key, reason = next(iter(unmatched.items()))
         raise UserError(f"{path} fits no layer of this model, so it is for another one: its {key} ({reason}).")
     return LoraFile(
-        dialect=next(label for pattern, label in LABELS if any(re.match(pattern, key) for key in contents.tensors)),
+        format=next(label for pattern, label in LABELS if any(re.match(pattern, key) for key in contents.tensors)),
         deltas=deltas,
         total=len(named),
         unmatched=unmatched,
@@ -125,8 +125,8 @@ def input_width(layers: dict[str, nn.Module], ending: str) -> int:
     return next(layer.in_features for path, layer in layers.items() if path.endswith(ending))
 
 
-def group(keys: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Layer as the file names it -> field -> key; and the keys that are no field of any kind, with that reason."""
+def group_keys(keys: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Groups keys by layer: the file's name of it -> field -> key; and the unknown keys, with that reason."""
     named: dict[str, dict[str, str]] = {}
     unknown = {}
     ia3 = {key.removesuffix(".on_input") for key in keys if key.endswith(".on_input")}
@@ -141,14 +141,14 @@ def group(keys: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     return named, unknown
 
 
-def underscored(module: str) -> str:
-    """A layer's name in any spelling as `spelled` has it: underscores for dots, and nothing before the path."""
+def normalize_key(module: str) -> str:
+    """Converts a layer's name in any notation to that of `match_by_name`: underscores for dots, and no prefix."""
     name = module.replace(".processor.", ".").replace(".", "_")
     return name[PREFIXES.match(name).end() :]
 
 
-def spelled(layers: Layers) -> dict[str, Place]:
-    """All that the layers of both networks are called, underscores for dots."""
+def match_by_name(layers: Layers) -> dict[str, Place]:
+    """Maps every name of every layer of both networks, with underscores for dots, to the layer."""
     names: dict[str, Place] = {}
 
     def add(name: str, part: str, path: str) -> None:
@@ -167,8 +167,10 @@ def spelled(layers: Layers) -> dict[str, Place]:
     return names
 
 
-def numbered(path: Path, contents: Contents, named: dict[str, dict[str, str]], layers: Layers) -> dict[str, Place]:
-    """Where cloneofsimo's numbers lead. Raises UserError unless all shapes agree with one of the known orders."""
+def match_by_index(
+    path: Path, contents: AdapterFile, named: dict[str, dict[str, str]], layers: Layers
+) -> dict[str, Place]:
+    """Maps cloneofsimo's layer numbers to layers. Raises UserError unless all shapes agree with a known order."""
     places: dict[str, Place] = {}
     for prefix in dict.fromkeys(module.partition(":")[0] for module in named):
         modules = [f"{prefix}:{i}" for i in range(sum(module.startswith(prefix + ":") for module in named))]
@@ -180,7 +182,7 @@ def numbered(path: Path, contents: Contents, named: dict[str, dict[str, str]], l
         ]
         parts = {"unet": ["unet"], "text_encoder": ["clip"]}.get(prefix, ["unet", "clip"])
         given = re.findall(r"\w+", str(contents.metadata.get(prefix, "")))
-        for part, targets in [(p, t) for p in parts for t in ([given] if given else USUAL[p])]:
+        for part, targets in [(p, t) for p in parts for t in ([given] if given else DEFAULT_TARGETS[p])]:
             order = old_order(part, layers[part], targets)
             if shapes == [tuple(layers[part][place].weight.shape[:2]) for place in order]:
                 places |= {module: (part, place) for module, place in zip(modules, order)}
@@ -194,12 +196,12 @@ def numbered(path: Path, contents: Contents, named: dict[str, dict[str, str]], l
 
 
 def old_order(part: str, layers: dict[str, nn.Module], targets: list[str]) -> list[str]:
-    """The layers of these classes in the order of the diffusers of early 2023: the way down, the way up, the middle.
+    """Lists the layers of these classes in the order of diffusers in early 2023: down blocks, up blocks, middle block.
 
     In a block attentions come before residual blocks; in a transformer `ff` stands before `attn2`, as it does here.
     """
     names = unet_names(layers) if part == "unet" else {path: path for path in layers}
-    patterns = [TARGETS[target] for target in targets if target in TARGETS]
+    patterns = [TARGET_LAYERS[target] for target in targets if target in TARGET_LAYERS]
     paths = [path for path, name in names.items() if any(re.search(pattern, name) for pattern in patterns)]
     if part == "clip":
         return paths
@@ -211,8 +213,10 @@ def old_order(part: str, layers: dict[str, nn.Module], targets: list[str]) -> li
     return sorted(paths, key=place)  # sorting keeps the order within a block
 
 
-def build(module: str, keys: dict[str, str], contents: Contents, part: str, layer: nn.Module) -> WeightDelta:
-    """One layer's delta, in fp32 and on its own memory. Raises ValueError, saying why, where it does not fit."""
+def build_layer_delta(
+    module: str, keys: dict[str, str], contents: AdapterFile, part: str, layer: nn.Module
+) -> WeightDelta:
+    """Builds the delta of one layer, in fp32 and in its own memory. Raises ValueError if it does not fit."""
     fields = {field: contents.tensors[key].to(torch.float32, copy=True) for field, key in keys.items()}
     alpha = fields.pop("alpha", None)
     if "magnitude" in fields:  # PEFT's, always one for each output
@@ -255,7 +259,7 @@ def config_scale(config: dict, module: str, rank: int | None) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def scale_source(contents: Contents, named: dict[str, dict[str, str]]) -> str:
+def scale_source(contents: AdapterFile, named: dict[str, dict[str, str]]) -> str:
     with_alpha = sum("alpha" in keys for keys in named.values())
     if with_alpha == len(named):
         return "alpha / rank, both from the file"

@@ -1,4 +1,4 @@
-"""An adapter file into a model and out again, with a report that says what happened."""
+"""Loads an adapter file into a model and unloads it, with a report of what matched."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from sd.adapters.lora_keys import LoraFile, read_lora
 from sd.adapters.variants import DoRA, WeightDelta
 from sd.utils.errors import UserError
 
-SPOKEN = {"unet": "U-Net", "clip": "text encoder"}
+NETWORK_NAMES = {"unet": "U-Net", "clip": "text encoder"}
 MAX_STRENGTH = 100
 SHOWN = 8  # unmatched keys in the printed report; the report object has them all
 
@@ -28,7 +28,7 @@ class LoraReport:
 
     name: str
     path: Path
-    dialect: str
+    format: str
     kinds: dict[str, int]
     matched: int
     total: int
@@ -48,16 +48,16 @@ class LoraReport:
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
         parts = [
-            f"{SPOKEN[part]}: strength {self.strengths[part]:g}, |ΔW|/|W| = {size:.2g}"
+            f"{NETWORK_NAMES[part]}: strength {self.strengths[part]:g}, |ΔW|/|W| = {size:.2g}"
             for part, size in self.sizes.items()
         ]
         lines = [
-            f"{self.name}: {self.matched} of {self.total} layers matched ({kinds}); the dialect is {self.dialect}",
+            f"{self.name}: {self.matched} of {self.total} layers matched ({kinds}), {self.format} format",
             *(f"  {part}" for part in parts),
             f"  scale: {self.scale}",
         ]
         if self.words:
-            lines.append(f"  embeddings that came along, loaded with it: {', '.join(self.words)}")
+            lines.append(f"  bundled embeddings, loaded with it: {', '.join(self.words)}")
         lines += [f"  not matched: {key} ({why})" for key, why in list(self.unmatched.items())[:SHOWN]]
         if len(self.unmatched) > SHOWN:
             lines.append(f"  not matched: {len(self.unmatched) - SHOWN} more keys")
@@ -72,7 +72,7 @@ def load_lora(
     text_strength: float | None = None,
     name: str | None = None,
 ) -> LoraReport:
-    """Put an adapter of any dialect into both networks.
+    """Loads an adapter of any format into both networks.
 
     strength: of its part in the U-Net; text_strength: of its part in the text encoder, the same if None.
     name: what to call it; the file's if None. Raises UserError, with nothing changed, where the file is unreadable,
@@ -84,22 +84,20 @@ def load_lora(
     for value in strengths.values():
         check_strength(value)
     name = path.stem if name is None else name
-    if name in loaded(unet, clip):
+    if name in loaded_adapters(unet, clip):
         raise UserError(f"an adapter named {name} is loaded already: unload it first, or give this one another name.")
     file = read_lora(path, unet, clip)
     if not all(is_finite(delta) for deltas in file.deltas.values() for delta in deltas.values()):
-        raise UserError(f"{path} holds numbers that are not finite: its training broke down; use an earlier save.")
+        raise UserError(f"{path} contains NaN or infinite values (its training diverged); use an earlier checkpoint.")
     sizes = {part: relative_size(networks[part], deltas) for part, deltas in file.deltas.items() if deltas}
     for part, deltas in file.deltas.items():
         inject(networks[part], name, deltas, strengths[part])
-    return report(name, path, file, strengths, sizes)
+    return build_report(name, path, file, strengths, sizes)
 
 
 def check_strength(strength: float) -> None:
     if not abs(strength) <= MAX_STRENGTH:
-        raise UserError(
-            f"the strength {strength:g} is no use: give a number between -{MAX_STRENGTH} and {MAX_STRENGTH}."
-        )
+        raise UserError(f"invalid strength {strength:g}; give a number between -{MAX_STRENGTH} and {MAX_STRENGTH}.")
 
 
 def is_finite(delta: WeightDelta) -> bool:
@@ -117,7 +115,9 @@ def relative_size(network: nn.Module, deltas: dict[str, WeightDelta]) -> float:
     return math.sqrt(change / weight)
 
 
-def report(name: str, path: Path, file: LoraFile, strengths: dict[str, float], sizes: dict[str, float]) -> LoraReport:
+def build_report(
+    name: str, path: Path, file: LoraFile, strengths: dict[str, float], sizes: dict[str, float]
+) -> LoraReport:
     deltas = [delta for part in file.deltas.values() for delta in part.values()]
     warnings = []
     if not any(sizes.values()) and all(delta.delta_bias() is None for delta in deltas):
@@ -129,8 +129,8 @@ def report(name: str, path: Path, file: LoraFile, strengths: dict[str, float], s
     return LoraReport(
         name=name,
         path=path,
-        dialect=file.dialect,
-        kinds=dict(Counter(describe(delta) for delta in deltas)),
+        format=file.format,
+        kinds=dict(Counter(describe_delta(delta) for delta in deltas)),
         matched=len(deltas),
         total=file.total,
         unmatched=file.unmatched,
@@ -142,21 +142,21 @@ def report(name: str, path: Path, file: LoraFile, strengths: dict[str, float], s
     )
 
 
-def describe(delta: WeightDelta) -> str:
+def describe_delta(delta: WeightDelta) -> str:
     if isinstance(delta, DoRA):
-        return f"DoRA of {describe(delta.direction)}"
+        return f"DoRA of {describe_delta(delta.direction)}"
     kind = type(delta).__name__
     return kind if delta.rank is None else f"{kind} of rank {delta.rank}"
 
 
-def loaded(unet: nn.Module, clip: nn.Module) -> list[str]:
+def loaded_adapters(unet: nn.Module, clip: nn.Module) -> list[str]:
     """The names of the adapters that are in either network."""
     return list(dict.fromkeys(adapter_names(unet) + adapter_names(clip)))
 
 
 def unload(unet: nn.Module, clip: nn.Module, name: str | None = None) -> None:
-    """Take an adapter out of both networks, or all of them if `name` is None. Raises UserError for an unknown name."""
-    names = loaded(unet, clip)
+    """Removes an adapter from both networks, or all of them if `name` is None. Raises UserError for an unknown name."""
+    names = loaded_adapters(unet, clip)
     if name is not None and name not in names:
         raise UserError(f"no adapter named {name} is loaded: loaded are {', '.join(names) or 'none'}.")
     for one in names if name is None else [name]:

@@ -28,7 +28,7 @@ class Adapters:
     def load_lora(
         self, path: str | Path, strength: float = 1.0, text_strength: float | None = None, name: str | None = None
     ) -> LoraReport:
-        """See `lora_files.load_lora`: any dialect, into both networks, with a report to print. `path` may be a name."""
+        """See `lora_files.load_lora`: any format, into both networks, with a report to print. `path` may be a name."""
         path = locate("LoRA", path, self.models)
         name = path.stem if name is None else name
         if name in self.names():
@@ -54,14 +54,14 @@ class Adapters:
             self.bundled[report.name] = report.words
 
     def load_embedding(self, path: str | Path, token: str | None = None) -> EmbeddingReport:
-        """See `textual_inversion.load_embedding`: any dialect, as a new word of the text encoder. Or give its name."""
+        """See `textual_inversion.load_embedding`: any format, as a new word of the text encoder. Or give its name."""
         return textual_inversion.load_embedding(
             self.tokenizer, self.clip, locate("embedding", path, self.models), token
         )
 
     def loras(self) -> list[str]:
         """The LoRAs that are loaded, those that are fused first."""
-        return list(dict.fromkeys([*self.fused, *lora_files.loaded(self.unet, self.clip)]))
+        return list(dict.fromkeys([*self.fused, *lora_files.loaded_adapters(self.unet, self.clip)]))
 
     def names(self) -> list[str]:
         """LoRAs by name, then embeddings by word."""
@@ -105,7 +105,7 @@ class Adapters:
 
     def check_saving(self) -> None:
         """Raises UserError where something is loaded that the weights of a checkpoint do not hold."""
-        if beside := lora_files.loaded(self.unet, self.clip):
+        if beside := lora_files.loaded_adapters(self.unet, self.clip):
             raise UserError(
                 f"the LoRA {beside[0]} is loaded beside the weights, and a checkpoint holds weights only: call "
                 "fuse_lora() first to save it in them, or unload() to save without it."

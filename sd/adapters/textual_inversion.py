@@ -1,4 +1,4 @@
-"""New words: rows added to the text encoder's table of embeddings, and taken out again without a trace.
+"""Textual inversion: rows added to the text encoder's embedding table, and removed again without a trace.
 
 Gal et al. 2022, "An Image is Worth One Word". The table itself is not touched: the new rows are parameters of their
 own, and only they are trained.
@@ -17,7 +17,7 @@ from sd.optimization.patching import LayerPatch, apply_patch, remove_patch
 from sd.tokenizer import Tokenizer
 from sd.utils.errors import UserError
 
-MOST_VECTORS = 75  # all that fit into a prompt
+MAX_VECTORS = 75  # all that fit into a prompt
 
 
 class ExtendedEmbedding(LayerPatch, nn.Embedding):
@@ -37,13 +37,13 @@ class ExtendedEmbedding(LayerPatch, nn.Embedding):
 
 
 def inject(tokenizer: Tokenizer, clip: CLIPTextModel, token: str, vectors: Tensor) -> nn.Parameter:
-    """Make `token` a word of these vectors, (n, D). Returns the rows, fp32: the parameter to train.
+    """Adds `token` with these vectors, (n, D). Returns the rows, fp32: the parameter to train.
 
     Raises UserError, with nothing changed, where another embedding has this word, or more vectors than fit into a
     prompt.
     """
-    if not 1 <= len(vectors) <= MOST_VECTORS:
-        raise UserError(f"the embedding {token} has {len(vectors)} vectors: 1 to {MOST_VECTORS} fit into a prompt.")
+    if not 1 <= len(vectors) <= MAX_VECTORS:
+        raise UserError(f"the embedding {token} has {len(vectors)} vectors: 1 to {MAX_VECTORS} fit into a prompt.")
     first = tokenizer.add_token(token, len(vectors))[0]
     table = clip.embeddings.token_embedding
     apply_patch(table, ExtendedEmbedding, rows=nn.ParameterDict())
@@ -60,7 +60,7 @@ def rows_of(tokenizer: Tokenizer, clip: CLIPTextModel, token: str) -> nn.Paramet
 
 
 def eject(tokenizer: Tokenizer, clip: CLIPTextModel, token: str) -> Tensor:
-    """Take a word out again; returns its vectors, (n, D). Raises UserError where it is not in."""
+    """Removes a token. Returns its vectors, (n, D). Raises UserError where it is not loaded."""
     vectors = rows_of(tokenizer, clip, token).detach()
     table = clip.embeddings.token_embedding
     del table.rows[str(tokenizer.added[token][0])]
@@ -75,7 +75,7 @@ class EmbeddingReport:
     """vectors: how many, by word. length: their mean norm over that of the vocabulary's, by word."""
 
     path: Path
-    dialect: str
+    format: str
     vectors: dict[str, int]
     lengths: dict[str, float]
     about: str
@@ -91,14 +91,14 @@ class EmbeddingReport:
             f"{token}: {count} vector{'s' * (count > 1)} of {self.lengths[token]:.2g} times a usual word's length"
             for token, count in self.vectors.items()
         ]
-        lines.append(f"  the dialect is {self.dialect}{'; ' * bool(self.about)}{self.about}")
+        lines.append(f"  the format is {self.format}{'; ' * bool(self.about)}{self.about}")
         return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
 
 
 def load_embedding(
     tokenizer: Tokenizer, clip: CLIPTextModel, path: str | Path, token: str | None = None
 ) -> EmbeddingReport:
-    """Add the words of an embedding file of any dialect.
+    """Loads the tokens of an embedding file of any format.
 
     token: the word to use; the file's own, or else its name, if None. Raises UserError, with nothing changed, where
     the file is unreadable, no embedding or for another model, and where a word is another embedding's.
@@ -125,7 +125,7 @@ def load_embedding(
     usual = table.weight.detach().float().norm(dim=1).mean().item()
     return EmbeddingReport(
         path=Path(path),
-        dialect=file.dialect,
+        format=file.format,
         vectors={word: len(rows) for word, rows in vectors.items()},
         lengths={word: rows.norm(dim=1).mean().item() / usual for word, rows in vectors.items()},
         about=file.about,

@@ -1,7 +1,7 @@
-"""The kinds of adapter: how a change ΔW of one layer's weight W is written with few numbers.
+"""The variants of LoRA: parameterizations of a change ΔW of one layer's weight W with few numbers.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", and its relatives, each named at its class. Which
-layers have such a change, and how it comes in and goes out, is `lora`.
+layers have such a change, and how it is injected and ejected, is in `injection`.
 """
 
 import math
@@ -73,7 +73,7 @@ class LoRA(WeightDelta):
 
     @classmethod
     def initialize(cls, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator) -> "LoRA":
-        """One to be trained: it changes nothing yet. down ~ U(±1/sqrt(fan in)), as kohya and Hu et al.'s code start."""
+        """A new one that changes nothing yet. down ~ U(±1/sqrt(fan in)), as in kohya's and Hu et al.'s code."""
         shape = layer.weight.shape
         bound = 1 / math.sqrt(shape[1:].numel())
         down = (torch.rand(rank, *shape[1:], generator=generator) * 2 - 1) * bound
@@ -120,8 +120,8 @@ class LoHa(WeightDelta):
         return self.hada_w1_b.shape[0]
 
     def delta(self, weight: Tensor) -> Tensor:
-        first = product(self.hada_w1_a, self.hada_w1_b, self.hada_t1)
-        second = product(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
+        first = multiply_factors(self.hada_w1_a, self.hada_w1_b, self.hada_t1)
+        second = multiply_factors(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
         return (self.scale * first * second).flatten(1).unflatten(1, weight.shape[1:])
 
 
@@ -144,12 +144,12 @@ class LoKr(WeightDelta):
         w1 = self.lokr_w1 if self.lokr_w1 is not None else self.lokr_w1_a @ self.lokr_w1_b
         w2 = self.lokr_w2
         if w2 is None:
-            w2 = product(self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2)
+            w2 = multiply_factors(self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2)
         w1 = w1.reshape([*w1.shape, *[1] * (w2.dim() - 2)])
         return (self.scale * torch.kron(w1, w2)).flatten(1).unflatten(1, weight.shape[1:])
 
 
-def product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
+def multiply_factors(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
     """a @ b, (out, r) by (r, ...); or the Tucker product of a (r, out), core (r, r, k, k) and b (r, in)."""
     if core is None:
         return a @ b.flatten(1)
@@ -263,7 +263,7 @@ class DoRA(WeightDelta):
 
 
 def build_delta(fields: Mapping[str, Tensor], scale: float = 1.0) -> WeightDelta:
-    """The patch that these fields are. Raises ValueError where they are no whole patch, or more than one."""
+    """Builds the delta of these fields. Raises ValueError where they are incomplete, or more than one delta."""
     rest = fields.keys() - {"dora_scale", "diff_b"}
     whole = {
         LoRA: {"lora_down", "lora_up"} <= rest,
@@ -276,6 +276,6 @@ def build_delta(fields: Mapping[str, Tensor], scale: float = 1.0) -> WeightDelta
     }
     for kind, is_whole in whole.items():
         if is_whole and rest <= set(kind.FIELDS):
-            patch = kind(fields, scale)
-            return DoRA(patch, fields["dora_scale"]) if "dora_scale" in fields else patch
+            delta = kind(fields, scale)
+            return DoRA(delta, fields["dora_scale"]) if "dora_scale" in fields else delta
     raise ValueError(f"{', '.join(sorted(fields))} alone")

@@ -28,7 +28,7 @@ from reference_models import relative_error
 from sd.adapters.injection import adapter_names, deltas_of, inject, patchable_layers
 from sd.adapters.lora_export import save_lora, tensors_hash
 from sd.adapters.lora_keys import read_lora
-from sd.adapters.lora_loader import load_lora, loaded, unload
+from sd.adapters.lora_loader import load_lora, loaded_adapters, unload
 from sd.adapters.variants import LoRA
 from sd.utils.errors import UserError
 
@@ -104,7 +104,7 @@ class TestDialects:
         assert largest_error(our_deltas(wide[1], "style"), peer_deltas(peer_text)) < EXACT
         total = len(wide_layers[0]) + len(wide_layers[1])
         assert (report.matched, report.total, report.unmatched) == (total, total, {})
-        assert report.dialect == "kohya's"
+        assert report.format == "kohya's"
         assert report.scale.startswith("alpha / rank" if alpha else "1,")
 
     @pytest.mark.parametrize("with_metadata", [True, False])
@@ -211,7 +211,7 @@ class TestDialects:
         (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(UserError, match="settings"):
             load_lora(*wide, tmp_path)
-        assert loaded(*wide) == []
+        assert loaded_adapters(*wide) == []
 
     def test_peft_dora(self, wide, tmp_path):
         """peft has no ΔW of a DoRA: what it merges into the weight is compared instead."""
@@ -257,7 +257,7 @@ class TestDialects:
                 f"{text_key}.lora_up.weight": text_up,
             }
             file = read_lora(write(tmp_path / "x.safetensors", tensors), *wide)
-            assert file.dialect == dialect
+            assert file.format == dialect
             assert torch.equal(file.deltas["unet"][path].delta(layers[path].weight), up @ down)
             assert file.deltas["clip"][text].delta(wide[1].get_submodule(text).weight).shape == (3072, 768)
 
@@ -540,7 +540,7 @@ class TestRealFiles:
         unet, clip = hollow_v15()
         dialect, in_unet, in_clip, tokens = REAL[file]
         report = load_lora(unet, clip, path)
-        assert report.dialect == dialect
+        assert report.format == dialect
         assert report.matched == report.total == in_unet + in_clip
         assert len(deltas_of(unet, path.stem)) == in_unet
         assert len(deltas_of(clip, path.stem)) == in_clip
@@ -611,7 +611,7 @@ class TestInAndOut:
             expected = expected + strength * x @ our_deltas(small[1], name)["encoder.layers.0.self_attn.q_proj"].T
         # Three sums of 64 products in another order.
         assert relative_error(layer(x), expected) < 1e-6
-        assert loaded(*small) == ["0", "1"]
+        assert loaded_adapters(*small) == ["0", "1"]
         strengths = {patch.strength for patch in deltas_of(small[0], "0").values()}
         assert strengths == {0.5}
 
@@ -638,7 +638,7 @@ class TestBadFiles:
         text = str(caught.value)
         assert "\n" not in text
         assert text.endswith(".")
-        assert loaded(*small) == []
+        assert loaded_adapters(*small) == []
 
     def one(self, module="lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", width=768, out=320):
         return {f"{module}.lora_down.weight": torch.ones(2, width), f"{module}.lora_up.weight": torch.ones(out, 2)}
@@ -687,7 +687,7 @@ class TestBadFiles:
             self.refused(small, path, "empty|damaged|cut short")
         broken = kohya_tensors(*small_layers)
         next(iter(broken.values()))[0, 0] = float("nan")
-        self.refused(small, write(path, broken), "not finite")
+        self.refused(small, write(path, broken), "NaN or infinite")
 
     def test_a_pickle_that_calls(self, small, tmp_path):
         class Call:

@@ -305,7 +305,7 @@ class TestBadFiles:
     def test_zeros_and_worse(self, clip, tokenizer, tmp_path):
         path = tmp_path / "x.bin"
         torch.save({"<toy>": vectors(1) * float("inf")}, path)
-        self.refused(clip, tokenizer, path, "not finite")
+        self.refused(clip, tokenizer, path, "NaN or infinite")
         torch.save({"<toy>": vectors(1) * 0}, path)
         assert "zeros" in str(load_embedding(tokenizer, clip, path))
 

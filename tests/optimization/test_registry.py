@@ -11,7 +11,16 @@ from sd.adapters.variants import LoRA
 from sd.attention import attention
 from sd.optimization.fused_geglu import FusedGEGLU
 from sd.optimization.prepacked_conv import PackedConv2d, pack_convolutions
-from sd.optimization.registry import NO_OPTIMIZATIONS, OPTIMIZATIONS, default_names, list_optimizations, optimize
+from sd.optimization.registry import (
+    ALIASES,
+    NO_OPTIMIZATIONS,
+    OPTIMIZATIONS,
+    current_name,
+    default_names,
+    list_optimizations,
+    optimize,
+    parse_names,
+)
 from sd.optimization.shared_cfg_prefix import SharedPrefixUNet
 from sd.optimization.tiled_attention import (
     MIN_TOKENS,
@@ -224,6 +233,17 @@ def test_unknown_names_change_nothing(networks):
     with pytest.raises(UserError, match="unknown optimization 'turbo'; choose from exact, channels-last"):
         optimize(unet, vae, ["shared-cfg-prefix", "turbo"])
     assert type(unet) is UNetModel
+
+
+def test_older_names_of_optimizations_are_still_accepted(networks):
+    for older, name in ALIASES.items():
+        assert older not in OPTIMIZATIONS
+        assert current_name(older) == name
+        assert OPTIMIZATIONS[name]
+    assert optimize(*networks, ["shared-start", "packed-convolutions"]) == ["prepacked-conv", "shared-cfg-prefix"]
+    assert optimize(*networks, ["shared-start", "shared-cfg-prefix"]) == ["shared-cfg-prefix"]
+    with pytest.raises(UserError, match="compile is not supported on this device and dtype"):
+        optimize(*networks, parse_names("exact, graphs"))
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("cpu", torch.float64), ("cuda", torch.float16)])

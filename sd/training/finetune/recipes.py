@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
-from sd.adapters.textual_inversion import MOST_VECTORS
+from sd.adapters.textual_inversion import MAX_VECTORS
 from sd.pipeline.settings import MAX_SEED, check_number, check_whole
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.errors import UserError
@@ -19,7 +19,7 @@ WHOLE = {  # settings that are whole numbers, each with its lowest and highest v
     "steps": (1, MOST_STEPS),
     "batch": (1, 1000),
     "accumulate": (1, 1000),
-    "vectors": (1, MOST_VECTORS),
+    "vectors": (1, MAX_VECTORS),
     "rank": (1, 1024),
     "warmup": (0, MOST_STEPS),
     "class_images": (1, 100_000),
@@ -197,7 +197,7 @@ def recipe_for(method: str, pipe: StableDiffusion, name: str, **given: object) -
         text_lr=recipe.lr / 2 if recipe.text_lr is None else recipe.text_lr,
         size=pipe.image_size if recipe.size is None else recipe.size,
         init=init,
-        vectors=min(max(1, tokens), MOST_VECTORS) if recipe.vectors is None else recipe.vectors,
+        vectors=min(max(1, tokens), MAX_VECTORS) if recipe.vectors is None else recipe.vectors,
         class_word=None if method == "ti" else recipe.class_word,  # its word is to mean the whole thing
         prompts=recipe.prompts or (prompts if recipe.word else ()),
     )

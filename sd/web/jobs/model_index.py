@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from sd.adapters.embedding_files import is_picture, read_picture, read_tensors, sort_out
+from sd.adapters.embedding_files import find_vectors, is_image, read_image_embedding, read_tensors
 from sd.adapters.lora_tags import split_tags
 from sd.checkpoints import discovery
 from sd.utils.errors import UserError
@@ -34,6 +34,6 @@ class Models(discovery.Models):
 @lru_cache(maxsize=4096)
 def embedding_shape(path: Path, changed: int) -> tuple[int, int]:
     """Return (vectors, their width) of an embedding file. changed: its time of change. Raises UserError."""
-    content, metadata = read_picture(path) if is_picture(path) else read_tensors(path)
-    rows = next(iter(sort_out(path, content, metadata)[1].values()))
+    content, metadata = read_image_embedding(path) if is_image(path) else read_tensors(path)
+    rows = next(iter(find_vectors(path, content, metadata)[1].values()))
     return rows.reshape(-1, rows.shape[-1]).shape

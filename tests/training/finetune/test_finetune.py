@@ -242,7 +242,7 @@ def test_an_embedding_for_the_webui(pipe, images, tmp_path):
     result = teach("ti", images, WORD, pipe, quick("ti", pipe, vectors=2), run=tmp_path / "run", output=output)
     found = read_embeddings(output, 64)
     assert result.path == output
-    assert found.dialect == "the webui's"
+    assert found.format == "the webui's"
     assert found.vectors[WORD].shape == (2, 64)
 
 
