@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.checkpoints.discovery import choose_checkpoint
 from sd.cli.args import add_vae, column_of, load_pipeline
-from sd.evaluation.clip_score import Opened, load_clip
+from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.evaluation.comparison import Column, compare
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS
@@ -61,7 +61,7 @@ def main():
     columns = [Column(), *map(column_of, args.columns)]
     folder, bundled = check_outdir(args.outdir), choose_checkpoint(args.ckpt, WEIGHTS).resolve() == BUNDLED
     scorer = load_clip(args.clip, args.device) if args.clip or bundled else None
-    references = Opened([photo.path for photo in Photos(args.references).photos]) if args.references else None
+    references = LazyImages([photo.path for photo in Photos(args.references).photos]) if args.references else None
 
     def load(ckpt):
         return load_pipeline(argparse.Namespace(**vars(args) | {"ckpt": ckpt or args.ckpt}))
