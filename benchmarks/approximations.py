@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.tasks import GUIDANCE, Options, RandomModel
 from sd.denoiser import Guidance, sigmas_between
 from sd.evaluation.clip_score import Scorer
-from sd.evaluation.confidence import Mean, mean_of
+from sd.evaluation.confidence import MeanCI, mean_with_ci
 from sd.optimization.deepcache import StepCached
 from sd.optimization.registry import EXACT as ALL_EXACT
 from sd.optimization.registry import OPTIMIZATIONS, approximate_names, optimize
@@ -59,9 +59,9 @@ class Measured:
         """This way's time / the exact way's, turn by turn."""
         return [ours / theirs for ours, theirs in zip(self.seconds, exact.seconds)]
 
-    def clip_t_change(self, exact: "Measured") -> Mean:
+    def clip_t_change(self, exact: "Measured") -> MeanCI:
         """Of CLIP-T, picture by picture."""
-        return mean_of([ours - theirs for ours, theirs in zip(self.clip_t, exact.clip_t)])
+        return mean_with_ci([ours - theirs for ours, theirs in zip(self.clip_t, exact.clip_t)])
 
 
 def ways_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict]:
@@ -105,10 +105,10 @@ def measure(
             one.seconds.append(time.perf_counter() - began)
         if on_turn is not None:
             on_turn(round_ / len(asked))
-    texts = scorer.texts([settings.prompt for settings in asked for _ in settings.seeds()])
+    texts = scorer.embed_texts([settings.prompt for settings in asked for _ in settings.seeds()])
     for one in found:
         one.psnr = [psnr(ours, exact) for ours, exact in zip(one.images, found[0].images)]
-        one.clip_t = (scorer.pictures(one.images) * texts).sum(dim=1).tolist()
+        one.clip_t = (scorer.embed_images(one.images) * texts).sum(dim=1).tolist()
     return found
 
 
@@ -153,7 +153,7 @@ def table(found: list[Measured], full_size: dict[str, list[float]]) -> str:
         large = f"{statistics.median(full_size[one.name]):.2f}" if one.name in full_size else ""
         noise = "" if one is exact else f"{statistics.median(one.psnr):.1f} dB ({min(one.psnr):.1f})"
         change = "" if one is exact else str(one.clip_t_change(exact))
-        rows.append(f"| {one.name} | {ratio} | {large} | {noise} | {mean_of(one.clip_t)} | {change} |")
+        rows.append(f"| {one.name} | {ratio} | {large} | {noise} | {mean_with_ci(one.clip_t)} | {change} |")
     return "\n".join([how, "", head, *rows])
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd.evaluation.clip_score import Scorer
-from sd.evaluation.confidence import Mean, mean_of
+from sd.evaluation.confidence import MeanCI, mean_with_ci
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.samplers import SAMPLERS
 from sd.training.pretrain.dataset import Emoji, EmojiPictures
@@ -30,8 +30,8 @@ class Row:
     steps: int
     calls: int
     right: float
-    clip_t: Mean
-    clip_t_change: Mean | None = None
+    clip_t: MeanCI
+    clip_t_change: MeanCI | None = None
 
     def reaches(self, reference: "Row") -> bool:
         """As good as the reference, as far as so many pictures can tell.
@@ -40,7 +40,7 @@ class Row:
         """
         error = (2 * reference.right * (1 - reference.right) / reference.clip_t.count) ** 0.5
         change = self.clip_t_change
-        return self.right >= reference.right - error and (change is None or change.value + change.half >= 0)
+        return self.right >= reference.right - error and (change is None or change.value + change.half_width >= 0)
 
 
 def measure(
@@ -54,16 +54,16 @@ def measure(
 ) -> list[Row]:
     """asked: what to draw, the k-th with seed k. pictures: all that drawings might be. The reference comes first."""
     prompts = [emoji.captions[0] for emoji in asked]
-    texts, known, exact, rows = scorer.texts(prompts), features_of_all(pictures), None, []
+    texts, known, exact, rows = scorer.embed_texts(prompts), features_of_all(pictures), None, []
     pairs = [REFERENCE] + [(s, n) for s in samplers for n in steps if (s, n) != REFERENCE]
     for sampler, count in pairs:
         calls = CountCalls(pipe)
         drawn = draw(pipe, prompts, sampler=sampler, steps=count, guidance_scale=GUIDANCE)
-        values = (scorer.pictures(from_tensor(drawn)) * texts).sum(dim=1)
+        values = (scorer.embed_images(from_tensor(drawn)) * texts).sum(dim=1)
         exact = values if exact is None else exact
-        change = None if exact is values else mean_of(values - exact)
+        change = None if exact is values else mean_with_ci(values - exact)
         right = judge(drawn, asked, pictures.emoji, known)["name"]
-        rows.append(Row(sampler, count, calls.stop() // len(asked), right, mean_of(values), change))
+        rows.append(Row(sampler, count, calls.stop() // len(asked), right, mean_with_ci(values), change))
         if on_row is not None:
             on_row(rows[-1])
     return rows

@@ -13,7 +13,7 @@ if not __package__:
 
 from sd.checkpoints.discovery import choose_checkpoint
 from sd.cli.args import FlagGroups, add_compute_flags, add_options, add_vae, load_pipeline, parse_column
-from sd.evaluation.clip_score import Opened, load_clip
+from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.evaluation.comparison import Column, compare
 from sd.pipeline.settings import OPTIONS, GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS, StableDiffusion
@@ -61,7 +61,7 @@ def main() -> None:
     columns = [Column(), *map(parse_column, args.columns)]
     folder, bundled = check_outdir(args.outdir), choose_checkpoint(args.ckpt, WEIGHTS).resolve() == BUNDLED
     scorer = load_clip(args.clip, args.device) if args.clip or bundled else None
-    references = Opened([photo.path for photo in Photos(args.references).photos]) if args.references else None
+    references = LazyImages([photo.path for photo in Photos(args.references).photos]) if args.references else None
 
     def load(ckpt: str | None) -> StableDiffusion:
         return load_pipeline(argparse.Namespace(**vars(args) | {"ckpt": ckpt or args.ckpt}))

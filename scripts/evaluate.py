@@ -10,7 +10,7 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.evaluation.clip_score import SHEET, Opened, evaluate, load_clip, prompts_of, without_placeholder
+from sd.evaluation.clip_score import SHEET, LazyImages, evaluate, load_clip, prompts_by_path, without_placeholder
 from sd.training.finetune.data.image_folder import Photos, is_picture
 from sd.utils.errors import UserError, plain_errors
 
@@ -45,7 +45,7 @@ def prompts_for(made: list[Path], args: argparse.Namespace) -> list[str] | None:
     """What CLIP reads for each drawing. The lines of a file count the drawings that cannot be read as well."""
     try:
         every = drawings([path for path in sorted(args.generated.iterdir()) if is_picture(path)])
-        found = prompts_of(every if args.prompts else made, args.prompts)
+        found = prompts_by_path(every if args.prompts else made, args.prompts)
     except UserError as error:
         if args.prompts:
             raise
@@ -59,9 +59,9 @@ def main():
     args = parser().parse_args()
     scorer = load_clip(args.clip, args.device)
     made = drawings([photo.path for photo in Photos(args.generated).photos])
-    references = Opened([photo.path for photo in Photos(args.references).photos]) if args.references else None
+    references = LazyImages([photo.path for photo in Photos(args.references).photos]) if args.references else None
     texts = prompts_for(made, args)
-    found = evaluate(scorer, Opened(made), references, texts)
+    found = evaluate(scorer, LazyImages(made), references, texts)
     print(f"backbone  {found.backbone}")
     print(f"CLIP-T    {found.clip_t or 'not measured'}, of {len(made)} drawings to their prompts")
     if references is None:

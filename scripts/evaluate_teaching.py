@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.evaluation.confidence import mean_of
+from sd.evaluation.confidence import mean_with_ci
 from sd.training.finetune.evaluate import OBJECTS, Taught, concepts, keep_class, teach_concept
 from sd.training.pretrain.emoji_dataset import HELD_OUT_STYLE
 from sd.training.pretrain.imagenet_features import judges
@@ -50,8 +50,8 @@ def main() -> None:
 def likeness(taught: list[Taught], judge: str) -> dict:
     """CLIP-I of each concept, its means, and the means of the gains."""
     every = {one.concept.name: one.likeness[judge] for one in taught}
-    means = {what: str(mean_of([one[what] for one in every.values()])) for what in (*COLUMNS, "real")}
-    gains = {f"{a} above {b}": str(mean_of([one[a] - one[b] for one in every.values()])) for a, b in GAINS}
+    means = {what: str(mean_with_ci([one[what] for one in every.values()])) for what in (*COLUMNS, "real")}
+    gains = {f"{a} above {b}": str(mean_with_ci([one[a] - one[b] for one in every.values()])) for a, b in GAINS}
     rounded = {name: {what: round(value, 3) for what, value in one.items()} for name, one in every.items()}
     return {"concepts": rounded, "means": means, "gains": gains}
 

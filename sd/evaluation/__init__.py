@@ -1,1 +1,1 @@
-"""How good the images are: CLIP scores, memorization, and comparisons of models."""
+"""Evaluation of generated images: CLIP scores, memorization, and comparisons of models."""

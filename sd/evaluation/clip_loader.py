@@ -1,7 +1,8 @@
-"""CLIP's own files, both towers, as people have them, to one form: transformers' names, which are ours.
+"""Loads CLIP with both towers from OpenAI's, open_clip's and transformers' files.
 
-OpenAI's `.pt` files are TorchScript archives, programs with their weights: the weights are taken, the program stays
-unread. Their names are also those of open_clip's state dicts. A transformers model is a folder, or the one file in it.
+OpenAI's `.pt` files are TorchScript archives, which hold a program with its weights: the weights are loaded and the
+program is not read. open_clip's state dicts have the same keys. A transformers model is a folder, or its one weight
+file; its keys are the ones used here.
 """
 
 import json
@@ -24,7 +25,7 @@ from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.tokenizer import MAX_LENGTH
 from sd.utils.errors import UserError
 
-OPENAI = [  # a pattern in OpenAI's names, and ours for it
+OPENAI_KEYS = [  # (pattern in OpenAI's keys, its replacement)
     (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
     (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
     (r"(?<=\d)\.attn\.", ".self_attn."),
@@ -43,44 +44,44 @@ OPENAI = [  # a pattern in OpenAI's names, and ours for it
 OPENAI_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
 NOT_WEIGHTS = re.compile(r"(.*\.)?(input_resolution|context_length|vocab_size|attn_mask|position_ids)")
 VOCABULARY = 49408
-WIDEST = 1024  # ViT-L's vision tower; wider ones have heads of other widths, which no tensor shows
+WIDEST = 1024  # ViT-L's vision tower; wider ones have heads of other widths, which no tensor's shape tells
 
 
 @reads_file
 def read_clip(path: str | Path) -> CLIP:
-    """Both towers from a file or folder of any of these kinds, told by its contents; fp32, in eval mode, not to train.
+    """Load both towers from a file or folder, whose format its contents tell; fp32, in eval mode, without gradients.
 
-    A file does not say which GELU it was trained with. OpenAI's, the quick one, is taken: for open_clip's own trainings
-    with the exact one give a transformers folder, which says so and is refused.
-    Raises UserError, one sentence, for whatever is no CLIP with a vision transformer.
+    A file does not state which GELU it was trained with; OpenAI's, the quick one, is assumed. A transformers folder
+    does state it, and one with the exact GELU, as open_clip trains, is refused.
+    Raises UserError for a file that is not a CLIP with a vision transformer.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         heads = read_heads(path)
-        return build(two_towers(read_network(path)[0], path), heads, path)
+        return build_clip(extract_towers(read_network(path)[0], path), heads, path)
     found = read_weights(path)
-    state = two_towers(found.content, path)
+    state = extract_towers(found.content, path)
     if "sd_sizes" not in found.metadata:
-        return build(state, None, path)
-    drawing = read_checkpoint(
-        path.with_name(path.name.replace("-clip", ""))
-    )  # the bundled one: its text tower draws as well
-    text = {f"text_model.{key}": tensor for key, tensor in drawing.clip.items()}
-    heads = {"text": drawing.config["clip"]["heads"], "vision": vision_heads(found.metadata["sd_sizes"], path)}
-    return build(state | text, heads, path)
+        return build_clip(state, None, path)
+    # The text tower is stored once, in the bundled model.
+    bundled = read_checkpoint(path.with_name(path.name.replace("-clip", "")))
+    text = {f"text_model.{key}": tensor for key, tensor in bundled.clip.items()}
+    heads = {"text": bundled.config["clip"]["heads"], "vision": vision_heads(found.metadata["sd_sizes"], path)}
+    return build_clip(state | text, heads, path)
 
 
 def vision_heads(sizes: str, path: Path) -> int:
+    """Return the number of attention heads that a bundled file's metadata gives for its vision tower."""
     try:
         return json.loads(sizes)["vision"]["heads"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its sd_sizes cannot be understood ({error!r}); write the file anew.") from error
 
 
-def two_towers(content: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors by our names. What else the file wraps around a CLIP, or keeps beside it, is left out."""
-    tensors = flatten(content)
-    ways: dict[str, Callable] = {"visual.proj": from_openai, "visual_projection.weight": dict}
+def extract_towers(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of both towers by transformers' keys, without anything that is around or beside the CLIP."""
+    tensors = flatten_tensors(content)
+    ways: dict[str, Callable] = {"visual.proj": convert_openai_keys, "visual_projection.weight": dict}
     for sign, rename in ways.items():
         if found := next((key for key in tensors if ("." + key).endswith("." + sign)), None):
             above = found.removesuffix(sign)
@@ -92,8 +93,8 @@ def two_towers(content: Any, path: Path) -> dict[str, Tensor]:
     raise UserError(f"{path} is {what}, not a CLIP with both towers: give OpenAI's ViT-L-14.pt, or a CLIP folder.")
 
 
-def flatten(content: Any) -> dict[str, Tensor]:
-    """All tensors in dicts and TorchScript's modules, however deep, by their dotted paths; each container once."""
+def flatten_tensors(content: Any) -> dict[str, Tensor]:
+    """Return all tensors in nested dicts and TorchScript modules by their dotted paths; each container counts once."""
     found, seen, todo = {}, set(), [("", content)]
     while todo:
         path, value = todo.pop()
@@ -106,11 +107,11 @@ def flatten(content: Any) -> dict[str, Tensor]:
     return found
 
 
-def from_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI's names to ours: q, k and v are one matrix there, and both projections stand the other way round."""
+def convert_openai_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert OpenAI's keys: q, k and v are one matrix there, and both projections are transposed."""
     renamed = {}
     for key, tensor in state.items():
-        for pattern, ours in OPENAI:
+        for pattern, ours in OPENAI_KEYS:
             key = re.sub(pattern, ours, key)
         if "in_proj_" in key and tensor.dim() > 0:
             for letter, part in zip("qkv", tensor.chunk(3)):
@@ -123,14 +124,14 @@ def from_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_heads(folder: Path) -> dict[str, int]:
-    """The towers' numbers of heads, as a transformers folder's config gives them."""
+    """Return the number of attention heads of each tower from a transformers folder's config."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} has no config.json: give a transformers folder of CLIP, or a file.")
     config = read_json_file(folder / "config.json")
     if config.get("model_type") != "clip":
         raise UserError(f"{folder} is for {config.get('model_type')}, not CLIP with both towers: give another folder.")
     heads = {}
-    for tower, usual in (("text", 8), ("vision", 12)):  # transformers leaves out what is as usual
+    for tower, usual in (("text", 8), ("vision", 12)):  # transformers leaves out default values
         about = config.get(f"{tower}_config")
         about = about if isinstance(about, dict) else {}
         heads[tower] = about.get("num_attention_heads", usual)
@@ -139,8 +140,8 @@ def read_heads(folder: Path) -> dict[str, int]:
     return heads
 
 
-def sizes_of(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path) -> tuple[dict, dict, int]:
-    """What the shapes tell: the text tower's arguments, the vision tower's, and the width of the space they share."""
+def infer_sizes(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path) -> tuple[dict, dict, int]:
+    """Infer from the shapes the text tower's arguments, the vision tower's, and the width of the shared space."""
     text, vision = (
         {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         for prefix in ("text_model.", "vision_model.")
@@ -160,10 +161,10 @@ def sizes_of(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path)
     return sizes["text"], sizes["vision"], state["visual_projection.weight"].shape[0]
 
 
-def build(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path) -> CLIP:
-    """The networks of the sizes that the shapes tell, with these weights in them, strictly."""
+def build_clip(state: dict[str, Tensor], heads: dict[str, int] | None, path: Path) -> CLIP:
+    """Build the towers in the sizes that the shapes give, and load the weights strictly."""
     try:
-        text, vision, projection_dim = sizes_of(state, heads, path)
+        text, vision, projection_dim = infer_sizes(state, heads, path)
         with torch.device("meta"), skip_init():
             clip = CLIP(CLIPTextModel(**text), CLIPVisionModel(**vision), projection_dim)
     except UserError:

@@ -1,9 +1,9 @@
-"""How good are drawings of a subject? CLIP-I: do they look like it. CLIP-T: do they show what the prompt says.
+"""CLIP scores of generated images. CLIP-I: are they similar to the subject. CLIP-T: do they match their prompts.
 
-Gal et al. 2022, "An Image is Worth One Word", section 5.2: both are cosines in CLIP's space, between each drawing and
-each picture of the subject, and between each drawing and its prompt without the new word. Figures of different CLIPs do
-not compare, so each stands beside its CLIP's name. ViT-L/14's text tower is the one that Stable Diffusion 1.x draws by,
-which flatters CLIP-T.
+Gal et al. 2022, "An Image is Worth One Word", section 5.2: both are cosine similarities in CLIP's space, between each
+generated image and each reference image, and between each generated image and its prompt without the new word. Scores
+of different CLIPs are not comparable, so each is reported with its CLIP's name. ViT-L/14's text tower is the one that
+conditions Stable Diffusion 1.x, which favors its images in CLIP-T.
 """
 
 import re
@@ -20,8 +20,8 @@ from sd.adapters.lora_tags import TAG
 from sd.checkpoints.discovery import SHIPPED
 from sd.evaluation.clip_loader import read_clip
 from sd.evaluation.clip_vision import CLIP, clip_pixels
-from sd.evaluation.confidence import Mean, mean_of
-from sd.evaluation.memorization import COPY, pixel_closeness
+from sd.evaluation.confidence import MeanCI, mean_with_ci
+from sd.evaluation.memorization import COPY_THRESHOLD, pixel_similarity
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.prompts.weighting import BREAK, parse_prompt
 from sd.tokenizer import Tokenizer
@@ -37,11 +37,11 @@ NAMES = {
     (768, 16): "ViT-B/16",
     (1024, 14): "ViT-L/14",
 }  # by width and patch, of the vision tower
-SHEET = re.compile(r"(grid-|compare-)\d+\.png|preview\.png")  # pictures of ours that are no drawings
+SHEET = re.compile(r"(grid-|compare-)\d+\.png|preview\.png")  # image grids that the scripts save beside images
 
 
-class Opened(Sequence):
-    """Pictures by their paths, each opened when it is looked at: a thousand photographs in the memory of one."""
+class LazyImages(Sequence):
+    """A sequence of images that opens each from its path when it is indexed, so that only one is in memory."""
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
@@ -54,9 +54,9 @@ class Opened(Sequence):
 
 
 class Scorer:
-    """A CLIP that turns pictures and texts into unit rows, (B, P) on the CPU, whose products are cosines.
+    """A CLIP that embeds images and texts as unit vectors, whose products are cosine similarities.
 
-    name: which CLIP it is, to stand beside every figure.
+    name: describes the CLIP; it is reported with every score.
     """
 
     def __init__(self, clip: CLIP, name: str, device: torch.device | str = "cpu"):
@@ -64,23 +64,24 @@ class Scorer:
         self.tokenizer = Tokenizer()
 
     @torch.no_grad()
-    def pictures(self, images: Iterable[Image.Image]) -> Tensor:
-        pixels, rows = (clip_picture(image, self.clip.vision_model.image_size) for image in images), []
+    def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
+        """Return (B, P) rows of unit length on the CPU, for B images."""
+        pixels, rows = (preprocess_image(image, self.clip.vision_model.image_size) for image in images), []
         while batch := list(islice(pixels, BATCH)):
             rows.append(self.clip.encode_image(torch.cat(batch).to(self.device)).cpu())
         return torch.cat(rows)
 
     @torch.no_grad()
-    def texts(self, texts: list[str]) -> Tensor:
-        """What goes beyond CLIP's 77 places is cut off."""
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """Return (B, P) rows of unit length on the CPU, for B texts; each is cut off after 77 tokens."""
         parts = self.tokenizer(texts).split(BATCH)
         return torch.cat([self.clip.encode_text(part.to(self.device)).cpu() for part in parts])
 
 
 def load_clip(path: str | Path | None = None, device: torch.device | str | None = None) -> Scorer:
-    """The CLIP of a file or folder, see `clip_files`; the bundled one if None. On a GPU where there is one.
+    """Load the CLIP of a file or folder, see `clip_loader`; the bundled one if `path` is None.
 
-    Raises UserError for what is no CLIP.
+    device: a GPU if there is one and it is None. Raises UserError for a file that is not a CLIP.
     """
     device = default_device() if device is None else device
     clip = read_clip(BUNDLED_CLIP if path is None else path)
@@ -92,10 +93,11 @@ def load_clip(path: str | Path | None = None, device: torch.device | str | None 
     return Scorer(clip, f"CLIP {kind} at {tower.image_size} pixels, from {Path(path).name}", device)
 
 
-def clip_picture(image: Image.Image, size: int) -> Tensor:
-    """A picture as OpenAI shows it to CLIP: (1, 3, size, size).
+def preprocess_image(image: Image.Image, size: int) -> Tensor:
+    """Return an image preprocessed as OpenAI's CLIP does it: (1, 3, size, size).
 
-    Shrunk by Pillow's bicubic until the shorter side fits, the middle cut out, with CLIP's mean and deviation.
+    Pillow's bicubic filter resizes its shorter side to `size`, the middle is cropped, and CLIP's mean and standard
+    deviation are applied.
     """
     image = to_rgb(image)
     width, height = (int(size * side / min(image.size)) for side in image.size)
@@ -104,21 +106,16 @@ def clip_picture(image: Image.Image, size: int) -> Tensor:
     return clip_pixels(to_tensor(image), size)
 
 
-def clip_i(scorer: Scorer, made: Sequence[Image.Image], references: Sequence[Image.Image]) -> float:
-    """The mean cosine over all pairs of a drawing and a reference."""
-    return (scorer.pictures(made) @ scorer.pictures(references).T).mean().item()
-
-
-def clip_t(scorer: Scorer, made: Sequence[Image.Image], prompts: list[str]) -> float:
-    """The mean cosine of each drawing with its own prompt; see `without_placeholder` for what CLIP should read."""
-    return (scorer.pictures(made) * scorer.texts(prompts)).sum(dim=1).mean().item()
+def clip_i(scorer: Scorer, generated: Sequence[Image.Image], references: Sequence[Image.Image]) -> float:
+    """Return the mean cosine similarity over all pairs of a generated image and a reference."""
+    return (scorer.embed_images(generated) @ scorer.embed_images(references).T).mean().item()
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A drawing beside the reference it is nearest to in pixels: that one's index, and how close they are.
+    """The reference that a generated image is most similar to in pixels: its index, and two similarities.
 
-    pixels: a correlation, see `copies`, which decides `copied`. features: CLIP's cosine, for comparison.
+    pixels: see `memorization`; it decides `copied`. features: CLIP's cosine similarity, for comparison.
     """
 
     nearest: int
@@ -127,56 +124,55 @@ class Copy:
 
     @property
     def copied(self) -> bool:
-        return self.pixels >= COPY
+        return self.pixels >= COPY_THRESHOLD
 
 
-def copies(scorer: Scorer, made: Sequence[Image.Image], references: Sequence[Image.Image]) -> list[Copy]:
-    """For each drawing the nearest reference."""
-    return nearest(pixel_closeness(made, references), scorer.pictures(made) @ scorer.pictures(references).T)
-
-
-def nearest(pixels: Tensor, features: Tensor) -> list[Copy]:
-    """Both (B, R)."""
+def nearest_references(pixels: Tensor, features: Tensor) -> list[Copy]:
+    """Return the most similar reference of each of B images; pixels, features: (B, R) similarities to R references."""
     return [Copy(j, pixels[i, j].item(), features[i, j].item()) for i, j in enumerate(pixels.argmax(dim=1).tolist())]
 
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found; None where there was nothing to compare with. The means are over drawings."""
+    """The scores that `evaluate` computes, as means over the generated images.
+
+    clip_i, clip_t: None without references or prompts. copies: one for each image, or none without references.
+    """
 
     backbone: str
-    clip_i: Mean | None
-    clip_t: Mean | None
+    clip_i: MeanCI | None
+    clip_t: MeanCI | None
     copies: list[Copy]
 
 
 def evaluate(
     scorer: Scorer,
-    made: Sequence[Image.Image],
+    generated: Sequence[Image.Image],
     references: Sequence[Image.Image] | None = None,
     prompts: list[str] | None = None,
 ) -> Evaluation:
-    """Everything at once, each picture encoded once.
+    """Compute all scores; each image is embedded once.
 
-    Raises UserError where there are no drawings, or not as many prompts as drawings.
+    prompts: the text of each generated image, see `without_placeholder`. Raises UserError if there are no generated
+    images, or not as many prompts as images.
     """
-    if not made:
-        raise UserError("there are no drawings to judge.")
-    if prompts is not None and len(prompts) != len(made):
-        raise UserError(f"there are {len(prompts)} prompts for {len(made)} drawings: give one for each.")
-    drawn = scorer.pictures(made)  # (B, P)
+    if not generated:
+        raise UserError("there are no generated images to evaluate.")
+    if prompts is not None and len(prompts) != len(generated):
+        raise UserError(f"there are {len(prompts)} prompts for {len(generated)} images: give one for each.")
+    features = scorer.embed_images(generated)  # (B, P)
     found = Evaluation(scorer.name, None, None, [])
     if prompts is not None:
-        found.clip_t = mean_of((drawn * scorer.texts(prompts)).sum(dim=1))
+        found.clip_t = mean_with_ci((features * scorer.embed_texts(prompts)).sum(dim=1))
     if references:
-        cosines = drawn @ scorer.pictures(references).T  # (B, R)
-        found.clip_i = mean_of(cosines.mean(dim=1))
-        found.copies = nearest(pixel_closeness(made, references), cosines)
+        cosines = features @ scorer.embed_images(references).T  # (B, R)
+        found.clip_i = mean_with_ci(cosines.mean(dim=1))
+        found.copies = nearest_references(pixel_similarity(generated, references), cosines)
     return found
 
 
 def without_placeholder(prompt: str, word: str | None = None, class_word: str = "") -> str:
-    """What CLIP should read of a prompt: no tags, weights or brackets, and the class word in place of the new word.
+    """Return the text of a prompt for CLIP: without tags, weights and brackets, with the class word for the new word.
 
     >>> without_placeholder("a (<rex>:1.2) in the snow <lora:rex:0.8>", "<rex>", "dog")
     'a dog in the snow'
@@ -187,7 +183,7 @@ def without_placeholder(prompt: str, word: str | None = None, class_word: str = 
 
 
 def replace_word(prompt: str, word: str | None, class_word: str) -> str:
-    """The class word for each `word`, and once where it follows anyway: "a sks dog" becomes "a dog"."""
+    """Replace each `word` by the class word, and not twice where that follows: "a sks dog" becomes "a dog"."""
     if not word:
         return prompt
     follows = rf"(?:\s+{re.escape(class_word)}(?!\w))?" if class_word else ""
@@ -195,17 +191,16 @@ def replace_word(prompt: str, word: str | None, class_word: str) -> str:
     return re.sub(before + re.escape(word) + after + follows, lambda _: class_word, prompt)
 
 
-def prompts_of(paths: list[Path], file: Path | None = None) -> dict[Path, str]:
-    """Each drawing's prompt: a line of a text file, by the order of the paths or one for all, or else from inside it.
+def prompts_by_path(paths: list[Path], file: Path | None = None) -> dict[Path, str]:
+    """Return the prompt of each image: from the lines of a text file, or from the image's own metadata.
 
-    Raises UserError for a drawing without one, and where the file has not as many as there are drawings.
+    file: one prompt a line in the order of the paths, or a single one for all. Raises UserError for an image without
+    metadata, and for a file with another number of prompts.
     """
     if file is None:
         return {path: parse_infotext(read_infotext(path))["Prompt"] for path in paths}
     lines = read_prompts(file)
     lines = lines * len(paths) if len(lines) == 1 else lines
     if len(lines) != len(paths):
-        raise UserError(
-            f"{file} has {len(lines)} prompts for {len(paths)} drawings: give one for each, or one for all."
-        )
+        raise UserError(f"{file} has {len(lines)} prompts for {len(paths)} images: give one for each, or one for all.")
     return dict(zip(paths, lines))

@@ -14,6 +14,8 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class VisionEmbeddings(nn.Module):
+    """A linear embedding of each patch behind a learned class vector, plus a learned vector for each position."""
+
     def __init__(self, image_size: int, patch_size: int, width: int):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.randn(width))
@@ -21,13 +23,14 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding((image_size // patch_size) ** 2 + 1, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """pixels: (B, 3, image_size, image_size). Returns (B, 1 + patches, width)."""
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (B, patches, width)
         first = self.class_embedding.expand(len(pixels), 1, -1)
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight  # (B, 1 + patches, width)
 
 
 class CLIPVisionModel(nn.Module):
-    """A vision transformer that reads a picture's patches into one vector. Defaults are ViT-L/14."""
+    """A vision transformer that encodes an image's patches as one vector. Defaults are ViT-L/14."""
 
     def __init__(
         self, image_size: int = 224, patch_size: int = 14, width: int = 1024, layers: int = 24, heads: int = 16
@@ -35,7 +38,7 @@ class CLIPVisionModel(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.embeddings = VisionEmbeddings(image_size, patch_size, width)
-        self.pre_layrnorm = nn.LayerNorm(width)  # spelled so in every file
+        self.pre_layrnorm = nn.LayerNorm(width)  # the typo is part of the file format
         self.encoder = Encoder(width, layers, heads)
         self.post_layernorm = nn.LayerNorm(width)
 
@@ -46,7 +49,7 @@ class CLIPVisionModel(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers and their projections into one space, where a cosine says how well a text fits a picture."""
+    """Both towers and a shared embedding space, in which cosine similarity measures how well text and image match."""
 
     def __init__(self, text: CLIPTextModel, vision: CLIPVisionModel, projection_dim: int = 768):
         super().__init__()
@@ -69,7 +72,7 @@ class CLIP(nn.Module):
 
 
 def clip_pixels(image: Tensor, size: int) -> Tensor:
-    """image: (B, 3, H, W) in [-1, 1]. Returns (B, 3, size, size): resized, centre cropped, with CLIP's mean and std."""
+    """image: (B, 3, H, W) in [-1, 1]. Returns (B, 3, size, size): resized, center cropped, with CLIP's mean and std."""
     height, width = image.shape[-2:]
     scale = size / min(height, width)
     resized = [max(size, round(height * scale)), max(size, round(width * scale))]

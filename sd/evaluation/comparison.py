@@ -1,4 +1,4 @@
-"""The same prompts and seeds drawn by several models side by side: a base, and what was made of it."""
+"""Compares models side by side on the same prompts and seeds: a base model, and its fine-tuned variants."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ Loras, Embeddings = tuple[tuple[str, float], ...], tuple[tuple[str, str | None],
 
 @dataclass(frozen=True)
 class Column:
-    """One way to draw: another checkpoint than the base's or None, LoRAs with strengths, embeddings with words."""
+    """One model of the comparison: a checkpoint (None: the base's), LoRAs with strengths, embeddings with words."""
 
     ckpt: str | None = None
     loras: Loras = ()
@@ -42,9 +42,9 @@ class Column:
 
 @dataclass
 class Comparison:
-    """Pictures by column, each column's in the order of `rows`; reports: what loading each adapter said.
+    """The images of each column, in the order of `rows`.
 
-    evaluations: one a column, or none where there was no CLIP.
+    reports: one for each loaded adapter. evaluations: one for each column, or none without a CLIP.
     """
 
     columns: list[Column]
@@ -57,18 +57,19 @@ class Comparison:
         lines = [*self.reports, "no scores: a CLIP is needed, such as OpenAI's ViT-B-32.pt."]
         if self.evaluations:
             lines[-1] = f"scored by {self.evaluations[0].backbone}"
-        return "\n".join(lines + [f"  {c.label}: {scores(e)}" for c, e in zip(self.columns, self.evaluations)])
+        return "\n".join(lines + [f"  {c.label}: {format_scores(e)}" for c, e in zip(self.columns, self.evaluations)])
 
     def sheet(self) -> Image.Image:
-        """Prompts and seeds down, models across, and under each model its scores."""
-        notes = [scores(found) for found in self.evaluations]
+        """Return a contact sheet: prompts and seeds as rows, models as columns, and the scores below each model."""
+        notes = [format_scores(found) for found in self.evaluations]
         if notes:
             notes[0] += f", by {self.evaluations[0].backbone}"
         labels = [column.label for column in self.columns]
         return contact_sheet([list(row) for row in zip(*self.images)], self.rows, labels, notes or None)
 
 
-def scores(found: Evaluation) -> str:
+def format_scores(found: Evaluation) -> str:
+    """Return the scores of one column as one line."""
     parts = [f"CLIP-T {found.clip_t}"] if found.clip_t else []
     parts += [f"CLIP-I {found.clip_i}"] if found.clip_i else []
     copied = sum(copy.copied for copy in found.copies)
@@ -86,29 +87,30 @@ def compare(
     on_progress: Callable[[float], None] | None = None,
     vae: str | None = None,
 ) -> Comparison:
-    """Draws every settings' pictures in every column.
+    """Generate the images of all settings with the model of every column.
 
-    load: a checkpoint's pipeline, None the base's; called once for each, and one is let go before the next is loaded.
-    scorer: scores each column against its prompts, and against `references` where there are some.
-    word: what the base was not taught: it draws the class word there, and CLIP reads it.
-    on_progress: called after each step with the part that is drawn, over 0 to 1; what it raises stops the drawing.
+    load: returns the pipeline of a checkpoint, of None the base's; it is called once for each checkpoint, and a
+    pipeline is released before the next is loaded.
+    scorer: scores each column against its prompts, and against `references` if given.
+    word: the new word, unknown to the base and to CLIP; the class word replaces it for both.
     vae: the separate VAE that `load` gives every checkpoint, as a file or by its name.
-    Raises UserError for a missing file or what is no checkpoint before anything is drawn, and for an adapter that does
-    not fit before anything is drawn with its checkpoint.
+    on_progress: called after each step with the completed fraction, up to 1; an exception from it stops the comparison.
+    Raises UserError for a missing file or an invalid checkpoint before any image is generated, and for an adapter that
+    does not fit before any image is generated with its checkpoint.
     """
     check_files(columns, vae)
     rows = [f"{one.prompt} (seed {seed})" for one in settings for seed in one.seeds()]
     done = Comparison(columns, rows, [[] for _ in columns])
-    drawn = 0
+    finished = 0
 
     def on_step(step: int, steps: int, x0: Tensor) -> None:
         if on_progress is not None:
-            on_progress((drawn + step / steps) / (len(columns) * len(settings)))
+            on_progress((finished + step / steps) / (len(columns) * len(settings)))
 
     for ckpt in dict.fromkeys(column.ckpt for column in columns):
         chosen = [(column, images) for column, images in zip(columns, done.images) if column.ckpt == ckpt]
-        for _ in draw_columns(load(ckpt), chosen, settings, done.reports, (word, class_word), on_step):
-            drawn += 1
+        for _ in generate_columns(load(ckpt), chosen, settings, done.reports, (word, class_word), on_step):
+            finished += 1
     if scorer is not None:
         prompts = [without_placeholder(one.prompt, word, class_word) for one in settings for _ in one.seeds()]
         done.evaluations = [evaluate(scorer, images, references, prompts) for images in done.images]
@@ -116,16 +118,17 @@ def compare(
 
 
 def check_files(columns: list[Column], vae: str | None) -> None:
+    """Raises UserError for an adapter that does not exist, and for a checkpoint that cannot be loaded."""
     for column in columns:
         for path, _ in column.loras + column.embeddings:
             if not Path(path).expanduser().exists():
-                raise UserError(f"there is no file {path}: check the path of the adapter.")
+                raise UserError(f"file not found: {path}; check the path of the adapter.")
         if column.ckpt:
             path = choose_checkpoint(column.ckpt, WEIGHTS)
             read_checkpoint(path, separate_vae(vae, path, lambda name: locate("VAE", name)))
 
 
-def draw_columns(
+def generate_columns(
     pipe: StableDiffusion,
     columns: list[tuple[Column, list[Image.Image]]],
     settings: list[GenerationSettings],
@@ -133,12 +136,12 @@ def draw_columns(
     words: tuple[str | None, str],
     on_step: OnStep,
 ) -> Iterator[None]:
-    """Fills the columns that one pipeline draws, and stops after each settings' pictures."""
-    for column, _ in columns:  # all are tried first: a mistake costs no drawing
-        with loaded(pipe, column) as said:
-            reports += said
+    """Generate the images of the columns that share one pipeline; yields after the images of each settings."""
+    for column, _ in columns:  # all adapters are loaded once first, so that one that does not fit costs no time
+        with loaded_adapters(pipe, column) as loaded:
+            reports += loaded
     for column, images in columns:
-        with loaded(pipe, column):
+        with loaded_adapters(pipe, column):
             for one in settings:
                 prompt = replace_word(one.prompt, *words) if column.is_base else one.prompt
                 images += pipe.generate(one.replace(prompt=prompt), on_step=on_step).images
@@ -146,12 +149,12 @@ def draw_columns(
 
 
 @contextmanager
-def loaded(pipe: StableDiffusion, column: Column) -> Iterator[list[str]]:
-    """A column's adapters, in while it lasts beside whatever was in before; gives what loading them said."""
+def loaded_adapters(pipe: StableDiffusion, column: Column) -> Iterator[list[str]]:
+    """Load a column's adapters beside those of the pipeline, and unload them at the end; yields one report for each."""
     before = pipe.adapters.names()
     try:
-        said = [str(pipe.load_lora(path, strength)) for path, strength in column.loras]
-        yield said + [str(pipe.load_embedding(path, word)) for path, word in column.embeddings]
+        reports = [str(pipe.load_lora(path, strength)) for path, strength in column.loras]
+        yield reports + [str(pipe.load_embedding(path, word)) for path, word in column.embeddings]
     finally:
         for name in pipe.adapters.names():
             if name not in before:

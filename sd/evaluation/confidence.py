@@ -1,4 +1,4 @@
-"""A mean and how far to trust it."""
+"""The mean of measurements with its 95 % confidence interval."""
 
 import math
 from dataclasses import dataclass
@@ -6,32 +6,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NORMAL = 1.959964  # 95 % of a normal distribution lie within so many deviations
+NORMAL = 1.959964  # standard deviations to either side of the mean that hold 95 % of a normal distribution
 T_QUANTILES = {1: 12.7062, 2: 4.3027, 3: 3.1824}  # the same for Student's t, by degrees of freedom
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean of `count` values with half its 95 % interval, which is nan for a single value."""
+class MeanCI:
+    """A mean of `count` values with its 95 % confidence interval, value ± half_width.
+
+    half_width: NaN for a single value, of which nothing tells the spread.
+    """
 
     value: float
-    half: float
+    half_width: float
     count: int
 
     def __str__(self) -> str:
-        return f"{self.value:.3f}" if math.isnan(self.half) else f"{self.value:.3f} ± {self.half:.3f}"
+        return f"{self.value:.3f}" if math.isnan(self.half_width) else f"{self.value:.3f} ± {self.half_width:.3f}"
 
 
-def mean_of(values: Tensor | list[float]) -> Mean:
-    """The mean of independent values, one for each picture or each concept, with Student's 95 % interval."""
+def mean_with_ci(values: Tensor | list[float]) -> MeanCI:
+    """Return the mean of independent values, (N,), with Student's 95 % confidence interval."""
     values = torch.as_tensor(values, dtype=torch.float64)
     count = len(values)
-    half = math.nan if count < 2 else t_quantile(count - 1) * values.std().item() / math.sqrt(count)
-    return Mean(values.mean().item(), half, count)
+    half_width = math.nan if count < 2 else t_quantile(count - 1) * values.std().item() / math.sqrt(count)
+    return MeanCI(values.mean().item(), half_width, count)
 
 
 def t_quantile(degrees: int) -> float:
-    """How many deviations from the middle of Student's t hold 95 %: Abramowitz & Stegun 1964, 26.7.5, from 4 on."""
+    """Return the 97.5 % quantile of Student's t distribution: Abramowitz & Stegun 1964, 26.7.5, from 4 degrees on.
+
+    The series is not exact enough for 1 to 3 degrees of freedom, which have a table.
+    """
     z = NORMAL
     terms = (
         z,

@@ -1,4 +1,8 @@
-"""A table of pictures with a name for each row and column: training steps by prompts, or models by prompts."""
+"""Image grids: several images on one white sheet, with labels.
+
+`grid` puts images one after another, each with its own label; `contact_sheet` labels rows and columns, such as training
+steps by prompts. Both build a table of cells and join it with `join_cells`.
+"""
 
 import math
 
@@ -6,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sd.utils.images import to_rgb
 
-LARGEST = 512  # pixels: the longer side of a picture on the sheet; larger ones are shrunk
+LARGEST = 512  # pixels: the longer side of an image on a contact sheet; larger ones are reduced
 WIDEST_LABEL = 256  # pixels, beside a row
-GAP = 6  # pixels, around the sheet as well
+GAP = 6  # pixels between the cells of a contact sheet and around it
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -19,93 +23,112 @@ def contact_sheet(
     column_labels: list[str],
     column_notes: list[str] | None = None,
 ) -> Image.Image:
-    """All pictures on one white sheet: row labels at the left, column labels above, notes below. Long texts wrap.
+    """Return one image with a table of images: row labels at the left, column labels above, notes below.
 
-    rows: of equal length; None leaves a place empty. Smaller pictures are enlarged to the size of the largest.
+    rows: of equal length; None leaves a cell empty. Smaller images are enlarged to the size of the largest, and long
+    texts wrap.
     """
-    pictures = [[None if image is None else to_rgb(image) for image in row] for row in rows]
-    width, height = largest([image for row in pictures for image in row if image is not None])
+    images = [[None if image is None else to_rgb(image) for image in row] for row in rows]
+    width, height = cell_size([image for row in images for image in row if image is not None])
     font = ImageFont.load_default(size=max(12, width // 20))
     notes = [""] * len(column_labels) if column_notes is None else column_notes
-    left = [label(text, font, min(width, WIDEST_LABEL)) for text in row_labels]
-    above, below = ([label(text, font, width, centre=True) for text in texts] for texts in (column_labels, notes))
+    left = [render_label(text, font, min(width, WIDEST_LABEL)) for text in row_labels]
+    above = [render_label(text, font, width, center=True) for text in column_labels]
+    below = [render_label(text, font, width, center=True) for text in notes]
 
-    margin = max(text.width for text in left) + GAP
-    heights = [max(height, text.height) for text in left]
-    x = [margin + i * (width + GAP) for i in range(len(column_labels))]
-    y = [max(text.height for text in above) + GAP]
-    for row_height in heights:
-        y.append(y[-1] + row_height + GAP)
-    foot_height = max(text.height for text in below) or -GAP  # nothing below, not even the gap
-    sheet = Image.new("RGB", (x[-1] + width, y[-1] + foot_height), "white")
-    for place, head, foot in zip(x, above, below):
-        sheet.paste(head, (place, y[0] - GAP - head.height))
-        sheet.paste(foot, (place, y[-1]))
-    for top, row_height, text, images in zip(y, heights, left, pictures):
-        sheet.paste(text, (margin - GAP - text.width, top + (row_height - text.height) // 2))
-        for place, image in zip(x, images):
-            if image is not None:
-                image = ImageOps.contain(image, (width, height), Image.Resampling.LANCZOS)
-                corner = (place + (width - image.width) // 2, top + (row_height - image.height) // 2)
-                sheet.paste(image, corner)
-    return ImageOps.expand(sheet, GAP, "white")
+    margin, nothing = max(text.width for text in left), Image.new("RGB", (0, 0))
+    head_height, foot_height = (max(text.height for text in texts) for texts in (above, below))
+    table = [[pad(nothing, margin, head_height), *(pad(text, width, head_height, 0, 1) for text in above)]]
+    for text, row in zip(left, images):
+        row_height = max(height, text.height)
+        contained = [nothing if image is None else contain(image, width, height) for image in row]
+        table.append([pad(text, margin, row_height, 1, 0.5), *(pad(image, width, row_height) for image in contained)])
+    if foot_height > 0:
+        table.append([pad(nothing, margin, foot_height), *(pad(text, width, foot_height, 0, 0) for text in below)])
+    return ImageOps.expand(join_cells(table, GAP), GAP, "white")
 
 
-def largest(images: list[Image.Image]) -> tuple[int, int]:
-    """The widest width and the highest height, brought down to LARGEST together."""
+def grid(images: list[Image.Image], columns: int | None = None, labels: list[str] | None = None) -> Image.Image:
+    """Return one image with all images row by row, each with its label (if any) below it.
+
+    columns: near the square root of the number of images if None.
+    """
+    columns = min(math.ceil(math.sqrt(len(images))) if columns is None else columns, len(images))
+    width, height = (max(sizes) for sizes in zip(*(image.size for image in images)))
+    font = ImageFont.load_default(size=max(11, width // 24))
+    texts = [render_label(text, font, width) for text in labels or [""] * len(images)]
+    text_height = max(text.height for text in texts)
+    cells = []
+    for image, text in zip(images, texts):
+        cells.append(pad(to_rgb(image), width, height + text_height, 0, 0))
+        cells[-1].paste(text, (0, height))
+    table = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    return join_cells(table, gap=2 if text_height == 0 else 4)
+
+
+def join_cells(table: list[list[Image.Image]], gap: int) -> Image.Image:
+    """Return a white image with the cells of a table, `gap` pixels apart; the last row may be shorter.
+
+    All cells of a row have the height of its first cell, and all cells of a column the width of its first.
+    """
+    widths, heights = [cell.width for cell in table[0]], [row[0].height for row in table]
+    size = (sum(widths) + gap * (len(widths) - 1), sum(heights) + gap * (len(heights) - 1))
+    sheet = Image.new("RGB", size, "white")
+    top = 0
+    for row, height in zip(table, heights):
+        left = 0
+        for cell, width in zip(row, widths):
+            sheet.paste(cell, (left, top))
+            left += width + gap
+        top += height + gap
+    return sheet
+
+
+def pad(image: Image.Image, width: int, height: int, across: float = 0.5, down: float = 0.5) -> Image.Image:
+    """Return an image on a white cell. across, down: its place in the free space, from 0 (left, top) to 1."""
+    cell = Image.new("RGB", (width, height), "white")
+    cell.paste(image, (int((width - image.width) * across), int((height - image.height) * down)))
+    return cell
+
+
+def contain(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return an image resized to fit into this size, with its proportions."""
+    return ImageOps.contain(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def cell_size(images: list[Image.Image]) -> tuple[int, int]:
+    """Return the largest width and the largest height, reduced in proportion to at most LARGEST."""
     sizes = [image.size for image in images] or [(LARGEST, LARGEST)]
     width, height = (max(sides) for sides in zip(*sizes))
     scale = min(1, LARGEST / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def label(text: str, font: Font, width: int, centre: bool = False) -> Image.Image:
-    """A text as a picture, as wide as `width` if centred and no wider than that otherwise."""
-    text = wrap(" ".join(piece for word in text.split() for piece in split_word(word, font, width)), font, width)
+def render_label(text: str, font: Font, width: int, center: bool = False) -> Image.Image:
+    """Return a text as an image, `width` pixels wide if centered, and at most that otherwise."""
+    text = wrap_text(" ".join(part for word in text.split() for part in split_word(word, font, width)), font, width)
     box = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text, font=font)
-    size = (width if centre else min(width, math.ceil(box[2])), math.ceil(box[3]))
-    made = Image.new("RGB", size, "white")
-    if centre:
-        ImageDraw.Draw(made).text((width / 2, 0), text, font=font, fill="black", anchor="ma", align="center")
+    size = (width if center else min(width, math.ceil(box[2])), math.ceil(box[3]))
+    label = Image.new("RGB", size, "white")
+    if center:
+        ImageDraw.Draw(label).text((width / 2, 0), text, font=font, fill="black", anchor="ma", align="center")
     else:
-        ImageDraw.Draw(made).text((0, 0), text, font=font, fill="black")
-    return made
+        ImageDraw.Draw(label).text((0, 0), text, font=font, fill="black")
+    return label
 
 
 def split_word(word: str, font: Font, width: int) -> list[str]:
-    """A word that is wider than `width`, such as a file's name, in pieces that fit."""
-    pieces = [""]
+    """Return a word in parts of at most `width` pixels, such as a long file name."""
+    parts = [""]
     for letter in word:
-        if pieces[-1] and font.getlength(pieces[-1] + letter) > width:
-            pieces.append("")
-        pieces[-1] += letter
-    return pieces
+        if parts[-1] and font.getlength(parts[-1] + letter) > width:
+            parts.append("")
+        parts[-1] += letter
+    return parts
 
 
-def grid(images: list[Image.Image], columns: int | None = None, labels: list[str] | None = None) -> Image.Image:
-    """All pictures on one white sheet, row by row, each with its label (if any) below it; near square by default."""
-    columns = min(math.ceil(math.sqrt(len(images))) if columns is None else columns, len(images))
-    width, height = (max(sizes) for sizes in zip(*(image.size for image in images)))
-    texts = [""] * len(images) if labels is None else labels
-    font = ImageFont.load_default(size=max(11, width // 24))
-    texts = [wrap(text, font, width) for text in texts]
-    canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    text_height = math.ceil(max(canvas.textbbox((0, 0), text, font=font)[3] for text in texts))
-    gap = 2 if text_height == 0 else 4
-    rows = math.ceil(len(images) / columns)
-    cell = (width + gap, height + text_height + gap)
-    sheet = Image.new("RGB", (columns * cell[0] - gap, rows * cell[1] - gap), "white")
-    for i, (image, text) in enumerate(zip(images, texts)):
-        x, y = i % columns * cell[0], i // columns * cell[1]
-        sheet.paste(to_rgb(image), (x, y))
-        label = Image.new("RGB", (width, text_height), "white")  # a sheet of its own cuts off what is too wide
-        ImageDraw.Draw(label).text((0, 0), text, font=font, fill="black")
-        sheet.paste(label, (x, y + height))
-    return sheet
-
-
-def wrap(text: str, font: Font, width: int) -> str:
-    """The text with line breaks between words, so that lines stay within `width` pixels where words allow it."""
+def wrap_text(text: str, font: Font, width: int) -> str:
+    """Return the text with line breaks between words, so that lines stay within `width` pixels where words allow it."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

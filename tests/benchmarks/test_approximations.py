@@ -13,7 +13,7 @@ from benchmarks import sampler_steps as fewer_steps
 from benchmarks.approximations import EXACT, Measured, psnr, step_ratios
 from benchmarks.sampler_steps import Row
 from benchmarks.tasks import Options
-from sd.evaluation.confidence import Mean
+from sd.evaluation.confidence import MeanCI
 
 
 def test_psnr_written_out():
@@ -41,7 +41,9 @@ def test_steps_of_every_way_are_timed_in_turn():
 
 
 def row(sampler: str, steps: int, right: float, change: float | None) -> Row:
-    return Row(sampler, steps, steps, right, Mean(0.3, 0.01, 100), None if change is None else Mean(change, 0.01, 100))
+    return Row(
+        sampler, steps, steps, right, MeanCI(0.3, 0.01, 100), None if change is None else MeanCI(change, 0.01, 100)
+    )
 
 
 def test_what_is_as_good_as_the_reference_is_bold():

@@ -11,17 +11,17 @@ from transformers import CLIPImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from sd.evaluation.clip_score import (
-    Opened,
+    LazyImages,
     clip_i,
-    clip_picture,
-    clip_t,
-    copies,
     evaluate,
     load_clip,
-    prompts_of,
+    nearest_references,
+    preprocess_image,
+    prompts_by_path,
     without_placeholder,
 )
 from sd.evaluation.clip_vision import PIXEL_MEAN, PIXEL_STD
+from sd.evaluation.memorization import pixel_similarity
 from sd.utils.errors import UserError
 from sd.utils.files import save_png
 from sd.utils.images import to_tensor
@@ -34,11 +34,11 @@ class Colours:
 
     name = "colours"
 
-    def pictures(self, images):
+    def embed_images(self, images):
         means = torch.stack([to_tensor(image).mean(dim=(0, 2, 3)) for image in images])
         return F.normalize((means + 1) / 2, dim=1)
 
-    def texts(self, texts):
+    def embed_texts(self, texts):
         return F.normalize(torch.tensor([COLOURS[text] for text in texts]), dim=1)
 
 
@@ -64,7 +64,8 @@ def test_clip_i_is_the_mean_of_all_pairs():
 def test_clip_t_is_the_mean_of_each_with_its_own_prompt():
     made, prompts = ["red", "blue"], ["red", "grey"]
     by_hand = np.mean([cosine(one, other) for one, other in zip(made, prompts)])
-    assert clip_t(Colours(), list(map(plain, made)), prompts) == pytest.approx(by_hand, abs=ROUNDING)
+    found = evaluate(Colours(), list(map(plain, made)), prompts=prompts)
+    assert found.clip_t.value == pytest.approx(by_hand, abs=ROUNDING)
 
 
 def test_everything_at_once_is_the_same(photo):
@@ -72,9 +73,11 @@ def test_everything_at_once_is_the_same(photo):
     prompts = ["red", "grey", "green"]
     found = evaluate(Colours(), made, references, prompts)
     assert found.clip_i.value == pytest.approx(clip_i(Colours(), made, references))
-    assert found.clip_t.value == pytest.approx(clip_t(Colours(), made, prompts))
+    cosines = Colours().embed_images(made) @ Colours().embed_texts(prompts).T
+    assert found.clip_t.value == pytest.approx(cosines.diag().mean().item())
     assert found.clip_t.count == found.clip_i.count == 3
-    assert found.copies == copies(Colours(), made, references)
+    cosines = Colours().embed_images(made) @ Colours().embed_images(references).T
+    assert found.copies == nearest_references(pixel_similarity(made, references), cosines)
     assert [copy.copied for copy in found.copies] == [False, False, True]
     assert (found.copies[2].nearest, found.backbone) == (1, "colours")
     assert found.copies[2].features == pytest.approx(1)
@@ -83,9 +86,9 @@ def test_everything_at_once_is_the_same(photo):
 def test_what_is_not_given_is_not_measured(photo):
     found = evaluate(Colours(), [photo])
     assert (found.clip_i, found.clip_t, found.copies) == (None, None, [])
-    with pytest.raises(UserError, match="1 prompts for 2 drawings"):
+    with pytest.raises(UserError, match="1 prompts for 2 images"):
         evaluate(Colours(), [photo, photo], prompts=["red"])
-    with pytest.raises(UserError, match="no drawings"):
+    with pytest.raises(UserError, match="no generated images"):
         evaluate(Colours(), [], prompts=[])
 
 
@@ -99,7 +102,7 @@ def test_pictures_are_shown_as_transformers_shows_them(size):
     )
     theirs = torch.as_tensor(np.array(processor(image, return_tensors="np")["pixel_values"]))
     # The same 8-bit pixels; what is left is the order of two subtractions in fp32.
-    assert (clip_picture(image, 32) - theirs).abs().max() < 1e-5
+    assert (preprocess_image(image, 32) - theirs).abs().max() < 1e-5
 
 
 def test_pictures_are_shown_as_openai_shows_them():
@@ -107,7 +110,7 @@ def test_pictures_are_shown_as_openai_shows_them():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 35, 3), dtype=np.uint8))
     cut = np.asarray(image)[:, 2:34] / 255
     by_hand = torch.from_numpy((cut - PIXEL_MEAN) / PIXEL_STD).permute(2, 0, 1)[None]
-    assert (clip_picture(image, 32) - by_hand).abs().max() < 1e-5  # fp32 beside fp64
+    assert (preprocess_image(image, 32) - by_hand).abs().max() < 1e-5  # fp32 beside fp64
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_without_placeholder(prompt, word, class_word, read):
 def test_the_bundled_clip_scores_when_nothing_else_is_given(photo):
     scorer = load_clip(device="cpu")
     assert "bundled" in scorer.name
-    pictures, texts = scorer.pictures([photo] * 17), scorer.texts(["a red apple", "a " * 200])
+    pictures, texts = scorer.embed_images([photo] * 17), scorer.embed_texts(["a red apple", "a " * 200])
     assert (pictures.shape, texts.shape) == ((17, 192), (2, 192))
     for rows in (pictures, texts):
         assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)))
@@ -142,22 +145,22 @@ def test_the_bundled_clip_scores_when_nothing_else_is_given(photo):
 def test_prompts_are_in_the_pictures_or_in_a_file(tmp_path, photo):
     text = "a <rex>\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 42, Size: 64x64"
     paths = [save_png(photo, tmp_path, text), save_png(photo, tmp_path, text.replace("rex", "cat"))]
-    assert list(prompts_of(paths).values()) == ["a <rex>", "a <cat>"]
+    assert list(prompts_by_path(paths).values()) == ["a <rex>", "a <cat>"]
     lines = tmp_path / "lines.txt"
     for written, read in (("one\n\ntwo\n", ["one", "two"]), ("all", ["all", "all"])):
         lines.write_text(written)
-        assert list(prompts_of(paths, lines).values()) == read
+        assert list(prompts_by_path(paths, lines).values()) == read
     lines.write_text("one\ntwo\nthree")
-    with pytest.raises(UserError, match="3 prompts for 2 drawings"):
-        prompts_of(paths, lines)
+    with pytest.raises(UserError, match="3 prompts for 2 images"):
+        prompts_by_path(paths, lines)
     with pytest.raises(UserError, match="cannot read prompts"):
-        prompts_of(paths, tmp_path)
+        prompts_by_path(paths, tmp_path)
     with pytest.raises(UserError, match="no settings"):
-        prompts_of([save_png(photo, tmp_path)])
+        prompts_by_path([save_png(photo, tmp_path)])
 
 
 def test_opened_pictures_are_read_when_they_are_looked_at(tmp_path, photo):
-    opened = Opened([save_png(photo, tmp_path), tmp_path / "nothing.png"])
+    opened = LazyImages([save_png(photo, tmp_path), tmp_path / "nothing.png"])
     assert len(opened) == 2
     assert np.array_equal(np.asarray(opened[0]), np.asarray(photo))
     with pytest.raises(UserError, match="nothing"):
@@ -200,7 +203,7 @@ def test_the_script_counts_a_broken_drawings_prompt_as_well(run, folders):
     Path("prompts.txt").write_text("a dog\na cat\na bird\n")
     code, _, err = run("evaluate.py", "--generated", made, "--prompts", "prompts.txt")
     assert (code, err.count("\n")) == (2, 1)
-    assert "3 prompts for 2 drawings" in err
+    assert "3 prompts for 2 images" in err
 
 
 def test_the_script_without_prompts(run, folders):

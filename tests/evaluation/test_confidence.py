@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sd.evaluation.confidence import mean_of, t_quantile
+from sd.evaluation.confidence import mean_with_ci, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -18,20 +18,20 @@ def test_quantiles_are_those_of_the_tables(degrees, printed):
 
 def test_a_mean_of_five_by_hand():
     # Deviations -2, -1, 0, 1, 2: variance 10 / 4, standard error sqrt(2.5 / 5), times 2.776 for 4 degrees of freedom.
-    found = mean_of([8.0, 9.0, 10.0, 11.0, 12.0])
+    found = mean_with_ci([8.0, 9.0, 10.0, 11.0, 12.0])
     assert (found.value, found.count) == (10.0, 5)
-    assert found.half == pytest.approx(2.776 * math.sqrt(0.5), abs=1e-3)
+    assert found.half_width == pytest.approx(2.776 * math.sqrt(0.5), abs=1e-3)
     assert str(found) == "10.000 ± 1.963"
 
 
 def test_the_interval_holds_the_truth_19_times_in_20():
     draws = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0))
-    held = [abs(found.value) <= found.half for found in map(mean_of, draws)]
+    held = [abs(found.value) <= found.half_width for found in map(mean_with_ci, draws)]
     # Four deviations of a share of 4,000: 4 * sqrt(0.95 * 0.05 / 4000) = 0.014.
     assert sum(held) / len(held) == pytest.approx(0.95, abs=0.014)
 
 
 def test_one_value_has_no_interval():
-    found = mean_of(torch.tensor([0.25]))
+    found = mean_with_ci(torch.tensor([0.25]))
     assert (found.value, str(found)) == (0.25, "0.250")
-    assert math.isnan(found.half)
+    assert math.isnan(found.half_width)

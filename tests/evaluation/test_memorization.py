@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from sd.evaluation.memorization import COPY, pixel_closeness
+from sd.evaluation.memorization import COPY_THRESHOLD, pixel_similarity
 from sd.utils.images import from_tensor, open_image, to_rgb, to_tensor
 
 SUBJECTS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "subjects"
@@ -42,10 +42,10 @@ def square(path: Path) -> Image.Image:
 def test_a_changed_picture_is_nearest_to_its_source_and_a_copy():
     scenes = [scene(seed) for seed in range(5)]
     for i, image in enumerate(scenes):
-        closeness = pixel_closeness(list(changed(image).values()), scenes)
+        closeness = pixel_similarity(list(changed(image).values()), scenes)
         assert (closeness.argmax(dim=1) == i).all()
-        assert (closeness[:, i] >= COPY).all()
-        assert (closeness[:, torch.arange(5) != i] < COPY).all()
+        assert (closeness[:, i] >= COPY_THRESHOLD).all()
+        assert (closeness[:, torch.arange(5) != i] < COPY_THRESHOLD).all()
 
 
 def test_a_correlation_written_out():
@@ -53,21 +53,21 @@ def test_a_correlation_written_out():
     one, other = scene(1), scene(2)
     cells = [to_tensor(image.resize((32, 32), Image.Resampling.LANCZOS))[0, :, 4:28, 4:28] for image in (one, other)]
     by_hand = torch.corrcoef(torch.stack([cell.flatten() for cell in cells]))[0, 1]
-    found = pixel_closeness([one], [other])
+    found = pixel_similarity([one], [other])
     assert found.shape == (1, 1)
     assert by_hand <= found.item() + 1e-5  # fp32, sums in another order
-    assert pixel_closeness([one], [one]).item() == pytest.approx(1, abs=1e-5)
+    assert pixel_similarity([one], [one]).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_pictures_of_one_colour_are_copies_of_nothing():
     white = Image.new("RGB", (64, 64), "white")
-    assert pixel_closeness([white], [white, scene(0)]).abs().max() < 1e-3
+    assert pixel_similarity([white], [white, scene(0)]).abs().max() < 1e-3
 
 
 @pytest.mark.skipif(not SUBJECTS.is_dir(), reason="the photographs are not here")
-@pytest.mark.parametrize(("subject", "most"), [("dog", 0.85), ("backpack", 0.85), ("red_cartoon", COPY)])
+@pytest.mark.parametrize(("subject", "most"), [("dog", 0.85), ("backpack", 0.85), ("red_cartoon", COPY_THRESHOLD)])
 def test_other_pictures_of_a_subject_are_no_copies(subject, most):
     photos = [square(path) for path in sorted((SUBJECTS / subject).glob("*.jpg"))]
-    closeness = pixel_closeness(photos, photos).fill_diagonal_(0)
+    closeness = pixel_similarity(photos, photos).fill_diagonal_(0)
     assert closeness.max() < most  # as the file says
-    assert (pixel_closeness(list(changed(photos[0]).values()), photos[:1]) >= COPY).all()
+    assert (pixel_similarity(list(changed(photos[0]).values()), photos[:1]) >= COPY_THRESHOLD).all()

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageFont
 
-from sd.utils.image_grid import GAP, LARGEST, contact_sheet, label, split_word
+from sd.utils.image_grid import GAP, LARGEST, contact_sheet, render_label, split_word
 
 COLOURS = ["red", "green", "blue", "cyan", "magenta", "yellow"]
 
@@ -56,7 +56,7 @@ def test_words_wider_than_a_column_are_broken():
     pieces = split_word("an_embedding_with_a_very_long_name-000500", font, 64)
     assert "".join(pieces) == "an_embedding_with_a_very_long_name-000500"
     assert max(font.getlength(piece) for piece in pieces) <= 64
-    assert label("an_embedding_with_a_very_long_name-000500", font, 64).width <= 64
+    assert render_label("an_embedding_with_a_very_long_name-000500", font, 64).width <= 64
 
 
 def test_pictures_of_other_sizes_shapes_and_modes():

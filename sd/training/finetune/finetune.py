@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sd.evaluation.clip_score import Opened, load_clip
+from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.optimization.registry import TRAINABLE
 from sd.pipeline.stable_diffusion import BUNDLED, EMBEDDINGS, LORAS, WEIGHTS, StableDiffusion
 from sd.training.distributed import join_processes
@@ -151,7 +151,7 @@ def check_name(name: str) -> None:
 def conclude(watch: Watch, photos: Photos, output: Path, note: dict, say: Callable[[str], None]) -> Result:
     """Scores every saved step, and copies the advised one to where it is used."""
     scorer = load_clip()
-    references = Opened([photo.path for photo in photos.photos[:MOST_REFERENCES]])
+    references = LazyImages([photo.path for photo in photos.photos[:MOST_REFERENCES]])
     scores, advice = watch.finish(scorer, references)
     say(table(scores, scorer.name, advice))
     if complaint := watch.learner.complaint():

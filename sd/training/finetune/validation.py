@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from sd.evaluation.clip_score import Scorer, evaluate
-from sd.evaluation.confidence import mean_of
+from sd.evaluation.confidence import mean_with_ci
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune.advice import HELD_OUT, UNFAMILIAR, Advice, Scores, advise, unfamiliar
 from sd.training.finetune.batch import Example, Objective
@@ -131,15 +131,17 @@ class Watch:
         plain = self.recipe.class_word or self.recipe.init
         asked = [prompt.replace("{}", plain) for prompt in self.recipe.prompts]
         rows = [[Image.open(self.picture(step, k)).convert("RGB") for k in range(len(asked))] for step in self.steps()]
-        features = scorer.pictures(references)
-        likeness = [(scorer.pictures(made) @ features.T).mean(dim=1) for made in rows]
+        features = scorer.embed_images(references)
+        likeness = [(scorer.embed_images(made) @ features.T).mean(dim=1) for made in rows]
         scores = []
         for step, made, alike in zip(self.steps(), rows, likeness):
             found = evaluate(scorer, made, references, asked)
             copied = sum(copy.copied for copy in found.copies)
-            gain = mean_of(alike - likeness[0])
+            gain = mean_with_ci(alike - likeness[0])
             held_out = self.held_out_losses().get(str(step))
-            scores.append(Scores(step, found.clip_i.value, found.clip_t.value, copied, gain.value, gain.half, held_out))
+            scores.append(
+                Scores(step, found.clip_i.value, found.clip_t.value, copied, gain.value, gain.half_width, held_out)
+            )
         advice = advise(scores, {one.step for one in scores if self.file(one.step).exists()})
         self.write_sheet(rows, scores, advice, references)
         with replacing(self.run / "scores.json") as part:

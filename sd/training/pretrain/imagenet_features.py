@@ -24,7 +24,7 @@ class Judge(Protocol):
 
     name: str
 
-    def pictures(self, images: Sequence[Image.Image]) -> Tensor: ...
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor: ...
 
 
 class ImageNetJudge:
@@ -40,7 +40,7 @@ class ImageNetJudge:
         self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
     @torch.no_grad()
-    def pictures(self, images: Sequence[Image.Image]) -> Tensor:
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         rows = []
         for i in range(0, len(images), BATCH):
             batch = torch.cat([to_tensor(to_rgb(image).resize((SIDE, SIDE))) for image in images[i : i + BATCH]])

@@ -72,6 +72,6 @@ def test_the_second_judge_tells_a_likeness_from_a_stranger():
         return Image.fromarray((x**2 + y**2 > radius).byte().mul(255).numpy()).convert("RGB")
 
     stripes = Image.fromarray(((x * 8).int() % 2 == 0).byte().mul(255).numpy()).convert("RGB")
-    rows = judge.pictures([disc(0.4), disc(0.45), stripes])
+    rows = judge.embed_images([disc(0.4), disc(0.45), stripes])
     assert rows.norm(dim=1).tolist() == pytest.approx([1, 1, 1], abs=1e-5)  # fp32
     assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.2
