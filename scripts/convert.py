@@ -1,4 +1,4 @@
-"""Turn a checkpoint into another kind: .ckpt, .safetensors, or a diffusers folder (any other name).
+"""Convert a checkpoint to .ckpt, .safetensors or a diffusers folder (any other name).
 
 python scripts/convert.py weights/v1-5-pruned-emaonly.ckpt v1-5.safetensors --dtype fp16
 python scripts/convert.py dreamy with-its-vae.safetensors --vae vae-ft-mse-840000-ema-pruned
@@ -21,10 +21,10 @@ from sd.utils.errors import plain_errors
 @plain_errors
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", help="a .ckpt, a .safetensors or a diffusers folder, or its name in weights/")
-    parser.add_argument("target", type=Path, help="X.ckpt, X.safetensors, or the name of a folder")
-    parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: the source's)")
-    parser.add_argument("--vae", metavar="FILE", help="a VAE, or its name in weights/, to put in the place of its own")
+    parser.add_argument("source", help="file or diffusers folder to convert, or its name in weights/")
+    parser.add_argument("target", type=Path, help="X.ckpt, X.safetensors, or the name of a folder to write")
+    parser.add_argument("--dtype", choices=DTYPES, help="data type of the weights (default: the source's)")
+    parser.add_argument("--vae", metavar="FILE", help="a VAE, or its name in weights/, to replace the checkpoint's own")
     options = parser.parse_args()
 
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Fetch Stable Diffusion v1-5 (4.27 GB) into weights/. Stopped and started again, it goes on where it was.
+"""Download Stable Diffusion v1-5 (4.27 GB) into weights/. An interrupted download resumes.
 
 python scripts/download.py
 """
@@ -18,17 +18,17 @@ from sd.utils.errors import plain_errors
 @plain_errors
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ckpt", action="store_true", help="the original .ckpt instead of the .safetensors")
-    parser.add_argument("--url", help="another address of the very same file (default: the mirror on Hugging Face)")
-    parser.add_argument("--outdir", type=Path, default=WEIGHTS, help="folder to put it in (default: weights/)")
+    parser.add_argument("--ckpt", action="store_true", help="download the original .ckpt instead of the .safetensors")
+    parser.add_argument("--url", help="another URL of the same file (default: the mirror on Hugging Face)")
+    parser.add_argument("--outdir", type=Path, default=WEIGHTS, help="folder to write to (default: weights/)")
     options = parser.parse_args()
 
     name = "v1-5-pruned-emaonly" + (".ckpt" if options.ckpt else ".safetensors")
     url, path = options.url or MIRROR + name, options.outdir / name
     print(f"{url}\n -> {path}")
     download_file(url, path, SHA256[name])
-    print(f"{path} is whole: its SHA-256 is the published one.")
-    print(f"now: python scripts/txt2img.py --ckpt {path} 'a red apple'")
+    print(f"verified {path}: its SHA-256 is the published one.")
+    print(f"next: python scripts/txt2img.py --ckpt {path} 'a red apple'")
 
 
 if __name__ == "__main__":

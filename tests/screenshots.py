@@ -1,6 +1,6 @@
-"""Makes the README's pictures of the page, with the bundled model: make screenshots
+"""Make the README's screenshots of the page, with the bundled model: make screenshots
 
-Takes some minutes. ARGS=--quick is to see how the page looks, with worse pictures on it.
+Takes some minutes. ARGS=--quick is to see how the page looks, with worse images on it.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from web_client import HERE, listening
 
 from sd.training.finetune.recipes import recipe_for
-from sd.web.jobs import finetune as teaching
+from sd.web.jobs import finetune
 from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
@@ -37,17 +37,17 @@ def main():
             path.mkdir()
         if args.quick:
             quick = dict(preview_steps=3, saves=2, batch=2)
-            teaching.recipe_for = lambda *names, **given: recipe_for(*names, **given | quick)
+            finetune.recipe_for = lambda *names, **given: recipe_for(*names, **given | quick)
         app = create_app(Jobs(folder / "jobs", JobRunner(ImageGenerator(models))), models)
         with listening(app) as port, chromium(f"{HERE}:{port}/", height=HEIGHT) as page:
             page.patience = 3600
             page.open()
-            show_drawing(page, args)
+            show_generating(page, args)
             show_inpainting(page, args)
-            show_teaching(page, args, folder)
+            show_training(page, args, folder)
 
 
-def show_drawing(page: Browser, args: argparse.Namespace) -> None:
+def show_generating(page: Browser, args: argparse.Namespace) -> None:
     """A gallery, and a picture on its way."""
     steps = 4 if args.quick else 30
     for prompt in PROMPTS:
@@ -69,7 +69,7 @@ def draw(page: Browser, **fields: object) -> None:
 
 
 def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
-    """The newest picture's middle, painted over and drawn anew."""
+    """The newest picture's middle, masked and generated again."""
     page.enlarge(0)
     page.press("Start from this image")
     page.paint((0.3, 0.4), (0.7, 0.4), (0.7, 0.48), (0.3, 0.48), (0.3, 0.56), (0.7, 0.56))
@@ -78,7 +78,7 @@ def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
     save(page, args.folder / "page-inpaint.png")
 
 
-def show_teaching(page: Browser, args: argparse.Namespace, folder: Path) -> None:
+def show_training(page: Browser, args: argparse.Namespace, folder: Path) -> None:
     page.tab("Train")
     page.give("Images to train on, 5 to 15", *[creature(i, folder) for i in range(8)])
     page.until(lambda: len(page.find("//ul[@aria-label='Images given']/li")) == 8, "pictures")
