@@ -5,7 +5,9 @@ import json
 import os
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-by-hand" / "hashes.json"
+from sd.utils.files import cache_dir
+
+CACHE = cache_dir() / "hashes.json"
 
 
 def model_hash(path: Path) -> str:

@@ -22,6 +22,11 @@ UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>part|earlier)",
 STARTED = time.time()
 
 
+def cache_dir() -> Path:
+    """Return the folder for files that can be computed again: XDG_CACHE_HOME/sd-by-hand, by default in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-by-hand"
+
+
 def write_torch(content: Any, path: Path) -> None:
     """`torch.save`, with an OSError where the disk is full, and all of it on the disk when this returns."""
     try:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from sd.pipeline.settings import check_whole
 from sd.tokenizer import Tokenizer
-from sd.training.finetune.finetune import teach
+from sd.training.finetune.finetune import finetune
 from sd.training.finetune.recipes import KINDS, LARGE, SMALL, TINY, recipe_for
 from sd.utils.errors import UserError
 from sd.web.jobs.generate import Drawer
@@ -118,7 +118,9 @@ class Teacher:
         recipe = recipe_for(method, pipe, name, **given)
         output = self.drawer.models.folders[kind] / f"{name}.safetensors"
         try:
-            result = teach(method, photos, name, pipe, recipe, Reporter(job, tell), job.folder / "run", output, quiet)
+            result = finetune(
+                method, photos, name, pipe, recipe, Reporter(job, tell), job.folder / "run", output, quiet
+            )
         except KeyboardInterrupt as stop:  # the loop's own, once it has stopped
             raise Cancelled from stop
         self.drawer.models.refresh()
@@ -127,10 +129,12 @@ class Teacher:
         return {
             "files": ["sheet.png"],
             "sheet": "sheet.png",
-            "say": recipe.said + tag,
-            "prompt": recipe.prompts[0].replace("{}", recipe.said) + tag,
-            "step": result.advised_step,
+            "say": recipe.phrase + tag,
+            "prompt": recipe.prompts[0].replace("{}", recipe.phrase) + tag,
+            "step": result.best_step,
             "steps": recipe.steps,
+            "rule": result.rule,
+            "warnings": list(result.warnings),
         }
 
 
