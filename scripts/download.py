@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.checkpoints.download import MIRROR, SHA256, download_package
+from sd.checkpoints.download import MIRROR, SHA256, fetch
 from sd.utils.errors import plain_errors
 
 
@@ -25,7 +25,7 @@ def main():
     name = "v1-5-pruned-emaonly" + (".ckpt" if options.ckpt else ".safetensors")
     url, path = options.url or MIRROR + name, options.outdir / name
     print(f"{url}\n -> {path}")
-    download_package(url, path, SHA256[name])
+    fetch(url, path, SHA256[name])
     print(f"{path} is whole: its SHA-256 is the published one.")
     print(f"now: python scripts/txt2img.py --ckpt {path} 'a red apple'")
 

@@ -151,9 +151,9 @@ def class_image_folder(method: str, pipe: StableDiffusion, recipe: Recipe, rank:
     if method != "dreambooth" or not recipe.class_word or recipe.prior_weight == 0:
         return None
     prompt = KINDS[caption_kind(pipe, recipe)].templates[0].format(recipe.class_word)
-    asked = dict(steps=recipe.preview_steps, guidance_scale=recipe.guidance_scale, sampler="dpmpp_2m")
+    settings = dict(steps=recipe.preview_steps, guidance_scale=recipe.guidance_scale, sampler="dpmpp_2m")
     return generate_class_images(
-        pipe, prompt, recipe.class_images, RUNS / "class", recipe.size, rank, world_size, content_hash(pipe), **asked
+        pipe, prompt, recipe.class_images, RUNS / "class", recipe.size, rank, world_size, content_hash(pipe), **settings
     )
 
 

@@ -38,8 +38,8 @@ def metadata(
     """Return all metadata of a run as text."""
     base = printable(Path(pipe.path).name) if pipe.path else None
     images = sum(image.repeats for image in folder.images)
-    pictures = recipe.batch * recipe.accumulate * world_size
-    batches = math.ceil(len(train_source.indices) / pictures)
+    per_step = recipe.batch * recipe.accumulate * world_size
+    batches = math.ceil(len(train_source.indices) / per_step)
     entries = {
         "ss_output_name": name.strip("<>"),
         "ss_training_started_at": began,

@@ -23,15 +23,15 @@ TRAINED_FROM = "sd_trained_from"  # name of the base, in each trained checkpoint
 DELIVERED = "delivered.json"  # in the run's folder: the output that this run has written
 
 
-def resolve_output(method: str, name: str, recipe: Recipe, folder: Path, asked: Path | None) -> Path:
+def resolve_output(method: str, name: str, recipe: Recipe, folder: Path, given: Path | None) -> Path:
     """Return the file or folder for the result. Raises UserError where its suffix is not one of the method's.
 
     Into an existing folder goes a file of this name. A checkpoint without a suffix is a diffusers folder.
     """
     file = name.strip("<>") + ("" if recipe.file_format == "peft" else ".safetensors")
-    if asked is None:
+    if given is None:
         return folder / file
-    output = Path(asked).expanduser()
+    output = Path(given).expanduser()
     is_ours = any((output / one).exists() for one in ("model_index.json", "unet"))
     if output.is_dir() and not is_ours:
         output = output / file

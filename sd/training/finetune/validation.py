@@ -140,12 +140,12 @@ class Validator:
             for step in self.previewed_steps()
         ]
         features = scorer.pictures(references)
-        likeness = [(scorer.pictures(made) @ features.T).mean(dim=1) for made in rows]
+        similarity = [(scorer.pictures(made) @ features.T).mean(dim=1) for made in rows]
         scores = []
-        for step, made, alike in zip(self.previewed_steps(), rows, likeness):
+        for step, made, values in zip(self.previewed_steps(), rows, similarity):
             found = evaluate(scorer, made, references, options)
             copied = sum(copy.copied for copy in found.copies)
-            gain = mean_of(alike - likeness[0])
+            gain = mean_of(values - similarity[0])
             held_out = self.held_out_losses().get(str(step))
             scores.append(Scores(step, found.clip_i.value, found.clip_t.value, copied, gain.value, gain.half, held_out))
         advice = best_step(scores, {one.step for one in scores if self.step_file(one.step).exists()})

@@ -162,9 +162,9 @@ def encode(vae: AutoencoderKL, dataset: EmojiDataset, limit: int | None = None, 
 
 @torch.no_grad()
 def standardize(vae: AutoencoderKL, latents: Tensor) -> AutoencoderKL:
-    """Fold each channel's mean and spread into the two 1x1 convolutions, so that LATENT_SCALE * latent has 0 and 1.
+    """Fold each channel's mean and deviation into the two 1x1 convolutions, so that LATENT_SCALE * latent has 0 and 1.
 
-    The pictures stay the same. latents: (N, 4, h, w), what `vae` makes of its data now.
+    Reconstructions stay the same. latents: (N, 4, h, w), the current latents of the data.
     """
     mean = latents.mean(dim=(0, 2, 3)).to(vae.quant_conv.weight)
     scale = latents.std(dim=(0, 2, 3)).to(mean) * LATENT_SCALE

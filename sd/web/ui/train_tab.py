@@ -142,7 +142,7 @@ def trained(job: Job) -> str:
     result = job.result
     taken = ""
     if "steps" in result:
-        sentences = [f"The weights of step {result['step']} of {result['steps']} were chosen"]
+        sentences = [f"The weights after step {result['step']} of {result['steps']} were taken"]
         if "rule" in result:  # as `advice.best_step` gives it; results of earlier versions have none
             sentences = [f"{sentences[0]}: {result['rule']}", *(f"Warning: {one}" for one in result["warnings"])]
         taken = escape(" ".join(one.rstrip(".") + "." for one in sentences))

@@ -242,7 +242,7 @@ def test_an_embedding_for_the_webui(pipe, images, tmp_path):
     result = finetune("ti", images, WORD, pipe, quick("ti", pipe, vectors=2), run=tmp_path / "run", output=output)
     found = read_embeddings(output, 64)
     assert result.path == output
-    assert found.file_format == "the webui's"
+    assert found.dialect == "the webui's"
     assert found.vectors[WORD].shape == (2, 64)
 
 
@@ -256,11 +256,11 @@ def test_bad_input_is_one_sentence_and_changes_nothing(pipe, images, tmp_path):
     (tmp_path / "empty").mkdir()
     mistake("no images in", folder=tmp_path / "empty")
     mistake("folder not found", folder=tmp_path / "nowhere")
-    mistake("cannot be a file's", name="../there")
-    mistake("already a word", method="ti", word="dog", run="word")
-    mistake("has no word in it", method="ti", init=" ", run="init")
+    mistake("invalid name", name="../there")
+    mistake("already in the vocabulary", method="ti", word="dog", run="word")
+    mistake("contain no token", method="ti", init=" ", run="init")
     for match, given in (
-        ("the kind is pet: use object or style", {"kind": "pet"}),
+        ("unknown kind 'pet': use object or style", {"kind": "pet"}),
         ("unknown target 'to_q'", {"targets": ("to_q",)}),
         ("the rank is 0", {"rank": 0}),
         ("unknown setting 'learning'", {"learning": 1}),

@@ -15,9 +15,9 @@ FLICKR_HEADER = ["image_name", "comment_number", "comment"]
 FLICKR_IMAGES = "flickr30k_images"  # the folder of the images, beside results.csv
 
 
-def read_sidecar_caption(picture: Path) -> list[str]:
+def read_sidecar_caption(image: Path) -> list[str]:
     """Return the text of the image's .txt, or else of its .caption, as one line; [] where both are empty or missing."""
-    for path in map(picture.with_suffix, CAPTION_SUFFIXES):
+    for path in map(image.with_suffix, CAPTION_SUFFIXES):
         text = " ".join(read_text(path).split()) if path.is_file() else ""
         if text:
             return [text]
@@ -32,12 +32,12 @@ def read_caption_lists(folder: Path, report=print) -> dict[Path, list[str]]:
     """
     captions: dict[Path, list[str]] = {}
     if (folder / "metadata.jsonl").is_file():
-        for picture, several in read_metadata(folder / "metadata.jsonl"):
-            captions.setdefault(picture, []).extend(several)
+        for image, several in read_metadata(folder / "metadata.jsonl"):
+            captions.setdefault(image, []).extend(several)
     places = [folder, folder.parent] if folder.name == FLICKR_IMAGES else [folder]
     for path in [place / "results.csv" for place in places if (place / "results.csv").is_file()][:1]:
-        for picture, caption in read_flickr(path, report):
-            captions.setdefault(picture, []).append(caption)
+        for image, caption in read_flickr(path, report):
+            captions.setdefault(image, []).append(caption)
     return captions
 
 
@@ -70,13 +70,13 @@ def read_flickr(path: Path, report=print) -> Iterator[tuple[Path, str]]:
     if [field.strip() for field in header.split("|")] != FLICKR_HEADER:
         raise UserError(f"{path}: its first line must be {'| '.join(FLICKR_HEADER)!r}, as in Flickr30k.")
     unpacked = path.parent / FLICKR_IMAGES
-    pictures = unpacked if unpacked.is_dir() else path.parent
+    folder_of_images = unpacked if unpacked.is_dir() else path.parent
     good = 0
     for number, line in enumerate(lines, 2):
         fields = [field.strip() for field in line.split("|", 2)]
         if len(fields) == 3 and all(fields):
             good += 1
-            yield pictures / fields[0], fields[2]
+            yield folder_of_images / fields[0], fields[2]
         elif line.strip():
             report(f"{path.name}, line {number}: skipped, because one of the fields name| number| caption is missing.")
     if not good:

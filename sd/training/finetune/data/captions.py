@@ -125,12 +125,12 @@ class Captions:
 
     def sample(self, indices: Tensor | list[int], generator: torch.Generator) -> list[str]:
         """Return a caption for each image, with all randomness from `generator`."""
-        drawn = []
+        captions = []
         for i in map(int, indices):
             empty = torch.rand((), generator=generator) < self.empty
             k = torch.randint(len(self.wordings[i]), (), generator=generator)
-            drawn.append("" if empty else self.wordings[i][k])
-        return drawn
+            captions.append("" if empty else self.wordings[i][k])
+        return captions
 
 
 def wordings(
@@ -151,11 +151,11 @@ def wordings(
     if kind == "plain style" and not captions and (shown := words_from_file_name(image.path)):
         captions = [with_article(shown)]
 
-    def said(caption: str) -> str:
+    def insert(caption: str) -> str:
         return insert_word(caption, word, name, class_word, KINDS[kind].beside)
 
     if captions:
-        return [said(truncate_caption(caption, lambda cut: fits(said(cut)))) for caption in captions]
+        return [insert(truncate_caption(caption, lambda cut: fits(insert(cut)))) for caption in captions]
     return [template.format(name) for template in KINDS[kind].templates]
 
 
@@ -174,10 +174,10 @@ def truncate_caption(caption: str, fits: Callable[[str], bool]) -> str:
 
 def insert_word(caption: str, word: str, name: str, class_word: str | None, beside: str) -> str:
     """Return the caption with the smallest change that puts the word into it."""
-    said, times = word_pattern(word).subn(lambda _: word, caption)  # in the exact spelling, which placeholders need
+    changed, times = word_pattern(word).subn(lambda _: word, caption)  # in the exact spelling, which placeholders need
     if times == 0 and class_word:
-        said, times = word_pattern(class_word).subn(lambda _: name, caption, count=1)
-    return said if times else beside.format(name=name, caption=caption)
+        changed, times = word_pattern(class_word).subn(lambda _: name, caption, count=1)
+    return changed if times else beside.format(name=name, caption=caption)
 
 
 def word_pattern(word: str) -> re.Pattern:
