@@ -1,4 +1,4 @@
-"""The teaching scripts as a person runs them, with the bundled model and a few steps."""
+"""The fine-tuning scripts as users run them, with the bundled model and a few steps."""
 
 import json
 from pathlib import Path

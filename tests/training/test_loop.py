@@ -1,4 +1,4 @@
-"""The loop's other half: accumulation, several processes, precision, hooks, and what can go wrong on the way."""
+"""Accumulation, several processes, precision and hooks of the training loop, and its failures."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Shapes of equal area: which there are, which is taken, and what is cut away."""
+"""Aspect-ratio buckets: which sizes exist, which one an image gets, and what is cropped."""
 
 import math
 

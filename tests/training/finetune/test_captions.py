@@ -1,4 +1,4 @@
-"""The word comes into every caption, and as little else as can be changes."""
+"""Captions contain the word, with as few other changes as possible."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from sd.utils.errors import UserError
 
 
 class Folder:
-    """As `Photos`, without files."""
+    """Like `ImageFolder`, without files."""
 
     def __init__(self, *captions, names=None):
         names = names or [f"{i:02}.jpg" for i in range(len(captions))]
@@ -75,7 +75,7 @@ def test_a_word_inside_another_is_not_the_word():
     assert said("x", word=r"\1.*") == [r"\1.*, x"]
 
 
-def test_a_style_is_told_from_what_the_file_is_called():
+def test_a_style_uses_the_words_of_the_file_name():
     photo = ImageFile(Path("red-apple_2.png"), [], (64, 64))
     assert wordings(photo, "<ink>", "plain style") == ["a red apple, <ink>"]
     assert wordings(photo, "<ink>", "style")[0] == "a painting in the style of <ink>"
@@ -107,7 +107,7 @@ def test_captions_as_they_are():
         Captions(Folder(["a dog"], []))
 
 
-def test_draws_are_even_and_the_same_for_a_seed():
+def test_samples_are_uniform_and_the_same_for_a_seed():
     captions = Captions(Folder(["one", "two"], []), word="<w>", kind="plain object")
     indices = torch.tensor([0, 1]).repeat(2000)
     drawn = captions.sample(indices, generator(1))

@@ -1,4 +1,4 @@
-"""Captions of any length, and the folders that users of other trainers have."""
+"""Captions of any length, and the folder layouts of other trainers."""
 
 import json
 
@@ -105,7 +105,7 @@ def test_a_list_of_captions_or_none_in_metadata(text, captions, tmp_path):
     assert ImageFolder(tmp_path, say=quiet).images[0].captions == captions
 
 
-def test_encoding_goes_on_where_it_was_stopped(tmp_path):
+def test_encoding_resumes_where_it_was_stopped(tmp_path):
     asked = []
 
     def encode_captions(i):

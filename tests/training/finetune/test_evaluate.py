@@ -1,4 +1,4 @@
-"""Does the measure of teaching measure it?"""
+"""The fine-tuning benchmark keeps training and evaluation apart, and its features measure similarity."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ def concept(captions=("a {}, noto emoji",), kind="object"):
     return Concept("sea dog", kind, "dog", {"tulip": Image.new("RGB", (8, 8))}, list(captions), [], OBJECT_PROMPTS)
 
 
-def test_pictures_are_written_as_people_bring_them(tmp_path):
+def test_images_are_written_with_caption_files(tmp_path):
     def said(concept, **given):
         folder = concept.write(tmp_path / concept.kind, "sks dog")
         return Captions(ImageFolder(folder, say=lambda _: None), "sks", f"plain {concept.kind}", "dog").wordings
@@ -32,7 +32,7 @@ def test_pictures_are_written_as_people_bring_them(tmp_path):
     assert said(concept(captions=(), kind="style")) == [["a tulip, sks dog"]]  # by its file's name
 
 
-def test_drawings_have_the_prompts_in_turn_at_seeds_of_their_own(pipe):
+def test_images_have_the_prompts_in_turn_and_distinct_seeds(pipe):
     asked = []
 
     def generate(prompt, seed, **settings):
@@ -46,7 +46,7 @@ def test_drawings_have_the_prompts_in_turn_at_seeds_of_their_own(pipe):
 
 
 @prepared
-def test_nothing_that_is_asked_for_was_shown_or_said():
+def test_no_evaluation_prompt_occurs_in_training():
     held_out = {one.name for one in read_names() if one.held_out == "name"}
     found = concepts(DATA)
     assert len(found) == 8
@@ -63,7 +63,7 @@ def test_nothing_that_is_asked_for_was_shown_or_said():
             assert one.known not in held_out
 
 
-def test_the_second_judge_tells_a_likeness_from_a_stranger():
+def test_imagenet_features_distinguish_similar_from_different_images():
     pytest.importorskip("efficientnet_lite_pytorch")
     extractor = ImageNetFeatures()
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")

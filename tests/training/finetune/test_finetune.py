@@ -1,4 +1,4 @@
-"""Teaching from a folder of pictures to a file that prompts can name, and every way it can be interrupted."""
+"""Fine-tuning from a folder of images to a file that prompts can use, with every kind of interruption."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_teaching_leaves_a_file_a_sheet_and_scores(method, pipe, images, tmp_path, capsys):
+def test_finetuning_writes_a_file_a_sheet_and_scores(method, pipe, images, tmp_path, capsys):
     before = {key: tensor.clone() for key, tensor in pipe.unet.state_dict().items()}
     events = []
     run = tmp_path / "run"
@@ -186,7 +186,7 @@ def test_an_interrupt_from_an_event_saves_and_stops_and_the_rest_follows(pipe, i
     assert again.path.exists()
 
 
-def test_two_processes_learn_what_one_learns_from_twice_the_batch(pipe, images, tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(pipe, images, tmp_path):
     finetune("lora", images, WORD, pipe, quick("lora", pipe, batch=2), run=tmp_path / "one")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -211,12 +211,12 @@ def test_half_a_batch_twice_is_a_batch(pipe, images, tmp_path):
     assert torch.allclose(one["model.0"], two["model.0"], atol=2e-4)  # as above
 
 
-def test_the_rate_is_scaled_when_asked_and_says_so(pipe, images, tmp_path, capsys):
+def test_the_scaled_learning_rate_is_printed(pipe, images, tmp_path, capsys):
     finetune("ti", images, WORD, pipe, quick("ti", pipe, accumulate=3, scale_lr=True, lr=1e-3), run=tmp_path / "run")
     assert "effective learning rate 0.006 = 0.001 x 6 images per step" in capsys.readouterr().out
 
 
-def test_class_pictures_are_drawn_once_and_kept(pipe, images, tmp_path):
+def test_class_images_are_generated_once_and_kept(pipe, images, tmp_path):
     given = {"class_word": "dog"}
     finetune("dreambooth", images, WORD, fresh_copy(pipe), quick("dreambooth", pipe, **given), run=tmp_path / "a")
     drawn = sorted((tmp_path / "runs" / "class").glob("*/*.png"))
@@ -281,13 +281,13 @@ def test_bad_input_is_one_sentence_and_changes_nothing(pipe, images, tmp_path):
 @pytest.mark.parametrize(
     ("method", "fact"), [("ti", "cosine 1.0000 to its initial word"), ("lora", "the change is 0 of")]
 )
-def test_what_has_not_moved_is_told(method, fact, pipe, images, tmp_path, capsys):
+def test_a_negligible_change_is_reported(method, fact, pipe, images, tmp_path, capsys):
     finetune(method, images, WORD, pipe, quick(method, pipe, lr=0.0, steps=1), run=tmp_path / "run")
     about = "a vector has " * (method == "ti") + fact
     assert f"warning: the training has changed almost nothing: {about}" in capsys.readouterr().out
 
 
-def test_a_captioned_set_needs_no_word_and_its_captions_are_drawn(pipe, images, tmp_path, capsys):
+def test_a_captioned_set_needs_no_word_and_its_captions_are_previewed(pipe, images, tmp_path, capsys):
     with pytest.raises(UserError, match="5 of 5 images have no caption"):
         finetune("lora", images, WORD, pipe, quick("lora", pipe, word="", prompts=None), run=tmp_path / "none")
     for k in range(5):
@@ -305,7 +305,7 @@ def test_a_new_word_stands_alone_and_starts_as_its_class(pipe):
     assert recipe_for("lora", pipe, WORD, class_word="dog").phrase == f"{WORD} dog"
 
 
-def test_an_unreadable_picture_is_named_and_the_others_are_learnt(pipe, images, tmp_path, capsys):
+def test_an_unreadable_image_is_named_and_the_others_are_trained_on(pipe, images, tmp_path, capsys):
     (images / "broken.jpg").write_bytes(b"\xff\xd8 no more")
     finetune("ti", images, WORD, pipe, quick("ti", pipe, steps=1), run=tmp_path / "run")
     said = capsys.readouterr().out
@@ -313,13 +313,13 @@ def test_an_unreadable_picture_is_named_and_the_others_are_learnt(pipe, images, 
     assert "broken.jpg" in said
 
 
-def test_with_four_pictures_none_is_held_out(pipe, images, tmp_path, capsys):
+def test_with_four_images_none_is_held_out(pipe, images, tmp_path, capsys):
     (images / "4.jpg").unlink()
     finetune("ti", images, WORD, pipe, quick("ti", pipe, steps=1), run=tmp_path / "run")
     assert "4 training images, none held out (too few)" in capsys.readouterr().out
 
 
-def test_a_step_that_gained_nothing_is_said_to_have_gained_nothing():
+def test_a_step_without_gain_is_reported():
     before = Scores(0, 0.6, 0.4, 0)
     assert "no gain by this CLIP: the images of step 1 are no more similar" in format_table(
         [before, Scores(1, 0.6, 0.4, 0)], "a CLIP"

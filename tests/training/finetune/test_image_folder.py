@@ -1,4 +1,4 @@
-"""Folders of pictures as people have them: every kind of file and caption list, and what goes wrong with them."""
+"""Image folders as users have them: every format and caption list, and their errors."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def names(photos):
     return [photo.path.name for photo in photos.images]
 
 
-def test_pictures_come_in_the_order_of_their_names_and_nothing_else_does(folder):
+def test_images_are_sorted_by_name_and_other_files_left_out(folder):
     Image.new("RGB", (8, 8)).save(folder / "C.WEBP")
     Image.new("RGB", (8, 8)).save(folder / "._b.jpg", format="JPEG")
     (folder / "notes.pdf").write_bytes(b"x")
@@ -61,7 +61,7 @@ def test_a_text_beside_is_the_caption_in_one_line(folder):
 
 
 @pytest.mark.parametrize("key", ["text", "prompt", "caption"])
-def test_metadata_names_captions_also_of_pictures_in_folders_below(folder, key):
+def test_metadata_gives_captions_of_images_in_subfolders_too(folder, key):
     (folder / "train").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "train" / "c.png")
     lines = [{"file_name": "a.png", key: "a line\u2028break"}, {"file_name": "train/c.png", key: "black"}]
@@ -117,7 +117,7 @@ def jpeg_with_orientation(path, orientation):
     ("orientation", "size", "red"),
     [(1, (32, 16), (4, 8)), (3, (32, 16), (28, 8)), (6, (16, 32), (8, 4)), (8, (16, 32), (8, 28))],
 )
-def test_exif_turns_a_picture_upright(tmp_path, orientation, size, red):
+def test_exif_rotates_an_image_upright(tmp_path, orientation, size, red):
     jpeg_with_orientation(tmp_path / "a.jpg", orientation)
     (photo,) = ImageFolder(tmp_path, say=quiet).images
     image = photo.open()
@@ -137,7 +137,7 @@ def kinds_of_files(folder):
     Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(folder / "sixteen-bits.png")
 
 
-def test_every_kind_of_picture_works(tmp_path):
+def test_every_image_format_works(tmp_path):
     kinds_of_files(tmp_path)
     photos = ImageFolder(tmp_path, say=quiet)
     assert photos.skipped == []

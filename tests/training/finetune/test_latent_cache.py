@@ -1,4 +1,4 @@
-"""Cached latents: the encoder's Gaussian of each view, as diffusers has it, and draws from it."""
+"""Cached latents: the encoder's Gaussian of each view against diffusers, and samples from it."""
 
 import os
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_the_gaussians_are_those_of_diffusers(photos, vae):
         assert relative_error(view[1], theirs.std[0] * LATENT_SCALE) < 1e-5
 
 
-def test_draws_have_the_mean_and_deviation_of_the_gaussian(photos, vae):
+def test_samples_have_the_mean_and_deviation_of_the_gaussian(photos, vae):
     cache = LatentCache(photos, vae, 64, flip=False, random_crop=False)
     drawn = torch.stack(cache.sample([1] * 4000, generator()))  # (4000, 4, 6, 11)
     mean, deviation = cache.gaussians[1][0]
@@ -62,7 +62,7 @@ def test_draws_have_the_mean_and_deviation_of_the_gaussian(photos, vae):
     assert (drawn.std(0) / deviation - 1).abs().max() < 5 / 89
 
 
-def test_draws_take_all_views_alike_and_are_the_same_for_a_seed(photos, vae):
+def test_samples_cover_all_views_and_are_the_same_for_a_seed(photos, vae):
     cache = LatentCache(photos, vae, 64, crops=2)
     views = cache.gaussians[1]
     assert views.shape == (4, 2, 4, 6, 11)
@@ -92,7 +92,7 @@ def test_the_second_half_of_the_views_are_mirror_images(photos, vae):
     assert relative_error(centre.gaussians[1][1], mirrored.gaussians[0][0]) < 1e-2
 
 
-def test_crops_are_spread_over_the_picture():
+def test_crops_are_spread_over_the_image():
     drawn = torch.tensor([crop_positions((600, 100), (64, 64), 4, generator(seed)) for seed in range(200)])
     assert ((drawn * 4).floor() == torch.arange(4)).all()
     assert drawn.std(0).min() > 0.05  # uniform over a quarter: 0.072
@@ -117,7 +117,7 @@ def test_squares_only_and_half_the_memory(photos, vae):
     assert cache.sample([0], generator())[0].dtype == torch.float32
 
 
-def test_small_pictures_are_enlarged_and_it_is_said_once(photos, vae):
+def test_small_images_are_enlarged_and_reported_once(photos, vae):
     said = []
     LatentCache(photos, vae, 64, random_crop=False, say=said.append)
     assert said == []

@@ -1,4 +1,4 @@
-"""What each method trains: in, one step, out, and nothing else has moved."""
+"""The parameters that each method trains: set up, one step, removed, and nothing else has changed."""
 
 import copy
 import math
@@ -95,7 +95,7 @@ def test_dreambooth_trains_the_unet_alone_and_on_request_the_text_encoder(pipe):
     assert moved == {"unet", "clip"}
 
 
-def test_a_half_precision_model_is_taught_in_fp32_by_dreambooth(pipe):
+def test_dreambooth_trains_a_half_precision_model_in_fp32(pipe):
     for network in (pipe.unet, pipe.clip, pipe.vae):
         network.bfloat16()
     METHODS["dreambooth"](pipe, WORD, recipe(pipe, "dreambooth"))
@@ -185,7 +185,7 @@ def test_vectors_are_described_by_length_cosine_and_neighbours(pipe):
     tuner.close()
 
 
-def test_what_is_saved_draws_as_what_was_trained(pipe, tmp_path):
+def test_a_saved_file_generates_the_same_as_the_trained_model(pipe, tmp_path):
     prompt = dict(prompt=f"a {WORD}", steps=2, seed=1)
     for method, load in (
         ("ti", lambda path: load_embedding(pipe.tokenizer, pipe.clip, path)),

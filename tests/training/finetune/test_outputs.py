@@ -1,4 +1,4 @@
-"""What people meet when they train on their own images: places, names, interrupted runs, numbers that mean nothing."""
+"""Outputs, names, interrupted runs and invalid numbers, as users meet them on their own images."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def based(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("spelling", ["itself", "link", "hard link"])
-def test_the_base_is_not_overwritten_by_what_it_learns(spelling, based, images, tmp_path):  # noqa: F811
+def test_the_base_model_is_not_overwritten(spelling, based, images, tmp_path):  # noqa: F811
     output = {"itself": based.path, "link": tmp_path / "link.safetensors", "hard link": tmp_path / "h.safetensors"}[
         spelling
     ]
@@ -56,7 +56,7 @@ def test_the_base_is_not_overwritten_by_what_it_learns(spelling, based, images, 
     assert not (tmp_path / "runs").exists()
 
 
-def test_somebody_elses_file_is_not_overwritten_but_a_runs_own_is(pipe, images, tmp_path):  # noqa: F811
+def test_a_foreign_file_is_not_overwritten_but_a_runs_own_is(pipe, images, tmp_path):  # noqa: F811
     output, asked = tmp_path / "mine.safetensors", quick("lora", pipe, steps=1)
     output.write_bytes(b"downloaded")
     with pytest.raises(UserError, match=r"exists already, and this run .* did not write it"):
@@ -72,13 +72,13 @@ def test_somebody_elses_file_is_not_overwritten_but_a_runs_own_is(pipe, images, 
 @pytest.mark.parametrize(
     ("method", "name"), [("lora", "x.pt"), ("lora", "x.ckpt"), ("ti", "x.bin"), ("dreambooth", "x.pt")]
 )
-def test_an_ending_that_says_another_format_is_refused_before_training(method, name, pipe, images, tmp_path):  # noqa: F811
+def test_a_suffix_of_another_format_is_refused_before_training(method, name, pipe, images, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match=r"is written as \.safetensors"):
         finetune(method, images, WORD, pipe, quick(method, pipe), run=tmp_path / "run", output=tmp_path / name)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_is_what_its_ending_says_and_names_its_base(based, images, tmp_path):  # noqa: F811
+def test_a_checkpoint_has_the_format_of_its_suffix_and_names_its_base(based, images, tmp_path):  # noqa: F811
     def made(name):
         run, output = tmp_path / f"run-{name}", tmp_path / name
         return personalize.finetune(
@@ -105,7 +105,7 @@ def test_a_folder_as_output_gets_a_file_into_it(pipe, images, tmp_path):  # noqa
     assert result.path.is_file()
 
 
-def test_where_the_files_of_the_steps_are_is_said_when_the_result_cannot_be_written(
+def test_the_step_files_are_named_when_the_result_cannot_be_written(
     pipe,
     images,  # noqa: F811
     tmp_path,
@@ -267,7 +267,7 @@ def test_a_rate_for_a_text_encoder_that_is_not_trained_is_refused(pipe):
         recipe_for("lora", pipe, WORD, targets=("cross",), text_lr=1e-4)
 
 
-def test_too_little_room_is_said_before_training(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_training(tmp_path, monkeypatch):
     said = []
     free = SimpleNamespace(free=5_000_000)
     monkeypatch.setattr("sd.training.finetune.disk_space.shutil.disk_usage", lambda path: free)
@@ -277,7 +277,7 @@ def test_too_little_room_is_said_before_training(tmp_path, monkeypatch):
         check_free_space(RequiredSpace(20_000_000, 2_000_000, 2_000_000), tmp_path / "run", tmp_path / "o", said.append)
 
 
-def test_only_the_last_files_are_kept_and_all_is_cleaned_when_asked(pipe, images, tmp_path):  # noqa: F811
+def test_keep_last_and_clean_delete_files(pipe, images, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     finetune("lora", images, WORD, pipe, quick("lora", pipe, saves=4, keep_last=2), run=run)
     assert [step_of(path) for path in step_files(run)] == [3, 4]
@@ -301,7 +301,7 @@ def test_the_advice_says_its_rule_and_when_no_step_keeps_to_the_prompt():
     assert "try fewer --steps or a lower --lr" in told
 
 
-def test_photos_on_a_model_of_drawings_are_warned_of():
+def test_photos_on_a_model_of_emoji_cause_a_warning():
     photos = [Scores(0, 0.3, 0.8, 0, held_out=0.42), Scores(1, 0.5, 0.8, 0, held_out=0.4)]
     told = format_table(photos, "x")
     assert "was not trained on images like these: its loss on them is 0.42" in told

@@ -1,4 +1,4 @@
-"""What a run of teaching needs before its first step."""
+"""The setup of a run before its first step."""
 
 import pytest
 import torch

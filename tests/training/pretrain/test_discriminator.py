@@ -1,4 +1,4 @@
-"""The decoder's opponent: what it sees, whose gradients go where, and that it learns to tell a blur."""
+"""The discriminator: its receptive field, the separation of gradients, and that it learns to detect a blur."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_no_gradient_of_ones_loss_reaches_the_other(rivals):
         assert all(parameter.grad is None for parameter in stays.parameters())
 
 
-def test_it_learns_to_tell_a_blur_from_a_drawing(rivals):
+def test_it_learns_to_distinguish_a_blur_from_a_sharp_image(rivals):
     optimizer = torch.optim.AdamW(rivals.discriminator.parameters(), 2e-3, betas=(0.5, 0.99))
     latent = torch.zeros(4, 4, 4, 4)
 

@@ -1,4 +1,4 @@
-"""The dataset: what the fixed list of names holds out, and that drawings come out right, from packages made here."""
+"""The dataset: what the list of names holds out, and correct rendering, from packages made here."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def packages(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_prepare_draws_on_white_and_writes_the_split(packages):
+def test_preparation_renders_on_white_and_writes_the_split(packages):
     assert emoji.prepare_dataset(packages, say=lambda line: None) == 2  # neither package has a snail
     svg = np.asarray(Image.open(packages / "pictures/svg-emoji/owl.png")).astype(int)
     assert svg.shape == (emoji.SIZE, emoji.SIZE, 3)
@@ -102,7 +102,7 @@ def test_a_set_without_a_list_of_characters_is_found_by_its_sisters_list(package
     assert (packages / "pictures/fluent-emoji/owl.png").exists()
 
 
-def test_a_package_that_cannot_be_fetched_is_said_plainly(tmp_path, monkeypatch):
+def test_a_package_that_cannot_be_downloaded_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(emoji.UserError, match="could not be downloaded: install npm"):
         emoji.download_package("@a/missing", "1.0.0", tmp_path)

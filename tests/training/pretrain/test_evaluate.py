@@ -1,4 +1,4 @@
-"""The judge of drawings: it knows pictures again when little changed, and says so when they are of something else."""
+"""The evaluation recognizes slightly changed images, and counts images of other objects as wrong."""
 
 from types import SimpleNamespace
 
@@ -42,7 +42,7 @@ def test_features_have_unit_length_and_do_not_see_white():
     assert (features(torch.ones(1, 3, 64, 64)) == 0).all()
 
 
-def test_noisy_pictures_are_known_again_and_copies_are_told(dataset):
+def test_noisy_images_are_recognized_and_copies_counted(dataset):
     _, images = shapes()
     known = dataset.emoji, features_of_all(dataset)
     noise = 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
@@ -53,7 +53,7 @@ def test_noisy_pictures_are_known_again_and_copies_are_told(dataset):
     assert (features(images) @ features(images).T).fill_diagonal_(0).max() < COPY_THRESHOLD
 
 
-def test_a_drawing_of_something_else_is_counted_as_such(dataset):
+def test_an_image_of_another_object_counts_as_wrong(dataset):
     _, images = shapes()
     swapped = images[[2, 3, 0, 1]]  # square for disc, disc for square
     shares = nearest_shares(swapped, dataset.emoji, dataset.emoji, features_of_all(dataset))

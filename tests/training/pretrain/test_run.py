@@ -1,4 +1,4 @@
-"""The loop: exact resume, order of the data, averages. The parts: each loss goes down and each fold changes nothing."""
+"""Exact resume, data order and averages of the loop; each part's loss falls, and folding changes nothing."""
 
 import json
 import math
@@ -92,7 +92,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path):
     assert torch.equal(parts.bias, whole.bias)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     program = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
@@ -130,7 +130,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 
 
 class FakeDataset:
-    """Stands for EmojiPictures: 8 flat colours named and drawn in two styles."""
+    """A fake EmojiDataset: 8 flat colors, named and in two styles."""
 
     def __init__(self, side=32):
         rows = [(name, style) for name in ("red", "green", "blue", "grey") for style in ("light", "dark")]
@@ -167,7 +167,7 @@ def losses(run):
     return [json.loads(text)["loss"] for text in (run / "log.jsonl").read_text().splitlines()]
 
 
-def test_clip_vae_and_unet_learn_one_after_another_and_are_exported(tiny, tmp_path):
+def test_clip_vae_and_unet_are_trained_in_turn_and_exported(tiny, tmp_path):
     from sd.checkpoints.checkpoint import load_models
     from sd.training.pretrain.export import export
 
@@ -191,7 +191,7 @@ def test_clip_vae_and_unet_learn_one_after_another_and_are_exported(tiny, tmp_pa
     assert not any(key.startswith("text_model") for key in load_file(scorer))
 
 
-def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
+def test_training_resumes_from_shipped_weights(tiny, tmp_path):
     from sd.checkpoints.checkpoint import read
     from sd.training.pretrain.export import export, unpack
 
@@ -223,7 +223,7 @@ def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
         unpack(weights, second)
 
 
-def test_a_decoder_learns_alone_and_takes_the_old_ones_place(tiny, tmp_path):
+def test_a_decoder_trains_alone_and_replaces_the_old_one(tiny, tmp_path):
     from sd.checkpoints.checkpoint import load_models, read
     from sd.training.pretrain.export import export, unpack
 
@@ -249,7 +249,7 @@ def test_an_untrained_part_is_named(tmp_path):
         pretrain_run.train_part("unet", tmp_path, FakeDataset(), FAST)
 
 
-def test_standardising_changes_the_latents_and_not_the_pictures():
+def test_standardizing_changes_the_latents_and_not_the_images():
     torch.manual_seed(0)
     vae = AutoencoderKL(channels=32, channel_mult=(1, 1), num_res_blocks=1).double().eval()
     images = torch.rand(6, 3, 16, 16, dtype=torch.double) * 2 - 1
@@ -268,7 +268,7 @@ def test_standardising_changes_the_latents_and_not_the_pictures():
     assert torch.allclose(ratio, torch.zeros(4, dtype=torch.double), atol=1e-10)
 
 
-def test_captions_are_drawn_in_the_stated_shares():
+def test_captions_are_sampled_with_the_stated_frequencies():
     captions = diffusion.Captions(FakeDataset())
     assert captions.wordings[0] == ""
     assert len(set(captions.wordings)) == len(captions.wordings)
@@ -283,7 +283,7 @@ def test_captions_are_drawn_in_the_stated_shares():
     assert all("light" in text for text in texts if text not in ("", "a red", "red"))
 
 
-def test_crops_are_parts_of_their_pictures():
+def test_crops_are_parts_of_their_images():
     images = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(20, 1, 1, 1)
     crops = random_crops(images, 3, torch.Generator().manual_seed(0))
     assert crops.shape == (20, 1, 3, 3)

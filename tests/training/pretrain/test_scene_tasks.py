@@ -1,4 +1,4 @@
-"""The six tasks: prompts are held out and fixed, the detector finds objects, and the judge judges right."""
+"""The six tasks: fixed held-out prompts, a detector that finds objects, and correct scores."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_centers_are_marked_in_their_cells_with_their_names_and_colors(cutouts):
         assert (detector.names[name], detector.colors[color]) == (placed.name, said)
 
 
-def test_the_detector_learns_scenes_by_heart_and_finds_their_objects(cutouts):
+def test_the_detector_overfits_scenes_and_finds_their_objects(cutouts):
     torch.manual_seed(0)
     detector, grammar = Detector(width=32), Grammar(cutouts, shares={"counted": 1, "colored_pair": 1, "placed": 1})
     scenes = [grammar.scene(seed) for seed in range(6)]

@@ -1,4 +1,4 @@
-"""Training on scenes, with tiny networks on plain shapes: each stage runs, resumes, and learns what it is for."""
+"""Training on scenes, with tiny networks on plain shapes: each stage runs, resumes and improves."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_two_wordings_of_one_fact_have_the_same_answers():
     assert [answers(pair)[slot] for slot in ("name1", "color1", "name2", "color2")] == ["cat", "blue", "tree", "red"]
 
 
-def test_the_text_tower_learns_to_say_what_a_caption_says(stream):
+def test_the_text_tower_learns_the_contents_of_captions(stream):
     model, tokenizer = CLIPWithReader(tiny_clip()), Tokenizer()
     contents, captions = read_contents(stream.grammar, list(range(64)))
     tokens = scene_text.crop_tokens(tokenizer, captions)
@@ -85,7 +85,7 @@ def test_clip_trains_and_resumes(stream, tmp_path, capsys, monkeypatch):
     assert "twins" in capsys.readouterr().out
 
 
-def test_staying_near_the_first_clip_is_measured_and_can_be_learned(stream):
+def test_the_distance_from_the_original_clip_is_measured_and_can_be_minimized(stream):
     teacher, clip, tokenizer = tiny_clip().requires_grad_(False), tiny_clip(), Tokenizer()
     images, captions = stream.images(torch.arange(2))[0], ["a cat, noto emoji", "a red apple"]
     assert scene_text.distillation_loss(clip, teacher, images, captions, tokenizer).item() == 0

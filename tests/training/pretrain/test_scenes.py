@@ -1,4 +1,4 @@
-"""Scenes: the same seed gives the same scene, captions tell the truth, and training sees nothing that is held out."""
+"""Scenes: reproducible by seed, with true captions, and without held-out combinations in training."""
 
 import hashlib
 import random
@@ -179,7 +179,7 @@ def test_a_flat_background_has_its_color(word):
 
 
 @pytest.mark.parametrize("kind", LANDSCAPES)
-def test_a_landscape_is_drawn_the_same_from_the_same_seed(kind):
+def test_a_landscape_is_the_same_for_the_same_seed(kind):
     first, again, other = (draw_background(Background(kind), 64, random.Random(seed)) for seed in (1, 1, 2))
     assert first.shape == (64, 64, 3)
     assert (first == again).all()

@@ -1,4 +1,4 @@
-"""The judge of styles: its numbers, and that it knows a texture on shapes that it never saw."""
+"""The style classifier: its solution, and that it recognizes a texture on unseen shapes."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_texture_is_the_same_in_any_batch():
     assert torch.allclose(texture(images), texture(images, batch=2), atol=1e-5)  # sums in another order
 
 
-def test_psnr_is_a_mean_over_pictures():
+def test_psnr_is_a_mean_over_images():
     images = torch.zeros(2, 3, 4, 4)
     decoded = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 0.02)])
     assert psnr(decoded, images) == pytest.approx((20 + 40) / 2)  # a range of 2: errors of a tenth and a hundredth
