@@ -170,8 +170,10 @@ def finish_run(
     scorer = load_clip()
     references = Opened([image.path for image in folder.images[:MAX_REFERENCES]])
     scores, advice = validator.evaluate_steps(scorer, references)
+    doubts = warnings(scores, advice)
     say(format_table(scores, scorer.name, advice))
     if sentence := validator.tuner.warning():
+        doubts.append(sentence)
         say(f"warning: {sentence}")
     deliver(validator.step_file(advice.step), output, advice.step, validator.pipe, validator.recipe, validator.metadata)
     say(f"{output}  step {advice.step}; the preview images of all steps are in {validator.sheet}")
@@ -180,7 +182,7 @@ def finish_run(
         freed = clean_run(validator.run)
         write_note(validator.run, note | {"cleaned": str(output)})
         say(f"cleaned up: {format_size(freed)} deleted from {validator.run}; its sheet, scores and log are kept")
-    return Result(output, validator.sheet, advice.step, advice.rule, tuple(warnings(scores, advice)))
+    return Result(output, validator.sheet, advice.step, advice.rule, tuple(doubts))
 
 
 def usage(method: str, recipe: Recipe, output: Path, pipe: StableDiffusion) -> str:

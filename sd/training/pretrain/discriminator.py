@@ -49,20 +49,15 @@ class AdversarialPair(nn.Module):
     def losses(self, decoded: Tensor, images: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the decoder's adversarial loss, the feature-matching loss, and the discriminator's loss.
 
-        decoded, images: (B, 3, H, W). The first and the last are the two sides of the hinge loss (Lim & Ye 2017), the
-            second is feature matching (Wang et al. 2018, equation 4).
+        decoded, images: (B, 3, H, W).
+        The first and the last are the two sides of the hinge loss (Lim & Ye 2017), the second is feature matching (Wang
+        et al. 2018, equation 4).
         """
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        fake_features, real_features = (
-            functional_call(self.discriminator, fixed, (decoded, latent)),
-            self.discriminator(images, latent),
-        )
+        fake_features = functional_call(self.discriminator, fixed, (decoded, latent))
+        real_features = self.discriminator(images, latent)
         fake = self.discriminator(decoded.detach(), latent)[-1]
-        feature_matching = sum(
-            F.l1_loss(ours, theirs.detach()) for ours, theirs in zip(fake_features[:-1], real_features[:-1])
-        )
-        return (
-            -fake_features[-1].mean(),
-            feature_matching,
-            F.relu(1 - real_features[-1]).mean() + F.relu(1 + fake).mean(),
-        )
+        pairs = zip(fake_features[:-1], real_features[:-1])
+        matching = sum(F.l1_loss(of_fake, of_real.detach()) for of_fake, of_real in pairs)
+        discriminator = F.relu(1 - real_features[-1]).mean() + F.relu(1 + fake).mean()
+        return -fake_features[-1].mean(), matching, discriminator

@@ -402,3 +402,19 @@ def test_the_contact_sheet_shows_the_images_trained_from_and_marks_the_taken_row
     assert names[0] == "training images"
     assert labels[0][1][0].size == (72, 64)
     assert [name.startswith("CHOSEN >>") for name in names[1:]] == [step == result.best_step for step in (0, 2, 4)]
+
+
+def test_the_choice_has_its_reason_the_result_its_command_and_a_resume_its_step(pipe, images, tmp_path, capsys):  # noqa: F811
+    run = tmp_path / "run"
+    result = finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=2, saves=1), run=run)
+    told = capsys.readouterr().out
+    assert f"chosen: {result.rule}." in told
+    assert set(result.warnings) == {line[9:] for line in told.splitlines() if line.startswith("warning: ")}
+    assert f"use it: python scripts/txt2img.py 'a {WORD}' --lora {WORD}" in told
+    note = json.loads((run / "run.json").read_text())
+    note["dialect"] = note.pop("file_format")  # as earlier versions wrote it
+    (run / "run.json").write_text(json.dumps(note))
+    with pytest.raises(UserError, match="started with another file format"):
+        finetune("lora", images, WORD, pipe, quick("lora", pipe, file_format="diffusers"), run=run)
+    finetune("lora", images, WORD, pipe, quick("lora", pipe), run=run)
+    assert "this run has made 2 of 4 steps already: resuming after step 2" in capsys.readouterr().out
