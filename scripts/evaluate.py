@@ -20,24 +20,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--generated", type=Path, required=True, metavar="DIR", help="folder of the generated images")
-    add(
-        "--references",
-        type=Path,
-        metavar="DIR",
-        help="folder of the training images; without it there is no CLIP-I and no search for copies",
-    )
-    add(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="prompts, one line for each image by file name, or one line for all (default: the prompts in the PNGs)",
-    )
-    add(
-        "--clip",
-        type=Path,
-        metavar="PATH",
-        help="CLIP to score with: OpenAI's .pt, a transformers folder or a .safetensors (default: the bundled one)",
-    )
+    text = "folder of the training images; without it there is no CLIP-I and no search for copies"
+    add("--references", type=Path, metavar="DIR", help=text)
+    text = "prompts, one line for each image by file name, or one line for all (default: the prompts in the PNGs)"
+    add("--prompts", type=Path, metavar="FILE", help=text)
+    text = "CLIP to score with: OpenAI's .pt, a transformers folder or a .safetensors (default: the bundled one)"
+    add("--clip", type=Path, metavar="PATH", help=text)
     add("--word", help="new word in the prompts, such as <rex>, which CLIP does not know")
     add("--class-word", default="", help="replacement of the new word for CLIP, such as dog (default: none)")
     add("--device", help="cpu, cuda or mps (default: a GPU if available)")

@@ -25,7 +25,7 @@ def cutouts(tmp_path_factory):
 
 def found(*objects):
     """Detections from (name, color, x, y)."""
-    return [Detection(*each, wilson_score=1.0) for each in objects]
+    return [Detection(*each, score=1.0) for each in objects]
 
 
 def test_an_image_is_right_where_the_objects_are_what_the_prompt_says():

@@ -108,14 +108,14 @@ def prepare_cutouts(folder: Path, names: list[Name] | None = None, say=print) ->
         lists[style] = package_images.by_code
         if style in SAME_CHARACTERS_AS:
             package_images.by_code = lists[SAME_CHARACTERS_AS[style]]
-        place_object = folder / "cutouts" / style.replace(" ", "-")
-        place_object.mkdir(parents=True, exist_ok=True)
+        style_folder = folder / "cutouts" / style.replace(" ", "-")
+        style_folder.mkdir(parents=True, exist_ok=True)
         for name in names or read_names():
             image = package_images.transparent(name)
             if image is None:
                 continue
             image, (left, top) = trim(image)
-            file = place_object / f"{name.name.replace(' ', '-')}.png"
+            file = style_folder / f"{name.name.replace(' ', '-')}.png"
             image.save(file)
             natural, colors = measured_colors(image)
             about = (name.name, style, name.split(style), str(file.relative_to(folder)))

@@ -34,7 +34,7 @@ class Detection:
     color: str | None
     x: float
     y: float
-    wilson_score: float
+    score: float
 
     @property
     def center(self) -> tuple[float, float]:
@@ -99,8 +99,8 @@ class Detector(nn.Module):
         colors = self.color(features[peaks]).argmax(dim=1).tolist() if len(cells) else []
         scores = probability[peaks].tolist()
         detections = [
-            Detection(self.names[name], self.colors[color], STRIDE * (x + 0.5), STRIDE * (y + 0.5), wilson_score)
-            for (y, x), name, color, wilson_score in zip(cells.tolist(), names, colors, scores)
+            Detection(self.names[name], self.colors[color], STRIDE * (x + 0.5), STRIDE * (y + 0.5), score)
+            for (y, x), name, color, score in zip(cells.tolist(), names, colors, scores)
         ]
         return sorted(detections, key=lambda detection: -detection.score)[:MAX_DETECTIONS]
 
@@ -113,7 +113,7 @@ def targets(scenes: list[Scene], detector: Detector, cutouts: Cutouts, side: int
     row = torch.arange(side).float()
     for k, scene in enumerate(scenes):
         for placed in scene.objects:
-            x, y = (min(side - 1, int(place_object // STRIDE)) for place_object in placed.center)
+            x, y = (min(side - 1, int(position // STRIDE)) for position in placed.center)
             bump = torch.exp(-((row - x).square()[None] + (row - y).square()[:, None]) / (2 * SPREAD**2))
             heat[k] = torch.maximum(heat[k], bump)
             color = placed.color or cutouts[placed.name, placed.style].natural
