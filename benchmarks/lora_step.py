@@ -21,8 +21,8 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.schedule import SD1_SCHEDULE
 from sd.training.finetune.methods import LoraTraining
 from sd.training.finetune.recipes import Recipe, recipe_for
-from sd.training.finetune.setup import loop_settings
-from sd.training.loop import Learner
+from sd.training.finetune.setup import train_config
+from sd.training.loop import Trainer
 from sd.training.loss import eps_errors, snr_weights
 
 NAME = "taught"
@@ -61,11 +61,11 @@ def our_step(model: RandomModel, pipe: StableDiffusion) -> Callable[[], Tensor]:
     def loss(*_: object) -> Tensor:
         return eps_errors(pipe.unet, x0, noise, t, context, weights).mean()
 
-    learner = Learner(lora.module, loss, loop_settings(asked, "lora", pipe, ranks=1), rank=0, ranks=1)
+    trainer = Trainer(lora.module, loss, train_config(asked, "lora", pipe, world_size=1), rank=0, world_size=1)
 
     @torch.enable_grad()
     def turn() -> Tensor:
-        learner.step(0, torch.tensor([0]))
+        trainer.step(0, torch.tensor([0]))
         return gradients(ups)
 
     return turn

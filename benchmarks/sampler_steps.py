@@ -8,8 +8,8 @@ from sd.evaluation.clip_score import Scorer
 from sd.evaluation.confidence import MeanCI, mean_with_ci
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.samplers import SAMPLERS
-from sd.training.pretrain.dataset import Emoji, EmojiPictures
-from sd.training.pretrain.evaluate import draw, features_of_all, judge
+from sd.training.pretrain.dataset import Emoji, EmojiDataset
+from sd.training.pretrain.evaluate import features_of_all, generate_images, nearest_shares
 from sd.utils.images import from_tensor
 
 REFERENCE = ("ddpm", 50)
@@ -47,7 +47,7 @@ def measure(
     pipe: StableDiffusion,
     scorer: Scorer,
     asked: list[Emoji],
-    pictures: EmojiPictures,
+    pictures: EmojiDataset,
     samplers: list[str],
     steps: tuple[int, ...] = STEPS,
     on_row: Callable[[Row], None] | None = None,
@@ -58,11 +58,11 @@ def measure(
     pairs = [REFERENCE] + [(s, n) for s in samplers for n in steps if (s, n) != REFERENCE]
     for sampler, count in pairs:
         calls = CountCalls(pipe)
-        drawn = draw(pipe, prompts, sampler=sampler, steps=count, guidance_scale=GUIDANCE)
+        drawn = generate_images(pipe, prompts, sampler=sampler, steps=count, guidance_scale=GUIDANCE)
         values = (scorer.embed_images(from_tensor(drawn)) * texts).sum(dim=1)
         exact = values if exact is None else exact
         change = None if exact is values else mean_with_ci(values - exact)
-        right = judge(drawn, asked, pictures.emoji, known)["name"]
+        right = nearest_shares(drawn, asked, pictures.emoji, known)["name"]
         rows.append(Row(sampler, count, calls.stop() // len(asked), right, mean_with_ci(values), change))
         if on_row is not None:
             on_row(rows[-1])

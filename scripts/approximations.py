@@ -22,7 +22,7 @@ from sd.evaluation.clip_score import load_clip
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED, StableDiffusion
 from sd.samplers import SAMPLERS
-from sd.training.pretrain.dataset import EmojiPictures
+from sd.training.pretrain.dataset import EmojiDataset
 from sd.utils.errors import plain_errors
 
 PROMPTS = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
@@ -68,7 +68,7 @@ def by_ways(args, pipe, scorer):
 
 
 def by_samplers(args, pipe, scorer):
-    pictures = EmojiPictures(args.data, ("train", "pair"))
+    pictures = EmojiDataset(args.data, ("train", "pair"))
     asked = random.Random(0).sample(pictures.emoji, args.count)
     samplers = args.only or [name for name in SAMPLERS if name not in sampler_steps.LEFT_OUT]
     rows = sampler_steps.measure(pipe, scorer, asked, pictures, samplers, lambda row: print(row, file=sys.stderr))

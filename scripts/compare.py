@@ -18,7 +18,7 @@ from sd.evaluation.comparison import Column, compare
 from sd.pipeline.settings import OPTIONS, GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS, StableDiffusion
 from sd.prompts.wildcards import expand_wildcards
-from sd.training.finetune.data.image_folder import Photos
+from sd.training.finetune.data.image_folder import ImageFolder
 from sd.utils.errors import UserError, plain_errors
 from sd.utils.files import check_outdir, save_png
 
@@ -61,7 +61,7 @@ def main() -> None:
     columns = [Column(), *map(parse_column, args.columns)]
     folder, bundled = check_outdir(args.outdir), choose_checkpoint(args.ckpt, WEIGHTS).resolve() == BUNDLED
     scorer = load_clip(args.clip, args.device) if args.clip or bundled else None
-    references = LazyImages([photo.path for photo in Photos(args.references).photos]) if args.references else None
+    references = LazyImages([photo.path for photo in ImageFolder(args.references).images]) if args.references else None
 
     def load(ckpt: str | None) -> StableDiffusion:
         return load_pipeline(argparse.Namespace(**vars(args) | {"ckpt": ckpt or args.ckpt}))

@@ -1,9 +1,9 @@
-"""Measure the bundled model with fixed seeds, and draw its contact sheets.
+"""Measure the bundled model with fixed seeds, and generate its contact sheets.
 
 python scripts/evaluate_emoji.py                         everything (some minutes on two cores)
-python scripts/evaluate_emoji.py --seen 60 --steps 10    sooner, less exact
+python scripts/evaluate_emoji.py --seen 60 --steps 10    faster, less exact
 
-Prints one JSON object; sheets go into weights/ as PNG.
+Prints one JSON object; the sheets go into weights/ as PNG.
 """
 
 import argparse
@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.training.pretrain.dataset import EmojiPictures
+from sd.training.args import HelpFormatter
+from sd.training.pretrain.dataset import EmojiDataset
 from sd.training.pretrain.emoji_dataset import TRAINED_STYLES, read_names
-from sd.training.pretrain.evaluate import draw, encode_pictures, features_of_all, judge, retrieval
+from sd.training.pretrain.evaluate import encode_images, features_of_all, generate_images, nearest_shares, retrieval
 from sd.training.pretrain.export import load_scorer
-from sd.training.pretrain.style_classifier import StyleJudge
+from sd.training.pretrain.style_classifier import StyleClassifier
 from sd.training.pretrain.train_vae import psnr, reconstructed
 from sd.utils.errors import plain_errors
 from sd.utils.image_grid import grid
@@ -32,14 +33,14 @@ SYNONYMS = ("a puppy", "a kitten", "an automobile", "a plane", "a bike", "a burg
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="default: data/emoji")
-    parser.add_argument("--weights", type=Path, default=ROOT / "weights", help="default: weights")
-    parser.add_argument("--seen", type=int, default=200, help="how many trained pairs to draw; default: 200")
-    parser.add_argument("--steps", type=int, default=20, help="default: 20")
-    parser.add_argument("--guidance", type=float, default=3.0, help="default: 3")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")
+    parser.add_argument("--weights", type=Path, default=ROOT / "weights", help="folder of the model and its sheets")
+    parser.add_argument("--seen", type=int, default=200, help="number of trained (name, style) pairs to generate")
+    parser.add_argument("--steps", type=int, default=20, help="number of sampling steps")
+    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale")
     options = parser.parse_args()
-    everything = EmojiPictures(options.data, ("train", "pair"))
+    everything = EmojiDataset(options.data, ("train", "pair"))
     trained, held = (everything.of(split) for split in ("train", "pair"))
     pipe = StableDiffusion.from_pretrained(options.weights / "emoji.safetensors")
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
@@ -49,18 +50,18 @@ def main() -> None:
     figures = {"vae psnr held out": psnr(again, real)}
     every = {emoji.name for emoji in everything.emoji}
     everyday = every & {name.name for name in read_names() if name.world == "small"}
-    vectors = encode_pictures(clip, everything)
+    vectors = encode_images(clip, everything)
     for label, names in (("clip held out", every), ("clip held out, everyday names", everyday)):
         figures[label] = retrieval(clip, everything, vectors, names)
     order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0)).tolist()
-    style_judge = StyleJudge(trained.images(), [emoji.style for emoji in trained.emoji])
+    style_classifier = StyleClassifier(trained.images(), [emoji.style for emoji in trained.emoji])
     for label, images in (("real", real), ("real, through the autoencoder", again)):
-        figures[f"style by texture, held-out pairs, {label}"] = style_judge.right(images, held.emoji)
+        figures[f"style by texture, held-out pairs, {label}"] = style_classifier.accuracy(images, held.emoji)
     known = features_of_all(everything)
-    for label, asked in (("seen", trained.at(order[: options.seen]).emoji), ("held-out pairs", held.emoji)):
-        drawings = draw(pipe, [emoji.captions[0] for emoji in asked], **settings)
-        figures[label] = judge(drawings, asked, everything.emoji, known)
-        figures[label]["style by texture"] = style_judge.right(drawings, asked)
+    for label, emoji in (("seen", trained.at(order[: options.seen]).emoji), ("held-out pairs", held.emoji)):
+        images = generate_images(pipe, [emoji.captions[0] for emoji in emoji], **settings)
+        figures[label] = nearest_shares(images, emoji, everything.emoji, known)
+        figures[label]["style by texture"] = style_classifier.accuracy(images, emoji)
     print(json.dumps(figures, indent=1))
     names = NAMES.split(", ")
     sheets = {

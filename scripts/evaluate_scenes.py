@@ -1,10 +1,10 @@
-"""Score a model on GenEval's six tasks with held-out combinations, beside what the detector says of real scenes.
+"""Score a model on GenEval's six tasks with held-out combinations, beside rendered scenes as the detector's ceiling.
 
-python scripts/train_scenes.py detector                                 the judge, once
+python scripts/train_scenes.py detector                                 the detector, once
 python scripts/evaluate_scenes.py                                       the shipped model (some minutes)
 python scripts/evaluate_scenes.py --model runs/scenes/scenes.safetensors --sheets out --note "250,000 images"
 
-Prints each task's share of right images with its 95 % interval; --curve appends the scores to a file of JSON lines.
+Prints each task's fraction of right images with its 95 % interval; --curve appends the scores to a file of JSON lines.
 """
 
 import argparse
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.training.args import HelpFormatter
 from sd.training.pretrain.scenes.detector import load_detector
 from sd.training.pretrain.scenes.evaluation import evaluate_tasks, table
 from sd.training.pretrain.scenes.tasks import TASKS
@@ -26,20 +27,20 @@ from sd.utils.errors import plain_errors
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, default=ROOT / "data" / "emoji", help="prepared data (default: data/emoji)")
+    add("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")
     add("--model", type=Path, default=ROOT / "weights" / "emoji.safetensors", help="checkpoint to score")
     add("--detector", type=Path, default=ROOT / "runs" / "scenes" / "detector", help="folder of the trained detector")
-    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help="tasks (default: all six)")
-    add("--prompts", type=int, default=100, help="number of prompts per task (default: 100)")
-    add("--steps", type=int, default=20, help="sampling steps (default: 20)")
-    add("--guidance", type=float, default=4.0, help="classifier-free guidance scale (default: 4)")
-    add("--sheets", type=Path, help="folder for one sheet per task, right and wrong images marked")
-    add("--real-only", action="store_true", help="score only the real scenes (the detector's ceiling)")
+    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help="tasks to score")
+    add("--prompts", type=int, default=100, help="number of prompts for each task")
+    add("--steps", type=int, default=20, help="number of sampling steps")
+    add("--guidance", type=float, default=4.0, help="classifier-free guidance scale")
+    add("--sheets", type=Path, help="folder for one sheet for each task, with right and wrong images marked")
+    add("--real-only", action="store_true", help="score only the rendered scenes (the detector's ceiling)")
     add("--curve", type=Path, help="append the scores as one JSON line to this file")
     add("--note", default="", help="text to store with the scores, such as the number of images seen")
-    add("--threads", type=int, help="processor threads (default: one per core)")
+    add("--threads", type=int, help="number of CPU threads (default: one for each core)")
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)

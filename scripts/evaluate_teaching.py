@@ -1,9 +1,9 @@
-"""Teach the bundled model things and a style that it never saw, and measure how well it learnt them.
+"""Benchmark fine-tuning: train the bundled model on objects and a style that it has never seen, and measure the result.
 
 python scripts/evaluate_teaching.py                     eight concepts by two methods, one by DreamBooth
 python scripts/evaluate_teaching.py --only mango rat    some of them
 
-Given again, it goes on where it was stopped. Writes docs/teaching.json and the sheet docs/teaching.png.
+The same command resumes after a stop. Writes docs/teaching.json and the sheet docs/teaching.png.
 """
 
 import argparse
@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sd.evaluation.confidence import mean_with_ci
-from sd.training.finetune.evaluate import OBJECTS, Taught, concepts, keep_class, teach_concept
+from sd.training.args import HelpFormatter
+from sd.training.finetune.evaluate import OBJECTS, ConceptResult, concepts, finetune_concept, measure_prior_preservation
 from sd.training.pretrain.emoji_dataset import HELD_OUT_STYLE
-from sd.training.pretrain.imagenet_features import judges
+from sd.training.pretrain.imagenet_features import feature_extractors
 from sd.utils.errors import plain_errors
 from sd.utils.image_grid import contact_sheet
 
@@ -27,40 +28,49 @@ GAINS = (("ti", "known"), ("lora", "known"), ("lora", "ti"), ("real", "known"))
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="default: data/emoji")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "concepts", help="default: runs/concepts")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="default: docs")
-    parser.add_argument("--only", nargs="+", choices=[HELD_OUT_STYLE, *OBJECTS], metavar="NAME", help="some concepts")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "concepts", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the results")
+    parser.add_argument(
+        "--only", nargs="+", choices=[HELD_OUT_STYLE, *OBJECTS], metavar="NAME", help="concepts to train (default: all)"
+    )
     options = parser.parse_args()
-    asked = judges()
+    extractors = feature_extractors()
     chosen = [one for one in concepts(options.data) if not options.only or one.name in options.only]
-    taught = [teach_concept(concept, options.runs, asked) for concept in chosen]
-    figures = {judge.name: likeness(taught, judge.name) for judge in asked}
+    results = [finetune_concept(concept, options.runs, extractors) for concept in chosen]
+    figures = {extractor.name: summarize_scores(results, extractor.name) for extractor in extractors}
     thing = next((one for one in chosen if one.kind == "object"), None)
     if thing is not None:
-        kept = {f"prior {weight:g}": keep_class(thing, options.runs, asked, weight) for weight in (1.0, 0.0)}
+        kept = {
+            f"prior {weight:g}": measure_prior_preservation(thing, options.runs, extractors, weight)
+            for weight in (1.0, 0.0)
+        }
         figures["DreamBooth"] = {"thing": thing.name, "class": thing.known} | kept
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "teaching.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    sheet(taught).save(options.out / "teaching.png", optimize=True)
+    sheet(results).save(options.out / "teaching.png", optimize=True)
     print(json.dumps(figures, indent=1))
 
 
-def likeness(taught: list[Taught], judge: str) -> dict:
-    """CLIP-I of each concept, its means, and the means of the gains."""
-    every = {one.concept.name: one.likeness[judge] for one in taught}
+def summarize_scores(results: list[ConceptResult], extractor: str) -> dict:
+    """Return CLIP-I of each concept, its means, and the means of the gains."""
+    every = {one.concept.name: one.clip_i_scores[extractor] for one in results}
     means = {what: str(mean_with_ci([one[what] for one in every.values()])) for what in (*COLUMNS, "real")}
     gains = {f"{a} above {b}": str(mean_with_ci([one[a] - one[b] for one in every.values()])) for a, b in GAINS}
     rounded = {name: {what: round(value, 3) for what, value in one.items()} for name, one in every.items()}
     return {"concepts": rounded, "means": means, "gains": gains}
 
 
-def sheet(taught: list[Taught]):
-    """A row for each concept: two of its pictures, and the first four drawings of each sort, one of each prompt."""
-    rows = [one.concept.shown[:2] + [im for what in COLUMNS for im in one.drawings[what][:4]] for one in taught]
-    labels = ["taught with", "", *(label for name in COLUMNS.values() for label in (name, "", "", ""))]
-    return contact_sheet(rows, [f"{one.concept.name} (from {one.concept.known})" for one in taught], labels)
+def sheet(results: list[ConceptResult]):
+    """Return a row for each concept: two training images, and the first four images of each method, one for each
+    prompt.
+    """
+    rows = [
+        one.concept.training_images[:2] + [im for what in COLUMNS for im in one.generated[what][:4]] for one in results
+    ]
+    labels = ["training images", "", *(label for name in COLUMNS.values() for label in (name, "", "", ""))]
+    return contact_sheet(rows, [f"{one.concept.name} (from {one.concept.known})" for one in results], labels)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Fetch the drawings that the bundled model learns from and lay them out in data/emoji/.
+"""Download the emoji packages and render the dataset of the bundled model into data/emoji/.
 
-python scripts/prepare_emoji.py             983 names in 5 styles, and one style held out: 5,328 pictures
-python scripts/prepare_emoji.py --small     363 names in 4 of them, which are soon learnt
+python scripts/prepare_emoji.py             983 names in 5 styles, and one held-out style: 5,328 images
+python scripts/prepare_emoji.py --small     363 names in 4 of these styles, for short trainings
 """
 
 import argparse
@@ -11,18 +11,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.training.pretrain.emoji_dataset import prepare
+from sd.training.args import HelpFormatter
+from sd.training.pretrain.emoji_dataset import prepare_dataset
 from sd.utils.errors import plain_errors
 
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "emoji", help="default: data/emoji")
-    parser.add_argument("--small", action="store_true", help="fewer names, and one style less")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "emoji", help="folder of the dataset")
+    parser.add_argument("--small", action="store_true", help="only common names, in one style less")
     options = parser.parse_args()
-    count = prepare(options.out, options.small)
-    print(f"{count} pictures in {options.out}")
+    count = prepare_dataset(options.out, options.small)
+    print(f"{count} images in {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cut the objects for training scenes out of the emoji packages, and look at what the scene grammar makes of them.
+"""Cut out the objects for training scenes from the emoji packages, and write a sheet of random scenes.
 
 python scripts/prepare_emoji.py                        the packages, once
 python scripts/prepare_scenes.py                       the cut-outs, once (some minutes)
@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.training.args import HelpFormatter
 from sd.training.pretrain.scenes.cutouts import Cutouts, prepare_cutouts
 from sd.training.pretrain.scenes.grammar import Grammar
 from sd.training.pretrain.scenes.render import render
@@ -21,16 +22,16 @@ from sd.utils.errors import plain_errors
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--data",
         type=Path,
         default=ROOT / "data" / "emoji",
-        help="folder that prepare_emoji.py filled (default: data/emoji)",
+        help="folder that prepare_emoji.py has filled",
     )
-    parser.add_argument("--sheet", type=Path, help="write a sheet of random scenes to this file and prepare nothing")
-    parser.add_argument("--count", type=int, default=64, help="number of scenes in the sheet (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first scene in the sheet (default: 0)")
+    parser.add_argument("--sheet", type=Path, help="write a sheet of random scenes to this file, and prepare nothing")
+    parser.add_argument("--count", type=int, default=64, help="number of scenes in the sheet")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first scene in the sheet")
     parser.add_argument("--held-out", action="store_true", help="show scenes with held-out combinations in the sheet")
     options = parser.parse_args()
     if options.sheet is None:

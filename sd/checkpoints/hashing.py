@@ -5,16 +5,9 @@ import json
 import os
 from pathlib import Path
 
+from sd.utils.files import cache_dir
 
-def cache_folder() -> Path:
-    """Returns the user's cache folder; without a home (`docker --user`), one that cannot be written to."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return Path(os.devnull)
-
-
-CACHE = cache_folder() / "sd-by-hand" / "hashes.json"
+CACHE = cache_dir() / "hashes.json"
 
 
 def model_hash(path: Path) -> str:

@@ -23,13 +23,9 @@ from sd.cli.requests import GenerationRequest, split_by_image
 from sd.pipeline.infotext import read_infotext
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.utils.device import rank_and_world_size as processes
 from sd.utils.errors import UserError
 from sd.utils.files import next_number
-
-
-def processes() -> tuple[int, int]:
-    """Returns (rank, world size) under `torchrun`, else (0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager

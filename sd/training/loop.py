@@ -1,8 +1,8 @@
 """The one training loop.
 
-Everything random in a step is drawn from a generator seeded by (seed, step, place in the step), and the order of the
-data is a function of the step too. So a checkpoint needs no random state, and a run that was killed goes on bit for bit
-from its last checkpoint. Several processes under `torchrun` each take their own examples and average their gradients.
+All randomness in a step comes from generators seeded by (seed, step, position in the step), and the order of the data
+is a function of the step too. So a checkpoint needs no random state, and a run that was killed resumes bit for bit from
+its last checkpoint. Several processes under `torchrun` each take their own examples and average their gradients.
 """
 
 import copy
@@ -20,41 +20,43 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sd.training.distributed import StopSignal, any_process, average_gradients, join_processes
-from sd.training.logger import Log
+from sd.training.logger import Logger
 from sd.training.train_state import TrainingState
 from sd.utils.errors import UserError
 
-Random = torch.Generator | list[torch.Generator]  # a list of one for each example where `Settings.by_example`
-Loss = Callable[[nn.Module, Tensor, Random], Tensor]
+Generators = torch.Generator | list[torch.Generator]  # a list with one for each example if `TrainConfig.by_example`
+Loss = Callable[[nn.Module, Tensor, Generators], Tensor]
 OnStep = Callable[[nn.Module, int, float], dict | None]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
-class Settings:
-    """How long and how fast to learn."""
+class TrainConfig:
+    """The length of a run, its learning rates and its precision."""
 
     steps: int
     batch: int  # examples at once, in each process
     accumulate: int = 1  # batches to a step
     lr: float = 1e-3
-    shares: dict[str, float] = field(default_factory=dict)  # of lr, for a part of the model by its name
+    lr_multipliers: dict[str, float] = field(default_factory=dict)  # of lr, by the name of a top-level submodule
     schedule: str = "cosine"  # or "constant"
     warmup: int = 100  # steps
-    final_lr: float = 0.02  # the end of the cosine, as a share of lr
+    final_lr: float = 0.02  # the end of the cosine, as a fraction of lr
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0
-    ema: float = 0.999  # 0 leaves the average out
-    precision: str = "bf16"  # of autocast, or "fp16", with scaled gradients; "fp32": each layer in its weights' own
-    math_attention: bool = True  # on a CPU; needs the memory of the whole attention matrix
-    by_example: bool = False  # a generator for each example: a step is then the same however its batch is cut
+    ema: float = 0.999  # decay of the averaged weights; 0 for no average
+    precision: str = "bf16"  # of autocast; "fp16" scales gradients; "fp32" computes each layer in its weights' dtype
+    math_attention: bool = True  # plain attention on a CPU, which holds the whole attention matrix in memory
+    by_example: bool = False  # one generator for each example: a step does not depend on how its batch is split
     seed: int = 0
     device: str = "cpu"
     save_minutes: float = 3.0
 
     def lr_at(self, step: int) -> float:
-        """Linear warmup, then constant, or half a cosine down to `final_lr * lr` (Loshchilov & Hutter 2016, eq. 5)."""
+        """Return the learning rate: linear warmup, then constant, or half a cosine down to `final_lr * lr` (Loshchilov
+        & Hutter 2016, eq. 5).
+        """
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         if self.schedule == "constant":
@@ -63,7 +65,7 @@ class Settings:
         return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def ema_at(self, step: int) -> float:
-        """The average's memory, short at first so that it forgets the random start."""
+        """Return the decay of the average, which is short at first so that the average forgets the random start."""
         return min(self.ema, (1 + step) / (10 + step))
 
     def autocast(self) -> torch.autocast:
@@ -76,66 +78,65 @@ def train(
     loss: Loss,
     examples: int,
     run: Path,
-    settings: Settings,
+    settings: TrainConfig,
     on_save: Callable[[nn.Module, int], None] | None = None,
     on_step: OnStep | None = None,
 ) -> nn.Module:
-    """Train `model` for `settings.steps` steps, or go on from `run/state.pt` where that exists.
+    """Train `model` for `settings.steps` steps, or resume from `run/state.pt` where that exists.
 
-    model: what is trained, and nothing else: for an adapter its patches alone.
-    loss: (model, indices, generator) -> the loss of the examples with these indices; `indices` are (batch,), below
-        `examples`, each once an epoch; `generator` (on the CPU) gives all that is random.
+    model: the parameters to train and nothing else; for an adapter its layers alone.
+    loss: (model, indices, generator) -> the loss of the examples with these indices. `indices` are (batch,), below
+        `examples`, each once an epoch; `generator` (on the CPU) gives all randomness.
     on_save: called with the averaged model and the step after each checkpoint, for sample sheets.
-    on_step: called in the first process with the averaged model, the step and its loss; what it returns is logged. A
-        KeyboardInterrupt from it is a Ctrl-C.
+    on_step: called in the first process with the averaged model, the step and its loss; the returned values are logged.
+        A KeyboardInterrupt from it acts as a Ctrl-C.
 
-    Writes `run/state.pt` (whole or not at all) and `run/log.jsonl`. Ctrl-C and SIGTERM save and stop; a second one
-    stops without.
-    Returns the averaged model, which is `model` itself without an average.
-
-    Raises:
-        UserError: the loss is no longer a number, or a checkpoint cannot be written.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
+    Writes `run/state.pt` (atomically) and `run/log.jsonl`. Ctrl-C and SIGTERM save and stop; a second one exits without
+    saving. Returns the averaged model, which is `model` itself without an average.
+    Raises UserError where the loss is not finite or a checkpoint cannot be written, and KeyboardInterrupt after Ctrl-C
+    or SIGTERM, once the checkpoint is written.
     """
-    rank, ranks = join_processes(settings.device)
-    learner = Learner(model, loss, settings, rank, ranks)
-    state = TrainingState(Path(run), learner.parts(), settings)
+    rank, world_size = join_processes(settings.device)
+    trainer = Trainer(model, loss, settings, rank, world_size)
+    state = TrainingState(Path(run), trainer.state_parts(), settings)
     state.resume()
-    log = Log(Path(run), state.step, settings.steps, leader=rank == 0)
-    stopping = StopSignal(ranks, rank == 0, state.kept)
-    taken = settings.batch * settings.accumulate
+    log = Logger(Path(run), state.step, settings.steps, is_leader=rank == 0)
+    stopping = StopSignal(world_size, rank == 0, state.describe_saved)
+    examples_per_step = settings.batch * settings.accumulate
     try:
         stop = False
         while state.step < settings.steps and not stop:
-            value, wrong = learner.step(
-                state.step, examples_of(state.step, taken, examples, settings.seed, rank, ranks)
+            value, wrong = trainer.step(
+                state.step, batch_indices(state.step, examples_per_step, examples, settings.seed, rank, world_size)
             )
             if wrong:
                 raise UserError(
-                    f"the {wrong} is no longer a number at step {state.step}: {state.kept()}; "
-                    "give the same command with a lower --lr."
+                    f"the {wrong} is not finite at step {state.step}: {state.describe_saved()}; "
+                    "run the same command with a lower --lr."
                 )
             state.step += 1
-            numbers = after_step(on_step, learner.average, state.step, value, stopping) if rank == 0 else None
-            stop = any_process(stopping.asked, ranks)
-            log.add(state.step, value, settings.lr_at(state.step - 1), taken * ranks, numbers)
+            measures = after_step(on_step, trainer.average, state.step, value, stopping) if rank == 0 else None
+            stop = any_process(stopping.requested, world_size)
+            log.add_step(state.step, value, settings.lr_at(state.step - 1), examples_per_step * world_size, measures)
             if rank == 0 and (state.step == settings.steps or stop or state.age() > 60 * settings.save_minutes):
                 state.save()
                 if on_save is not None:
-                    on_save(learner.average, state.step)
+                    on_save(trainer.average, state.step)
     except OSError as error:
         reason = f"{run} cannot be written to ({error.strerror or error})"
-        raise UserError(f"{reason}: {state.kept()}; make room and give the same command again.") from error
+        raise UserError(
+            f"{reason}: {state.describe_saved()}; free some disk space and run the same command again."
+        ) from error
     finally:
         log.close()
         stopping.restore()
     if stop and state.step < settings.steps:
         raise KeyboardInterrupt
-    return learner.average
+    return trainer.average
 
 
 def after_step(on_step: OnStep | None, average: nn.Module, step: int, loss: float, stopping: StopSignal) -> dict | None:
-    """What `on_step` measures. It says what a Ctrl-C has to wait for where it has `waits_for`."""
+    """Call `on_step` and return its values; its `waits_for`, if any, names the work that a Ctrl-C waits for."""
     if on_step is None:
         return None
     name = getattr(on_step, "waits_for", None)
@@ -143,23 +144,23 @@ def after_step(on_step: OnStep | None, average: nn.Module, step: int, loss: floa
     try:
         return on_step(average, step, loss)
     except KeyboardInterrupt:
-        if stopping.hurried:
+        if stopping.forced:
             raise
-        stopping.ask()
+        stopping.request_stop()
         return None
     finally:
         stopping.waits_for = "this step"
 
 
-class Learner:
-    """A model with its optimizer, and one step of both."""
+class Trainer:
+    """A model with its optimizer and its average, and one training step of all of them."""
 
-    def __init__(self, model: nn.Module, loss: Loss, settings: Settings, rank: int, ranks: int):
-        self.model, self.loss, self.settings, self.rank, self.ranks = model, loss, settings, rank, ranks
+    def __init__(self, model: nn.Module, loss: Loss, settings: TrainConfig, rank: int, world_size: int):
+        self.model, self.loss, self.settings, self.rank, self.world_size = model, loss, settings, rank, world_size
         model.to(settings.device).train()
         self.average = copy.deepcopy(model).requires_grad_(False).eval() if settings.ema else model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups, self.shares = lr_groups(model, settings.shares)
+        groups, self.lr_multipliers = lr_groups(model, settings.lr_multipliers)
         self.optimizer = torch.optim.AdamW(
             groups, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
         )
@@ -168,36 +169,42 @@ class Learner:
         is_math = settings.device == "cpu" and settings.math_attention
         self.attention_kernel = partial(sdpa_kernel, SDPBackend.MATH) if is_math else nullcontext
 
-    def parts(self) -> dict[str, Any]:
-        """What a checkpoint has to hold, by name."""
+    def state_parts(self) -> dict[str, Any]:
+        """Return the objects whose state a checkpoint holds, by name."""
         parts = {"model": self.model, "optimizer": self.optimizer}
         parts |= {"average": self.average} if self.settings.ema else {}
         return parts | ({"scaler": self.scaler} if self.scaler.is_enabled() else {})
 
     def step(self, step: int, indices: Tensor) -> tuple[float, str]:
-        """Learn from these examples. Returns the loss and, with nothing changed, what is no number ("" if all is)."""
-        for group, share in zip(self.optimizer.param_groups, self.shares):
+        """Make one step on these examples.
+
+        Returns the loss and "". Where the loss or the gradient is not finite, nothing changes and its name is returned
+        instead.
+        """
+        for group, share in zip(self.optimizer.param_groups, self.lr_multipliers):
             group["lr"] = share * self.settings.lr_at(step)
         value = self.gradients(step, indices)
-        if any_process(not math.isfinite(value), self.ranks):
+        if any_process(not math.isfinite(value), self.world_size):
             return value, "loss"
-        average_gradients(self.parameters, self.ranks)
+        average_gradients(self.parameters, self.world_size)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
-        if not norm.isfinite() and self.scaler.get_scale() <= 1:  # above 1 the scaler skips the step and scales less
+        if (
+            not norm.isfinite() and self.scaler.get_scale() <= 1
+        ):  # above 1 the scaler skips the step and lowers its scale
             return value, "gradient"
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.settings.ema:
-            follow(self.average, self.model, self.settings.ema_at(step))
+            ema_update(self.average, self.model, self.settings.ema_at(step))
         return value, ""
 
     def gradients(self, step: int, indices: Tensor) -> float:
-        """The mean loss of the step's batches; its gradients are left in the parameters."""
+        """Return the mean loss of the step's batches; their gradients accumulate in the parameters."""
         self.optimizer.zero_grad()
         total = 0.0
         for i, batch in enumerate(indices.split(self.settings.batch)):
-            random = random_of(self.settings, step, self.rank * self.settings.accumulate + i)
+            random = generator_for(self.settings, step, self.rank * self.settings.accumulate + i)
             with self.attention_kernel():
                 with self.settings.autocast():
                     value = self.loss(self.model, batch, random)
@@ -206,61 +213,63 @@ class Learner:
         return total
 
 
-def lr_groups(model: nn.Module, shares: dict[str, float]) -> tuple[list[dict], list[float]]:
-    """The optimizer's groups of parameters, and each one's share of the learning rate."""
+def lr_groups(model: nn.Module, lr_multipliers: dict[str, float]) -> tuple[list[dict], list[float]]:
+    """Return the optimizer's parameter groups and the learning-rate multiplier of each."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(shares.get(name.split(".")[0], 1.0), []).append(parameter)
+            groups.setdefault(lr_multipliers.get(name.split(".")[0], 1.0), []).append(parameter)
     return [{"params": parameters} for parameters in groups.values()], list(groups)
 
 
-def random_of(settings: Settings, step: int, place: int) -> Random:
-    """For batch number `place` of a step, counted over processes and accumulation: a generator, or one an example."""
+def generator_for(settings: TrainConfig, step: int, position: int) -> Generators:
+    """Return the generator of batch number `position` of a step, counted over processes and accumulation; with
+    `by_example` a list with one generator for each example.
+    """
     if not settings.by_example:
-        return torch.Generator().manual_seed(step_seed(settings.seed, step, place))
-    places = range(place * settings.batch, (place + 1) * settings.batch)
-    return [torch.Generator().manual_seed(step_seed(settings.seed, step, one)) for one in places]
+        return torch.Generator().manual_seed(step_seed(settings.seed, step, position))
+    positions = range(position * settings.batch, (position + 1) * settings.batch)
+    return [torch.Generator().manual_seed(step_seed(settings.seed, step, one)) for one in positions]
 
 
-def step_seed(seed: int, step: int, place: int = 0) -> int:
-    """A seed of its own for each (seed, step, place)."""
-    return ((seed * 1_000_003 + step) * 1_009 + place) % 2**64  # what a generator can take
+def step_seed(seed: int, step: int, position: int = 0) -> int:
+    """Return a distinct seed for each (seed, step, position)."""
+    return ((seed * 1_000_003 + step) * 1_009 + position) % 2**64  # the range of a generator's seed
 
 
-def examples_of(step: int, batch: int, examples: int, seed: int, rank: int = 0, ranks: int = 1) -> Tensor:
-    """(batch,) indices: this rank's share of step `step`, in a walk that takes each example once an epoch."""
-    first = (step * ranks + rank) * batch
-    places = torch.arange(first, first + batch)
+def batch_indices(step: int, batch: int, examples: int, seed: int, rank: int = 0, world_size: int = 1) -> Tensor:
+    """Return (batch,) indices: this rank's part of step `step`, in an order that visits each example once an epoch."""
+    first = (step * world_size + rank) * batch
+    positions = torch.arange(first, first + batch)
     orders = {
         epoch: torch.randperm(examples, generator=torch.Generator().manual_seed(step_seed(seed, epoch)))
-        for epoch in set((places // examples).tolist())
+        for epoch in set((positions // examples).tolist())
     }
-    return torch.stack([orders[place // examples][place % examples] for place in places.tolist()])
+    return torch.stack([orders[position // examples][position % examples] for position in positions.tolist()])
 
 
 @torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model"""
+def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Update in place: average <- decay * average + (1 - decay) * model."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
-def keep(part: nn.Module, run: Path) -> None:
-    """A network as it is used, in `run/model.safetensors`."""
+def save_model(part: nn.Module, run: Path) -> None:
+    """Write a network's weights to `run/model.safetensors`."""
     save_file({key: tensor.cpu().contiguous() for key, tensor in part.state_dict().items()}, run / "model.safetensors")
 
 
-def is_kept(run: Path) -> bool:
+def exists(run: Path) -> bool:
+    """Return whether `run` holds a trained network."""
     return (run / "model.safetensors").exists()
 
 
-def kept(part: nn.Module, run: Path) -> nn.Module:
-    """What `keep` wrote, ready for use.
+def load_model(part: nn.Module, run: Path) -> nn.Module:
+    """Load what `save_model` wrote into `part`, frozen and in evaluation mode.
 
-    Raises:
-        UserError: that part has not been trained.
+    Raises UserError where that part has not been trained.
     """
-    if not is_kept(run):
-        raise UserError(f"{run} holds no trained part yet: run `python scripts/train_scratch.py {run.name}` first.")
+    if not exists(run):
+        raise UserError(f"no trained model in {run}; run `python scripts/train_scratch.py {run.name}` first.")
     part.load_state_dict(load_file(run / "model.safetensors"))
     return part.requires_grad_(False).eval()

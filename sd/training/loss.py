@@ -1,4 +1,4 @@
-"""What a step makes smaller: the error in the noise that the U-Net sees (Ho et al. 2020, eq. 14)."""
+"""The training loss: the error in the noise that the U-Net predicts (Ho et al. 2020, eq. 14)."""
 
 import math
 
@@ -9,20 +9,21 @@ from sd.schedule import SD1_SCHEDULE
 
 
 def snr_weights(lowest: float = 0.0, highest: float = math.inf) -> Tensor:
-    """Weights of the squared error in eps at t = 0 … 999: (1000,).
+    """Return the weights of the squared error in eps at t = 0 … 999: (1000,).
 
-    The error in eps is snr times that in x0, snr = a / (1 - a) the signal-to-noise ratio. With these weights the error
-    in x0 counts as much as snr within bounds: without bounds all are 1; with gamma as the upper one they are Min-SNR's,
-    min(snr, gamma) / snr (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", sec. 3.4).
+    The error in eps is snr times the error in x0, where snr = a / (1 - a) is the signal-to-noise ratio. With these
+    weights the error in x0 counts as much as snr within the bounds. Without bounds all weights are 1; with gamma as the
+    upper bound they are those of Min-SNR, min(snr, gamma) / snr (Hang et al. 2023, "Efficient Diffusion Training via
+    Min-SNR Weighting Strategy", sec. 3.4).
     """
     snr = SD1_SCHEDULE.alphas_cumprod / (1 - SD1_SCHEDULE.alphas_cumprod)
     return snr.clamp(lowest, highest) / snr
 
 
 def eps_errors(unet: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, context: Tensor, weights: Tensor) -> Tensor:
-    """Weighed mean squared errors in eps, (B,) fp32.
+    """Return the weighted mean squared errors in eps, (B,) fp32.
 
-    x0, noise: (B, 4, h, w), on the CPU or where the U-Net is. t: (B,) 0 … 999. weights: (1000,), by time.
+    x0, noise: (B, 4, h, w), on the CPU or on the U-Net's device. t: (B,) 0 … 999. weights: (1000,), by timestep.
     """
     device, dtype = unet.out[2].weight.device, unet.out[2].weight.dtype
     eps = unet(SD1_SCHEDULE.add_noise(x0, noise, t).to(device, dtype), t.to(device), context.to(device, dtype)).float()
@@ -30,9 +31,10 @@ def eps_errors(unet: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, context: T
 
 
 def offset_noise(shape: tuple[int, ...], offset: float, generator: torch.Generator) -> Tensor:
-    """Noise (4, h, w) whose channels' means vary by `offset` more (Guttenberg 2023, "Diffusion with Offset Noise").
+    """Return noise (4, h, w) whose channel means have an additional deviation of `offset` (Guttenberg 2023, "Diffusion
+    with Offset Noise").
 
-    Plain noise leaves the mean of a latent nearly as it is, so that very dark and very bright pictures are not learnt.
+    Plain noise hardly changes the mean of a latent, so that a model does not learn very dark and very bright images.
     """
     noise = torch.randn(shape, generator=generator)
     return noise + offset * torch.randn(shape[0], 1, 1, generator=generator) if offset else noise

@@ -1,4 +1,4 @@
-"""What a run needs to go on after a kill, in one file that is whole at every moment."""
+"""The state from which a run resumes after a kill, in one file that is complete at every moment."""
 
 import time
 from dataclasses import asdict
@@ -12,9 +12,9 @@ from sd.utils.files import replacing, write_torch
 
 
 class TrainingState:
-    """What a checkpoint holds, and the file that holds it: the step, and the `state_dict` of each of `parts`.
+    """The contents of a checkpoint and the file that holds them: the step, and the `state_dict` of each of `parts`.
 
-    Of a network only what is handed in is written: an adapter's run keeps the adapter and not what it is in.
+    Only the networks in `parts` are written: the state of an adapter's run holds the adapter and not its base model.
     """
 
     def __init__(self, run: Path, parts: dict[str, Any], settings: Any):
@@ -22,48 +22,53 @@ class TrainingState:
         self.parts, self.settings = parts, settings
         self.step = 0
         self.saved_step: int | None = None  # of the file
-        self.saved = time.monotonic()
+        self.saved_at = time.monotonic()
 
     def age(self) -> float:
-        """Seconds since the last checkpoint."""
-        return time.monotonic() - self.saved
+        """Return the seconds since the last checkpoint."""
+        return time.monotonic() - self.saved_at
 
     def save(self) -> None:
-        """Write beside, then rename: a kill at any moment leaves a whole file, the old one or the new.
+        """Write the state beside the file, then rename it: a kill at any moment leaves a complete file, the old one or
+        the new.
 
-        Raises UserError where the disk is full or the place not writable; the old one is there still.
+        Raises UserError where the disk is full or the folder not writable; the old file remains.
         """
         contents = {"step": self.step, "settings": asdict(self.settings)}
         contents |= {name: part.state_dict() for name, part in self.parts.items()}
-        with replacing(self.path) as beside:
-            write_torch(contents, beside)
-        self.saved, self.saved_step = time.monotonic(), self.step
+        with replacing(self.path) as part:
+            write_torch(contents, part)
+        self.saved_at, self.saved_step = time.monotonic(), self.step
 
     def resume(self) -> None:
-        """Everything as the file has it; as it is where there is no file."""
+        """Restore everything from the file; change nothing where there is no file.
+
+        Raises UserError where the file is damaged or was written with other settings.
+        """
         if not self.path.exists():
             return
         saved = read_state(self.path)
         if missing := self.parts.keys() - saved.keys():
-            raise UserError(f"{self.path} has no {min(missing)}: go on with the settings it was begun with.")
+            raise UserError(f"{self.path} has no {min(missing)}: resume with the settings that the run started with.")
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(saved[name])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{self.path} does not fit these settings: go on with those it was begun with, or delete the folder."
+                f"{self.path} does not match these settings: resume with the settings of the first start, or delete "
+                "the folder."
             ) from error
         self.step = self.saved_step = saved["step"]
 
-    def kept(self) -> str:
-        """Where to go on from, in words."""
+    def describe_saved(self) -> str:
+        """Return in words from which step the run can resume."""
         return "nothing was saved yet" if self.saved_step is None else f"{self.path} keeps step {self.saved_step}"
 
 
 def read_state(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """What `TrainingState.save` wrote; with `mmap` left in the file until it is used.
+    """Return what `TrainingState.save` wrote; with `mmap`, tensors stay in the file until they are used.
 
-    Raises UserError where it is damaged.
+    Raises UserError where the file is damaged.
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -71,13 +76,13 @@ def read_state(path: Path, mmap: bool = False) -> dict[str, Any]:
             raise TypeError("no step")
     except Exception as error:  # torch raises nearly anything on a damaged file
         raise UserError(
-            f"{path} is damaged, so that this run cannot go on: delete that file to start again from step 0, "
+            f"{path} is damaged, so that this run cannot resume: delete that file to start again from step 0, "
             "or give another --run-dir."
         ) from error
     return saved
 
 
-def steps_done(run: Path) -> int:
-    """How many steps the run in this folder has made. Raises UserError where that is damaged."""
+def completed_steps(run: Path) -> int:
+    """Return the number of steps that the run in this folder has made. Raises UserError where its state is damaged."""
     path = run / "state.pt"
     return read_state(path, mmap=True)["step"] if path.exists() else 0

@@ -1,5 +1,6 @@
 """Devices and number formats: the defaults of this machine, and names as users give them."""
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,11 @@ import torch
 from sd.utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Return this process's rank and the number of processes that `torchrun` started; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def default_device() -> torch.device:

@@ -24,6 +24,17 @@ UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>part|earlier)",
 STARTED = time.time()
 
 
+def cache_dir() -> Path:
+    """Return the folder for files that can be computed again: XDG_CACHE_HOME/sd-by-hand, by default in ~/.cache.
+
+    Without a home folder, as under `docker --user`, it is one that cannot be written to.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-by-hand"
+    except RuntimeError:
+        return Path(os.devnull)
+
+
 def write_torch(content: Any, path: Path) -> None:
     """`torch.save`, with an OSError where the disk is full, and all of it on the disk when this returns."""
     try:

@@ -1,4 +1,4 @@
-"""The teaching scripts as a person runs them, with the bundled model and a few steps."""
+"""The fine-tuning scripts as users run them, with the bundled model and a few steps."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_textual_inversion(run, images):
     flags = ["--images", images, "--word", "<blob>", "--init", "red apple", "--vectors", 2]
     code, out, err = run("train_ti.py", *flags, *QUICK, "--run-dir", "run", "--output", "blob.safetensors")
     assert code == 0, err
-    assert "384 parameters to train, 2 steps of 1 pictures" in out
+    assert "384 trainable parameters, 2 steps of 1 images" in out
     assert "effective learning rate 0.0005" in out
     assert "blob.safetensors  step 2" in out
     assert read_embeddings("blob.safetensors", 192).vectors["<blob>"].shape == (2, 192)

@@ -1,4 +1,4 @@
-"""The loop's other half: accumulation, several processes, precision, hooks, and what can go wrong on the way."""
+"""Accumulation, several processes, precision and hooks of the training loop, and its failures."""
 
 import errno
 import json
@@ -13,13 +13,13 @@ import torch
 from many_processes import together
 from torch import nn
 
-from sd.training.loop import Settings, examples_of, lr_groups, random_of, train
+from sd.training.loop import TrainConfig, batch_indices, generator_for, lr_groups, train
 from sd.training.train_state import TrainingState
 from sd.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-BASE = Settings(steps=6, batch=2, lr=1e-2, warmup=0, ema=0, precision="fp32", by_example=True, save_minutes=60)
+BASE = TrainConfig(steps=6, batch=2, lr=1e-2, warmup=0, ema=0, precision="fp32", by_example=True, save_minutes=60)
 
 
 def line():
@@ -58,14 +58,14 @@ def test_accumulation_and_processes_equal_one_large_batch(tmp_path):
 
 def test_places_have_generators_of_their_own_however_the_batch_is_cut():
     def draws(settings, places):
-        random = [one for place in places for one in random_of(settings, 3, place)]
+        random = [one for place in places for one in generator_for(settings, 3, place)]
         return [torch.rand((), generator=one).item() for one in random]
 
     whole = draws(replace(BASE, batch=4), [0])
     assert len(set(whole)) == 4
     assert draws(replace(BASE, batch=1), range(4)) == draws(replace(BASE, batch=2), range(2)) == whole
-    shared = [examples_of(3, 2, 10, 0, rank, 2).tolist() for rank in range(2)]
-    assert shared[0] + shared[1] == examples_of(3, 4, 10, 0).tolist()
+    shared = [batch_indices(3, 2, 10, 0, rank, 2).tolist() for rank in range(2)]
+    assert shared[0] + shared[1] == batch_indices(3, 4, 10, 0).tolist()
 
 
 def test_constant_schedule_stays_after_its_warmup():
@@ -75,11 +75,11 @@ def test_constant_schedule_stays_after_its_warmup():
 
 def test_a_part_of_the_model_has_its_share_of_the_rate(tmp_path):
     model = nn.ModuleDict({"unet": nn.Linear(1, 1, bias=False), "clip": nn.Linear(1, 1, bias=False)})
-    groups, shares = lr_groups(model, {"clip": 0.5})
+    groups, lr_multipliers = lr_groups(model, {"clip": 0.5})
     assert [group["params"] for group in groups] == [[model.unet.weight], [model.clip.weight]]
-    assert shares == [1.0, 0.5]
+    assert lr_multipliers == [1.0, 0.5]
     before = {name: model[name].weight.item() for name in model}
-    settings = replace(BASE, steps=1, shares={"clip": 0.5}, weight_decay=0.0)
+    settings = replace(BASE, steps=1, lr_multipliers={"clip": 0.5}, weight_decay=0.0)
     train(model, lambda model, *_: model.unet.weight.sum() + model.clip.weight.sum(), 4, tmp_path, settings)
     moved = {name: before[name] - model[name].weight.item() for name in model}
     # Adam's first step is lr, whatever the gradient; 1e-6 is fp32's rounding of weights of about 1.
@@ -176,7 +176,7 @@ def breaks_at(step, value):
 
 
 def test_a_broken_loss_leaves_the_last_good_file(tmp_path):
-    with pytest.raises(UserError, match=r"loss is no longer a number at step 3: .*state\.pt keeps step 3; .*--lr"):
+    with pytest.raises(UserError, match=r"loss is not finite at step 3: .*state\.pt keeps step 3; .*--lr"):
         train(line(), breaks_at(3, math.nan), 10, tmp_path, replace(BASE, save_minutes=0))
     saved = torch.load(tmp_path / "state.pt")
     assert saved["step"] == 3
@@ -190,7 +190,7 @@ def test_a_broken_gradient_changes_nothing(tmp_path):
     """The square root's slope at 0 is infinite while its value is 0."""
     model = line()
     before = model.weight.clone()
-    with pytest.raises(UserError, match="gradient is no longer a number at step 0"):
+    with pytest.raises(UserError, match="gradient is not finite at step 0"):
         train(model, lambda model, *_: (0 * model.weight).sum().sqrt() * 1.0, 10, tmp_path, BASE)
     assert torch.equal(model.weight, before)
 
@@ -232,4 +232,4 @@ def test_a_state_holds_what_it_is_given_and_nothing_else(tmp_path):
     other.resume()
     assert other.step == 5
     assert torch.equal(other.parts["model"].weight, model.weight)
-    assert other.kept() == f"{tmp_path / 'state.pt'} keeps step 5"
+    assert other.describe_saved() == f"{tmp_path / 'state.pt'} keeps step 5"

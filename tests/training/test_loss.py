@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sd.schedule import SD1_SCHEDULE
-from sd.training.finetune.batch import Example, Objective, Source, fixed_examples
+from sd.training.finetune.batch import DiffusionLoss, Example, TrainingSource, fixed_examples
 from sd.training.loss import eps_errors, offset_noise, snr_weights
 
 
@@ -67,32 +67,32 @@ def test_noise_offset_adds_its_square_to_the_variance_of_the_means():
 class Latents:
     """Of picture i: all i, wide for odd ones."""
 
-    def draw(self, indices, generator):
+    def sample(self, indices, generator):
         return [torch.full((4, 2, 4 if i % 2 else 2), float(i)) for i in indices]
 
 
 class Texts:
-    def draw(self, indices, generator):
+    def sample(self, indices, generator):
         return ["x" * int(i) for i in indices]
 
 
 def test_shapes_go_through_apart_and_the_prior_counts_with_its_weight():
     unet, weights = Guess(), snr_weights()
-    learnt = Source(Latents(), Texts(), places=[0, 1, 2])
-    prior = Source(Latents(), Texts(), places=[4], weight=0.25)
-    objective = Objective(unet, contexts, weights, learnt, prior)
+    learnt = TrainingSource(Latents(), Texts(), indices=[0, 1, 2])
+    prior = TrainingSource(Latents(), Texts(), indices=[4], weight=0.25)
+    diffusion_loss = DiffusionLoss(unet, contexts, weights, learnt, prior)
 
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in (7, 8, 9)]
 
-    found = objective(None, torch.tensor([0, 1, 2]), generators())
+    found = diffusion_loss(None, torch.tensor([0, 1, 2]), generators())
     assert sorted(unet.sizes) == [(1, 4, 2, 4), (5, 4, 2, 2)]
 
     drawn = generators()
-    examples = [learnt.example(i, generator) for i, generator in enumerate(drawn)]
+    examples = [learnt.make_example(i, generator) for i, generator in enumerate(drawn)]
     for generator in drawn:
         torch.randint(1, (), generator=generator)
-        examples.append(prior.example(0, generator))
+        examples.append(prior.make_example(0, generator))
     assert [one.weight for one in examples] == [1, 1, 1, 0.25, 0.25, 0.25]
     errors = []
     for one in examples:
@@ -102,20 +102,20 @@ def test_shapes_go_through_apart_and_the_prior_counts_with_its_weight():
 
 
 def test_fixed_examples_stay_the_same_and_cover_the_times():
-    source = Source(Latents(), Texts(), places=[2, 3])
+    source = TrainingSource(Latents(), Texts(), indices=[2, 3])
     first, again = fixed_examples(source), fixed_examples(source)
     assert [one.t for one in first] == [62, 187, 312, 437, 562, 687, 812, 937]
     assert [one.text for one in first] == ["xx", "xxx"] * 4
     assert all(torch.equal(a.noise, b.noise) for a, b in zip(first, again))
-    objective = Objective(Guess(), contexts, snr_weights(highest=5.0), source)
-    plain = [objective.sum([one], torch.ones(1000)).item() for one in first]
-    assert objective.measure(first) == pytest.approx(sum(plain) / 8)
+    diffusion_loss = DiffusionLoss(Guess(), contexts, snr_weights(highest=5.0), source)
+    plain = [diffusion_loss.total_loss([one], torch.ones(1000)).item() for one in first]
+    assert diffusion_loss.fixed_loss(first) == pytest.approx(sum(plain) / 8)
 
 
 def test_an_example_takes_its_time_from_the_generator_even_where_it_is_given():
     """So that a given time does not change the noise."""
-    source = Source(Latents(), Texts(), places=[0])
-    free, given = (source.example(0, torch.Generator().manual_seed(4), t) for t in (None, 10))
+    source = TrainingSource(Latents(), Texts(), indices=[0])
+    free, given = (source.make_example(0, torch.Generator().manual_seed(4), t) for t in (None, 10))
     assert isinstance(free, Example)
     assert given.t == 10
     assert torch.equal(free.noise, given.noise)

@@ -1,4 +1,4 @@
-"""One step at v1-5's size, 512 x 512, in a process of its own: what it takes of memory, at its peak."""
+"""The peak memory of one training step at v1-5's size, 512 x 512, in a separate process."""
 
 import subprocess
 import sys
@@ -17,11 +17,11 @@ STEP = textwrap.dedent("""
     from sd.optimization.registry import TRAINABLE
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.tokenizer import Tokenizer
-    from sd.training.finetune.gradient_checkpointing import forget_more
-    from sd.training.loop import Learner
+    from sd.training.finetune.gradient_checkpointing import enable_gradient_checkpointing
+    from sd.training.loop import Trainer
     from sd.training.finetune.methods import METHODS
     from sd.training.loss import eps_errors, snr_weights
-    from sd.training.finetune.setup import loop_settings
+    from sd.training.finetune.setup import train_config
     from sd.training.finetune.recipes import recipe_for
     from sd.unet import UNetModel
     from sd.vae import AutoencoderKL
@@ -39,17 +39,17 @@ STEP = textwrap.dedent("""
     pipe.set_optimizations(TRAINABLE)
     pipe.optimize()
     recipe = recipe_for(method, pipe, "zebrafish-7")
-    learner = METHODS[method](pipe, "zebrafish-7", recipe)
+    tuner = METHODS[method](pipe, "zebrafish-7", recipe)
     if recomputed:
-        forget_more(pipe.unet)
+        enable_gradient_checkpointing(pipe.unet)
     x0, noise = torch.randn(2, 1, 4, 64, 64).unbind(0)
 
     def loss(model, indices, generators):
-        context = learner.contexts(["a photo of zebrafish-7"])
+        context = tuner.contexts(["a photo of zebrafish-7"])
         return eps_errors(pipe.unet, x0, noise, torch.tensor([500]), context, snr_weights()).mean()
 
-    settings = loop_settings(recipe, method, pipe, 1)
-    assert Learner(learner.module, loss, settings, 0, 1).step(0, torch.tensor([0]))[1] == ""
+    settings = train_config(recipe, method, pipe, 1)
+    assert Trainer(tuner.module, loss, settings, 0, 1).step(0, torch.tensor([0]))[1] == ""
     print(most_resident() / 1e9)
 """)
 

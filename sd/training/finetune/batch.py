@@ -1,4 +1,4 @@
-"""What is learnt from in a step: pictures with noise in them, and the loss of all of them together."""
+"""Training examples, images with noise at random timesteps, and the loss of a step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Contexts = Callable[[list[str]], Tensor]  # B texts to what the U-Net reads, (B,
 
 @dataclass
 class Example:
-    """One picture with noise to be found in it. x0, noise: (4, h, w). t: 0 … 999. weight: of its error in the sum."""
+    """One image with noise. x0, noise: (4, h, w). t: 0 … 999. weight: of its error in the sum."""
 
     x0: Tensor
     noise: Tensor
@@ -27,47 +27,54 @@ class Example:
 
 
 @dataclass
-class Source:
-    """Pictures to draw examples from: places of `latents` and `captions`, and the weight that each example gets."""
+class TrainingSource:
+    """Images to make examples from: indices into `latents` and `captions`, and the weight of each example."""
 
     latents: LatentCache
     captions: Captions
-    places: list[int]
+    indices: list[int]
     weight: float = 1.0
     noise_offset: float = 0.0
 
-    def example(self, index: int, generator: torch.Generator, t: int | None = None) -> Example:
-        """Of picture `places[index]`; its view, caption, noise and time (if None) are from the generator."""
-        place = [self.places[index]]
-        (x0,), (text,) = self.latents.draw(place, generator), self.captions.draw(place, generator)
-        drawn = int(torch.randint(TIMES, (), generator=generator))
+    def make_example(self, index: int, generator: torch.Generator, t: int | None = None) -> Example:
+        """Return an example of image `indices[index]`; its view, caption, noise and timestep (if None) come from the
+        generator.
+        """
+        place = [self.indices[index]]
+        (x0,), (text,) = self.latents.sample(place, generator), self.captions.sample(place, generator)
+        random_t = int(torch.randint(TIMES, (), generator=generator))
         noise = offset_noise(x0.shape, self.noise_offset, generator)
-        return Example(x0, noise, drawn if t is None else t, text, self.weight)
+        return Example(x0, noise, random_t if t is None else t, text, self.weight)
 
 
-class Objective:
+class DiffusionLoss:
     """The loss of a step, for `loop.train`.
 
-    source: the pictures to learn from; the step's indices are its own. prior: with it each of them brings one of the
-    class along, at random, so that the word does not take the class over: L + weight * L_class (Ruiz et al. 2022,
-    "DreamBooth", eq. 2). weights: (1000,), see `snr_weights`.
+    source: the training images, which the step's indices refer to. prior: class images. Each training example is paired
+        with a random one of these, so that the word does not take over the class: L + weight * L_class (Ruiz et al.
+        2022, "DreamBooth", eq. 2). weights: (1000,), see `snr_weights`.
     """
 
     def __init__(
-        self, unet: nn.Module, contexts: Contexts, weights: Tensor, source: Source, prior: Source | None = None
+        self,
+        unet: nn.Module,
+        contexts: Contexts,
+        weights: Tensor,
+        source: TrainingSource,
+        prior: TrainingSource | None = None,
     ):
         self.unet, self.contexts, self.weights, self.source, self.prior = unet, contexts, weights, source, prior
 
     def __call__(self, model: nn.Module, indices: Tensor, generators: list[torch.Generator]) -> Tensor:
-        examples = [self.source.example(i, generator) for i, generator in zip(indices.tolist(), generators)]
+        examples = [self.source.make_example(i, generator) for i, generator in zip(indices.tolist(), generators)]
         if self.prior is not None:
             for generator in generators:
-                k = int(torch.randint(len(self.prior.places), (), generator=generator))
-                examples.append(self.prior.example(k, generator))
-        return self.sum(examples, self.weights) / len(indices)
+                k = int(torch.randint(len(self.prior.indices), (), generator=generator))
+                examples.append(self.prior.make_example(k, generator))
+        return self.total_loss(examples, self.weights) / len(indices)
 
-    def sum(self, examples: list[Example], weights: Tensor) -> Tensor:
-        """Weighed errors of all examples together; those of one shape go through the U-Net at once."""
+    def total_loss(self, examples: list[Example], weights: Tensor) -> Tensor:
+        """Return the sum of the weighted errors; examples of one shape pass through the U-Net together."""
         total = torch.zeros(())
         for _, same in groupby(sorted(examples, key=shape_of), key=shape_of):
             group = list(same)
@@ -79,18 +86,20 @@ class Objective:
         return total
 
     @torch.no_grad()
-    def measure(self, examples: list[Example]) -> float:
-        """The plain mean error of examples that stay the same: free of the noise that a step's own loss is full of."""
-        return sum(self.sum([one], torch.ones(TIMES)).item() for one in examples) / len(examples)
+    def fixed_loss(self, examples: list[Example]) -> float:
+        """Return the mean unweighted error of fixed examples, which has none of the noise of a step's own loss."""
+        return sum(self.total_loss([one], torch.ones(TIMES)).item() for one in examples) / len(examples)
 
 
-def shape_of(example: Example) -> tuple[int, ...]:
-    return tuple(example.x0.shape)
+def shape_of(make_example: Example) -> tuple[int, ...]:
+    return tuple(make_example.x0.shape)
 
 
-def fixed_examples(source: Source, times: int = 8) -> list[Example]:
-    """Examples of `times` times, evenly spread, that depend on nothing but the pictures of `source`, taken in turn."""
+def fixed_examples(source: TrainingSource, times: int = 8) -> list[Example]:
+    """Return examples at `times` evenly spaced timesteps, which depend only on the images of `source`, in turn."""
     return [
-        source.example(k % len(source.places), torch.Generator().manual_seed(k), t=(2 * k + 1) * TIMES // (2 * times))
+        source.make_example(
+            k % len(source.indices), torch.Generator().manual_seed(k), t=(2 * k + 1) * TIMES // (2 * times)
+        )
         for k in range(times)
     ]

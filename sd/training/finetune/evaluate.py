@@ -1,8 +1,8 @@
-"""How well does teaching work? The bundled model is taught things and a style that it never saw, and asked for them.
+"""A benchmark of fine-tuning: the bundled model is trained on objects and a style that it has never seen.
 
-Each concept is a folder of pictures and a word; all else is left to the defaults. What is asked for then, no caption
-said and no preview showed, at seeds of its own. The measure is CLIP-I: are the drawings more like the pictures than
-those of the nearest words that the model knew before?
+Each concept is a folder of images and a word; everything else has its default. The prompts of the evaluation occur in
+no caption and no preview, and have their own seeds. The measure is CLIP-I: are the generated images more similar to the
+concept's images than those for the nearest words that the model knew before?
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from PIL import Image
 
 from sd.evaluation.clip_score import clip_i
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.training.finetune.finetune import teach
+from sd.training.finetune.finetune import finetune
 from sd.training.finetune.recipes import recipe_for
-from sd.training.finetune.setup import load_to_teach
-from sd.training.pretrain.dataset import EmojiPictures, with_article
+from sd.training.finetune.setup import load_for_training
+from sd.training.pretrain.dataset import EmojiDataset, with_article
 from sd.training.pretrain.emoji_dataset import HELD_OUT_STYLE
-from sd.training.pretrain.imagenet_features import Judge
+from sd.training.pretrain.imagenet_features import FeatureExtractor
 from sd.utils.images import from_tensor
 
-# Names that were held out, each with the nearest one that was not.
+# Held-out names, each with the nearest name that was trained.
 OBJECTS = {
     "poodle": "dog",
     "rat": "mouse",
@@ -33,30 +33,33 @@ OBJECTS = {
 }
 OBJECT_STYLES = ("fluent 3d emoji", "fluent flat emoji", "noto emoji")
 OBJECT_PROMPTS = ("{}, fluent 3d emoji", "fluent flat emoji of a {}", "noto emoji, {}", "a {}, fxemoji")
-# The pictures of the held-out style: 15, all of names that the model draws in other styles.
+# The training images of the held-out style: 15 names that the model knows in other styles.
 STYLE_NAMES = (
     "dog face, lion, pig, frog, penguin, fish, tulip, tree, banana, strawberry, hamburger, house, car, umbrella, star"
 ).split(", ")
-SHOWN_IN_NO_PICTURE = ("panda", "tiger", "carrot", "pizza", "bus", "key", "gift", "rose")  # and in no preview
-STYLE_PROMPTS = tuple(f"{with_article(name)}, {{}}" for name in SHOWN_IN_NO_PICTURE)
-SEEDS = range(100, 108)  # of the drawings of a concept; previews have 0 to 3
+EVALUATION_NAMES = ("panda", "tiger", "carrot", "pizza", "bus", "key", "gift", "rose")  # in no image and no preview
+STYLE_PROMPTS = tuple(f"{with_article(name)}, {{}}" for name in EVALUATION_NAMES)
+SEEDS = range(100, 108)  # of the evaluation; previews have 0 to 3
 
 
 @dataclass(frozen=True)
 class Concept:
-    """known: the words that come nearest among those the model knows.
+    """An object or style to train.
 
-    pictures: what it is taught with, by file name. captions: one each; none for the style, where the names say what is
-    shown. prompts: of the drawings. In both {} is where the word goes. others: pictures of it that are not shown, in
-    other styles or of other things: what the best of drawings would look like.
+    known: the nearest words that the model knows.
+    images: the training images by file name.
+    captions: one for each image; none for the style, where file names describe the images.
+    other_images: images of the concept outside of training, in other styles or of other objects: the ceiling for
+        generated images.
+    prompts: of the evaluation. In captions and prompts {} stands for the word.
     """
 
     name: str
     kind: str
     known: str
-    pictures: dict[str, Image.Image]
+    images: dict[str, Image.Image]
     captions: list[str]
-    others: list[Image.Image]
+    other_images: list[Image.Image]
     prompts: tuple[str, ...]
 
     @property
@@ -64,100 +67,109 @@ class Concept:
         return self.name.replace(" ", "-")
 
     @property
-    def shown(self) -> list[Image.Image]:
-        return list(self.pictures.values())
+    def training_images(self) -> list[Image.Image]:
+        return list(self.images.values())
 
     def write(self, folder: Path, word: str) -> Path:
-        """The pictures as people bring them, a caption beside each where there is one."""
+        """Write the images to a folder as a user would have them, with a caption file beside each if there is one."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in self.pictures.items():
-            picture.save(folder / f"{name}.png")
-        for name, caption in zip(self.pictures, self.captions):
+        for name, image in self.images.items():
+            image.save(folder / f"{name}.png")
+        for name, caption in zip(self.images, self.captions):
             (folder / f"{name}.txt").write_text(caption.format(word), encoding="utf-8")
         return folder
 
-    def draw(self, pipe: StableDiffusion, word: str) -> list[Image.Image]:
-        """A drawing for each of SEEDS, of the prompts in turn, as the model draws best."""
-        asked = dict(steps=20, guidance_scale=3.0, sampler="dpmpp_2m")
+    def generate(self, pipe: StableDiffusion, word: str) -> list[Image.Image]:
+        """Generate an image for each of SEEDS, with the prompts in turn and the settings that suit the model best."""
+        settings = dict(steps=20, guidance_scale=3.0, sampler="dpmpp_2m")
         prompts = [self.prompts[k % len(self.prompts)].format(word) for k in range(len(SEEDS))]
-        return [pipe(prompt, seed=seed, **asked).images[0] for prompt, seed in zip(prompts, SEEDS)]
+        return [pipe(prompt, seed=seed, **settings).images[0] for prompt, seed in zip(prompts, SEEDS)]
 
 
 def concepts(data: Path) -> list[Concept]:
-    """The held-out style, then the held-out things, from the prepared dataset."""
-    drawn = EmojiPictures(data, ("name", "style"))
+    """Return the held-out style, then the held-out objects, from the prepared dataset."""
+    dataset = EmojiDataset(data, ("name", "style"))
 
-    def pictures(names, styles) -> dict[tuple[str, str], Image.Image]:
-        places = [i for i, emoji in enumerate(drawn.emoji) if emoji.name in names and emoji.style in styles]
-        keys = [(drawn.emoji[i].name, drawn.emoji[i].style) for i in places]
-        return dict(zip(keys, from_tensor(drawn.images(places))))
+    def select(names, styles) -> dict[tuple[str, str], Image.Image]:
+        indices = [i for i, emoji in enumerate(dataset.emoji) if emoji.name in names and emoji.style in styles]
+        keys = [(dataset.emoji[i].name, dataset.emoji[i].style) for i in indices]
+        return dict(zip(keys, from_tensor(dataset.images(indices))))
 
-    shown = {name: picture for (name, _), picture in pictures(STYLE_NAMES, (HELD_OUT_STYLE,)).items()}
-    others = list(pictures(SHOWN_IN_NO_PICTURE, (HELD_OUT_STYLE,)).values())
-    found = [Concept(HELD_OUT_STYLE, "style", "noto emoji", shown, [], others, STYLE_PROMPTS)]
+    training_images = {name: image for (name, _), image in select(STYLE_NAMES, (HELD_OUT_STYLE,)).items()}
+    other_images = list(select(EVALUATION_NAMES, (HELD_OUT_STYLE,)).values())
+    found = [Concept(HELD_OUT_STYLE, "style", "noto emoji", training_images, [], other_images, STYLE_PROMPTS)]
     for name, known in OBJECTS.items():
-        shown = {style: picture for (_, style), picture in pictures((name,), OBJECT_STYLES).items()}
-        captions = [f"a {{}}, {style}" for style in shown]
-        others = list(pictures((name,), ("fxemoji", HELD_OUT_STYLE)).values())
-        found.append(Concept(name, "object", known, shown, captions, others, OBJECT_PROMPTS))
+        training_images = {style: image for (_, style), image in select((name,), OBJECT_STYLES).items()}
+        captions = [f"a {{}}, {style}" for style in training_images]
+        other_images = list(select((name,), ("fxemoji", HELD_OUT_STYLE)).values())
+        found.append(Concept(name, "object", known, training_images, captions, other_images, OBJECT_PROMPTS))
     return found
 
 
 @dataclass
-class Taught:
-    """What came of one concept: drawings by what they are of ("known", "ti", "lora").
+class ConceptResult:
+    """The result of one concept: generated images by method ("known", "ti", "lora").
 
-    likeness: their CLIP-I, and that of pictures of the concept which were not shown ("real"), by the judge's name.
+    clip_i_scores: CLIP-I by feature extractor and method, and that of images outside of training ("real").
     """
 
     concept: Concept
-    drawings: dict[str, list[Image.Image]]
-    likeness: dict[str, dict[str, float]]
+    generated: dict[str, list[Image.Image]]
+    clip_i_scores: dict[str, dict[str, float]]
 
 
-def teach_concept(concept: Concept, run: Path, judges: list[Judge], say: Callable[[str], None] = print) -> Taught:
-    """The concept by textual inversion and by LoRA, each with the defaults, beside the words known before."""
-    pipe = load_to_teach("lora")
-    drawings = {"known": concept.draw(pipe, concept.known)}
+def finetune_concept(
+    concept: Concept, run: Path, feature_extractors: list[FeatureExtractor], say: Callable[[str], None] = print
+) -> ConceptResult:
+    """Train the concept by textual inversion and by LoRA, each with the defaults, and compare with the known words."""
+    pipe = load_for_training("lora")
+    generated = {"known": concept.generate(pipe, concept.known)}
     for method, name in (("ti", f"<{concept.file_name}>"), ("lora", concept.file_name)):
-        recipe = recipe_for(method, pipe, name, kind=concept.kind, **words(method, concept))
+        recipe = recipe_for(method, pipe, name, kind=concept.kind, **word_settings(method, concept))
         where = run / f"{concept.file_name}-{method}"
-        images, output = concept.write(where / "pictures", recipe.said), where / "result.safetensors"
-        taught = teach(method, images, name, pipe, recipe, run=where, output=output, say=say)
-        (pipe.load_embedding if method == "ti" else pipe.load_lora)(taught.path)
-        drawings[method] = concept.draw(pipe, recipe.said)
+        folder, output = concept.write(where / "pictures", recipe.phrase), where / "result.safetensors"
+        result = finetune(method, folder, name, pipe, recipe, run=where, output=output, say=say)
+        (pipe.load_embedding if method == "ti" else pipe.load_lora)(result.path)
+        generated[method] = concept.generate(pipe, recipe.phrase)
         pipe.unload()
-    compared = drawings | {"real": concept.others}
-    likeness = {
-        judge.name: {what: clip_i(judge, made, concept.shown) for what, made in compared.items()} for judge in judges
+    compared = generated | {"real": concept.other_images}
+    clip_i_scores = {
+        extractor.name: {what: clip_i(extractor, images, concept.training_images) for what, images in compared.items()}
+        for extractor in feature_extractors
     }
-    return Taught(concept, drawings, likeness)
+    return ConceptResult(concept, generated, clip_i_scores)
 
 
-def words(method: str, concept: Concept) -> dict[str, str]:
-    """A new word that starts as the known ones, or a rare one before them."""
+def word_settings(method: str, concept: Concept) -> dict[str, str]:
+    """Return a new word that is initialized with the known ones, or a rare word before them."""
     return {"init": concept.known} if method == "ti" else {"word": "sks", "class_word": concept.known}
 
 
-def keep_class(concept: Concept, run: Path, judges: list[Judge], prior_weight: float) -> dict[str, dict[str, float]]:
-    """DreamBooth of a thing, by the judge's name: CLIP-I of its drawings to its pictures, before and after, and of the
-    class' drawings to those before, each to that of its own prompt and seed, and to the thing's pictures.
+def measure_prior_preservation(
+    concept: Concept, run: Path, feature_extractors: list[FeatureExtractor], prior_weight: float
+) -> dict[str, dict[str, float]]:
+    """Measure what DreamBooth of an object does to its class, by feature extractor.
+
+    The CLIP-I scores are those of the object before and after, of class images to those before (each pair with its own
+    prompt and seed), and of class images to the object's images.
     """
-    pipe = load_to_teach("dreambooth")
-    before = concept.draw(pipe, concept.known)
+    pipe = load_for_training("dreambooth")
+    before = concept.generate(pipe, concept.known)
     where = run / f"{concept.file_name}-dreambooth-{prior_weight:g}"
-    given = words("dreambooth", concept) | {"prior_weight": prior_weight}
+    given = word_settings("dreambooth", concept) | {"prior_weight": prior_weight}
     recipe = recipe_for("dreambooth", pipe, concept.file_name, **given)
-    images, output = concept.write(where / "pictures", recipe.said), where / "result.safetensors"
-    taught = teach("dreambooth", images, concept.file_name, pipe, recipe, run=where, output=output)
-    pipe = StableDiffusion.from_pretrained(taught.path)
-    thing, kept = concept.draw(pipe, recipe.said), concept.draw(pipe, concept.known)
+    folder, output = concept.write(where / "pictures", recipe.phrase), where / "result.safetensors"
+    result = finetune("dreambooth", folder, concept.file_name, pipe, recipe, run=where, output=output)
+    pipe = StableDiffusion.from_pretrained(result.path)
+    images, class_images = concept.generate(pipe, recipe.phrase), concept.generate(pipe, concept.known)
     return {
-        judge.name: {
-            "thing": clip_i(judge, thing, concept.shown),
-            "thing before": clip_i(judge, before, concept.shown),
-            "class kept": sum(clip_i(judge, [now], [then]) for now, then in zip(kept, before)) / len(before),
-            "class taken over": clip_i(judge, kept, concept.shown) - clip_i(judge, before, concept.shown),
+        extractor.name: {
+            "thing": clip_i(extractor, images, concept.training_images),
+            "thing before": clip_i(extractor, before, concept.training_images),
+            "class kept": sum(clip_i(extractor, [now], [then]) for now, then in zip(class_images, before))
+            / len(before),
+            "class taken over": clip_i(extractor, class_images, concept.training_images)
+            - clip_i(extractor, before, concept.training_images),
         }
-        for judge in judges
+        for extractor in feature_extractors
     }

@@ -1,6 +1,7 @@
-"""Teach a model a thing or a style from a folder of pictures: textual inversion, LoRA and DreamBooth."""
+"""Fine-tune a model on an object or a style from a folder of images: textual inversion, LoRA and DreamBooth."""
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,39 +12,45 @@ from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.optimization.registry import TRAINABLE
 from sd.pipeline.stable_diffusion import BUNDLED, EMBEDDINGS, LORAS, WEIGHTS, StableDiffusion
 from sd.training.distributed import join_processes
-from sd.training.finetune.advice import table
-from sd.training.finetune.batch import Objective, fixed_examples
+from sd.training.finetune.advice import format_table, warnings
+from sd.training.finetune.batch import DiffusionLoss, fixed_examples
 from sd.training.finetune.data.captions import KINDS
-from sd.training.finetune.data.image_folder import Photos
-from sd.training.finetune.disk_space import check_room, clean, need, spoken
-from sd.training.finetune.gradient_checkpointing import forget_less, forget_more
-from sd.training.finetune.metadata import begun_at, facts
+from sd.training.finetune.data.image_folder import ImageFolder
+from sd.training.finetune.disk_space import check_free_space, clean_run, format_size, required_space
+from sd.training.finetune.gradient_checkpointing import disable_gradient_checkpointing, enable_gradient_checkpointing
+from sd.training.finetune.metadata import metadata, start_time
 from sd.training.finetune.methods import METHODS
-from sd.training.finetune.outputs import check_output, deliver, output_for
-from sd.training.finetune.prior_preservation import class_pictures
+from sd.training.finetune.outputs import check_output, deliver, resolve_output
+from sd.training.finetune.prior_preservation import generate_class_images
 from sd.training.finetune.recipes import Recipe, recipe_for
-from sd.training.finetune.runs import about, check_begun, check_steps, clear_orphans, content_hash, write_note
-from sd.training.finetune.setup import kind_of, loop_settings, sources, summary
-from sd.training.finetune.validation import OnEvent, Watch
+from sd.training.finetune.runs import check_same_run, check_steps, clear_orphans, content_hash, run_identity, write_note
+from sd.training.finetune.setup import build_sources, caption_kind, summary, train_config
+from sd.training.finetune.validation import OnEvent, Validator
 from sd.training.loop import train
 from sd.training.loss import snr_weights
 from sd.utils.errors import UserError
 
 RUNS = WEIGHTS.parent / "runs"
-MOST_REFERENCES = 64  # pictures to compare with
-PREVIEWS = 4  # captions to draw, where there is no word to draw
+MAX_REFERENCES = 64  # training images to compare with
+MAX_CAPTION_PREVIEWS = 4  # captions used as validation prompts where there is no word
 
 
 @dataclass
 class Result:
-    """path: the advised file, where prompts find it. sheet: the contact sheet of steps by prompts."""
+    """The result of a run: the file of the best step, the contact sheet of steps by prompts, and how the step was
+    chosen.
+
+    rule: the reason for the choice, as a sentence without its full stop. warnings: sentences about doubts.
+    """
 
     path: Path
     sheet: Path
-    advised_step: int
+    best_step: int
+    rule: str = ""
+    warnings: tuple[str, ...] = ()
 
 
-def teach(
+def finetune(
     method: str,
     images: str | Path,
     name: str,
@@ -54,64 +61,72 @@ def teach(
     output: Path | None = None,
     say: Callable[[str], None] = tqdm.write,
 ) -> Result:
-    """Teaches, or goes on with what was stopped; the same call after a kill ends in the same bits.
+    """Fine-tune a model, or resume a run that was stopped; the same call after a kill ends in the same bits.
 
-    method: "ti", "lora" or "dreambooth". images: a folder of pictures, with captions or without. name: of the result;
-    for "ti" the new word. pipe: its precision is the frozen networks'. Afterwards it is bit for bit as before, but for
-    "dreambooth", which changes it. settings: from `recipe_for`, or the defaults.
-    on_event: called after each step with {"step", "steps", "loss", "held_out", "preview": path, ...}, the latter None
-    but for every few steps. A KeyboardInterrupt from it saves and stops.
-    run: where everything of this run is kept, runs/METHOD-NAME if None. output: where the advised file goes.
+    method: "ti", "lora" or "dreambooth".
+    images: a folder of images, with or without captions.
+    name: the name of the result; for "ti" the new word.
+    pipe: the base model. Its precision is that of the frozen networks. Afterwards it is unchanged bit for bit, except
+        by "dreambooth".
+    settings: from `recipe_for`; None for the defaults.
+    on_event: called after each step with {"step", "steps", "loss", "held_out", "preview": path, ...}, the last ones
+        None except every few steps. A KeyboardInterrupt from it saves and stops.
+    run: the folder of everything that belongs to this run; None for runs/METHOD-NAME.
+    output: the path of the result; None for the default folder.
 
-    Raises UserError, with nothing changed, for what cannot be done, and KeyboardInterrupt once stopped.
+    Raises UserError, with nothing changed, for invalid input, and KeyboardInterrupt after a stop.
     """
     recipe = settings or recipe_for(method, pipe, name)
-    rank, ranks = join_processes(str(pipe.device))
-    say = printing(say) if rank == 0 else lambda sentence: None
+    rank, world_size = join_processes(str(pipe.device))
+    say = escape_undecodable(say) if rank == 0 else lambda sentence: None
     check_name(name)
-    output, run = places(method, name, pipe, recipe, run, output, leader=rank == 0)
-    say(told_of_base(pipe))
-    photos = Photos(images, say=say)
-    captions = tuple(photo.caption or "" for photo in photos.photos[:PREVIEWS])
+    output, run = resolve_paths(method, name, pipe, recipe, run, output, leader=rank == 0)
+    say(describe_base_model(pipe))
+    folder = ImageFolder(images, say=say)
+    captions = tuple(image.caption or "" for image in folder.images[:MAX_CAPTION_PREVIEWS])
     recipe = replace(recipe, prompts=recipe.prompts or captions)
-    note = check_begun(run, about(method, name, pipe, recipe, photos, Path(images)))
+    note = check_same_run(run, run_identity(method, name, pipe, recipe, folder, Path(images)))
     check_steps(run, note, recipe.steps, say)
-    note.setdefault("began", begun_at())
-    wanted = pipe.optimizations
+    note.setdefault("began", start_time())
+    optimizations = pipe.optimizations
     pipe.set_optimizations(TRAINABLE)
-    pipe.optimize()  # as every drawing does: each step then has the same bits, whether or not one was drawn before
-    learner = None
+    pipe.optimize()  # as every generation does, so that a step has the same bits with and without previews before it
+    tuner = None
     try:
-        prior = draw_class(method, pipe, recipe, rank, ranks)
-        learner = METHODS[method](pipe, name, recipe)
-        check_room(need(method, learner.module, pipe, recipe, len(photos)), run, output, say)
-        learnt, held_out, kept_class = sources(pipe, recipe, run, photos, prior, say)
+        class_folder = class_image_folder(method, pipe, recipe, rank, world_size)
+        tuner = METHODS[method](pipe, name, recipe)
+        check_free_space(required_space(method, tuner.module, pipe, recipe, len(folder)), run, output, say)
+        train_source, held_out, prior_source = build_sources(pipe, recipe, run, folder, class_folder, say)
         weights = snr_weights(recipe.least_snr, recipe.min_snr) if recipe.min_snr else snr_weights()
-        objective = Objective(pipe.unet, learner.contexts, weights, learnt, kept_class)
-        loop = loop_settings(recipe, method, pipe, ranks)
-        say(summary(recipe, learner, loop, learnt, held_out, ranks))
-        made = facts(method, output.stem, recipe, pipe, photos, loop, learnt, note["began"], ranks)
-        watch = Watch(pipe, learner, recipe, run, objective, fixed_examples(held_out), made, on_event, say)
+        diffusion_loss = DiffusionLoss(pipe.unet, tuner.contexts, weights, train_source, prior_source)
+        config = train_config(recipe, method, pipe, world_size)
+        say(summary(recipe, tuner, config, train_source, held_out, world_size))
+        file_metadata = metadata(
+            method, output.stem, recipe, pipe, folder, config, train_source, note["began"], world_size
+        )
+        validator = Validator(
+            pipe, tuner, recipe, run, diffusion_loss, fixed_examples(held_out), file_metadata, on_event, say
+        )
         if recipe.checkpointing:
-            forget_more(pipe.unet)
+            enable_gradient_checkpointing(pipe.unet)
         if rank == 0:
             write_note(run, note)
-            watch.start()
-        train(learner.module, objective, len(learnt.places), run, loop, on_step=watch)
-        return conclude(watch, photos, output, note, say) if rank == 0 else Result(output, run / "sheet.png", 0)
+            validator.start()
+        train(tuner.module, diffusion_loss, len(train_source.indices), run, config, on_step=validator)
+        return finish_run(validator, folder, output, note, say) if rank == 0 else Result(output, run / "sheet.png", 0)
     finally:
-        forget_less(pipe.unet)
-        if learner is not None:
-            learner.close()
-        pipe.set_optimizations(wanted)
+        disable_gradient_checkpointing(pipe.unet)
+        if tuner is not None:
+            tuner.close()
+        pipe.set_optimizations(optimizations)
 
 
-def places(
+def resolve_paths(
     method: str, name: str, pipe: StableDiffusion, recipe: Recipe, run: Path | None, output: Path | None, leader: bool
 ) -> tuple[Path, Path]:
-    """(where the result goes, the run's folder), checked and cleared of what killed processes left."""
+    """Return the result's path and the run's folder, both checked and cleared of partial files of killed processes."""
     place = {"ti": EMBEDDINGS, "lora": LORAS, "dreambooth": WEIGHTS}[method]
-    output = output_for(method, name, recipe, place, output)
+    output = resolve_output(method, name, recipe, place, output)
     run = Path(run or RUNS / f"{method}-{output.stem}")
     if leader:
         clear_orphans(run, output)
@@ -119,47 +134,64 @@ def places(
     return output, run
 
 
-def printing(say: Callable[[str], None]) -> Callable[[str], None]:
-    """`say` for names that are not UTF-8 too."""
+def escape_undecodable(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Wrap `say` so that it accepts file names that are not UTF-8."""
     return lambda sentence: say(sentence.encode("utf-8", "backslashreplace").decode())
 
 
-def told_of_base(pipe: StableDiffusion) -> str:
-    """Which model is trained from, in words."""
+def describe_base_model(pipe: StableDiffusion) -> str:
+    """Return a sentence that names the base model."""
     if pipe.path is None:
         return "base model: the one in memory"
     bundled = " (the bundled model)" if Path(pipe.path).resolve() == BUNDLED.resolve() else ""
     return f"base model: {pipe.path}{bundled}"
 
 
-def draw_class(method: str, pipe: StableDiffusion, recipe: Recipe, rank: int, ranks: int) -> Path | None:
-    """The folder of class pictures, where the method keeps a class."""
+def class_image_folder(method: str, pipe: StableDiffusion, recipe: Recipe, rank: int, world_size: int) -> Path | None:
+    """Return the folder of class images, generated now or earlier; None where the method uses none."""
     if method != "dreambooth" or not recipe.class_word or recipe.prior_weight == 0:
         return None
-    prompt = KINDS[kind_of(pipe, recipe)].templates[0].format(recipe.class_word)
-    asked = dict(steps=recipe.preview_steps, guidance_scale=recipe.guidance_scale, sampler="dpmpp_2m")
-    return class_pictures(
-        pipe, prompt, recipe.class_images, RUNS / "class", recipe.size, rank, ranks, content_hash(pipe), **asked
+    prompt = KINDS[caption_kind(pipe, recipe)].templates[0].format(recipe.class_word)
+    settings = dict(steps=recipe.preview_steps, guidance_scale=recipe.guidance_scale, sampler="dpmpp_2m")
+    return generate_class_images(
+        pipe, prompt, recipe.class_images, RUNS / "class", recipe.size, rank, world_size, content_hash(pipe), **settings
     )
 
 
 def check_name(name: str) -> None:
+    """Raise UserError where the name cannot be a file name."""
     if not re.fullmatch(r"<?[\w][\w.-]*>?", name):
-        raise UserError(f"the name {name!r} cannot be a file's: use letters, digits, - and _, such as my-dog.")
+        raise UserError(f"invalid name {name!r}: use letters, digits, - and _, such as my-dog.")
 
 
-def conclude(watch: Watch, photos: Photos, output: Path, note: dict, say: Callable[[str], None]) -> Result:
-    """Scores every saved step, and copies the advised one to where it is used."""
+def finish_run(
+    validator: Validator, folder: ImageFolder, output: Path, note: dict, say: Callable[[str], None]
+) -> Result:
+    """Score every saved step, and copy the file of the best one to where prompts find it."""
     scorer = load_clip()
-    references = LazyImages([photo.path for photo in photos.photos[:MOST_REFERENCES]])
-    scores, advice = watch.finish(scorer, references)
-    say(table(scores, scorer.name, advice))
-    if complaint := watch.learner.complaint():
-        say(f"warning: {complaint}")
-    deliver(watch.file(advice.step), output, advice.step, watch.pipe, watch.recipe, watch.facts)
-    say(f"{output}  step {advice.step}; the pictures of all steps are in {watch.sheet}")
-    if watch.recipe.clean:
-        freed = clean(watch.run)
-        write_note(watch.run, note | {"cleaned": str(output)})
-        say(f"cleaned up: {spoken(freed)} deleted from {watch.run}; its sheet, scores and log are kept")
-    return Result(output, watch.sheet, advice.step)
+    references = LazyImages([image.path for image in folder.images[:MAX_REFERENCES]])
+    scores, advice = validator.evaluate_steps(scorer, references)
+    doubts = warnings(scores, advice)
+    say(format_table(scores, scorer.name, advice))
+    if sentence := validator.tuner.warning():
+        doubts.append(sentence)
+        say(f"warning: {sentence}")
+    deliver(validator.step_file(advice.step), output, advice.step, validator.pipe, validator.recipe, validator.metadata)
+    say(f"{output}  step {advice.step}; the preview images of all steps are in {validator.sheet}")
+    say(usage(validator.tuner.method, validator.recipe, output, validator.pipe))
+    if validator.recipe.clean:
+        freed = clean_run(validator.run)
+        write_note(validator.run, note | {"cleaned": str(output)})
+        say(f"cleaned up: {format_size(freed)} deleted from {validator.run}; its sheet, scores and log are kept")
+    return Result(output, validator.sheet, advice.step, advice.rule, tuple(doubts))
+
+
+def usage(method: str, recipe: Recipe, output: Path, pipe: StableDiffusion) -> str:
+    """Return a command that generates an image with the result."""
+    prompt = recipe.prompts[0].replace("{}", recipe.phrase)
+    folder = {"ti": EMBEDDINGS, "lora": LORAS, "dreambooth": WEIGHTS}[method]
+    name = shlex.quote(output.stem if output.parent == folder else str(output))
+    is_bundled = pipe.path is not None and Path(pipe.path).resolve() == BUNDLED.resolve()
+    base = f" --ckpt {shlex.quote(str(pipe.path))}" if method != "dreambooth" and pipe.path and not is_bundled else ""
+    option = {"ti": "embedding", "lora": "lora", "dreambooth": "ckpt"}[method]
+    return f"use it: python scripts/txt2img.py {shlex.quote(prompt)} --{option} {name}{base}"

@@ -1,7 +1,7 @@
-"""Memory for time: blocks of the U-Net that forget what is inside them and compute it again on the way back.
+"""Gradient checkpointing: blocks of the U-Net discard their activations and recompute them in the backward pass.
 
-Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". A patch from outside: the blocks stay the same
-objects with the same weights, and `forget_less` takes it out again.
+Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". The blocks stay the same objects with the same
+weights, and `disable_gradient_checkpointing` restores their classes.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ class Recomputed(LayerPatch):
     def forward(self, *inputs: Tensor) -> Tensor:
         if not is_grad_enabled():
             return super().forward(*inputs)
-        return checkpoint(super().forward, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+        return checkpoint(super().forward, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing is random
 
 
 class RecomputedResBlock(Recomputed, ResBlock):
@@ -34,7 +34,8 @@ class RecomputedTransformer(Recomputed, SpatialTransformer):
 class LevelEnd(LayerPatch):
     """Beside a sampling block's own class: what the level before it freed goes back to the system, both ways.
 
-    The next level's tensors have other sizes and fit badly into the holes: about 150 MB of them at 512 x 512.
+    The tensors of the next level have other sizes and fit badly into the freed blocks: about 150 MB of them at 512 x
+    512.
     """
 
     def forward(self, *inputs: Any) -> Tensor:
@@ -61,12 +62,13 @@ RECOMPUTED = {
 }
 
 
-def forget_more(unet: UNetModel) -> None:
-    """Every block is computed twice in a training step: about a third slower, with far less memory."""
+def enable_gradient_checkpointing(unet: UNetModel) -> None:
+    """Make every block compute twice in a training step: about a third slower, with far less memory."""
     for block in unet.modules():
         if plain_class(block) in RECOMPUTED:
             apply_patch(block, RECOMPUTED[plain_class(block)])
 
 
-def forget_less(unet: UNetModel) -> None:
+def disable_gradient_checkpointing(unet: UNetModel) -> None:
+    """Restore the blocks' own classes."""
     remove_patches(unet, *RECOMPUTED.values())

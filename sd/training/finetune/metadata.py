@@ -1,4 +1,4 @@
-"""What a trained file says of its making, under the keys that other programs read: `ss_*` and `modelspec.*`."""
+"""Training metadata in the resulting files, under the keys that other programs read: `ss_*` and `modelspec.*`."""
 
 import json
 import math
@@ -9,38 +9,38 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.training.finetune.batch import Source
-from sd.training.finetune.data.image_folder import Photos
+from sd.training.finetune.batch import TrainingSource
+from sd.training.finetune.data.image_folder import ImageFolder
 from sd.training.finetune.outputs import TRAINED_FROM
 from sd.training.finetune.recipes import Recipe
 from sd.training.finetune.runs import printable
-from sd.training.loop import Settings
+from sd.training.loop import TrainConfig
 
 KINDS = {"ti": "/textual-inversion", "lora": "/lora", "dreambooth": ""}
 
 
-def begun_at() -> float:
-    """Now, in seconds since 1970; or SOURCE_DATE_EPOCH, for files that are to be equal bit for bit."""
+def start_time() -> float:
+    """Return the seconds since 1970; SOURCE_DATE_EPOCH overrides them, for files that must be equal bit for bit."""
     return float(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
 
 
-def facts(
+def metadata(
     method: str,
     name: str,
     recipe: Recipe,
     pipe: StableDiffusion,
-    photos: Photos,
-    loop: Settings,
-    learnt: Source,
+    folder: ImageFolder,
+    config: TrainConfig,
+    train_source: TrainingSource,
     began: float,
-    ranks: int = 1,
+    world_size: int = 1,
 ) -> dict[str, str]:
-    """Everything about a run that its files carry, as text."""
+    """Return all metadata of a run as text."""
     base = printable(Path(pipe.path).name) if pipe.path else None
-    images = sum(photo.repeats for photo in photos.photos)
-    pictures = recipe.batch * recipe.accumulate * ranks
-    batches = math.ceil(len(learnt.places) / pictures)
-    said = {
+    images = sum(image.repeats for image in folder.images)
+    per_step = recipe.batch * recipe.accumulate * world_size
+    batches = math.ceil(len(train_source.indices) / per_step)
+    entries = {
         "ss_output_name": name.strip("<>"),
         "ss_training_started_at": began,
         "ss_sd_model_name": base,
@@ -48,16 +48,16 @@ def facts(
         "ss_num_batches_per_epoch": batches,
         "ss_num_epochs": math.ceil(recipe.steps / batches),
         "ss_max_train_steps": recipe.steps,
-        "ss_learning_rate": loop.lr,
-        "ss_unet_lr": loop.lr if recipe.trains_unet else 0.0,
+        "ss_learning_rate": config.lr,
+        "ss_unet_lr": config.lr if recipe.trains_unet else 0.0,
         "ss_text_encoder_lr": recipe.text_lr if "text" in recipe.targets else None,
         "ss_lr_scheduler": recipe.schedule,
         "ss_lr_warmup_steps": recipe.warmup,
-        "ss_optimizer": f"torch.optim.adamw.AdamW(weight_decay={recipe.weight_decay},betas={loop.betas})",
+        "ss_optimizer": f"torch.optim.adamw.AdamW(weight_decay={recipe.weight_decay},betas={config.betas})",
         "ss_batch_size_per_device": recipe.batch,
         "ss_gradient_accumulation_steps": recipe.accumulate,
         "ss_gradient_checkpointing": recipe.checkpointing,
-        "ss_mixed_precision": {"fp32": "no"}.get(loop.precision, loop.precision),
+        "ss_mixed_precision": {"fp32": "no"}.get(config.precision, config.precision),
         "ss_resolution": f"({recipe.size}, {recipe.size})",
         "ss_max_token_length": recipe.max_token_length,
         "ss_clip_skip": 1,
@@ -66,30 +66,33 @@ def facts(
         "ss_seed": recipe.seed,
         "ss_flip_aug": recipe.flip,
         "ss_enable_bucket": recipe.buckets,
-        "ss_training_comment": f"say {recipe.said}" if recipe.said else "trained on captions as they are",
-        **data_facts(photos, learnt, recipe, pipe),
+        "ss_training_comment": f"say {recipe.phrase}" if recipe.phrase else "trained on captions as they are",
+        **dataset_metadata(folder, train_source, recipe, pipe),
         **modelspec(method, name, recipe, began),
         TRAINED_FROM: base or "unknown",
     }
-    return {key: str(value) for key, value in said.items() if value is not None}
+    return {key: str(value) for key, value in entries.items() if value is not None}
 
 
-def data_facts(photos: Photos, learnt: Source, recipe: Recipe, pipe: StableDiffusion) -> dict[str, str]:
-    """Of the images: folders, tags and sizes, as JSON in kohya's forms."""
+def dataset_metadata(
+    folder: ImageFolder, train_source: TrainingSource, recipe: Recipe, pipe: StableDiffusion
+) -> dict[str, str]:
+    """Return metadata of the images (folders, tags and sizes) as JSON in kohya's forms."""
     folders: dict[str, dict] = {}
     tags: dict[str, Counter] = {}
-    for photo, said in zip(photos.photos, learnt.captions.wordings):
-        folder = printable(photo.path.absolute().parent.name)
-        counted = folders.setdefault(folder, {"n_repeats": photo.repeats, "img_count": 0})
+    for image, wordings in zip(folder.images, train_source.captions.wordings):
+        parent = printable(image.path.absolute().parent.name)
+        counted = folders.setdefault(parent, {"n_repeats": image.repeats, "img_count": 0})
         counted["img_count"] += 1
-        captions = said if photo.captions or photo.folder_caption in said else said[:1]  # of the templates one
+        has_caption = image.captions or image.folder_caption in wordings
+        captions = wordings if has_caption else wordings[:1]  # only the first of the templates
         words = [tag.strip().lower() for caption in captions for tag in caption.split(",")]
-        tags.setdefault(folder, Counter()).update(printable(word) for word in words if word)
-    sides = [(w * pipe.vae.downsample, h * pipe.vae.downsample) for h, w in learnt.latents.shapes]
+        tags.setdefault(parent, Counter()).update(printable(word) for word in words if word)
+    sides = [(w * pipe.vae.downsample, h * pipe.vae.downsample) for h, w in train_source.latents.shapes]
     counts: Counter = Counter()
-    for side, photo in zip(sides, photos.photos):
-        counts[side] += photo.repeats
-    errors = [abs(photo.size[0] / photo.size[1] - w / h) for (w, h), photo in zip(sides, photos.photos)]
+    for side, image in zip(sides, folder.images):
+        counts[side] += image.repeats
+    errors = [abs(image.size[0] / image.size[1] - w / h) for (w, h), image in zip(sides, folder.images)]
     buckets = {str(i): {"resolution": list(side), "count": counts[side]} for i, side in enumerate(sorted(counts))}
     info = {"buckets": buckets, "mean_img_ar_error": sum(errors) / len(errors)} if recipe.buckets else None
     return {
@@ -100,14 +103,14 @@ def data_facts(photos: Photos, learnt: Source, recipe: Recipe, pipe: StableDiffu
 
 
 def modelspec(method: str, name: str, recipe: Recipe, began: float) -> dict[str, str | None]:
-    """Stability AI's ModelSpec 1.0, which the webuis show."""
+    """Return metadata in the form of Stability AI's ModelSpec 1.0, which the web UIs show."""
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"stable-diffusion-v1{KINDS[method]}",
-        "modelspec.implementation": "diffusers" if recipe.dialect in ("diffusers", "peft") else "sgm",
+        "modelspec.implementation": "diffusers" if recipe.file_format in ("diffusers", "peft") else "sgm",
         "modelspec.title": name.strip("<>"),
         "modelspec.date": datetime.fromtimestamp(int(began), timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
         "modelspec.resolution": f"{recipe.size}x{recipe.size}",
         "modelspec.prediction_type": "epsilon",
-        "modelspec.trigger_phrase": recipe.said or None,
+        "modelspec.trigger_phrase": recipe.phrase or None,
     }

@@ -1,4 +1,4 @@
-"""Where the result of training goes: checked before the first step, written after the last."""
+"""The result of training: its path is checked before the first step and written after the last."""
 
 import json
 import os
@@ -19,39 +19,40 @@ from sd.utils.files import replacing
 
 SUFFIXES = {"ti": (".safetensors", ".pt"), "lora": (".safetensors",), "dreambooth": (".safetensors", ".ckpt", "")}
 WHAT = {"ti": "an embedding", "lora": "a LoRA", "dreambooth": "a checkpoint"}
-TRAINED_FROM = "sd_trained_from"  # the base's name, in every checkpoint made by training: such a one is never a default
-DELIVERED = "delivered.json"  # in the run's folder: what this run has put where
+TRAINED_FROM = "sd_trained_from"  # name of the base, in each trained checkpoint, which is never a default
+DELIVERED = "delivered.json"  # in the run's folder: the output that this run has written
 
 
-def output_for(method: str, name: str, recipe: Recipe, folder: Path, asked: Path | None) -> Path:
-    """The file or folder that the result goes to. Raises UserError where its ending says something else.
+def resolve_output(method: str, name: str, recipe: Recipe, folder: Path, given: Path | None) -> Path:
+    """Return the file or folder for the result. Raises UserError where its suffix is not one of the method's.
 
-    An existing folder gets a file of this name into it. A checkpoint without an ending is a folder for diffusers.
+    Into an existing folder goes a file of this name. A checkpoint without a suffix is a diffusers folder.
     """
-    file = name.strip("<>") + ("" if recipe.dialect == "peft" else ".safetensors")
-    if asked is None:
+    file = name.strip("<>") + ("" if recipe.file_format == "peft" else ".safetensors")
+    if given is None:
         return folder / file
-    output = Path(asked).expanduser()
+    output = Path(given).expanduser()
     is_ours = any((output / one).exists() for one in ("model_index.json", "unet"))
     if output.is_dir() and not is_ours:
         output = output / file
-    suffixes = ("",) if recipe.dialect == "peft" and method == "lora" else SUFFIXES[method]
+    suffixes = ("",) if recipe.file_format == "peft" and method == "lora" else SUFFIXES[method]
     if output.suffix.lower() not in suffixes:
-        kinds = " or ".join(suffix or "a folder's name, without an ending" for suffix in suffixes)
-        raise UserError(f"--output {output}: {WHAT[method]} is written as {kinds}; give such a name.")
+        kinds = " or ".join(suffix or "a folder name without a suffix" for suffix in suffixes)
+        raise UserError(f"--output {output}: {WHAT[method]} is written as {kinds}; give a path of that form.")
     return output
 
 
 def check_output(output: Path, pipe: StableDiffusion, run: Path, where: str) -> None:
-    """Raises UserError where the result would overwrite the base or what this run did not make, or cannot be written.
+    """Raise UserError where the result would overwrite the base model or a file of another origin, or cannot be
+    written.
 
-    where: which option chooses another place, for the sentence.
+    where: the option that chooses another path, for the message.
     """
-    if pipe.path is not None and is_same_place(output, Path(pipe.path)):
-        raise UserError(f"{output} is the base model that is trained from: {where} so that it is not overwritten.")
+    if pipe.path is not None and is_same_file(output, Path(pipe.path)):
+        raise UserError(f"{output} is the base model of this training: {where} so that it is not overwritten.")
     if output.exists() and not is_delivered(output, run):
         raise UserError(
-            f"{output} exists already, and this run ({run}) did not make it: {where}, or move that file away first."
+            f"{output} exists already, and this run ({run}) did not write it: {where}, or move that file away first."
         )
     parent = output.parent
     try:
@@ -62,8 +63,8 @@ def check_output(output: Path, pipe: StableDiffusion, run: Path, where: str) -> 
         raise UserError(f"cannot write into {parent} ({error.strerror}): give another --output.") from error
 
 
-def is_same_place(output: Path, base: Path) -> bool:
-    """Also by a link, by another spelling where the system ignores case, and inside a base that is a folder."""
+def is_same_file(output: Path, base: Path) -> bool:
+    """Return whether both are the same file, also through links, in another case, or inside a base that is a folder."""
     with suppress(OSError):
         if os.path.samefile(output, base):
             return True
@@ -71,20 +72,20 @@ def is_same_place(output: Path, base: Path) -> bool:
 
 
 def is_delivered(output: Path, run: Path) -> bool:
-    """Whether what is there now is what this run put there."""
+    """Return whether this run has written the existing output."""
     with suppress(OSError, ValueError, AttributeError):
-        if json.loads((run / DELIVERED).read_text(encoding="utf-8")).get("contents") == contents_of(output):
+        if json.loads((run / DELIVERED).read_text(encoding="utf-8")).get("contents") == file_signature(output):
             return True
-    return output.is_file() and any(same_bytes(output, path) for path in (run / "steps").glob("*.safetensors"))
+    return output.is_file() and any(have_same_bytes(output, path) for path in (run / "steps").glob("*.safetensors"))
 
 
-def contents_of(path: Path) -> list:
-    """Name, size and time of change of the file, or of all files of the folder: fit for JSON."""
+def file_signature(path: Path) -> list:
+    """Return path, size and modification time of the file, or of all files of the folder, for JSON."""
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     return [[os.fsdecode(os.fsencode(one)), one.stat().st_size, one.stat().st_mtime_ns] for one in files]
 
 
-def same_bytes(one: Path, other: Path) -> bool:
+def have_same_bytes(one: Path, other: Path) -> bool:
     if one.stat().st_size != other.stat().st_size:
         return False
     with open(one, "rb") as a, open(other, "rb") as b:
@@ -94,42 +95,44 @@ def same_bytes(one: Path, other: Path) -> bool:
     return True
 
 
-def deliver(saved: Path, output: Path, step: int, pipe: StableDiffusion, recipe: Recipe, facts: dict[str, str]) -> None:
-    """Puts the file of a step where prompts find it, in the format that the name of `output` says."""
+def deliver(
+    saved: Path, output: Path, step: int, pipe: StableDiffusion, recipe: Recipe, metadata: dict[str, str]
+) -> None:
+    """Copy the file of a step to where prompts find it, in the format of the suffix of `output`."""
     run = saved.parent.parent
     try:
-        write_as(saved, output, step, pipe, recipe, facts)
+        write_as(saved, output, step, pipe, recipe, metadata)
     except (UserError, OSError) as error:
         raise UserError(
-            f"{error} All trained steps are in {saved.parent}, and step {step} is the one to take: copy {saved.name}, "
-            "or make room and give the same command again, which trains nothing twice."
+            f"{error} All trained steps are in {saved.parent}, and step {step} is the best: copy {saved.name}, "
+            "or free some disk space and run the same command again, which repeats no training."
         ) from error
     with replacing(run / DELIVERED) as part:
-        part.write_text(json.dumps({"output": str(output), "step": step, "contents": contents_of(output)}))
+        part.write_text(json.dumps({"output": str(output), "step": step, "contents": file_signature(output)}))
 
 
-def write_as(saved: Path, output: Path, step: int, pipe: StableDiffusion, recipe: Recipe, facts: dict) -> None:
+def write_as(saved: Path, output: Path, step: int, pipe: StableDiffusion, recipe: Recipe, metadata: dict) -> None:
     suffix = output.suffix.lower()
     if suffix == ".pt":
         (vectors,) = read_embeddings(saved, pipe.sizes["clip"]["width"]).vectors.values()
-        save_embedding(output, recipe.word, vectors, step, facts.get("ss_sd_model_name"))
+        save_embedding(output, recipe.word, vectors, step, metadata.get("ss_sd_model_name"))
     elif suffix == ".ckpt":
         weights = read_weights(saved)
         about = {key: text for key, text in weights.metadata.items() if key != "format"}
         write_weights(output, "ckpt", weights.content, about)
     elif suffix == "" and saved.is_file():
-        write_diffusers(saved, output, facts)
+        write_diffusers(saved, output, metadata)
     else:
         with replacing(output) as part:
             (shutil.copytree if saved.is_dir() else shutil.copyfile)(saved, part)
 
 
-def write_diffusers(saved: Path, output: Path, facts: dict[str, str]) -> None:
-    """A checkpoint's file as a folder for diffusers, with the base's name in `model_index.json`."""
+def write_diffusers(saved: Path, output: Path, metadata: dict[str, str]) -> None:
+    """Convert a checkpoint file to a diffusers folder, with the base model's name in `model_index.json`."""
     whole = read_checkpoint(saved)
     networks = [SimpleNamespace(state_dict=partial(getattr, whole, part)) for part in ("clip", "vae", "unet")]
     with replacing(output) as part:
         save_checkpoint(part, *networks, whole.config, kind="diffusers")
         index = part / "model_index.json"
-        about = json.loads(index.read_text(encoding="utf-8")) | {f"_{TRAINED_FROM}": facts.get(TRAINED_FROM, "")}
+        about = json.loads(index.read_text(encoding="utf-8")) | {f"_{TRAINED_FROM}": metadata.get(TRAINED_FROM, "")}
         index.write_text(json.dumps(about, indent=2), encoding="utf-8")

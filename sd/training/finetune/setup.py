@@ -1,4 +1,4 @@
-"""What a run of teaching needs before its first step: a model, pictures as latents, settings."""
+"""Set up a run before its first step: the model, the latents and the training configuration."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,35 +9,35 @@ import torch
 
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.distributed import join_processes
-from sd.training.finetune.batch import Source
+from sd.training.finetune.batch import TrainingSource
 from sd.training.finetune.data.captions import KINDS, Captions
-from sd.training.finetune.data.image_folder import Photo, Photos
+from sd.training.finetune.data.image_folder import ImageFile, ImageFolder
 from sd.training.finetune.data.long_captions import fits
 from sd.training.finetune.latent_cache import LatentCache
 from sd.training.finetune.recipes import Recipe, is_small
-from sd.training.loop import Settings
+from sd.training.loop import TrainConfig
 from sd.utils.device import DTYPES, default_device
 
-FEWEST_TO_HOLD_OUT = 5  # pictures: of fewer none can be spared
-MOST_HELD_OUT = 8
-NAMED = 5  # files whose captions are cut
-MANY = 200  # pictures: from here on one view of each, in half precision
+MIN_TO_HOLD_OUT = 5  # images; with fewer none is held out
+MAX_HELD_OUT = 8
+MAX_LISTED = 5  # file names in a warning
+LARGE_SET = 200  # images; above this one view of each, in half precision
 
 
-def kind_of(pipe: StableDiffusion, recipe: Recipe) -> str:
-    """Of captions: the bundled model's never say "a photo"."""
+def caption_kind(pipe: StableDiffusion, recipe: Recipe) -> str:
+    """Return the kind of captions for this model: those of the bundled model never contain "a photo"."""
     return f"plain {recipe.kind}" if is_small(pipe) else recipe.kind
 
 
-def sources(
-    pipe: StableDiffusion, recipe: Recipe, run: Path, photos: Photos, prior_folder: Path | None, say: Callable
-) -> tuple[Source, Source, Source | None]:
-    """(what is learnt from, what is held out, pictures of the class), encoded now or in an earlier go."""
+def build_sources(
+    pipe: StableDiffusion, recipe: Recipe, run: Path, folder: ImageFolder, prior_folder: Path | None, say: Callable
+) -> tuple[TrainingSource, TrainingSource, TrainingSource | None]:
+    """Return the training images, the held-out images and the class images, encoded now or in an earlier run."""
 
-    def source(photos: Photos, file: str, kind: str, word: str | None, class_word: str | None) -> Source:
-        many = len(photos) > MANY
+    def source(folder: ImageFolder, file: str, kind: str, word: str | None, class_word: str | None) -> TrainingSource:
+        many = len(folder) > LARGE_SET
         latents = LatentCache(
-            photos,
+            folder,
             pipe.vae,
             recipe.size,
             flip=recipe.flip,
@@ -50,43 +50,51 @@ def sources(
             say=say,
         )
         fitting = partial(fits, pipe.tokenizer, tokens=recipe.max_token_length)
-        captions = Captions(photos, word, kind, class_word, fits=fitting)
-        return Source(latents, captions, list(range(len(photos))), 1.0, recipe.noise_offset)
+        captions = Captions(folder, word, kind, class_word, fits=fitting)
+        return TrainingSource(latents, captions, list(range(len(folder))), 1.0, recipe.noise_offset)
 
-    kind = kind_of(pipe, recipe)
-    every = source(photos, "latents.pt", kind, recipe.word or None, recipe.class_word)
+    kind = caption_kind(pipe, recipe)
+    every = source(folder, "latents.pt", kind, recipe.word or None, recipe.class_word)
     if every.captions.shortened:
-        say(told_of_cuts(every.captions.shortened, recipe.max_token_length))
-    count = min(MOST_HELD_OUT, max(len(photos) // 20, int(len(photos) >= FEWEST_TO_HOLD_OUT)))
-    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+        say(truncation_warning(every.captions.shortened, recipe.max_token_length))
+    count = min(MAX_HELD_OUT, max(len(folder) // 20, int(len(folder) >= MIN_TO_HOLD_OUT)))
+    order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
     spared = order[:count]
-    taken = [i for i in range(len(photos)) if i not in spared]
-    learnt = replace(every, places=[i for i in taken for _ in range(photos.photos[i].repeats)])
-    held_out = replace(every, places=sorted(spared) or taken, noise_offset=0.0)
+    taken = [i for i in range(len(folder)) if i not in spared]
+    train_source = replace(every, indices=[i for i in taken for _ in range(folder.images[i].repeats)])
+    held_out = replace(every, indices=sorted(spared) or taken, noise_offset=0.0)
     if prior_folder is None:
-        return learnt, held_out, None
+        return train_source, held_out, None
     prompt = KINDS[kind].templates[0].format(recipe.class_word)
-    prior = source(Photos(prior_folder, caption=prompt, say=lambda _: None), "class.pt", kind, None, None)
-    return learnt, held_out, replace(prior, weight=recipe.prior_weight, places=prior.places[: recipe.class_images])
+    prior = source(ImageFolder(prior_folder, caption=prompt, say=lambda _: None), "class.pt", kind, None, None)
+    return (
+        train_source,
+        held_out,
+        replace(prior, weight=recipe.prior_weight, indices=prior.indices[: recipe.class_images]),
+    )
 
 
-def told_of_cuts(photos: list[Photo], tokens: int) -> str:
-    """Which captions are too long, in a sentence."""
-    names = ", ".join(photo.path.name for photo in photos[:NAMED])
-    more = f" and {len(photos) - NAMED} more" if len(photos) > NAMED else ""
-    return f"warning: captions of over {tokens} tokens are cut at their end (the word stays in them): {names}{more}"
+def truncation_warning(images: list[ImageFile], tokens: int) -> str:
+    """Return a sentence that names the images whose captions are too long."""
+    names = ", ".join(image.path.name for image in images[:MAX_LISTED])
+    more = f" and {len(images) - MAX_LISTED} more" if len(images) > MAX_LISTED else ""
+    return f"warning: captions of more than {tokens} tokens are truncated (the word stays in them): {names}{more}"
 
 
-def loop_settings(recipe: Recipe, method: str, pipe: StableDiffusion, ranks: int) -> Settings:
-    """Frozen networks compute in their own precision, fp16 with scaled gradients; DreamBooth's fp32 by autocast."""
-    scale = recipe.batch * recipe.accumulate * ranks if recipe.scale_lr else 1
+def train_config(recipe: Recipe, method: str, pipe: StableDiffusion, world_size: int) -> TrainConfig:
+    """Return the configuration of the training loop.
+
+    Frozen networks compute in their own precision, with scaled gradients in fp16; DreamBooth's fp32 weights use
+    autocast.
+    """
+    scale = recipe.batch * recipe.accumulate * world_size if recipe.scale_lr else 1
     own = "fp16" if pipe.dtype == torch.float16 else "fp32"
-    return Settings(
+    return TrainConfig(
         steps=recipe.steps,
         batch=recipe.batch,
         accumulate=recipe.accumulate,
         lr=(recipe.lr if recipe.trains_unet else recipe.text_lr) * scale,
-        shares={"clip": recipe.text_lr / recipe.lr} if recipe.lr else {},
+        lr_multipliers={"clip": recipe.text_lr / recipe.lr} if recipe.lr else {},
         schedule=recipe.schedule,
         warmup=recipe.warmup,
         final_lr=recipe.final_lr,
@@ -103,38 +111,42 @@ def loop_settings(recipe: Recipe, method: str, pipe: StableDiffusion, ranks: int
 
 
 def best_precision(device: torch.device | str) -> str:
-    """What the device computes fastest in, without harm: "bf16", "fp16" or "fp32"."""
+    """Return the fastest precision of the device that training tolerates: "bf16", "fp16" or "fp32"."""
     kind = torch.device(device).type
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if kind == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
-def load_to_teach(
+def load_for_training(
     method: str,
     path: str | Path | None = None,
     device: str | None = None,
     precision: str | None = None,
     vae: str | None = None,
 ) -> StableDiffusion:
-    """A checkpoint as `teach` wants it: in half precision where the networks stay frozen, in fp32 where they do not."""
+    """Load a checkpoint for `finetune`: in half precision where the networks stay frozen, in fp32 where they are
+    trained.
+    """
     join_processes(str(default_device() if device is None else device))
     device = default_device() if device is None else torch.device(device)
-    kept_in = "fp32" if method == "dreambooth" else precision or best_precision(device)
-    return StableDiffusion.from_pretrained(path, device, DTYPES[kept_in], vae)
+    weights_in = "fp32" if method == "dreambooth" else precision or best_precision(device)
+    return StableDiffusion.from_pretrained(path, device, DTYPES[weights_in], vae)
 
 
-def summary(recipe: Recipe, learner, loop: Settings, source: Source, held_out: Source, ranks: int) -> str:
-    count = sum(parameter.numel() for parameter in learner.module.parameters())
-    pictures = recipe.batch * recipe.accumulate * ranks
-    scaled = f" = {loop.lr / pictures:g} x {pictures} pictures a step" if recipe.scale_lr else ""
-    apart = set(held_out.places) - set(source.places)
-    held = f"{len(apart)} held out" if apart else "too few to hold one out"
-    images = len(set(source.places))
-    repeated = f" ({len(source.places)} with repeats)" if len(source.places) > images else ""
-    alone = "" if recipe.trains_unet else ", of the text encoder alone"
+def summary(
+    recipe: Recipe, tuner, config: TrainConfig, source: TrainingSource, held_out: TrainingSource, world_size: int
+) -> str:
+    count = sum(parameter.numel() for parameter in tuner.module.parameters())
+    per_step = recipe.batch * recipe.accumulate * world_size
+    scaled = f" = {config.lr / per_step:g} x {per_step} images per step" if recipe.scale_lr else ""
+    apart = set(held_out.indices) - set(source.indices)
+    held = f"{len(apart)} held out" if apart else "none held out (too few)"
+    images = len(set(source.indices))
+    repeated = f" ({len(source.indices)} with repeats)" if len(source.indices) > images else ""
+    alone = "" if recipe.trains_unet else ", text encoder only"
     return (
-        f"{count:,} parameters to train, {recipe.steps} steps of {pictures} pictures\n"
-        f"effective learning rate {loop.lr:g}{scaled} ({recipe.schedule}){alone}\n"
-        f"{images} pictures to learn from{repeated}, {held}; captions such as {source.captions.wordings[0][0]!r}"
+        f"{count:,} trainable parameters, {recipe.steps} steps of {per_step} images\n"
+        f"effective learning rate {config.lr:g}{scaled} ({recipe.schedule}){alone}\n"
+        f"{images} training images{repeated}, {held}; captions such as {source.captions.wordings[0][0]!r}"
     )

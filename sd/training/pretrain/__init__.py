@@ -1,23 +1,26 @@
-"""Pretraining of the bundled model on scenes: objects on backgrounds, with captions that say what is where.
+"""Pretraining of the bundled model: from scratch on emoji, then on scenes, which are objects on backgrounds with
+captions that say what is where.
 
-Read from the top:
+Reading order, emoji:
 
-colors            color words measured, named and changed in OKLCH
-cutouts           objects of the emoji packages as transparent images
-vocabulary        the names, their plurals, and the combinations that training never sees
-backgrounds       flat colors, gradients and landscapes drawn by code
-wording           what a scene shows, and every caption that is true of it
-grammar           from a seed to a scene: content, caption, layout
-render            scenes to images
-sheets            images under their captions, to be looked at
-stream            training examples by number: scenes and single emoji
+emoji_dataset      images and names from npm packages to a folder
+dataset            images and captions as tensors
+train_clip         CLIP from scratch
+discriminator      PatchGAN discriminator for the VAE decoder
+train_vae          the VAE from scratch
+train_unet         the U-Net from scratch
+evaluate           how well the result generates names and styles
+style_classifier   linear style classifier on random-filter texture features
+imagenet_features  features of an ImageNet network, beside those of the bundled CLIP
+run                the three networks in their order, at the sizes of the bundled model
+export             the shipped files
 
-scene_vae         the autoencoder on scenes
-scene_text        CLIP on scene captions, with hard negatives and a reader of the token states
-scene_latents     scenes encoded in bulk
-scene_unet        the U-Net on those latents, with cross-attention at 16 x 16
-detector          a small detector of names, places and colors: the judge
-scene_tasks       GenEval's six tasks on held-out combinations
-scene_evaluation  those tasks from prompts to scores and sheets
-pipeline          the stages in their order, their settings, and the export
+Reading order, scenes:
+
+scenes/            cut-outs, vocabulary, grammar, captions, rendering, tasks and their detector
+scene_vae          the VAE on scenes
+scene_text         CLIP on scene captions, with hard negatives and a reader of the token states
+scene_latents      scenes encoded in bulk
+scene_unet         the U-Net on those latents, with cross-attention at 16 x 16
+pipeline           the stages in their order, their settings, and the export
 """

@@ -1,4 +1,4 @@
-"""Pictures and their captions as tensors."""
+"""Images and captions of the prepared dataset, as tensors."""
 
 import json
 from copy import copy
@@ -16,7 +16,7 @@ from sd.utils.errors import UserError
 
 @dataclass
 class Emoji:
-    """One picture of the prepared dataset, as `index.jsonl` describes it."""
+    """One image of the prepared dataset, as `index.jsonl` describes it."""
 
     file: str
     name: str
@@ -26,9 +26,9 @@ class Emoji:
 
     @cached_property
     def captions(self) -> list[str]:
-        """Every wording under which this picture is learnt; the styled ones first.
+        """Return all captions for training on this image, those with the style first.
 
-        A prompt need not be exact: with and without article, style before or after, other names, no style at all.
+        Prompts need not be exact: with and without article, style before or after, other names, no style at all.
         """
         names = [self.name, *self.words]
         styled = [f"{with_article(name)}, {self.style}" for name in names]
@@ -38,12 +38,12 @@ class Emoji:
 
     @property
     def plain_captions(self) -> list[str]:
-        """The wordings that leave the style open."""
+        """Return the captions without the style."""
         return [with_article(name) for name in [self.name, *self.words]] + [self.name]
 
 
 def with_article(name: str) -> str:
-    """ "a red apple", "an owl", but "grapes" and "the sun" as they are."""
+    """Return "a red apple" or "an owl", but "grapes" and "the sun" unchanged."""
     if name.startswith("the ") or (name.endswith("s") and not name.endswith("ss")) or name in UNCOUNTED:
         return name
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
@@ -52,39 +52,39 @@ def with_article(name: str) -> str:
 UNCOUNTED = {"fire", "lightning", "corn", "maize", "popcorn", "milk", "coffee", "beer", "honey", "music", "rain", "ice"}
 
 
-class EmojiPictures:
-    """The prepared dataset in memory, or those parts of it (`splits`) that are asked for."""
+class EmojiDataset:
+    """The prepared dataset in memory, or some of its `splits`."""
 
     def __init__(self, folder: Path, splits: tuple[str, ...] = ("train",)):
         """Raises UserError where the data has not been prepared."""
         index = Path(folder) / "index.jsonl"
         if not index.exists():
-            raise UserError(f"{index} is not there: run `python scripts/prepare_emoji.py` first.")
+            raise UserError(f"file not found: {index}; run `python scripts/prepare_emoji.py` first.")
         lines = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
         self.emoji = [Emoji(**line) for line in lines if line["split"] in splits]
-        pictures = [np.asarray(Image.open(Path(folder) / emoji.file).convert("RGB")) for emoji in self.emoji]
-        self.pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W), uint8
+        images = [np.asarray(Image.open(Path(folder) / emoji.file).convert("RGB")) for emoji in self.emoji]
+        self.pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W), uint8
 
     def __len__(self) -> int:
         return len(self.emoji)
 
-    def of(self, split: str) -> "EmojiPictures":
-        """Its pictures of one split."""
+    def of(self, split: str) -> "EmojiDataset":
+        """Return the images of one split."""
         return self.at([i for i, emoji in enumerate(self.emoji) if emoji.split == split])
 
-    def at(self, places: list[int]) -> "EmojiPictures":
-        """Its pictures at these places, in their order."""
+    def at(self, indices: list[int]) -> "EmojiDataset":
+        """Return the images at these indices, in this order."""
         some = copy(self)
-        some.emoji, some.pixels = [self.emoji[i] for i in places], self.pixels[places]
+        some.emoji, some.pixels = [self.emoji[i] for i in indices], self.pixels[indices]
         return some
 
     def images(self, indices: Tensor | slice = slice(None)) -> Tensor:
-        """(B, 3, H, W) in [-1, 1]."""
+        """Return (B, 3, H, W) in [-1, 1]."""
         return self.pixels[indices].float() / 127.5 - 1
 
 
 def random_crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """(B, C, H, W) -> (B, C, size, size): each cut at its own place, half of them mirrored."""
+    """Return (B, C, size, size) of (B, C, H, W): each cropped at its own position, half of them mirrored."""
     height, width = images.shape[-2:]
     tops = torch.randint(height - size + 1, (len(images),), generator=generator)
     lefts = torch.randint(width - size + 1, (len(images),), generator=generator)

@@ -1,8 +1,9 @@
-"""The decoder's opponent: a network that tells real patches from decoded ones, and what each of the two is to learn.
+"""A patch discriminator that distinguishes real from reconstructed patches, and the losses of both networks.
 
-What a latent leaves open, squared errors answer with the mean of all that it might be: a blur. An opponent that knows
-the latent as well tells a blur from a drawing at once (Mentzer et al. 2020, "High-Fidelity Generative Image
-Compression"; judging patches is from Isola et al. 2017, for this autoencoder from Rombach et al. 2022, section 3.1).
+Where the latent leaves details open, a squared error prefers the mean of all possibilities, which is a blur. A
+discriminator that sees the latent too distinguishes a blur from a sharp image (Mentzer et al. 2020, "High-Fidelity
+Generative Image Compression"; patches are from Isola et al. 2017, their use for this VAE from Rombach et al. 2022,
+section 3.1).
 """
 
 import torch
@@ -16,7 +17,7 @@ SLOPE = 0.2
 
 
 class PatchDiscriminator(nn.Module):
-    """How real each place of a picture looks, in patches of 26 pixels, given its latent."""
+    """Scores how real each patch of 26 pixels looks, given the image's latent."""
 
     def __init__(self, z_channels: int = 4, width: int = 48):
         super().__init__()
@@ -29,30 +30,34 @@ class PatchDiscriminator(nn.Module):
     def forward(self, images: Tensor, latent: Tensor) -> list[Tensor]:
         """images: (B, 3, H, W) in [-1, 1]. latent: (B, 4, H / 8, W / 8).
 
-        Returns what each layer sees; the last is (B, 1, H / 4, W / 4), above 0 where it takes the picture for real.
+        Returns the features of each layer; the last is (B, 1, H / 4, W / 4), above 0 where a patch counts as real.
         """
         first = F.leaky_relu(self.first(images), SLOPE)
         second = F.leaky_relu(self.second(first), SLOPE)
-        known = F.interpolate(F.leaky_relu(self.latent(latent), SLOPE), size=second.shape[-2:])
-        third = F.leaky_relu(self.third(torch.cat([second, known], dim=1)), SLOPE)
+        condition = F.interpolate(F.leaky_relu(self.latent(latent), SLOPE), size=second.shape[-2:])
+        third = F.leaky_relu(self.third(torch.cat([second, condition], dim=1)), SLOPE)
         return [first, second, third, self.out(third)]
 
 
-class Rivals(nn.Module):
-    """A decoder and its opponent, which learn in one step: no gradient of one's loss reaches the other."""
+class AdversarialPair(nn.Module):
+    """A VAE and its discriminator, trained in the same step; no gradient of one's loss reaches the other."""
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
         self.vae, self.discriminator = vae, PatchDiscriminator(vae.z_channels)
 
-    def losses(self, drawn: Tensor, images: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(to look real, to be seen as the picture is by each layer, the opponent's own).
+    def losses(self, decoded: Tensor, images: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the decoder's adversarial loss, the feature-matching loss, and the discriminator's loss.
 
-        drawn, images: (B, 3, H, W). The first and the last are the two sides of the hinge loss (Lim & Ye 2017), the
-        second is the matching of features (Wang et al. 2018, equation 4).
+        decoded, images: (B, 3, H, W).
+        The first and the last are the two sides of the hinge loss (Lim & Ye 2017), the second is feature matching (Wang
+        et al. 2018, equation 4).
         """
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        seen, real = functional_call(self.discriminator, fixed, (drawn, latent)), self.discriminator(images, latent)
-        fake = self.discriminator(drawn.detach(), latent)[-1]
-        matched = sum(F.l1_loss(ours, theirs.detach()) for ours, theirs in zip(seen[:-1], real[:-1]))
-        return -seen[-1].mean(), matched, F.relu(1 - real[-1]).mean() + F.relu(1 + fake).mean()
+        fake_features = functional_call(self.discriminator, fixed, (decoded, latent))
+        real_features = self.discriminator(images, latent)
+        fake = self.discriminator(decoded.detach(), latent)[-1]
+        pairs = zip(fake_features[:-1], real_features[:-1])
+        matching = sum(F.l1_loss(of_fake, of_real.detach()) for of_fake, of_real in pairs)
+        discriminator = F.relu(1 - real_features[-1]).mean() + F.relu(1 + fake).mean()
+        return -fake_features[-1].mean(), matching, discriminator

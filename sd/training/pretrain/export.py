@@ -1,4 +1,6 @@
-"""The shipped files: all that `scratch` made, in the key layout of v1-5, with what it took to make it."""
+"""The shipped files: the networks that `run` has trained, in the key layout of v1-5, with the history of their
+training.
+"""
 
 import json
 import os
@@ -14,66 +16,65 @@ from sd.checkpoints.checkpoint import load_models, save_checkpoint
 from sd.evaluation.clip_loader import read_clip
 from sd.evaluation.clip_vision import CLIP
 from sd.training.logger import last_line
-from sd.training.loop import is_kept, keep, kept
-from sd.training.pretrain import run as scratch
+from sd.training.loop import exists, load_model, save_model
+from sd.training.pretrain import run as pretrain_run
 from sd.utils.errors import UserError
 
-EARLIER = "earlier.json"  # beside unpacked weights: how they were made
+EARLIER = "earlier.json"  # beside unpacked weights: the history of their training
 
 
 def export(runs: Path, weights: Path) -> list[Path]:
-    """`runs/{clip,vae,unet}` to `weights/emoji.safetensors` (what draws) and `weights/emoji-clip.safetensors`.
+    """Write `runs/{clip,vae,unet}` to `weights/emoji.safetensors` and `weights/emoji-clip.safetensors`.
 
-    `runs/decoder`, where it is there, takes the place of `vae`, of which it was made. The second file holds the rest of
-    CLIP (vision tower and projections, transformers' CLIPModel keys), for scoring; its text tower is in the first. Both
-    are fp16 and small enough to ship.
+    `runs/decoder`, if it exists, takes the place of `vae`, from which it was made. The second file holds the rest of
+    CLIP (vision tower and projections, with the keys of transformers' CLIPModel), for scoring; its text tower is in the
+    first. Both are in fp16 and small enough to ship.
 
-    Raises:
-        UserError: a part has not been trained.
+    Raises UserError where a part has not been trained.
     """
-    parts = ("clip", "decoder" if is_kept(runs / "decoder") else "vae", "unet")
-    clip, vae, unet = (kept(scratch.new(part), runs / part).half() for part in parts)
+    parts = ("clip", "decoder" if exists(runs / "decoder") else "vae", "unet")
+    clip, vae, unet = (load_model(pretrain_run.new_network(part), runs / part).half() for part in parts)
     about = {"training": json.dumps(history(runs))}
     model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"
-    save_checkpoint(model, clip.text_model, vae, unet, scratch.SIZES, about)
+    save_checkpoint(model, clip.text_model, vae, unet, pretrain_run.SIZES, about)
     rest = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
-    sizes = {"vision": scratch.VISION, "projection_dim": scratch.PROJECTION_DIM}
+    sizes = {"vision": pretrain_run.VISION, "projection_dim": pretrain_run.PROJECTION_DIM}
     save_file(rest, scorer, about | {"sd_sizes": json.dumps(sizes)})
     return [model, scorer]
 
 
 def unpack(weights: Path, runs: Path) -> None:
-    """The opposite of `export`: the shipped files to `runs/{clip,vae,unet}`, for each part to go on from.
+    """Write the shipped files to `runs/{clip,vae,unet}`, the reverse of `export`, as initial weights for each part.
 
-    How they were made so far stays beside them, and in what is exported next. Raises UserError where a part has a
-    checkpoint in `runs` already.
+    The history of their training is kept beside them, and becomes part of the next export. Raises UserError where a
+    part has a state in `runs` already.
     """
-    for part in scratch.PARTS:
+    for part in pretrain_run.PARTS:
         if (runs / part / "state.pt").exists():
-            raise UserError(f"{runs / part} holds a run of its own: name another folder with --runs.")
+            raise UserError(f"{runs / part} already holds a run: give another folder with --runs.")
     _, vae, unet, checkpoint = load_models(weights / "emoji.safetensors", dtype=torch.float32)
     made = json.loads(checkpoint.metadata["training"])
-    where = {key: value for key, value in made.items() if key not in scratch.PARTS}
-    for part in filter(made.get, scratch.PARTS):
+    where = {key: value for key, value in made.items() if key not in pretrain_run.PARTS}
+    for part in filter(made.get, pretrain_run.PARTS):
         (runs / part).mkdir(parents=True, exist_ok=True)
         (runs / part / EARLIER).write_text(json.dumps(made[part] | where), encoding="utf-8")
     for part, network in {"clip": load_scorer(weights), "vae": vae, "unet": unet}.items():
-        keep(network, runs / part)
+        save_model(network, runs / part)
 
 
 def load_scorer(weights: Path) -> CLIP:
-    """The bundled CLIP, both towers, put together again from the two files that `export` wrote."""
+    """Return the bundled CLIP, both towers, from the two files that `export` wrote."""
     return read_clip(weights / "emoji-clip.safetensors")
 
 
 def history(runs: Path) -> dict:
-    """What each part took (command, steps, seconds, last loss), on which machine, from which revision of the code.
+    """Return for each part its command, steps, seconds and last loss, with the machine and the code revision.
 
-    A part that went on from shipped weights has what they took under "earlier"; one that only was unpacked has nothing
-    but that.
+    A part that continued from shipped weights has their history under "earlier"; one that was only unpacked has nothing
+    else.
     """
     parts = {}
-    for part in scratch.PARTS:
+    for part in pretrain_run.PARTS:
         run, made = runs / part, {}
         if (run / "state.pt").exists():
             state = torch.load(run / "state.pt", map_location="cpu", weights_only=True, mmap=True)
@@ -87,7 +88,7 @@ def history(runs: Path) -> dict:
 
 
 def machine() -> str:
-    """The GPU, or the processor and its number of cores."""
+    """Return the GPU, or the processor and its number of cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     names = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
@@ -96,7 +97,7 @@ def machine() -> str:
 
 
 def revision() -> str:
-    """The git revision of this code, with a + where files differ from it; "unknown" outside of git."""
+    """Return the git revision of this code, with a + where files differ from it; "unknown" outside of git."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

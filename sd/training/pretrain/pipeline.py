@@ -1,6 +1,6 @@
-"""The parts of the bundled model in the order in which they are trained on scenes, with their settings.
+"""The stages of the scene training in their order, with their settings.
 
-The autoencoder first, for latents are made with it; then CLIP, whose text tower limits what the U-Net can follow; then
+The VAE comes first, because it makes the latents; then CLIP, whose text tower limits what the U-Net can follow; then
 latents in bulk, and the U-Net on them. Each stage starts from the shipped weights.
 """
 
@@ -12,27 +12,27 @@ from safetensors.torch import load_file, save_file
 
 from sd.checkpoints.checkpoint import save_checkpoint
 from sd.clip import CLIPTextModel
-from sd.training.logger import lines_of
-from sd.training.loop import Settings, is_kept, kept
-from sd.training.pretrain import run as scratch
+from sd.training.logger import read_log
+from sd.training.loop import TrainConfig, exists, load_model
+from sd.training.pretrain import run as pretrain_run
 from sd.training.pretrain.export import machine, revision, unpack
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scene_text import train_scene_text
 from sd.training.pretrain.scene_unet import SIZES, UNET_SIZES, train_scene_unet, widened_unet
 from sd.training.pretrain.scene_vae import train_scene_vae
 from sd.training.pretrain.scenes.cutouts import Cutouts
-from sd.training.pretrain.scenes.detector import Detector, judged_cutouts, train_detector
+from sd.training.pretrain.scenes.detector import Detector, detector_cutouts, train_detector
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.unet import UNetModel
 
 # fp32: on a processor without bf16 instructions autocast to bf16 is many times slower.
 CPU = dict(precision="fp32", save_minutes=6.0)
 STAGES = {
-    "vae": Settings(steps=900, batch=8, lr=3e-4, warmup=20, ema=0.99, **CPU),
-    "clip": Settings(steps=4000, batch=16, lr=4e-4, warmup=30, ema=0.99, schedule="constant", **CPU),
+    "vae": TrainConfig(steps=900, batch=8, lr=3e-4, warmup=20, ema=0.99, **CPU),
+    "clip": TrainConfig(steps=4000, batch=16, lr=4e-4, warmup=30, ema=0.99, schedule="constant", **CPU),
     # Flash attention here: at 16 x 16 it trains 1.3 times as many images a second as plain products do.
-    "detector": Settings(steps=20_000, batch=16, lr=1e-3, warmup=50, ema=0.995, schedule="constant", **CPU),
-    "unet": Settings(
+    "detector": TrainConfig(steps=20_000, batch=16, lr=1e-3, warmup=50, ema=0.995, schedule="constant", **CPU),
+    "unet": TrainConfig(
         steps=60_000, batch=32, lr=4e-4, warmup=100, ema=0.998, schedule="constant", math_attention=False, **CPU
     ),
 }
@@ -40,68 +40,70 @@ LATENTS = 6000  # scenes made by the stage "latents"; more can be added at any t
 
 
 def start_from_shipped(weights: Path, runs: Path) -> None:
-    """The shipped weights in `runs/shipped/{clip,vae,unet}`, unless they are there already."""
-    if not is_kept(runs / "shipped" / "unet"):
+    """Write the shipped weights to `runs/shipped/{clip,vae,unet}`, unless they exist there already."""
+    if not exists(runs / "shipped" / "unet"):
         unpack(weights, runs / "shipped")
 
 
 def newest(part: str, runs: Path) -> Path:
-    """The folder of a part's newest weights: of its own stage or, before that, the shipped ones."""
-    return runs / part if is_kept(runs / part) else runs / "shipped" / part
+    """Return the folder of a part's newest weights: those of its own stage or, before that, the shipped ones."""
+    return runs / part if exists(runs / part) else runs / "shipped" / part
 
 
-def run_stage(stage: str, runs: Path, data: Path, settings: Settings | None, latents: int = LATENTS) -> None:
-    """Train one of STAGES in `runs/<stage>`, or resume it; or make that many "latents".
+def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, latents: int = LATENTS) -> None:
+    """Train one of STAGES in `runs/<stage>`, or resume it; or encode that many "latents".
 
-    A stage starts from shipped weights; the U-Net and the latents use what the earlier stages have made so far.
+    A stage starts from the shipped weights; the U-Net and the latents use the results of earlier stages.
     """
     stream = SceneStream(Cutouts(data))
     if stage == "vae":
-        vae = kept(scratch.new("vae"), runs / "shipped" / "vae").requires_grad_(True)
+        vae = load_model(pretrain_run.new_network("vae"), runs / "shipped" / "vae").requires_grad_(True)
         train_scene_vae(vae, runs / "vae", stream, settings)
     elif stage == "clip":
-        clip = kept(scratch.new("clip"), runs / "shipped" / "clip").requires_grad_(True)
-        teacher = kept(scratch.new("clip"), runs / "shipped" / "clip").to(settings.device)
+        clip = load_model(pretrain_run.new_network("clip"), runs / "shipped" / "clip").requires_grad_(True)
+        teacher = load_model(pretrain_run.new_network("clip"), runs / "shipped" / "clip").to(settings.device)
         train_scene_text(clip, runs / "clip", stream, settings, teacher)
     elif stage == "detector":
-        train_detector(Detector(), runs / "detector", judged_cutouts(data), settings)
+        train_detector(Detector(), runs / "detector", detector_cutouts(data), settings)
     elif stage == "latents":
-        make_latents(kept(scratch.new("vae"), newest("vae", runs)), stream, runs / "latents", latents)
+        make_latents(
+            load_model(pretrain_run.new_network("vae"), newest("vae", runs)), stream, runs / "latents", latents
+        )
     else:
-        vae = kept(scratch.new("vae"), newest("vae", runs)).to(settings.device)
-        text = kept(scratch.new("clip"), newest("clip", runs)).text_model.to(settings.device)
+        vae = load_model(pretrain_run.new_network("vae"), newest("vae", runs)).to(settings.device)
+        text = load_model(pretrain_run.new_network("clip"), newest("clip", runs)).text_model.to(settings.device)
         unet = widened_unet(load_file(runs / "shipped" / "unet" / "model.safetensors"))
         train_scene_unet(unet, text, vae, runs / "unet", SceneLatents(runs / "latents"), settings)
 
 
-def stage_settings(stage: str, **given) -> Settings:
-    """The stage's settings with those that are given in their place."""
+def stage_settings(stage: str, **given) -> TrainConfig:
+    """Return the stage's settings, with the given ones in their place."""
     return replace(STAGES[stage], **given)
 
 
 def export_scenes(runs: Path, target: Path) -> list[Path]:
-    """The newest averaged weights as a checkpoint, `target` (fp16), and the rest of CLIP beside it, for scoring.
+    """Write the newest averaged weights to the checkpoint `target` (fp16), and the rest of CLIP beside it, for scoring.
 
     Raises UserError where the U-Net has not been trained on scenes.
     """
-    clip = kept(scratch.new("clip"), newest("clip", runs)).half()
-    vae = kept(scratch.new("vae"), newest("vae", runs)).half()
-    unet = kept(UNetModel(**UNET_SIZES), runs / "unet" / "unet").half()
-    text = kept(CLIPTextModel(**SIZES["clip"]), runs / "unet" / "text").half()
+    clip = load_model(pretrain_run.new_network("clip"), newest("clip", runs)).half()
+    vae = load_model(pretrain_run.new_network("vae"), newest("vae", runs)).half()
+    unet = load_model(UNetModel(**UNET_SIZES), runs / "unet" / "unet").half()
+    text = load_model(CLIPTextModel(**SIZES["clip"]), runs / "unet" / "text").half()
     about = {"training": json.dumps(history(runs))}
     save_checkpoint(target, text, vae, unet, SIZES, about)
     scorer = target.with_name(f"{target.stem}-clip.safetensors")
     rest = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
-    sizes = {"vision": scratch.VISION, "projection_dim": scratch.PROJECTION_DIM}
+    sizes = {"vision": pretrain_run.VISION, "projection_dim": pretrain_run.PROJECTION_DIM}
     save_file(rest, scorer, about | {"sd_sizes": json.dumps(sizes)})
     return [target, scorer]
 
 
 def history(runs: Path) -> dict:
-    """For each stage its command, settings and last logged figures; and the machine and the revision of the code."""
+    """Return for each stage its command, settings and last logged values, with the machine and the code revision."""
     made = {}
     for stage in STAGES:
-        logged = lines_of(runs / stage / "log.jsonl")
+        logged = read_log(runs / stage / "log.jsonl")
         if logged:  # a run of a few steps has no line yet
             command = f"python scripts/train_scenes.py {stage}"
             made[stage] = {"command": command, "batch": STAGES[stage].batch} | logged[-1]

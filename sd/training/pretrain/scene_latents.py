@@ -1,4 +1,4 @@
-"""Scenes as latents, encoded once, in shards of a thousand; each with a few of its captions."""
+"""Scenes as latents, encoded once, in shards of a thousand, each with several of its captions."""
 
 import random
 from pathlib import Path
@@ -20,7 +20,7 @@ WORDINGS = 4  # captions kept for each scene
 
 
 def wordings(scene: Scene) -> list[str]:
-    """The scene's caption and, but for single emoji, some others that say the same."""
+    """Return the scene's caption and, except for single emoji, some others with the same meaning."""
     if scene.content.kind == "emoji":
         return [scene.caption] * WORDINGS
     rng = random.Random(f"wordings {scene.seed}")
@@ -28,7 +28,7 @@ def wordings(scene: Scene) -> list[str]:
 
 
 def make_latents(vae: AutoencoderKL, stream: SceneStream, folder: Path, count: int, say=print) -> int:
-    """Encode scenes 0 .. count - 1 into `folder`, but for shards that are there. Returns the number of new scenes."""
+    """Encode scenes 0 .. count - 1 into `folder`, except for existing shards, and return the number of new scenes."""
     made = 0
     for number in range(-(-count // SHARD)):
         file = folder / f"{number:05d}.pt"
@@ -37,13 +37,13 @@ def make_latents(vae: AutoencoderKL, stream: SceneStream, folder: Path, count: i
         scenes = [stream.scene(number * SHARD + k) for k in range(min(SHARD, count - number * SHARD))]
         parts = [scenes[i : i + 8] for i in range(0, len(scenes), 8)]
         latents = torch.cat([encode_images(vae, render_batch(part, stream.cutouts)) for part in parts])
-        kept = {
+        contents = {
             "latents": (latents * LATENT_SCALE).bfloat16(),
             "captions": [wordings(scene) for scene in scenes],
             "styles": [scene.content.style for scene in scenes],
         }
         with replacing(file) as part:
-            write_torch(kept, part)
+            write_torch(contents, part)
         made += len(scenes)
         say(f"{file}: scenes up to {number * SHARD + len(scenes)}")
     return made

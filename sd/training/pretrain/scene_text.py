@@ -1,8 +1,8 @@
-"""CLIP trained on with scene captions, so that its token states keep every object, its color, its number and its place.
+"""CLIP trained on scene captions, so that its token states represent every object with its color, number and position.
 
-The U-Net reads token states, not CLIP's one vector, so beside the contrastive loss with hard negatives a small reader,
-one layer of cross-attention like the U-Net's, must be able to tell from the states what the scene is. What was known of
-single emoji is kept by staying near the first CLIP on their captions and images.
+The U-Net reads token states, not CLIP's single vector. Besides the contrastive loss with hard negatives, a small
+reader, one layer of cross-attention like the U-Net's, must therefore predict the scene from the states. The knowledge
+of single emoji is preserved by a distillation loss toward the original CLIP on their captions and images.
 """
 
 import random
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sd.evaluation.clip_vision import CLIP, clip_pixels
 from sd.tokenizer import Tokenizer
-from sd.training.loop import Settings, keep, train
+from sd.training.loop import TrainConfig, save_model, train
 from sd.training.pretrain.scenes.backgrounds import FLAT, LANDSCAPES
 from sd.training.pretrain.scenes.colors import COLORS
 from sd.training.pretrain.scenes.grammar import Grammar, Scene
@@ -25,18 +25,18 @@ from sd.training.pretrain.scenes.wording import Content, random_caption
 from sd.training.pretrain.train_clip import soft_cross_entropy
 from sd.unet import CrossAttention
 
-CAPTIONS = 96  # more captions a step, for the reader alone
+CAPTIONS = 96  # additional captions in a step, for the reader only
 READER_WEIGHT = 1.0
-EMOJI_CAPTIONS = 32  # captions a step of single emoji, on which the first CLIP is the teacher
-PADDING = 6  # of the padding tokens, which the U-Net reads too
+EMOJI_CAPTIONS = 32  # captions of single emoji in a step, for the distillation from the original CLIP
+PADDING = 6  # number of padding tokens in the loss, because the U-Net reads them too
 AXES = ("", "left", "above")
 BACKGROUNDS = ("white", "gradient", *FLAT, *LANDSCAPES)
 
 
 def slots() -> dict[str, list]:
-    """The questions that the reader answers, each with its possible answers.
+    """Return the questions that the reader answers, each with its possible answers.
 
-    The first object is the one on the left or above; where no place is said, the first in the alphabet.
+    The first object is the one on the left or above; without a relation, the first in alphabetical order.
     """
     names, colors = [None, *scene_names()], [None, *COLORS]
     return {"name1": names, "color1": colors, "name2": names, "color2": colors, "count": [1, 2, 3, 4],
@@ -44,7 +44,7 @@ def slots() -> dict[str, list]:
 
 
 def answers(content: Content) -> dict[str, object]:
-    """The true answer to each question, the same for every wording."""
+    """Return the true answer to each question, which is the same for every wording."""
     objects = list(zip(content.names, content.colors))
     relation = content.relation
     if relation in ("right", "below"):
@@ -58,7 +58,9 @@ def answers(content: Content) -> dict[str, object]:
 
 
 class SceneReader(nn.Module):
-    """One learned query per question, one cross-attention to the token states, one linear classifier per question."""
+    """One learned query for each question, one cross-attention to the token states, one linear classifier for each
+    question.
+    """
 
     def __init__(self, width: int, heads: int = 4):
         super().__init__()
@@ -70,24 +72,24 @@ class SceneReader(nn.Module):
         self.out = nn.ModuleList(nn.Linear(width, len(known)) for known in self.questions.values())
 
     def forward(self, states: Tensor) -> list[Tensor]:
-        """states: (B, N, width). Returns for each question the logits of its answers, (B, answers)."""
+        """states: (B, N, width). Returns the logits of the answers to each question, (B, answers) each."""
         found = self.attention(self.queries.expand(len(states), -1, -1), states)  # (B, questions, width)
         return [out(x) for out, x in zip(self.out, self.norm(found).unbind(1))]
 
     def targets(self, contents: list[Content]) -> Tensor:
-        """(B, questions) long: the number of each true answer."""
+        """Return (B, questions) long: the number of each true answer."""
         rows = [answers(content) for content in contents]
         return torch.tensor([[self.numbers[slot][row[slot]] for slot in self.questions] for row in rows])
 
     def loss(self, states: Tensor, contents: list[Content]) -> Tensor:
-        """The mean cross-entropy over questions."""
+        """Return the mean cross-entropy over the questions."""
         wanted = self.targets(contents).to(states.device)
         return sum(F.cross_entropy(logits.float(), wanted[:, k]) for k, logits in enumerate(self(states))) / len(
             self.out
         )
 
 
-class TextLearner(nn.Module):
+class CLIPWithReader(nn.Module):
     """CLIP and the reader, which are trained together."""
 
     def __init__(self, clip: CLIP):
@@ -96,14 +98,16 @@ class TextLearner(nn.Module):
         self.reader = SceneReader(clip.text_model.final_layer_norm.weight.shape[0])
 
 
-def tokens_of(tokenizer: Tokenizer, captions: list[str], padding: int = 0) -> Tensor:
-    """(B, N) ids, cut `padding` places after the longest caption's end token: the tower is causal."""
+def crop_tokens(tokenizer: Tokenizer, captions: list[str], padding: int = 0) -> Tensor:
+    """Return (B, N) ids, cropped `padding` positions after the longest caption's end token, because the tower is
+    causal.
+    """
     tokens = tokenizer(captions)
     return tokens[:, : (tokens == tokens.max()).int().argmax(dim=1).max() + 1 + padding]
 
 
 def read_contents(grammar: Grammar, seeds: list[int]) -> tuple[list[Content], list[str]]:
-    """What scenes show and a caption of each, without any layout or rendering."""
+    """Return the contents of scenes and a caption of each, without layout or rendering."""
     contents, captions = [], []
     for seed in seeds:
         rng = random.Random(f"text {seed}")
@@ -113,7 +117,7 @@ def read_contents(grammar: Grammar, seeds: list[int]) -> tuple[list[Content], li
 
 
 def twin_scenes(stream: SceneStream, indices: Tensor) -> list[Scene]:
-    """Each example and its twin, which differs in one respect, one after the other."""
+    """Return each example followed by its twin, which differs in one respect."""
     scenes = []
     for index in indices.tolist():
         scene = stream.scene(index)
@@ -125,25 +129,27 @@ def twin_scenes(stream: SceneStream, indices: Tensor) -> list[Scene]:
 
 
 def contrastive_loss(clip: CLIP, images: Tensor, tokens: Tensor, fits: Tensor) -> Tensor:
-    """Radford et al. 2021, figure 3. images: (B, 3, H, W). tokens: (B, N). fits: (B, B), 1 where a text is true."""
+    """Return the loss of Radford et al. 2021, figure 3. images: (B, 3, H, W). tokens: (B, N). fits: (B, B), 1 where a
+    text is true.
+    """
     text = clip.encode_text(tokens)
     image = clip.encode_image(clip_pixels(images, clip.vision_model.image_size))
     logits = clip.logit_scale.clamp(max=4.6052).exp() * text.float() @ image.float().T
     return (soft_cross_entropy(logits, fits) + soft_cross_entropy(logits.T, fits.T)) / 2
 
 
-def distance(found: Tensor, known: Tensor) -> Tensor:
-    """The squared distance over the squared length of `known`."""
-    return (found - known).square().mean() / known.square().mean()
+def distance(output: Tensor, reference: Tensor) -> Tensor:
+    """Return the squared distance divided by the squared length of `reference`."""
+    return (output - reference).square().mean() / reference.square().mean()
 
 
-def forgetting(clip: CLIP, teacher: CLIP, images: Tensor, captions: list[str], tokenizer: Tokenizer) -> Tensor:
-    """How far CLIP has moved from the first one on single emoji: token states, texts' and images' vectors.
+def distillation_loss(clip: CLIP, teacher: CLIP, images: Tensor, captions: list[str], tokenizer: Tokenizer) -> Tensor:
+    """Return the distance of CLIP from the original one on single emoji: token states, text vectors and image vectors.
 
-    Li and Hoiem 2016, "Learning without Forgetting": the outputs of the model before are targets. images: (B, 3, H, W)
-    in [-1, 1], B may be 0.
+    Li and Hoiem 2016, "Learning without Forgetting": the outputs of the original model are the targets. images: (B, 3,
+    H, W) in [-1, 1], B may be 0.
     """
-    tokens = tokens_of(tokenizer, captions, PADDING).to(clip.logit_scale.device)
+    tokens = crop_tokens(tokenizer, captions, PADDING).to(clip.logit_scale.device)
     with torch.no_grad():
         known = teacher.text_model(tokens), teacher.encode_text(tokens)
     loss = distance(clip.text_model(tokens), known[0]) + distance(clip.encode_text(tokens), known[1])
@@ -156,64 +162,67 @@ def forgetting(clip: CLIP, teacher: CLIP, images: Tensor, captions: list[str], t
 
 
 def train_scene_text(
-    clip: CLIP, run: Path, stream: SceneStream, settings: Settings, teacher: CLIP | None = None
+    clip: CLIP, run: Path, stream: SceneStream, settings: TrainConfig, teacher: CLIP | None = None
 ) -> CLIP:
-    """The contrastive loss on pairs of twins, and the reader's on many more captions. Returns the averaged CLIP.
+    """Train with the contrastive loss on pairs of twins and the reader's loss on many more captions; return the
+    averaged CLIP.
 
-    teacher: the CLIP before, to which the new one stays near on single emoji; None lets it forget them.
+    teacher: the original CLIP, near which the new one stays on single emoji; None turns this off.
     """
     tokenizer = Tokenizer()
     held_out = Grammar(stream.cutouts, held_out=True)
 
-    def loss(learner: TextLearner, indices: Tensor, generator: torch.Generator) -> Tensor:
-        device = learner.clip.logit_scale.device
+    def loss(model: CLIPWithReader, indices: Tensor, generator: torch.Generator) -> Tensor:
+        device = model.clip.logit_scale.device
         scenes = twin_scenes(stream, indices)
         captions = [scene.caption for scene in scenes]
         fits = torch.tensor([[float(a == b) for a in captions] for b in captions], device=device)
-        tokens = tokens_of(tokenizer, captions).to(device)
+        tokens = crop_tokens(tokenizer, captions).to(device)
         images = render_batch(scenes, stream.cutouts).to(device)
-        match = contrastive_loss(learner.clip, images, tokens, fits)
+        match = contrastive_loss(model.clip, images, tokens, fits)
         if teacher is not None:
             seeds = torch.randint(2**40, (EMOJI_CAPTIONS,), generator=generator).tolist()
             emoji = [stream.emoji(random.Random(f"emoji text {seed}"), seed).caption for seed in seeds]
             single = images[[scene.content.kind == "emoji" for scene in scenes]]
-            match = match + forgetting(learner.clip, teacher, single, emoji, tokenizer)
+            match = match + distillation_loss(model.clip, teacher, single, emoji, tokenizer)
         more = torch.randint(2**40, (CAPTIONS,), generator=generator).tolist()
         contents, texts = read_contents(stream.grammar, more)
-        states = learner.clip.text_model(tokens_of(tokenizer, texts).to(device))
-        return match + READER_WEIGHT * learner.reader.loss(states, contents)
+        states = model.clip.text_model(crop_tokens(tokenizer, texts).to(device))
+        return match + READER_WEIGHT * model.reader.loss(states, contents)
 
-    def on_save(learner: TextLearner, step: int) -> None:
-        keep(learner.clip, run)
-        figures = measure_text(learner, held_out, tokenizer) | {"twins": measure_twins(learner.clip, stream, tokenizer)}
+    def on_save(model: CLIPWithReader, step: int) -> None:
+        save_model(model.clip, run)
+        figures = measure_text(model, held_out, tokenizer) | {"twins": measure_twins(model.clip, stream, tokenizer)}
         line = "\t".join(f"{name} {value:.3f}" for name, value in figures.items())
         print(f"step {step}: {line}", flush=True)
         with open(run / "figures.tsv", "a", encoding="utf-8") as file:
             file.write(f"{step}\t{line}\n")
 
-    learner = train(TextLearner(clip), loss, EXAMPLES, run, settings, on_save)
-    return learner.clip
+    model = train(CLIPWithReader(clip), loss, EXAMPLES, run, settings, on_save)
+    return model.clip
 
 
 @torch.no_grad()
-def measure_text(learner: TextLearner, grammar: Grammar, tokenizer: Tokenizer, count: int = 300) -> dict[str, float]:
-    """The share of right answers to each question about captions of held-out combinations, and "all" right at once."""
+def measure_text(model: CLIPWithReader, grammar: Grammar, tokenizer: Tokenizer, count: int = 300) -> dict[str, float]:
+    """Return the accuracy of the reader for each question on captions of held-out combinations, and "all" for all at
+    once.
+    """
     contents, captions = read_contents(grammar, [-1 - k for k in range(count)])
-    tokens = tokens_of(tokenizer, captions).to(learner.clip.logit_scale.device)
-    logits = learner.reader(learner.clip.text_model(tokens))
+    tokens = crop_tokens(tokenizer, captions).to(model.clip.logit_scale.device)
+    logits = model.reader(model.clip.text_model(tokens))
     given = torch.stack([each.argmax(dim=1) for each in logits], 1).cpu()
-    right = given == learner.reader.targets(contents)
-    shares = dict(zip(learner.reader.questions, right.float().mean(dim=0).tolist()))
+    right = given == model.reader.targets(contents)
+    shares = dict(zip(model.reader.questions, right.float().mean(dim=0).tolist()))
     return shares | {"all": right.all(dim=1).float().mean().item()}
 
 
 @torch.no_grad()
 def measure_twins(clip: CLIP, stream: SceneStream, tokenizer: Tokenizer, count: int = 32) -> float:
-    """The share of images for which CLIP prefers the true caption to the twin's. Half would be chance."""
+    """Return the fraction of images for which CLIP prefers the true caption to the twin's; chance is a half."""
     scenes = twin_scenes(stream, torch.arange(10 * EXAMPLES, 10 * EXAMPLES + count))
     device = clip.logit_scale.device
     images = clip_pixels(render_batch(scenes, stream.cutouts).to(device), clip.vision_model.image_size)
-    text = clip.encode_text(tokens_of(tokenizer, [scene.caption for scene in scenes]).to(device))
-    closeness = clip.encode_image(images) @ text.T
-    right = [closeness[k, k] > closeness[k, k ^ 1] for k in range(len(scenes))]
+    text = clip.encode_text(crop_tokens(tokenizer, [scene.caption for scene in scenes]).to(device))
+    similarity = clip.encode_image(images) @ text.T
+    right = [similarity[k, k] > similarity[k, k ^ 1] for k in range(len(scenes))]
     return sum(map(float, right)) / len(right)

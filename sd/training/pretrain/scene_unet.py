@@ -1,7 +1,8 @@
-"""The U-Net trained on with scenes, with cross-attention at the finest level too, and the text tower slowly with it.
+"""The U-Net trained on scenes, with cross-attention at the finest level too, and the text tower with a small learning
+rate.
 
-Latent diffusion trains its text encoder jointly with the U-Net (Rombach et al. 2022, section 3.3); here it has been
-trained on captions before, so it learns at a small share of the rate, or not at all.
+Latent diffusion trains its text encoder jointly with the U-Net (Rombach et al. 2022, section 3.3). Here the encoder was
+trained on captions before, so it uses a small fraction of the learning rate, or stays frozen.
 """
 
 from pathlib import Path
@@ -15,9 +16,9 @@ from sd.denoiser import Guidance
 from sd.samplers import dpmpp_2m
 from sd.schedule import TIMES, sigma_list
 from sd.tokenizer import Tokenizer
-from sd.training.loop import Settings, keep, train
+from sd.training.loop import TrainConfig, save_model, train
 from sd.training.loss import eps_errors, snr_weights
-from sd.training.pretrain import run as scratch
+from sd.training.pretrain import run as pretrain_run
 from sd.training.pretrain.scene_latents import WORDINGS, SceneLatents
 from sd.training.pretrain.scenes.sheets import captioned_sheet
 from sd.training.pretrain.train_unet import EMPTY_CAPTIONS, STYLE_ALONE, X0_WEIGHTS, new_unet
@@ -25,8 +26,8 @@ from sd.unet import UNetModel
 from sd.utils.images import from_tensor
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
-UNET_SIZES = scratch.SIZES["unet"] | {"attention_levels": [0, 1, 2]}
-SIZES = scratch.SIZES | {"unet": UNET_SIZES}
+UNET_SIZES = pretrain_run.SIZES["unet"] | {"attention_levels": [0, 1, 2]}
+SIZES = pretrain_run.SIZES | {"unet": UNET_SIZES}
 SHEET = (
     "a blue apple", "a purple star", "a green car", "a pink elephant", "two hearts", "three stars", "four trees",
     "two bananas", "a cat and a dog", "a flower and a mushroom", "a cat left of a tree", "a star above a house",
@@ -35,33 +36,34 @@ SHEET = (
 
 
 def widened_unet(shipped: dict[str, Tensor]) -> UNetModel:
-    """A U-Net of UNET_SIZES that computes what the shipped one does: blocks that are new pass their input on."""
+    """Return a U-Net of UNET_SIZES that computes the same as the shipped one: new blocks pass their input on."""
     unet = new_unet(UNET_SIZES)
     missing, unexpected = unet.load_state_dict(shipped, strict=False)
     new = {key.split(".transformer_blocks")[0] for key in missing}
     if unexpected or not all(key.split(".")[2] == "1" for key in new):
-        raise ValueError(f"these weights are of another U-Net: {sorted(unexpected) or sorted(new)}")
+        raise ValueError(f"these weights belong to another U-Net: {sorted(unexpected) or sorted(new)}")
     return unet
 
 
 def train_scene_unet(
-    unet: UNetModel, text: CLIPTextModel, vae: AutoencoderKL, run: Path, data: SceneLatents, settings: Settings
+    unet: UNetModel, text: CLIPTextModel, vae: AutoencoderKL, run: Path, data: SceneLatents, settings: TrainConfig
 ) -> nn.Module:
-    """Predict the noise in a scene's noisy latent, given one of its captions (Rombach et al. 2022, equation 3).
+    """Train the U-Net to predict the noise in a scene's latent, given one of its captions (Rombach et al. 2022,
+    equation 3).
 
-    `settings.shares["text"]` is the text tower's share of the learning rate; 0 leaves the tower as it is.
+    `settings.lr_multipliers["text"]` is the text tower's fraction of the learning rate; with 0 it stays frozen.
     """
     tokenizer, weights = Tokenizer(), snr_weights(*X0_WEIGHTS)
-    trains_text = settings.shares.get("text", 0) > 0
+    trains_text = settings.lr_multipliers.get("text", 0) > 0
     text.requires_grad_(trains_text)
     networks = nn.ModuleDict({"unet": unet, "text": text})
 
     def loss(networks: nn.ModuleDict, indices: Tensor, generator: torch.Generator) -> Tensor:
         x0 = data.latents[indices].float()
         noise = torch.randn(x0.shape, generator=generator)
-        # One time from each of B equal parts of 0..999: less variance in the sum.
+        # Stratified timesteps, one from each of B equal parts of 0..999: less variance in the sum.
         t = ((torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) * TIMES / len(x0)).long()
-        tokens = tokenizer(draw_captions(data, indices, generator)).to(settings.device)
+        tokens = tokenizer(sample_captions(data, indices, generator)).to(settings.device)
         with torch.set_grad_enabled(trains_text and torch.is_grad_enabled()):
             context = networks["text"](tokens)  # (B, 77, D)
         return eps_errors(networks["unet"], x0, noise, t, context, weights).mean()
@@ -69,24 +71,24 @@ def train_scene_unet(
     def on_save(networks: nn.ModuleDict, step: int) -> None:
         for name in ("unet", "text"):
             (run / name).mkdir(exist_ok=True)
-            keep(networks[name], run / name)
+            save_model(networks[name], run / name)
         seen = step * settings.batch * settings.accumulate
         sheet(networks["text"], vae, networks["unet"], data.latents.shape[-1]).save(run / f"sheet-{seen:08d}.png")
 
     return train(networks, loss, len(data), run, settings, on_save)
 
 
-def draw_captions(data: SceneLatents, indices: Tensor, generator: torch.Generator) -> list[str]:
-    """One caption for each scene: now and then the empty one or the style alone."""
-    drawn = []
+def sample_captions(data: SceneLatents, indices: Tensor, generator: torch.Generator) -> list[str]:
+    """Return one caption for each scene, sometimes the empty one or the style alone."""
+    captions = []
     for i in indices.tolist():
         short = torch.rand((), generator=generator).item()
         k = torch.randint(WORDINGS, (), generator=generator).item()
         if short < EMPTY_CAPTIONS:
-            drawn.append("")
+            captions.append("")
         else:
-            drawn.append(data.styles[i] if short < EMPTY_CAPTIONS + STYLE_ALONE else data.captions[i][k])
-    return drawn
+            captions.append(data.styles[i] if short < EMPTY_CAPTIONS + STYLE_ALONE else data.captions[i][k])
+    return captions
 
 
 @torch.no_grad()
@@ -94,7 +96,7 @@ def sample_images(
     text: CLIPTextModel, vae: AutoencoderKL, unet: UNetModel, prompts: list[str], seeds: list[int], side: int,
     steps: int = 16, guidance: float = 4.0,
 ) -> Tensor:  # fmt: skip
-    """One image for each prompt from the noise of its seed: (B, 3, H, W) in [-1, 1]. side: of the latents."""
+    """Return one image for each prompt from the noise of its seed: (B, 3, H, W) in [-1, 1]. side: of the latents."""
     tokenizer, device = Tokenizer(), unet.out[2].weight.device
     cond = text(tokenizer(prompts).to(device))
     uncond = text(tokenizer("").to(device)).expand_as(cond)
@@ -106,6 +108,6 @@ def sample_images(
 
 
 def sheet(text: CLIPTextModel, vae: AutoencoderKL, unet: UNetModel, side: int) -> Image.Image:
-    """The prompts of SHEET under their captions, always from the same noise."""
+    """Return a sheet of the prompts of SHEET with captions, always from the same noise."""
     images = sample_images(text, vae, unet, list(SHEET), list(range(len(SHEET))), side)
     return captioned_sheet(from_tensor(images), list(SHEET), columns=8)

@@ -1,7 +1,7 @@
-"""The autoencoder trained on with scenes: colored backgrounds and small objects, of which the first one knew none.
+"""The VAE trained on scenes: colored backgrounds and small objects, which the shipped one was not trained on.
 
-Its encoder is trained in this stage only. Latents and the U-Net are made with what comes out; afterwards the decoder
-alone may be trained on (`sd.training.pretrain.train_vae.train_decoder`).
+This stage trains encoder and decoder. Its result makes the latents for the U-Net; afterwards only the decoder may be
+trained further (`sd.training.pretrain.train_vae.train_decoder`).
 """
 
 import copy
@@ -10,21 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd.training.loop import Settings, keep, train
+from sd.training.loop import TrainConfig, save_model, train
 from sd.training.pretrain.dataset import random_crops
 from sd.training.pretrain.scenes.stream import EXAMPLES, SceneStream, fixed_sample
-from sd.training.pretrain.train_vae import kl, psnr, reconstruction, standardise
+from sd.training.pretrain.train_vae import kl, psnr, reconstruction, standardize
 from sd.vae import AutoencoderKL, sample_latent
 
-MEASURED = 48  # scenes, for the channels' mean and spread and for the PSNR
+MEASURED = 48  # scenes, for the channels' mean and deviation and for the PSNR
 
 
 def train_scene_vae(
-    vae: AutoencoderKL, run: Path, stream: SceneStream, settings: Settings, kl_weight: float = 1e-4
+    vae: AutoencoderKL, run: Path, stream: SceneStream, settings: TrainConfig, kl_weight: float = 1e-4
 ) -> AutoencoderKL:
-    """As `sd.training.pretrain.train_vae.train_vae`, on scenes that are rendered when they are needed.
+    """Train like `sd.training.pretrain.train_vae.train_vae`, on scenes rendered on demand.
 
-    `run/model.safetensors` has the channels' mean and spread over scenes folded in; the log has the PSNR in dB.
+    `run/model.safetensors` has the channels' mean and deviation over scenes folded in; the log has the PSNR in dB.
     """
     sample = stream.images(fixed_sample(MEASURED))[0]
 
@@ -37,7 +37,7 @@ def train_scene_vae(
 
     def on_save(vae: AutoencoderKL, step: int) -> None:
         latents = encode_images(vae, sample)
-        keep(standardise(copy.deepcopy(vae), latents), run)
+        save_model(standardize(copy.deepcopy(vae), latents), run)
         quality = psnr(decode_latents(vae, latents), sample)
         print(f"step {step}: PSNR {quality:.2f} dB on {MEASURED} scenes", flush=True)
         with open(run / "psnr.tsv", "a", encoding="utf-8") as file:
@@ -47,7 +47,7 @@ def train_scene_vae(
 
 
 def scene_crops(stream: SceneStream, indices: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, 3, S, S) in [-1, 1]: crops of half the size or, every eighth time, a quarter as many whole scenes."""
+    """Return (B, 3, S, S) in [-1, 1]: crops of half the size or, every eighth time, a quarter as many whole scenes."""
     if torch.rand((), generator=generator) < 1 / 8:
         return stream.images(indices[: max(1, len(indices) // 4)])[0]
     images = stream.images(indices)[0]
@@ -56,13 +56,13 @@ def scene_crops(stream: SceneStream, indices: Tensor, generator: torch.Generator
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: Tensor, batch: int = 8) -> Tensor:
-    """(N, 3, H, W) in [-1, 1] to the unscaled mean latents (N, 4, h, w) on the CPU."""
+    """Return the unscaled mean latents (N, 4, h, w) of images (N, 3, H, W) in [-1, 1], on the CPU."""
     device = vae.quant_conv.weight.device
     return torch.cat([vae.encode(part.to(device))[0].cpu() for part in images.split(batch)])
 
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Tensor, batch: int = 8) -> Tensor:
-    """Unscaled latents (N, 4, h, w) to images (N, 3, H, W) in [-1, 1] on the CPU."""
+    """Return the images (N, 3, H, W) in [-1, 1] of unscaled latents (N, 4, h, w), on the CPU."""
     device = vae.quant_conv.weight.device
     return torch.cat([vae.decode(part.to(device)).cpu() for part in latents.split(batch)]).clamp(-1, 1)

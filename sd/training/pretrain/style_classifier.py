@@ -1,8 +1,8 @@
-"""Who tells the style of a drawing whatever it shows: linear, on the texture that filters at random see.
+"""A linear style classifier on texture features of random filters, independent of what an image shows.
 
-The nearest picture cannot tell it: two drawings of one thing look more alike than two things in one style. Random
-filters, of which nothing was trained, are as good at texture as trained ones (Ustyuzhaninov et al. 2016, "Texture
-Synthesis Using Shallow Convolutional Networks with Random Filters").
+The nearest neighbor cannot tell the style: two images of one object look more alike than two objects in one style.
+Random filters capture texture as well as trained ones (Ustyuzhaninov et al. 2016, "Texture Synthesis Using Shallow
+Convolutional Networks with Random Filters").
 """
 
 import torch
@@ -16,34 +16,36 @@ WIDTHS = (48, 64)  # filters of 3 x 3 in the first and the second layer
 RIDGE = 1.0
 
 
-class StyleJudge:
-    """Learns from pictures (B, 3, H, W) in [-1, 1] and the style of each."""
+class StyleClassifier:
+    """Fits images (B, 3, H, W) in [-1, 1] to the style of each, by weighted ridge regression."""
 
     def __init__(self, images: Tensor, styles: list[str]):
         self.styles = sorted(set(styles))
         rows = texture(images)
         self.mean, self.std = rows.mean(dim=0), rows.std(dim=0) + 1e-6
-        place = torch.tensor([self.styles.index(style) for style in styles])
-        weight = (1 / place.bincount().double())[place][:, None]  # each style as a whole weighs the same
-        x = self.standard(rows)
+        label = torch.tensor([self.styles.index(style) for style in styles])
+        weight = (1 / label.bincount().double())[label][:, None]  # each style has the same total weight
+        x = self.standardize(rows)
         ridge = RIDGE / len(x) * torch.eye(x.shape[1], dtype=torch.double)
-        self.solution = torch.linalg.solve(x.T @ (weight * x) + ridge, x.T @ (weight * F.one_hot(place).double()))
+        self.solution = torch.linalg.solve(x.T @ (weight * x) + ridge, x.T @ (weight * F.one_hot(label).double()))
 
-    def standard(self, rows: Tensor) -> Tensor:
+    def standardize(self, rows: Tensor) -> Tensor:
         return F.pad((rows - self.mean) / self.std, (0, 1), value=1.0).double()
 
     def __call__(self, images: Tensor) -> list[str]:
-        """The style of each of (B, 3, H, W) in [-1, 1]."""
-        return [self.styles[i] for i in (self.standard(texture(images)) @ self.solution).argmax(dim=1).tolist()]
+        """Return the style of each of (B, 3, H, W) in [-1, 1]."""
+        return [self.styles[i] for i in (self.standardize(texture(images)) @ self.solution).argmax(dim=1).tolist()]
 
-    def right(self, images: Tensor, asked: list[Emoji]) -> float:
-        """The share of images whose style is that of the emoji asked for."""
-        return sum(found == emoji.style for found, emoji in zip(self(images), asked)) / len(asked)
+    def accuracy(self, images: Tensor, emoji: list[Emoji]) -> float:
+        """Return the fraction of images whose style is that of their emoji."""
+        return sum(found == emoji.style for found, emoji in zip(self(images), emoji)) / len(emoji)
 
 
 @torch.no_grad()
 def texture(images: Tensor, batch: int = 16) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] to (B, features): mean and spread, over what is not white, of what each filter sees."""
+    """Return (B, features) for (B, 3, H, W) in [-1, 1]: mean and deviation of each filter's output where it is not
+    white.
+    """
     generator = torch.Generator().manual_seed(0)
     first, second = (filters(out, into, generator) for into, out in zip((3, *WIDTHS), WIDTHS))
     rows = []
@@ -58,18 +60,18 @@ def texture(images: Tensor, batch: int = 16) -> Tensor:
             x = F.avg_pool2d(x, 2)
         rows.append(torch.cat(row, dim=1))
     features = torch.cat(rows)
-    return features.sign() * features.abs().sqrt()  # roots, so that a few strong edges do not decide
+    return features.sign() * features.abs().sqrt()  # roots, so that a few strong edges do not dominate
 
 
 def filters(out: int, into: int, generator: torch.Generator) -> Tensor:
-    """(out, into, 3, 3) at random, blind to an even tone, of unit length."""
+    """Return (out, into, 3, 3) random filters of zero mean and unit length."""
     weight = torch.randn(out, into, 3, 3, generator=generator)
     weight -= weight.mean(dim=(1, 2, 3), keepdim=True)
     return weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
 def spread(maps: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, (B, C) each, of (B, C, H, W) over the places that (B, 1, H, W) marks with 1."""
+    """Return mean and standard deviation, (B, C) each, of (B, C, H, W) where the mask (B, 1, H, W) is 1."""
     share = where / where.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     mean = (maps * share).sum(dim=(2, 3))
     return mean, ((maps - mean[..., None, None]).square() * share).sum(dim=(2, 3)).sqrt()

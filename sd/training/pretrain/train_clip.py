@@ -1,4 +1,4 @@
-"""CLIP from nothing (Radford et al. 2021): two towers, of text and of pictures, that learn to find each other."""
+"""CLIP from scratch (Radford et al. 2021): a text tower and an image tower with a shared embedding space."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from sd.clip import CLIPTextModel
 from sd.evaluation.clip_vision import CLIP, CLIPVisionModel, clip_pixels
 from sd.tokenizer import Tokenizer
-from sd.training.loop import Settings, keep, train
-from sd.training.pretrain.dataset import EmojiPictures
+from sd.training.loop import TrainConfig, save_model, train
+from sd.training.pretrain.dataset import EmojiDataset
 
 
 def new_clip(text: dict, vision: dict, projection_dim: int) -> CLIP:
-    """Both towers at random, with small embeddings: a word that is never met then stays near nothing."""
+    """Return both towers at random, with small embeddings, so that a word that never occurs stays near zero."""
     clip = CLIP(CLIPTextModel(**text), CLIPVisionModel(**vision), projection_dim)
     nn.init.normal_(clip.text_model.embeddings.token_embedding.weight, std=0.02)
     nn.init.normal_(clip.text_model.embeddings.position_embedding.weight, std=0.01)
@@ -23,48 +23,49 @@ def new_clip(text: dict, vision: dict, projection_dim: int) -> CLIP:
     return clip
 
 
-def train_clip(clip: CLIP, run: Path, pictures: EmojiPictures, settings: Settings) -> CLIP:
-    """Two towers that learn to find each other's partner in the batch (Radford et al. 2021, figure 3)."""
+def train_clip(clip: CLIP, run: Path, dataset: EmojiDataset, settings: TrainConfig) -> CLIP:
+    """Train the two towers to match texts and images of a batch (Radford et al. 2021, figure 3)."""
     tokenizer = Tokenizer()
-    captions = [tokenizer(emoji.captions) for emoji in pictures.emoji]
-    styled = [len(emoji.captions) - len(emoji.plain_captions) for emoji in pictures.emoji]
-    names = numbered(emoji.name for emoji in pictures.emoji)
-    styles = numbered(emoji.style for emoji in pictures.emoji)
+    captions = [tokenizer(emoji.captions) for emoji in dataset.emoji]
+    styled = [len(emoji.captions) - len(emoji.plain_captions) for emoji in dataset.emoji]
+    names = label_ids(emoji.name for emoji in dataset.emoji)
+    styles = label_ids(emoji.style for emoji in dataset.emoji)
 
     def loss(clip: CLIP, indices: Tensor, generator: torch.Generator) -> Tensor:
         chosen = [torch.randint(len(captions[i]), (1,), generator=generator).item() for i in indices.tolist()]
         tokens = torch.stack([captions[i][k] for i, k in zip(indices.tolist(), chosen)])
-        tokens = tokens[:, : (tokens == tokens.max()).int().argmax(dim=1).max() + 1]  # causal: nothing after matters
-        images = shaken(pictures.images(indices), generator)
+        length = (tokens == tokens.max()).int().argmax(dim=1).max() + 1  # causal: later tokens have no effect
+        tokens = tokens[:, :length]
+        images = augment(dataset.images(indices), generator)
         device = clip.logit_scale.device
         text = clip.encode_text(tokens.to(device))
         image = clip.encode_image(clip_pixels(images.to(device), clip.vision_model.image_size))
         logits = clip.logit_scale.clamp(max=4.6052).exp() * text.float() @ image.float().T  # at most 100, section 2.5
-        # A caption without a style fits this name in every style; all pictures that fit share the target.
+        # A caption without a style fits this name in every style; all fitting images share the target.
         fits = names[indices][:, None] == names[indices]
         has_style = torch.tensor([k < styled[i] for i, k in zip(indices.tolist(), chosen)])
         fits &= (styles[indices][:, None] == styles[indices]) | ~has_style[:, None]
         fits = fits.float().to(device)
         return (soft_cross_entropy(logits, fits) + soft_cross_entropy(logits.T, fits.T)) / 2
 
-    return train(clip, loss, len(pictures), run, settings, on_save=lambda average, step: keep(average, run))
+    return train(clip, loss, len(dataset), run, settings, on_save=lambda average, step: save_model(average, run))
 
 
-def numbered(words) -> Tensor:
-    """Each word as the number of its first appearance."""
+def label_ids(words) -> Tensor:
+    """Return each word as the number of its first appearance."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(word, len(numbers)) for word in words])
 
 
 def soft_cross_entropy(logits: Tensor, fits: Tensor) -> Tensor:
-    """Cross-entropy against all that fits, in equal shares. logits, fits: (B, B)."""
+    """Return the cross-entropy against all matches, in equal parts. logits, fits: (B, B)."""
     return -(F.log_softmax(logits, dim=1) * fits / fits.sum(dim=1, keepdim=True)).sum(dim=1).mean()
 
 
-def shaken(images: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, 3, H, W): each picture moved, stretched, turned, tinted and, in half the cases, mirrored, with a hole in it.
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return (B, 3, H, W): each image moved, stretched, rotated, tinted, half of them mirrored, with a hole in it.
 
-    A few pictures of each name are soon known by heart; only what survives all this helps with yet another one.
+    The model soon memorizes a few images of each name; only features that survive these changes generalize.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The autoencoder from nothing (Rombach et al. 2022, section 3.1): pictures to an eighth of their size and back."""
+"""The VAE from scratch (Rombach et al. 2022, section 3.1): images to an eighth of their size and back."""
 
 import copy
 from collections.abc import Callable
@@ -8,69 +8,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.training.loop import Settings, keep, train
-from sd.training.pretrain.dataset import EmojiPictures, random_crops
-from sd.training.pretrain.discriminator import Rivals
+from sd.training.loop import TrainConfig, save_model, train
+from sd.training.pretrain.dataset import EmojiDataset, random_crops
+from sd.training.pretrain.discriminator import AdversarialPair
 from sd.vae import LATENT_SCALE, AttnBlock, AutoencoderKL, Downsample, ResnetBlock, Upsample, sample_latent
 
-REAL, MATCHED = 0.07, 0.7  # weights of the two losses against the decoder's opponent
-NOISE = 0.3  # at most, in the decoder's latents, where they are scaled to a spread of 1
+ADVERSARIAL, FEATURE_MATCHING = 0.07, 0.7  # weights of the two losses from the discriminator
+NOISE = 0.3  # the largest standard deviation of noise in the decoder's latents, after scaling
 
 
 def train_vae(
-    vae: AutoencoderKL, run: Path, pictures: EmojiPictures, settings: Settings, kl_weight: float = 1e-4
+    vae: AutoencoderKL, run: Path, dataset: EmojiDataset, settings: TrainConfig, kl_weight: float = 1e-4
 ) -> AutoencoderKL:
-    """A KL autoencoder (Rombach et al. 2022, section 3.1), by plain errors; an opponent comes with `train_decoder`."""
+    """Train a KL autoencoder (Rombach et al. 2022, section 3.1) without a discriminator, see `train_decoder`."""
 
     def loss(vae: AutoencoderKL, indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = crops(pictures, indices, generator).to(vae.quant_conv.weight.device)
+        images = crops(dataset, indices, generator).to(vae.quant_conv.weight.device)
         mean, logvar = vae.encode(images)
         noise = torch.randn(mean.shape, generator=generator).to(images)
-        drawn = vae.decode(sample_latent(mean, logvar, noise)).float()
-        return reconstruction(drawn, images) + kl_weight * kl(mean.float(), logvar.float())
+        decoded = vae.decode(sample_latent(mean, logvar, noise)).float()
+        return reconstruction(decoded, images) + kl_weight * kl(mean.float(), logvar.float())
 
     def on_save(vae: AutoencoderKL, step: int) -> None:
         vae = copy.deepcopy(vae)
-        keep(standardise(vae, encode(vae, pictures, limit=128)), run)
+        save_model(standardize(vae, encode(vae, dataset, limit=128)), run)
 
-    return train(vae, loss, len(pictures), run, settings, on_save)
+    return train(vae, loss, len(dataset), run, settings, on_save)
 
 
-def train_decoder(vae: AutoencoderKL, run: Path, pictures: EmojiPictures, settings: Settings) -> AutoencoderKL:
-    """The decoder once more, alone and against an opponent, for sharp edges and each style's own texture.
+def train_decoder(vae: AutoencoderKL, run: Path, dataset: EmojiDataset, settings: TrainConfig) -> AutoencoderKL:
+    """Train the decoder alone against a discriminator, for sharp edges and the texture of each style.
 
-    Latents stay what they are, and so what a U-Net has learnt of them stays right. They come with a little noise: a
-    U-Net's are a little off too, and a decoder that knew exact ones alone would make blots of that.
+    The latents stay unchanged, and so does what a U-Net has learned of them. They get a little noise, because those of
+    a U-Net are slightly off too; a decoder trained on exact latents turns the deviations into blotches.
     """
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
 
-    def loss(rivals: Rivals, indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = crops(pictures, indices, generator).to(vae.quant_conv.weight.device)
-        latent = rivals.vae.encode(images)[0]
+    def loss(pair: AdversarialPair, indices: Tensor, generator: torch.Generator) -> Tensor:
+        images = crops(dataset, indices, generator).to(vae.quant_conv.weight.device)
+        latent = pair.vae.encode(images)[0]
         noise = torch.randn(latent.shape, generator=generator) / LATENT_SCALE
         level = NOISE * torch.rand(len(latent), 1, 1, 1, generator=generator)
         latent = latent + (level * noise).to(latent)
-        drawn = rivals.vae.decode(latent).float()
-        real, matched, opponent = rivals.losses(drawn, images, latent)
-        return reconstruction(drawn, images) + REAL * real + MATCHED * matched + opponent
+        decoded = pair.vae.decode(latent).float()
+        adversarial, matching, discriminator = pair.losses(decoded, images, latent)
+        return reconstruction(decoded, images) + ADVERSARIAL * adversarial + FEATURE_MATCHING * matching + discriminator
 
-    rivals = train(Rivals(vae), loss, len(pictures), run, settings, on_save=lambda rivals, _: keep(rivals.vae, run))
-    return rivals.vae
+    pair = train(
+        AdversarialPair(vae), loss, len(dataset), run, settings, on_save=lambda pair, _: save_model(pair.vae, run)
+    )
+    return pair.vae
 
 
-def crops(pictures: EmojiPictures, indices: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, 3, S, S) in [-1, 1]: each picture cut to half its size or, every eighth time, a quarter of them whole."""
-    size = pictures.pixels.shape[-1]
+def crops(dataset: EmojiDataset, indices: Tensor, generator: torch.Generator) -> Tensor:
+    """Return (B, 3, S, S) in [-1, 1]: crops of half the size or, every eighth time, a quarter as many whole images."""
+    size = dataset.pixels.shape[-1]
     if torch.rand((), generator=generator) < 1 / 8:
-        return random_crops(pictures.images(indices[: max(1, len(indices) // 4)]), size, generator)  # as many pixels
-    return random_crops(pictures.images(indices), size // 2, generator)
+        some = indices[: max(1, len(indices) // 4)]  # the same number of pixels
+        return random_crops(dataset.images(some), size, generator)
+    return random_crops(dataset.images(indices), size // 2, generator)
 
 
 def new_vae(sizes: dict) -> AutoencoderKL:
-    """At random, but so that it shrinks and grows pictures at once and has only the details left to learn.
+    """Return a random VAE that scales images down and up from the start and has only the details left to learn.
 
-    Residual branches begin at zero, downsampling averages, upsampling copies: colours pass from end to end.
+    Residual branches start at zero, downsampling averages, upsampling copies: colors pass from end to end.
     """
     vae = AutoencoderKL(**sizes)
     for module in vae.modules():
@@ -88,32 +91,32 @@ def new_vae(sizes: dict) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def start_with_colours(vae: AutoencoderKL, pictures: EmojiPictures) -> None:
-    """Two least-squares fits on a few pictures, after which each cell has its mean colour before the first step.
+def init_color_latents(vae: AutoencoderKL, dataset: EmojiDataset) -> None:
+    """Fit two layers by least squares on a few images, so that each cell has its mean color before the first step.
 
-    The encoder's last convolution makes the first three latents the cell's colour, its three axes of equal spread; the
-    decoder's last one makes pixels of them. Without this the axis from green to magenta, which varies little, is found
-    only after thousands of steps, and two pairs of latents say the same until then.
+    The encoder's last convolution makes the first three latent channels the cell's color, with three axes of equal
+    variance; the decoder's last one turns them into pixels. Without this, training finds the axis from green to
+    magenta, which varies little, only after thousands of steps, and until then two pairs of channels are redundant.
     """
-    images = pictures.images(torch.linspace(0, len(pictures) - 1, 32).long())
+    images = dataset.images(torch.linspace(0, len(dataset) - 1, 32).long())
     for conv in (vae.quant_conv, vae.post_quant_conv):
         nn.init.dirac_(conv.weight)
         nn.init.zeros_(conv.bias)
-    # Little noise in the latents: at the usual start, logvar 0, it drowns what they first say.
+    # Little noise in the latents: with the usual initial logvar of 0 it dominates the signal.
     nn.init.constant_(vae.quant_conv.bias[vae.z_channels :], -6.0)
     nn.init.zeros_(vae.quant_conv.weight[vae.z_channels :])
-    colours = F.avg_pool2d(images, vae.downsample).movedim(1, -1)  # (B, h, w, 3)
-    centred = colours - colours.mean(dim=(0, 1, 2))
-    variances, axes = torch.linalg.eigh(torch.cov(centred.reshape(-1, 3).T))
-    fit_middle(vae.encoder.conv_out, lambda: vae.encode(images), centred @ axes / variances.sqrt())
+    colors = F.avg_pool2d(images, vae.downsample).movedim(1, -1)  # (B, h, w, 3)
+    centered = colors - colors.mean(dim=(0, 1, 2))
+    variances, axes = torch.linalg.eigh(torch.cov(centered.reshape(-1, 3).T))
+    fit_center_tap(vae.encoder.conv_out, lambda: vae.encode(images), centered @ axes / variances.sqrt())
     latent = vae.encode(images)[0]
-    fit_middle(vae.decoder.conv_out, lambda: vae.decode(latent), images.movedim(1, -1))
+    fit_center_tap(vae.decoder.conv_out, lambda: vae.decode(latent), images.movedim(1, -1))
 
 
-def fit_middle(conv: nn.Conv2d, forward: Callable[[], object], wanted: Tensor) -> None:
-    """Set the middle tap of a convolution's first outputs so that, in `forward`, they come nearest to `wanted`.
+def fit_center_tap(conv: nn.Conv2d, forward: Callable[[], object], target: Tensor) -> None:
+    """Set the center tap of a convolution's first outputs so that, in `forward`, they approximate `target` best.
 
-    wanted: (B, h, w, outputs).
+    target: (B, h, w, outputs).
     """
     seen = []
     hook = conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -122,20 +125,21 @@ def fit_middle(conv: nn.Conv2d, forward: Callable[[], object], wanted: Tensor) -
     x = seen[0].movedim(1, -1).flatten(0, -2).double()
     x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # (places, channels + 1)
     ridge = 1e-4 * len(x) * torch.eye(x.shape[1])
-    solution = torch.linalg.solve(x.T @ x + ridge, x.T @ wanted.flatten(0, -2).double()).float()
-    outputs = wanted.shape[-1]
+    solution = torch.linalg.solve(x.T @ x + ridge, x.T @ target.flatten(0, -2).double()).float()
+    outputs = target.shape[-1]
     nn.init.zeros_(conv.weight[:outputs])
     conv.weight[:outputs, :, 1, 1] = solution[:-1].T
     conv.bias[:outputs] = solution[-1]
 
 
-def reconstruction(drawn: Tensor, images: Tensor) -> Tensor:
-    """Squared and absolute error of the pixels, absolute error of the edges, squared error of each 8 x 8 cell's colour.
+def reconstruction(decoded: Tensor, images: Tensor) -> Tensor:
+    """Return the squared and absolute error of the pixels, plus the absolute error of edges and the squared error of
+    the color of 8 x 8 cells.
 
-    On absolute errors alone everything stays one middling brown for hundreds of steps; the cells' colours cure it. Hue
-    varies far less than brightness, so without a weight of its own green stays blue.
+    With absolute errors alone, images stay a medium brown for hundreds of steps; the color of cells prevents it. Hue
+    varies far less than brightness, so without its own weight green stays blue.
     """
-    error = drawn - images
+    error = decoded - images
     pixels = error.abs().mean() + 4 * error.square().mean()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     cells = F.avg_pool2d(error, 8)
@@ -144,23 +148,23 @@ def reconstruction(drawn: Tensor, images: Tensor) -> Tensor:
 
 
 def kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL divergence from N(0, 1) (Kingma & Welling 2013, appendix B), the mean over the latent's elements."""
+    """Return the KL divergence from N(0, 1) (Kingma & Welling 2013, appendix B), the mean over latent elements."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: EmojiPictures, limit: int | None = None, batch: int = 32) -> Tensor:
-    """(N, 4, h, w): the mean latent of every picture (or of `limit` of them, evenly picked), unscaled, on the CPU."""
-    device, count = vae.quant_conv.weight.device, len(pictures)
+def encode(vae: AutoencoderKL, dataset: EmojiDataset, limit: int | None = None, batch: int = 32) -> Tensor:
+    """Return (N, 4, h, w): the mean latents of all images (or `limit` evenly spaced ones), unscaled, on the CPU."""
+    device, count = vae.quant_conv.weight.device, len(dataset)
     parts = torch.linspace(0, count - 1, min(count, limit or count)).long().split(batch)
-    return torch.cat([vae.encode(pictures.images(part).to(device))[0].cpu() for part in parts])
+    return torch.cat([vae.encode(dataset.images(part).to(device))[0].cpu() for part in parts])
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL, latents: Tensor) -> AutoencoderKL:
-    """Fold each channel's mean and spread into the two 1x1 convolutions, so that LATENT_SCALE * latent has 0 and 1.
+def standardize(vae: AutoencoderKL, latents: Tensor) -> AutoencoderKL:
+    """Fold each channel's mean and deviation into the two 1x1 convolutions, so that LATENT_SCALE * latent has 0 and 1.
 
-    The pictures stay the same. latents: (N, 4, h, w), what `vae` makes of its data now.
+    Reconstructions stay the same. latents: (N, 4, h, w), the current latents of the data.
     """
     mean = latents.mean(dim=(0, 2, 3)).to(vae.quant_conv.weight)
     scale = latents.std(dim=(0, 2, 3)).to(mean) * LATENT_SCALE
@@ -174,15 +178,15 @@ def standardise(vae: AutoencoderKL, latents: Tensor) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def reconstructed(vae: AutoencoderKL, pictures: EmojiPictures, batch: int = 16) -> Tensor:
-    """(N, 3, H, W) in [-1, 1], on the CPU: every picture through the mean latent and back."""
+def reconstructed(vae: AutoencoderKL, dataset: EmojiDataset, batch: int = 16) -> Tensor:
+    """Return (N, 3, H, W) in [-1, 1], on the CPU: every image encoded to its mean latent and decoded."""
     device = vae.quant_conv.weight.device
-    parts = torch.arange(len(pictures)).split(batch)
-    drawn = [vae.decode(vae.encode(pictures.images(part).to(device))[0]).cpu() for part in parts]
-    return torch.cat(drawn).clamp(-1, 1)
+    parts = torch.arange(len(dataset)).split(batch)
+    decoded = [vae.decode(vae.encode(dataset.images(part).to(device))[0]).cpu() for part in parts]
+    return torch.cat(decoded).clamp(-1, 1)
 
 
-def psnr(drawn: Tensor, images: Tensor) -> float:
-    """Mean over pictures of the PSNR in dB. drawn, images: (N, 3, H, W) in [-1, 1]."""
-    error = (drawn - images).square().mean(dim=(1, 2, 3))
+def psnr(decoded: Tensor, images: Tensor) -> float:
+    """Return the mean PSNR over images in dB. decoded, images: (N, 3, H, W) in [-1, 1]."""
+    error = (decoded - images).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(4 / error).mean().item()  # the range is 2, its square 4

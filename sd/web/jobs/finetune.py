@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from sd.pipeline.settings import check_whole
 from sd.tokenizer import Tokenizer
-from sd.training.finetune.finetune import teach
+from sd.training.finetune.finetune import finetune
 from sd.training.finetune.recipes import KINDS, LARGE, SMALL, TINY, recipe_for
 from sd.utils.errors import UserError
 from sd.web.jobs.generate import ImageGenerator
@@ -119,7 +119,7 @@ class FineTuner:
         recipe = recipe_for(method, pipe, name, **given)
         output = self.generator.models.folders[kind] / f"{name}.safetensors"
         try:
-            result = teach(
+            result = finetune(
                 method,
                 photos,
                 name,
@@ -130,7 +130,7 @@ class FineTuner:
                 output,
                 ignore_message,
             )
-        except KeyboardInterrupt as stop:  # raised by the training loop once it has stopped
+        except KeyboardInterrupt as stop:  # the loop's own, once it has stopped
             raise Cancelled from stop
         self.generator.models.refresh()
         shutil.copyfile(result.sheet, job.folder / "sheet.png")
@@ -138,10 +138,12 @@ class FineTuner:
         return {
             "files": ["sheet.png"],
             "sheet": "sheet.png",
-            "say": recipe.said + tag,
-            "prompt": recipe.prompts[0].replace("{}", recipe.said) + tag,
-            "step": result.advised_step,
+            "say": recipe.phrase + tag,
+            "prompt": recipe.prompts[0].replace("{}", recipe.phrase) + tag,
+            "step": result.best_step,
             "steps": recipe.steps,
+            "rule": result.rule,
+            "warnings": list(result.warnings),
         }
 
 

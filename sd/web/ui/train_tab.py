@@ -144,10 +144,10 @@ def trained(job: Job) -> str:
     result = job.result
     taken = ""
     if "steps" in result:
-        taken = (
-            f"The weights after step {result['step']} of {result['steps']} were taken, which did best on the images "
-            f"that were held out, or the last ones where none did better."
-        )
+        sentences = [f"The weights after step {result['step']} of {result['steps']} were taken"]
+        if "rule" in result:  # as `advice.best_step` gives it; results of earlier versions have none
+            sentences = [f"{sentences[0]}: {result['rule']}", *(f"Warning: {one}" for one in result["warnings"])]
+        taken = escape(" ".join(one.rstrip(".") + "." for one in sentences))
     button = f'<button type="button" data-prompt="{job.id}">Try it</button>' if "prompt" in result else ""
     return (
         f'<div class="trained"><p><strong>Trained: use “{escape(result["say"])}” in a prompt.</strong></p>'

@@ -1,4 +1,4 @@
-"""Shapes of equal area: which there are, which is taken, and what is cut away."""
+"""Aspect-ratio buckets: which sizes exist, which one an image gets, and what is cropped."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd.training.finetune.data.buckets import bucket_sizes, cover_scale, cut, nearest, side_step
+from sd.training.finetune.data.buckets import bucket_sizes, cover_scale, crop_to_size, nearest_bucket, side_step
 from sd.utils.errors import UserError
 
 WIDE = [(384, 640), (384, 704), (448, 576), (512, 512), (576, 448), (640, 384), (704, 384)]
@@ -44,7 +44,9 @@ def test_the_nearest_shape_by_brute_force():
     for width, height in generator.integers(1, 4000, (500, 2)).tolist():
         ratio = width / height
         off = [max(ratio / (w / h), (w / h) / ratio) for w, h in sizes]  # the ratio of the ratios, 1 at best
-        assert off[sizes.index(nearest(width, height, sizes))] <= min(off) + 1e-12  # rounding, where two are as far
+        assert (
+            off[sizes.index(nearest_bucket(width, height, sizes))] <= min(off) + 1e-12
+        )  # rounding, where two are as far
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_the_nearest_shape_by_brute_force():
     ],
 )
 def test_shapes_of_cameras(image, taken):
-    assert nearest(*image, bucket_sizes(512)) == taken
+    assert nearest_bucket(*image, bucket_sizes(512)) == taken
 
 
 def test_cut_keeps_the_ends_and_the_middle():
@@ -68,12 +70,14 @@ def test_cut_keeps_the_ends_and_the_middle():
     stripes[:, :100, 0], stripes[:, 100:200, 1], stripes[:, 200:, 2] = 255, 255, 255
     image = Image.fromarray(stripes)
     for place, channel in ((0.0, 0), (0.5, 1), (1.0, 2)):
-        square = np.asarray(cut(image, (50, 50), place))
+        square = np.asarray(crop_to_size(image, (50, 50), place))
         assert square.shape == (50, 50, 3)
         inside = square[:, 3:-3]  # LANCZOS looks three target pixels across the edge between two stripes
         assert (inside[..., channel] == 255).all()
         assert inside.sum() == 255 * 50 * 44
-        assert (np.asarray(cut(image.rotate(90, expand=True), (50, 50), 1 - place))[3:-3, :, channel] == 255).all()
+        assert (
+            np.asarray(crop_to_size(image.rotate(90, expand=True), (50, 50), 1 - place))[3:-3, :, channel] == 255
+        ).all()
 
 
 def test_cut_neither_stretches_nor_leaves_a_border():
@@ -83,11 +87,11 @@ def test_cut_neither_stretches_nor_leaves_a_border():
     size = (64, 80)
     scale = cover_scale((600, 400), size)
     assert scale == 80 / 400
-    shrunk = np.asarray(cut(Image.fromarray(disc).convert("RGB"), size))[..., 0] >= 128
+    shrunk = np.asarray(crop_to_size(Image.fromarray(disc).convert("RGB"), size))[..., 0] >= 128
     assert shrunk.shape == (80, 64)
     assert shrunk.any(0).sum() == shrunk.any(1).sum() == 200 * scale
     white = Image.new("RGB", (37, 91), "white")
-    assert np.asarray(cut(white, (64, 48), 0.3)).min() == 255
+    assert np.asarray(crop_to_size(white, (64, 48), 0.3)).min() == 255
 
 
 def test_cover_scale():

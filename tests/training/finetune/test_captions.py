@@ -1,4 +1,4 @@
-"""The word comes into every caption, and as little else as can be changes."""
+"""Captions contain the word, with as few other changes as possible."""
 
 import re
 from pathlib import Path
@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from sd.training.finetune.data.captions import KINDS, OBJECT, STYLE, Captions, what_it_shows, wordings
-from sd.training.finetune.data.image_folder import Photo
+from sd.training.finetune.data.captions import KINDS, OBJECT, STYLE, Captions, wordings, words_from_file_name
+from sd.training.finetune.data.image_folder import ImageFile
 from sd.utils.errors import UserError
 
 
 class Folder:
-    """As `Photos`, without files."""
+    """Like `ImageFolder`, without files."""
 
     def __init__(self, *captions, names=None):
         names = names or [f"{i:02}.jpg" for i in range(len(captions))]
-        self.photos = [Photo(Path(name), list(said), (64, 64)) for name, said in zip(names, captions)]
+        self.images = [ImageFile(Path(name), list(said), (64, 64)) for name, said in zip(names, captions)]
 
     def __len__(self):
-        return len(self.photos)
+        return len(self.images)
 
 
 def said(*captions, **options):
@@ -75,8 +75,8 @@ def test_a_word_inside_another_is_not_the_word():
     assert said("x", word=r"\1.*") == [r"\1.*, x"]
 
 
-def test_a_style_is_told_from_what_the_file_is_called():
-    photo = Photo(Path("red-apple_2.png"), [], (64, 64))
+def test_a_style_uses_the_words_of_the_file_name():
+    photo = ImageFile(Path("red-apple_2.png"), [], (64, 64))
     assert wordings(photo, "<ink>", "plain style") == ["a red apple, <ink>"]
     assert wordings(photo, "<ink>", "style")[0] == "a painting in the style of <ink>"
     photo.captions = ["grapes"]
@@ -98,28 +98,28 @@ def test_a_style_is_told_from_what_the_file_is_called():
     ],
 )
 def test_what_a_file_name_says(name, shown):
-    assert what_it_shows(Path(name)) == shown
+    assert words_from_file_name(Path(name)) == shown
 
 
 def test_captions_as_they_are():
     assert said("one", "two", word=None) == ["one", "two"]
-    with pytest.raises(UserError, match="1 of 2 pictures have no caption"):
+    with pytest.raises(UserError, match="1 of 2 images have no caption"):
         Captions(Folder(["a dog"], []))
 
 
-def test_draws_are_even_and_the_same_for_a_seed():
+def test_samples_are_uniform_and_the_same_for_a_seed():
     captions = Captions(Folder(["one", "two"], []), word="<w>", kind="plain object")
     indices = torch.tensor([0, 1]).repeat(2000)
-    drawn = captions.draw(indices, generator(1))
-    assert drawn == captions.draw(indices.tolist(), generator(1))
-    assert drawn != captions.draw(indices, generator(2))
+    drawn = captions.sample(indices, generator(1))
+    assert drawn == captions.sample(indices.tolist(), generator(1))
+    assert drawn != captions.sample(indices, generator(2))
     for one in ("<w>, one", "<w>, two", "<w>", "a <w>"):
         # 2,000 draws of one half: 1,000 with a deviation of 22; five of them.
         assert drawn.count(one) == pytest.approx(1000, abs=110)
 
 
 def test_the_share_of_empty_captions():
-    drawn = Captions(Folder(["one"]), word="<w>", empty=0.25).draw(torch.zeros(4000).long(), generator())
+    drawn = Captions(Folder(["one"]), word="<w>", empty=0.25).sample(torch.zeros(4000).long(), generator())
     # 4,000 draws of a quarter: 1,000 with a deviation of 27; five of them.
     assert drawn.count("") == pytest.approx(1000, abs=137)
     assert set(drawn) == {"", "<w>, one"}

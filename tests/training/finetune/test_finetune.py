@@ -1,4 +1,4 @@
-"""Teaching from a folder of pictures to a file that prompts can name, and every way it can be interrupted."""
+"""Fine-tuning from a folder of images to a file that prompts can use, with every kind of interruption."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from sd.clip import CLIPTextModel
 from sd.evaluation.clip_score import Scorer
 from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.training.finetune import finetune as personalize
-from sd.training.finetune.advice import Scores, advised, table
+from sd.training.finetune.advice import Scores, best_step, format_table
 from sd.training.finetune.methods import METHODS
 from sd.training.finetune.recipes import recipe_for
 from sd.utils.errors import UserError
@@ -46,11 +46,11 @@ def own_folders(monkeypatch, tmp_path, scorer):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # or the metadata of two runs differs in their time
 
 
-def teach(*args, **given):
+def finetune(*args, **given):
     """Each run in a test stands for somebody's first: what another one has delivered is out of the way."""
     for folder in (personalize.WEIGHTS, personalize.LORAS, personalize.EMBEDDINGS):
         shutil.rmtree(folder, ignore_errors=True)
-    return personalize.teach(*args, **given)
+    return personalize.finetune(*args, **given)
 
 
 @pytest.fixture
@@ -87,16 +87,16 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_teaching_leaves_a_file_a_sheet_and_scores(method, pipe, images, tmp_path, capsys):
+def test_finetuning_writes_a_file_a_sheet_and_scores(method, pipe, images, tmp_path, capsys):
     before = {key: tensor.clone() for key, tensor in pipe.unet.state_dict().items()}
     events = []
     run = tmp_path / "run"
-    result = teach(method, images, WORD, pipe, quick(method, pipe), events.append, run)
+    result = finetune(method, images, WORD, pipe, quick(method, pipe), events.append, run)
 
     folder = {"ti": "embeddings", "lora": "loras", "dreambooth": "weights"}[method]
     assert result.path == tmp_path / folder / f"{WORD}.safetensors"
-    assert result.path.read_bytes() == (run / "steps" / f"{result.advised_step:06}.safetensors").read_bytes()
-    assert result.advised_step in (2, 4)
+    assert result.path.read_bytes() == (run / "steps" / f"{result.best_step:06}.safetensors").read_bytes()
+    assert result.best_step in (2, 4)
     assert Image.open(result.sheet).width > 2 * 64
     assert [event["step"] for event in events] == [1, 2, 3, 4]
     assert [event["preview"] is not None for event in events] == [False, True, False, True]
@@ -106,9 +106,9 @@ def test_teaching_leaves_a_file_a_sheet_and_scores(method, pipe, images, tmp_pat
 
     said = capsys.readouterr().out
     assert "effective learning rate 0.01 (cosine)" in said
-    assert "4 pictures to learn from, 1 held out" in said
+    assert "4 training images, 1 held out" in said
     assert "scores by a tiny CLIP:" in said
-    assert f"{result.path}  step {result.advised_step}" in said
+    assert f"{result.path}  step {result.best_step}" in said
     lines = [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert set(lines[0]) >= {"loss", "held_out", "lr"} | {"ti": {"norms"}, "lora": {"change"}}.get(method, set())
@@ -127,24 +127,24 @@ def test_teaching_leaves_a_file_a_sheet_and_scores(method, pipe, images, tmp_pat
 def test_a_killed_run_ends_in_the_same_bits(method, pipe, images, tmp_path):
     given = {"class_word": "dog", "ema": 0.9} if method == "dreambooth" else {}
     recipe = quick(method, pipe, save_minutes=0, **given)
-    teach(method, images, WORD, fresh_copy(pipe), recipe, run=tmp_path / "whole")
+    finetune(method, images, WORD, fresh_copy(pipe), recipe, run=tmp_path / "whole")
 
     def die_at_3(event):
         if event["step"] == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def work():
-        teach(method, images, WORD, fresh_copy(pipe), recipe, die_at_3, tmp_path / "killed")
+        finetune(method, images, WORD, fresh_copy(pipe), recipe, die_at_3, tmp_path / "killed")
 
     assert ended(forked(work)) == -signal.SIGKILL
     assert torch.load(tmp_path / "killed" / "state.pt")["step"] == 2
-    teach(method, images, WORD, fresh_copy(pipe), recipe, run=tmp_path / "killed")
+    finetune(method, images, WORD, fresh_copy(pipe), recipe, run=tmp_path / "killed")
     same(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
 def test_a_kill_in_the_middle_of_a_save_loses_only_that_one(pipe, images, tmp_path, monkeypatch):
     recipe = quick("lora", pipe, save_minutes=0)
-    teach("lora", images, WORD, pipe, recipe, run=tmp_path / "whole")
+    finetune("lora", images, WORD, pipe, recipe, run=tmp_path / "whole")
     saves = []
 
     def die_half_way(content, path):
@@ -158,42 +158,42 @@ def test_a_kill_in_the_middle_of_a_save_loses_only_that_one(pipe, images, tmp_pa
 
     def work():
         monkeypatch.setattr("sd.training.train_state.write_torch", die_half_way)
-        teach("lora", images, WORD, pipe, recipe, run=tmp_path / "killed")
+        finetune("lora", images, WORD, pipe, recipe, run=tmp_path / "killed")
 
     assert ended(forked(work)) == -signal.SIGKILL
-    teach("lora", images, WORD, pipe, recipe, run=tmp_path / "killed")
+    finetune("lora", images, WORD, pipe, recipe, run=tmp_path / "killed")
     same(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
 def test_an_interrupt_from_an_event_saves_and_stops_and_the_rest_follows(pipe, images, tmp_path):
     recipe = quick("lora", pipe)
-    teach("lora", images, WORD, pipe, recipe, run=tmp_path / "whole")
+    finetune("lora", images, WORD, pipe, recipe, run=tmp_path / "whole")
 
     def stop(event):
         if event["step"] == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teach("lora", images, WORD, pipe, recipe, stop, tmp_path / "parts")
+        finetune("lora", images, WORD, pipe, recipe, stop, tmp_path / "parts")
     assert torch.load(tmp_path / "parts" / "state.pt")["step"] == 3
     assert pipe.adapters.names() == []
     events = []
-    teach("lora", images, WORD, pipe, recipe, events.append, tmp_path / "parts")
+    finetune("lora", images, WORD, pipe, recipe, events.append, tmp_path / "parts")
     assert [event["step"] for event in events] == [4]
     same(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
-    again = teach("lora", images, WORD, pipe, recipe, events.append, tmp_path / "parts")  # all is done already
+    again = finetune("lora", images, WORD, pipe, recipe, events.append, tmp_path / "parts")  # all is done already
     assert len(events) == 1
     assert again.path.exists()
 
 
-def test_two_processes_learn_what_one_learns_from_twice_the_batch(pipe, images, tmp_path):
-    teach("lora", images, WORD, pipe, quick("lora", pipe, batch=2), run=tmp_path / "one")
+def test_two_processes_equal_one_with_twice_the_batch(pipe, images, tmp_path):
+    finetune("lora", images, WORD, pipe, quick("lora", pipe, batch=2), run=tmp_path / "one")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def work():
-        teach("lora", images, WORD, pipe, quick("lora", pipe, batch=1), run=tmp_path / "two")
+        finetune("lora", images, WORD, pipe, quick("lora", pipe, batch=1), run=tmp_path / "two")
 
     assert together(work, 2, port) == [0, 0]
     one, two = (contents(tmp_path / name)[1] for name in ("one", "two"))
@@ -205,41 +205,41 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(pipe, images, 
 
 
 def test_half_a_batch_twice_is_a_batch(pipe, images, tmp_path):
-    teach("ti", images, WORD, pipe, quick("ti", pipe, batch=2), run=tmp_path / "one")
-    teach("ti", images, WORD, pipe, quick("ti", pipe, batch=1, accumulate=2), run=tmp_path / "two")
+    finetune("ti", images, WORD, pipe, quick("ti", pipe, batch=2), run=tmp_path / "one")
+    finetune("ti", images, WORD, pipe, quick("ti", pipe, batch=1, accumulate=2), run=tmp_path / "two")
     one, two = (contents(tmp_path / name)[1] for name in ("one", "two"))
     assert torch.allclose(one["model.0"], two["model.0"], atol=2e-4)  # as above
 
 
-def test_the_rate_is_scaled_when_asked_and_says_so(pipe, images, tmp_path, capsys):
-    teach("ti", images, WORD, pipe, quick("ti", pipe, accumulate=3, scale_lr=True, lr=1e-3), run=tmp_path / "run")
-    assert "effective learning rate 0.006 = 0.001 x 6 pictures a step" in capsys.readouterr().out
+def test_the_scaled_learning_rate_is_printed(pipe, images, tmp_path, capsys):
+    finetune("ti", images, WORD, pipe, quick("ti", pipe, accumulate=3, scale_lr=True, lr=1e-3), run=tmp_path / "run")
+    assert "effective learning rate 0.006 = 0.001 x 6 images per step" in capsys.readouterr().out
 
 
-def test_class_pictures_are_drawn_once_and_kept(pipe, images, tmp_path):
+def test_class_images_are_generated_once_and_kept(pipe, images, tmp_path):
     given = {"class_word": "dog"}
-    teach("dreambooth", images, WORD, fresh_copy(pipe), quick("dreambooth", pipe, **given), run=tmp_path / "a")
+    finetune("dreambooth", images, WORD, fresh_copy(pipe), quick("dreambooth", pipe, **given), run=tmp_path / "a")
     drawn = sorted((tmp_path / "runs" / "class").glob("*/*.png"))
     assert [path.name for path in drawn] == ["00000.png", "00001.png"]
     times = [path.stat().st_mtime_ns for path in drawn]
     drawn[1].unlink()  # as if it had been stopped there
-    teach("dreambooth", images, WORD, fresh_copy(pipe), quick("dreambooth", pipe, **given), run=tmp_path / "b")
+    finetune("dreambooth", images, WORD, fresh_copy(pipe), quick("dreambooth", pipe, **given), run=tmp_path / "b")
     assert drawn[0].stat().st_mtime_ns == times[0]
     assert drawn[1].exists()
     same(contents(tmp_path / "a"), contents(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("dialect", ["kohya", "diffusers", "peft"])
-def test_every_lora_dialect_is_delivered_and_loads(dialect, pipe, images, tmp_path):
-    recipe = quick("lora", pipe, steps=1, saves=1, dialect=dialect, checkpointing=True)
-    result = teach("lora", images, WORD, pipe, recipe, run=tmp_path / "run")
-    assert result.path.is_dir() == (dialect == "peft")
+@pytest.mark.parametrize("file_format", ["kohya", "diffusers", "peft"])
+def test_every_lora_format_is_delivered_and_loads(file_format, pipe, images, tmp_path):
+    recipe = quick("lora", pipe, steps=1, saves=1, file_format=file_format, checkpointing=True)
+    result = finetune("lora", images, WORD, pipe, recipe, run=tmp_path / "run")
+    assert result.path.is_dir() == (file_format == "peft")
     assert "100 %" in str(pipe.load_lora(result.path)) or pipe.adapters.names()
 
 
 def test_an_embedding_for_the_webui(pipe, images, tmp_path):
     output = tmp_path / "there" / f"{WORD}.pt"
-    result = teach("ti", images, WORD, pipe, quick("ti", pipe, vectors=2), run=tmp_path / "run", output=output)
+    result = finetune("ti", images, WORD, pipe, quick("ti", pipe, vectors=2), run=tmp_path / "run", output=output)
     found = read_embeddings(output, 64)
     assert result.path == output
     assert found.format == "the webui's"
@@ -249,47 +249,50 @@ def test_an_embedding_for_the_webui(pipe, images, tmp_path):
 def test_bad_input_is_one_sentence_and_changes_nothing(pipe, images, tmp_path):
     def mistake(match, method="lora", folder=images, name=WORD, run="run", **given):
         with pytest.raises(UserError, match=match):
-            teach(method, folder, name, pipe, quick(method, pipe, **given), run=tmp_path / run, say=lambda _: None)
+            finetune(method, folder, name, pipe, quick(method, pipe, **given), run=tmp_path / run, say=lambda _: None)
         assert pipe.adapters.names() == []
         assert type(pipe.unet.middle_block[1]).__name__ == "SpatialTransformer"
 
     (tmp_path / "empty").mkdir()
-    mistake("there are no pictures in", folder=tmp_path / "empty")
-    mistake("there is no folder", folder=tmp_path / "nowhere")
-    mistake("cannot be a file's", name="../there")
-    mistake("already a word", method="ti", word="dog", run="word")
-    mistake("has no word in it", method="ti", init=" ", run="init")
+    mistake("no images in", folder=tmp_path / "empty")
+    mistake("folder not found", folder=tmp_path / "nowhere")
+    mistake("invalid name", name="../there")
+    mistake("already in the vocabulary", method="ti", word="dog", run="word")
+    mistake("contain no token", method="ti", init=" ", run="init")
     for match, given in (
-        ("the kind is pet: use object or style", {"kind": "pet"}),
-        ("there is no target to_q", {"targets": ("to_q",)}),
+        ("unknown kind 'pet': use object or style", {"kind": "pet"}),
+        ("unknown target 'to_q'", {"targets": ("to_q",)}),
         ("the rank is 0", {"rank": 0}),
-        ("there is no setting called 'learning'", {"learning": 1}),
+        ("unknown setting 'learning'", {"learning": 1}),
         ("the lr is nan", {"lr": float("nan")}),
-        ("use kohya or diffusers or peft", {"dialect": "webui"}),
+        ("use kohya or diffusers or peft", {"file_format": "webui"}),
     ):
         mistake(match, **given)
-    mistake("there is no method hypernet", method="hypernet")
+    mistake("unknown method 'hypernet'", method="hypernet")
     assert not (tmp_path / "init" / "run.json").exists()  # a mistake that is mended may go on there
     (tmp_path / "file").write_text("")
     mistake("cannot write into .*Not a directory.*: give another --run-dir", run="file/run")
 
-    teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "begun", say=lambda _: None)
-    mistake("was begun with another rank", run="begun", rank=2)
-    mistake("was begun with another name", run="begun", name="other")
+    finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "begun", say=lambda _: None)
+    mistake("was started with another rank", run="begun", rank=2)
+    mistake("was started with another name", run="begun", name="other")
 
 
-@pytest.mark.parametrize(("method", "fact"), [("ti", "cosine 1.0000 to the word"), ("lora", "the change is 0 of")])
-def test_what_has_not_moved_is_told(method, fact, pipe, images, tmp_path, capsys):
-    teach(method, images, WORD, pipe, quick(method, pipe, lr=0.0, steps=1), run=tmp_path / "run")
-    assert f"warning: hardly anything was learnt: {'a vector has ' * (method == 'ti')}{fact}" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("method", "fact"), [("ti", "cosine 1.0000 to its initial word"), ("lora", "the change is 0 of")]
+)
+def test_a_negligible_change_is_reported(method, fact, pipe, images, tmp_path, capsys):
+    finetune(method, images, WORD, pipe, quick(method, pipe, lr=0.0, steps=1), run=tmp_path / "run")
+    about = "a vector has " * (method == "ti") + fact
+    assert f"warning: the training has changed almost nothing: {about}" in capsys.readouterr().out
 
 
-def test_a_captioned_set_needs_no_word_and_its_captions_are_drawn(pipe, images, tmp_path, capsys):
-    with pytest.raises(UserError, match="5 of 5 pictures have no caption"):
-        teach("lora", images, WORD, pipe, quick("lora", pipe, word="", prompts=None), run=tmp_path / "none")
+def test_a_captioned_set_needs_no_word_and_its_captions_are_previewed(pipe, images, tmp_path, capsys):
+    with pytest.raises(UserError, match="5 of 5 images have no caption"):
+        finetune("lora", images, WORD, pipe, quick("lora", pipe, word="", prompts=None), run=tmp_path / "none")
     for k in range(5):
         (images / f"{k}.txt").write_text(f"a red ball number {k}")
-    teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1, word="", prompts=None), run=tmp_path / "run")
+    finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1, word="", prompts=None), run=tmp_path / "run")
     assert "captions such as 'a red ball number 0'" in capsys.readouterr().out
     prompts = json.loads((tmp_path / "run" / "run.json").read_text())["prompts"]
     assert prompts == [f"a red ball number {k}" for k in range(4)]
@@ -297,36 +300,38 @@ def test_a_captioned_set_needs_no_word_and_its_captions_are_drawn(pipe, images, 
 
 def test_a_new_word_stands_alone_and_starts_as_its_class(pipe):
     taught = recipe_for("ti", pipe, WORD, class_word="dog")
-    assert (taught.init, taught.said) == ("dog", WORD)
+    assert (taught.init, taught.phrase) == ("dog", WORD)
     assert recipe_for("ti", pipe, WORD, class_word="dog", init="brown dog").init == "brown dog"
-    assert recipe_for("lora", pipe, WORD, class_word="dog").said == f"{WORD} dog"
+    assert recipe_for("lora", pipe, WORD, class_word="dog").phrase == f"{WORD} dog"
 
 
-def test_an_unreadable_picture_is_named_and_the_others_are_learnt(pipe, images, tmp_path, capsys):
+def test_an_unreadable_image_is_named_and_the_others_are_trained_on(pipe, images, tmp_path, capsys):
     (images / "broken.jpg").write_bytes(b"\xff\xd8 no more")
-    teach("ti", images, WORD, pipe, quick("ti", pipe, steps=1), run=tmp_path / "run")
+    finetune("ti", images, WORD, pipe, quick("ti", pipe, steps=1), run=tmp_path / "run")
     said = capsys.readouterr().out
-    assert "5 pictures" in said
+    assert "5 images" in said
     assert "broken.jpg" in said
 
 
-def test_with_four_pictures_none_is_held_out(pipe, images, tmp_path, capsys):
+def test_with_four_images_none_is_held_out(pipe, images, tmp_path, capsys):
     (images / "4.jpg").unlink()
-    teach("ti", images, WORD, pipe, quick("ti", pipe, steps=1), run=tmp_path / "run")
-    assert "4 pictures to learn from, too few to hold one out" in capsys.readouterr().out
+    finetune("ti", images, WORD, pipe, quick("ti", pipe, steps=1), run=tmp_path / "run")
+    assert "4 training images, none held out (too few)" in capsys.readouterr().out
 
 
-def test_a_step_that_gained_nothing_is_said_to_have_gained_nothing():
+def test_a_step_without_gain_is_reported():
     before = Scores(0, 0.6, 0.4, 0)
-    assert "nothing was gained: step 1 draws no more like" in table([before, Scores(1, 0.6, 0.4, 0)], "a CLIP")
-    assert "nothing" not in table([before, Scores(1, 0.61, 0.4, 0)], "a CLIP")
+    assert "no gain by this CLIP: the images of step 1 are no more similar" in format_table(
+        [before, Scores(1, 0.6, 0.4, 0)], "a CLIP"
+    )
+    assert "no gain" not in format_table([before, Scores(1, 0.61, 0.4, 0)], "a CLIP")
 
 
-def test_the_advised_step_has_the_fewest_copies_then_the_best_scores():
+def test_the_best_step_has_the_fewest_copies_then_the_best_scores():
     scores = [Scores(0, 0.9, 0.4, 0), Scores(1, 0.5, 0.4, 0), Scores(2, 0.7, 0.37, 0), Scores(3, 0.9, 0.4, 1)]
-    assert advised(scores) == 2
-    assert "take this one" in table(scores, "x").splitlines()[4]
-    assert advised([*scores, Scores(4, 0.8, 0.3, 0)]) == 2  # it has lost a quarter of its fit to the prompts
-    assert "draws copies" not in table(scores, "x")
+    assert best_step(scores).step == 2
+    assert "best step" in format_table(scores, "x").splitlines()[4]
+    assert best_step([*scores, Scores(4, 0.8, 0.3, 0)]).step == 2  # it has lost a quarter of its fit to the prompts
+    assert "generates copies" not in format_table(scores, "x")
     copied = [Scores(0, 0.1, 0.1, 0), Scores(1, 0.5, 0.3, 2)]
-    assert "warning: every step draws copies" in table(copied, "x")
+    assert "warning: every step generates copies" in format_table(copied, "x")

@@ -1,4 +1,4 @@
-"""Folders of pictures as people have them: every kind of file and caption list, and what goes wrong with them."""
+"""Image folders as users have them: every format and caption list, and their errors."""
 
 import json
 import os
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd.training.finetune.data.caption_files import FLICKR_PICTURES
-from sd.training.finetune.data.image_folder import NAMED, Photos
+from sd.training.finetune.data.caption_files import FLICKR_IMAGES
+from sd.training.finetune.data.image_folder import MAX_LISTED, ImageFolder
 from sd.utils.errors import UserError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -35,58 +35,58 @@ def quiet(*_):
 
 
 def names(photos):
-    return [photo.path.name for photo in photos.photos]
+    return [photo.path.name for photo in photos.images]
 
 
-def test_pictures_come_in_the_order_of_their_names_and_nothing_else_does(folder):
+def test_images_are_sorted_by_name_and_other_files_left_out(folder):
     Image.new("RGB", (8, 8)).save(folder / "C.WEBP")
     Image.new("RGB", (8, 8)).save(folder / "._b.jpg", format="JPEG")
     (folder / "notes.pdf").write_bytes(b"x")
     (folder / "below.jpg").mkdir()
     said = []
-    photos = Photos(folder, say=said.append)
+    photos = ImageFolder(folder, say=said.append)
     assert names(photos) == ["C.WEBP", "a.png", "b.jpg"]
-    assert [photo.size for photo in photos.photos] == [(8, 8), (20, 20), (40, 30)]
-    assert [photo.caption for photo in photos.photos] == [None] * 3
+    assert [photo.size for photo in photos.images] == [(8, 8), (20, 20), (40, 30)]
+    assert [photo.caption for photo in photos.images] == [None] * 3
     assert len(photos) == 3
-    assert said == [f"{folder}: 3 pictures, 0 with captions"]
+    assert said == [f"{folder}: 3 images, 0 with captions"]
 
 
 def test_a_text_beside_is_the_caption_in_one_line(folder):
     (folder / "a.txt").write_text("\ufeffa blue\n  square \n", encoding="utf-8")
     (folder / "b.txt").write_text(" \n")
-    a, b = Photos(folder, say=quiet).photos
+    a, b = ImageFolder(folder, say=quiet).images
     assert a.captions == ["a blue square"]
     assert b.caption is None
 
 
 @pytest.mark.parametrize("key", ["text", "prompt", "caption"])
-def test_metadata_names_captions_also_of_pictures_in_folders_below(folder, key):
+def test_metadata_gives_captions_of_images_in_subfolders_too(folder, key):
     (folder / "train").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "train" / "c.png")
     lines = [{"file_name": "a.png", key: "a line\u2028break"}, {"file_name": "train/c.png", key: "black"}]
     lines += [{"file_name": "b.jpg"}]
     text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     (folder / "metadata.jsonl").write_text(text + "\n\n", encoding="utf-8")
-    photos = Photos(folder, say=quiet)
-    assert {photo.path.name: photo.caption for photo in photos.photos} == {
+    photos = ImageFolder(folder, say=quiet)
+    assert {photo.path.name: photo.caption for photo in photos.images} == {
         "a.png": "a line break",
         "b.jpg": None,
         "c.png": "black",
     }
     (folder / "a.txt").write_text("beside")
-    assert Photos(folder, say=quiet).photos[0].captions == ["beside"]
+    assert ImageFolder(folder, say=quiet).images[0].captions == ["beside"]
 
 
-@pytest.mark.parametrize(("where", "asked"), [(".", "."), (FLICKR_PICTURES, "."), (FLICKR_PICTURES, FLICKR_PICTURES)])
+@pytest.mark.parametrize(("where", "asked"), [(".", "."), (FLICKR_IMAGES, "."), (FLICKR_IMAGES, FLICKR_IMAGES)])
 def test_flickr30k_gives_several_captions_and_counts_its_broken_line(tmp_path, where, asked):
     place = tmp_path / where
     place.mkdir(exist_ok=True)
     for name in ("1000092795.jpg", "2199200615.jpg"):
         Image.new("RGB", (50, 40)).save(place / name)
     (tmp_path / "results.csv").write_bytes(FLICKR.replace("\n", "\r\n").encode())
-    photos = Photos(tmp_path / asked, say=quiet)
-    assert [photo.captions for photo in photos.photos] == [
+    photos = ImageFolder(tmp_path / asked, say=quiet)
+    assert [photo.captions for photo in photos.images] == [
         [
             "Two young guys with shaggy hair look at their hands while hanging out in the yard .",
             "Two men in green shirts are standing in a yard .",
@@ -99,8 +99,8 @@ def test_flickr30k_gives_several_captions_and_counts_its_broken_line(tmp_path, w
 
 def test_one_caption_for_all(folder):
     (folder / "a.txt").write_text("a blue square")
-    photos = Photos(folder, caption="a photo of a dog", say=quiet)
-    assert [photo.captions for photo in photos.photos] == [["a photo of a dog"]] * 2
+    photos = ImageFolder(folder, caption="a photo of a dog", say=quiet)
+    assert [photo.captions for photo in photos.images] == [["a photo of a dog"]] * 2
 
 
 def jpeg_with_orientation(path, orientation):
@@ -117,9 +117,9 @@ def jpeg_with_orientation(path, orientation):
     ("orientation", "size", "red"),
     [(1, (32, 16), (4, 8)), (3, (32, 16), (28, 8)), (6, (16, 32), (8, 4)), (8, (16, 32), (8, 28))],
 )
-def test_exif_turns_a_picture_upright(tmp_path, orientation, size, red):
+def test_exif_rotates_an_image_upright(tmp_path, orientation, size, red):
     jpeg_with_orientation(tmp_path / "a.jpg", orientation)
-    (photo,) = Photos(tmp_path, say=quiet).photos
+    (photo,) = ImageFolder(tmp_path, say=quiet).images
     image = photo.open()
     assert photo.size == image.size == size
     assert np.abs(np.subtract(image.getpixel(red), RED)).max() < 8  # JPEG's rounding
@@ -137,11 +137,11 @@ def kinds_of_files(folder):
     Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(folder / "sixteen-bits.png")
 
 
-def test_every_kind_of_picture_works(tmp_path):
+def test_every_image_format_works(tmp_path):
     kinds_of_files(tmp_path)
-    photos = Photos(tmp_path, say=quiet)
+    photos = ImageFolder(tmp_path, say=quiet)
     assert photos.skipped == []
-    pixels = {photo.path.name: np.asarray(photo.open())[8, 8].astype(int) for photo in photos.photos}
+    pixels = {photo.path.name: np.asarray(photo.open())[8, 8].astype(int) for photo in photos.images}
     assert len(pixels) == 7
     for name, pixel in pixels.items():
         wanted = WHITE if name.startswith(("clear", "sixteen")) else RED
@@ -173,25 +173,28 @@ def test_what_cannot_be_read_is_named_skipped_and_counted(folder):
         (folder / name).write_bytes(data)
     (folder / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "a dog"}')
     said = []
-    photos = Photos(folder, say=said.append)
+    photos = ImageFolder(folder, say=said.append)
     assert names(photos) == ["a.png", "b.jpg"]
     unread = [*broken, "gone.png"]
     assert len(photos.skipped) == len(unread)
     for name in unread:
         assert sum(name in sentence for sentence in photos.skipped) == 1, name
     assert any("million pixels" in sentence for sentence in photos.skipped)
-    assert len(said) == 1 + NAMED + 1
-    assert said[-1] == f"skipped: {len(unread) - NAMED} more, {len(unread)} in all"
+    assert len(said) == 1 + MAX_LISTED + 1
+    assert said[-1] == f"skipped: {len(unread) - MAX_LISTED} more, {len(unread)} in all"
 
 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, "no pictures in"),
-        ({"notes.txt": "a dog"}, "no pictures in"),
-        ({"a.jpg": "no picture"}, "none of the pictures in .*a.jpg"),
-        ({"metadata.jsonl": '{"file_name": "gone.png"}'}, "none of the pictures in .*gone.png"),
-        ({"metadata.jsonl": '{"file_name": "a.png"}\n{"file_name": '}, "metadata.jsonl, line 2: write it as"),
+        ({}, "no images in"),
+        ({"notes.txt": "a dog"}, "no images in"),
+        ({"a.jpg": "no picture"}, "none of the images in .*a.jpg"),
+        ({"metadata.jsonl": '{"file_name": "gone.png"}'}, "none of the images in .*gone.png"),
+        (
+            {"metadata.jsonl": '{"file_name": "a.png"}\n{"file_name": '},
+            "metadata.jsonl, line 2: invalid; the format is",
+        ),
         ({"metadata.jsonl": '{"text": "a dog"}'}, "metadata.jsonl, line 1"),
         ({"metadata.jsonl": '["a.png", "a dog"]'}, "metadata.jsonl, line 1"),
         ({"metadata.jsonl": '{"file_name": "a.png", "text": 5}'}, "metadata.jsonl, line 1"),
@@ -205,24 +208,24 @@ def test_mistakes_get_one_sentence(tmp_path, files, words):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=words):
-        Photos(tmp_path, say=quiet)
+        ImageFolder(tmp_path, say=quiet)
 
 
 def test_a_folder_that_is_none(folder):
     for path in (folder / "missing", folder / "a.png"):
-        with pytest.raises(UserError, match="there is no folder"):
-            Photos(path, say=quiet)
+        with pytest.raises(UserError, match="folder not found"):
+            ImageFolder(path, say=quiet)
 
 
 def test_a_caption_that_is_not_text(folder):
     (folder / "a.txt").write_bytes("größe".encode("latin-1"))
     with pytest.raises(UserError, match=r"a\.txt is not UTF-8"):
-        Photos(folder, say=quiet)
+        ImageFolder(folder, say=quiet)
 
 
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read everything")
 def test_a_file_without_permission_is_skipped(folder):
     (folder / "a.png").chmod(0)
-    photos = Photos(folder, say=quiet)
+    photos = ImageFolder(folder, say=quiet)
     assert names(photos) == ["b.jpg"]
     assert "a.png" in photos.skipped[0]

@@ -1,4 +1,4 @@
-"""What each method trains: in, one step, out, and nothing else has moved."""
+"""The parameters that each method trains: set up, one step, removed, and nothing else has changed."""
 
 import copy
 import math
@@ -10,14 +10,14 @@ from torch import nn
 
 from sd.adapters.lora_loader import load_lora
 from sd.adapters.textual_inversion import load_embedding
-from sd.training.finetune.gradient_checkpointing import forget_less, forget_more
-from sd.training.finetune.methods import METHODS, TARGETS, initial_vectors, is_one
+from sd.training.finetune.gradient_checkpointing import disable_gradient_checkpointing, enable_gradient_checkpointing
+from sd.training.finetune.methods import METHODS, TARGETS, initial_vectors, matches
 from sd.training.finetune.recipes import recipe_for
-from sd.training.loop import Learner, Settings
+from sd.training.loop import TrainConfig, Trainer
 from sd.training.loss import eps_errors, snr_weights
 from sd.utils.errors import UserError
 
-LOOP = Settings(steps=1, batch=2, lr=1e-2, warmup=0, ema=0, precision="fp32", by_example=True, weight_decay=0.0)
+LOOP = TrainConfig(steps=1, batch=2, lr=1e-2, warmup=0, ema=0, precision="fp32", by_example=True, weight_decay=0.0)
 WORD = "zebrafish-7"
 
 
@@ -26,23 +26,23 @@ def bits(pipe):
     return {f"{part}.{key}": t.clone() for part, network in networks.items() for key, t in network.state_dict().items()}
 
 
-def look(pipe):
+def inspect_image(pipe):
     return repr(pipe.unet), repr(pipe.clip), list(pipe.tokenizer.added)
 
 
-def take_a_step(pipe, learner, settings=LOOP):
+def take_a_step(pipe, tuner, settings=LOOP):
     """One step on two random latents; returns what has moved, by name."""
 
     def loss(model, indices, generators):
         x0, noise = torch.randn(2, 2, 4, 8, 8, generator=generators[0]).unbind(0)
-        context = learner.contexts([f"a photo of {WORD}", "a dog"])
+        context = tuner.contexts([f"a photo of {WORD}", "a dog"])
         return eps_errors(pipe.unet, x0, noise, torch.tensor([100, 700]), context, snr_weights()).mean()
 
-    before = {name: p.detach().clone() for name, p in learner.module.named_parameters()}
-    value, wrong = Learner(learner.module, loss, settings, 0, 1).step(0, torch.tensor([0, 1]))
+    before = {name: p.detach().clone() for name, p in tuner.module.named_parameters()}
+    value, wrong = Trainer(tuner.module, loss, settings, 0, 1).step(0, torch.tensor([0, 1]))
     assert math.isfinite(value)
     assert not wrong
-    return {name for name, p in learner.module.named_parameters() if not torch.equal(p, before[name])}
+    return {name for name, p in tuner.module.named_parameters() if not torch.equal(p, before[name])}
 
 
 def recipe(pipe, method, **given):
@@ -61,41 +61,41 @@ def recipe(pipe, method, **given):
 def test_in_one_step_out_leaves_the_base_as_it_was(pipe, method, given, dtype):
     for network in (pipe.unet, pipe.clip, pipe.vae):
         network.to(dtype)
-    before, was = bits(pipe), look(pipe)
-    learner = METHODS[method](pipe, WORD, recipe(pipe, method, **given))
-    moved = take_a_step(pipe, learner)
+    before, was = bits(pipe), inspect_image(pipe)
+    tuner = METHODS[method](pipe, WORD, recipe(pipe, method, **given))
+    moved = take_a_step(pipe, tuner)
     # LoRA starts with up = 0, so that in the first step only up has a gradient.
-    expected = {name for name, _ in learner.module.named_parameters() if not name.endswith("lora_down")}
+    expected = {name for name, _ in tuner.module.named_parameters() if not name.endswith("lora_down")}
     assert moved == expected
-    assert all(p.dtype == torch.float32 for p in learner.module.parameters())
+    assert all(p.dtype == torch.float32 for p in tuner.module.parameters())
     networks = (pipe.unet, pipe.clip, pipe.vae)
     trained = {p for network in networks for p in network.parameters() if p.requires_grad}
-    assert trained == set(learner.module.parameters())
-    learner.close()
+    assert trained == set(tuner.module.parameters())
+    tuner.close()
     after = bits(pipe)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert look(pipe) == was
+    assert inspect_image(pipe) == was
 
 
 def test_dreambooth_trains_the_unet_alone_and_on_request_the_text_encoder(pipe):
-    learner = METHODS["dreambooth"](pipe, WORD, recipe(pipe, "dreambooth"))
+    tuner = METHODS["dreambooth"](pipe, WORD, recipe(pipe, "dreambooth"))
     before = bits(pipe)
-    take_a_step(pipe, learner)
+    take_a_step(pipe, tuner)
     moved = {key for key, tensor in bits(pipe).items() if not torch.equal(tensor, before[key])}
     assert {key.split(".")[0] for key in moved} == {"unet"}
     assert len(moved) > 0.9 * len(pipe.unet.state_dict())  # a bias before a norm of its own may stay
-    learner.close()
+    tuner.close()
     assert not any(p.requires_grad for p in pipe.unet.parameters())
 
-    learner = METHODS["dreambooth"](pipe, WORD, recipe(pipe, "dreambooth", targets=("text",)))
+    tuner = METHODS["dreambooth"](pipe, WORD, recipe(pipe, "dreambooth", targets=("text",)))
     before = bits(pipe)
-    take_a_step(pipe, learner)
+    take_a_step(pipe, tuner)
     moved = {key.split(".")[0] for key, tensor in bits(pipe).items() if not torch.equal(tensor, before[key])}
     assert moved == {"unet", "clip"}
 
 
-def test_a_half_precision_model_is_taught_in_fp32_by_dreambooth(pipe):
+def test_dreambooth_trains_a_half_precision_model_in_fp32(pipe):
     for network in (pipe.unet, pipe.clip, pipe.vae):
         network.bfloat16()
     METHODS["dreambooth"](pipe, WORD, recipe(pipe, "dreambooth"))
@@ -105,9 +105,9 @@ def test_a_half_precision_model_is_taught_in_fp32_by_dreambooth(pipe):
 
 def test_targets_are_the_layers_of_their_names(pipe):
     def count(**given):
-        learner = METHODS["lora"](pipe, WORD, recipe(pipe, "lora", **given))
-        found = {part: len(patches) for part, patches in learner.module.items()}
-        learner.close()
+        tuner = METHODS["lora"](pipe, WORD, recipe(pipe, "lora", **given))
+        found = {part: len(patches) for part, patches in tuner.module.items()}
+        tuner.close()
         return found
 
     blocks = sum(path.endswith("attn2") for path, _ in pipe.unet.named_modules())
@@ -125,26 +125,26 @@ def test_targets_of_v1_5_are_as_many_as_other_trainers_have():
 
     networks = build_networks(fill_defaults({}, "v1-5"), "v1-5")
     paths = list(patchable_layers(networks["unet"]))
-    count = {name: sum(is_one(pattern, path) for path in paths) for name, pattern in TARGETS.items()}
+    count = {name: sum(matches(pattern, path) for path in paths) for name, pattern in TARGETS.items()}
     assert count == {"cross": 64, "attention": 128, "ff": 32, "text": 0}
-    assert sum(is_one(TARGETS["text"], path) for path in patchable_layers(networks["clip"])) == 48
+    assert sum(matches(TARGETS["text"], path) for path in patchable_layers(networks["clip"])) == 48
 
 
 def test_alpha_is_the_rank_by_default_so_that_the_scale_is_one(pipe):
-    learner = METHODS["lora"](pipe, WORD, recipe(pipe, "lora", rank=6))
-    assert {patch.scale for _, _, patch in learner.patches()} == {1.0}
-    assert {patch.rank for _, _, patch in learner.patches()} == {6}
-    learner.close()
+    tuner = METHODS["lora"](pipe, WORD, recipe(pipe, "lora", rank=6))
+    assert {patch.scale for _, _, patch in tuner.patches()} == {1.0}
+    assert {patch.rank for _, _, patch in tuner.patches()} == {6}
+    tuner.close()
 
 
 def test_change_is_the_ratio_of_the_norms(pipe):
-    learner = METHODS["lora"](pipe, WORD, recipe(pipe, "lora", targets=("attention",)))
-    assert learner.measures() == {"change": 0.0}
-    take_a_step(pipe, learner)
-    layers = [(pipe.unet.get_submodule(path), patch) for _, path, patch in learner.patches()]
+    tuner = METHODS["lora"](pipe, WORD, recipe(pipe, "lora", targets=("attention",)))
+    assert tuner.measures() == {"change": 0.0}
+    take_a_step(pipe, tuner)
+    layers = [(pipe.unet.get_submodule(path), patch) for _, path, patch in tuner.patches()]
     change = torch.cat([patch.delta(layer.weight).flatten() for layer, patch in layers]).norm()
     weight = torch.cat([layer.weight.flatten() for layer, _ in layers]).norm()
-    assert learner.measures()["change"] == pytest.approx((change / weight).item(), rel=1e-5)  # fp32 sums
+    assert tuner.measures()["change"] == pytest.approx((change / weight).item(), rel=1e-5)  # fp32 sums
 
 
 def test_initial_vectors_spread_words_or_average_them(pipe):
@@ -163,39 +163,39 @@ def test_initial_vectors_spread_words_or_average_them(pipe):
 
 
 def test_bad_words_are_one_sentence_and_change_nothing(pipe):
-    before, was = bits(pipe), look(pipe)
-    with pytest.raises(UserError, match="'dog' is already a word of the vocabulary: choose a new one, such as my-dog"):
+    before, was = bits(pipe), inspect_image(pipe)
+    with pytest.raises(UserError, match="'dog' is already in the vocabulary: choose a new word, such as my-dog"):
         METHODS["ti"](pipe, WORD, recipe(pipe, "ti", word="dog"))
-    with pytest.raises(UserError, match="has no word in it"):
+    with pytest.raises(UserError, match="contain no token"):
         METHODS["ti"](pipe, WORD, recipe(pipe, "ti", init="   "))
-    assert look(pipe) == was
+    assert inspect_image(pipe) == was
     assert all(torch.equal(before[key], tensor) for key, tensor in bits(pipe).items())
 
 
 def test_vectors_are_described_by_length_cosine_and_neighbours(pipe):
-    learner = METHODS["ti"](pipe, WORD, recipe(pipe, "ti", init="dog cat", vectors=2))
+    tuner = METHODS["ti"](pipe, WORD, recipe(pipe, "ti", init="dog cat", vectors=2))
     with torch.no_grad():
-        learner.rows[0] *= 2
-        learner.rows[1] = pipe.clip.embeddings.token_embedding.weight[pipe.tokenizer.encode("apple")[0]]
-    found = learner.measures()
-    assert found["norms"][0] == pytest.approx(2 * learner.start[0].norm().item(), abs=1e-4)  # written with 4 digits
+        tuner.rows[0] *= 2
+        tuner.rows[1] = pipe.clip.embeddings.token_embedding.weight[pipe.tokenizer.encode("apple")[0]]
+    found = tuner.measures()
+    assert found["norms"][0] == pytest.approx(2 * tuner.start[0].norm().item(), abs=1e-4)  # written with 4 digits
     assert found["cosines"][0] == pytest.approx(1.0, abs=1e-4)
     assert abs(found["cosines"][1]) < 0.6
     assert [words.split(", ")[0] for words in found["nearest"]] == ["dog", "apple"]
-    learner.close()
+    tuner.close()
 
 
-def test_what_is_saved_draws_as_what_was_trained(pipe, tmp_path):
+def test_a_saved_file_generates_the_same_as_the_trained_model(pipe, tmp_path):
     prompt = dict(prompt=f"a {WORD}", steps=2, seed=1)
     for method, load in (
         ("ti", lambda path: load_embedding(pipe.tokenizer, pipe.clip, path)),
         ("lora", lambda path: load_lora(pipe.unet, pipe.clip, path)),
     ):
-        learner = METHODS[method](pipe, WORD, recipe(pipe, method))
-        take_a_step(pipe, learner, replace(LOOP, lr=0.3))
+        tuner = METHODS[method](pipe, WORD, recipe(pipe, method))
+        take_a_step(pipe, tuner, replace(LOOP, lr=0.3))
         expected = pipe(**prompt).latents
-        learner.save(tmp_path / f"{method}.safetensors", 7, {"ss_seed": "0"})
-        learner.close()
+        tuner.save(tmp_path / f"{method}.safetensors", 7, {"ss_seed": "0"})
+        tuner.close()
         without = pipe(**prompt).latents
         load(tmp_path / f"{method}.safetensors")
         assert torch.equal(pipe(**prompt).latents, expected), method
@@ -206,9 +206,9 @@ def test_what_is_saved_draws_as_what_was_trained(pipe, tmp_path):
 def test_dreambooths_checkpoint_is_the_trained_networks_in_fp16(pipe, tmp_path):
     from sd.pipeline.stable_diffusion import StableDiffusion
 
-    learner = METHODS["dreambooth"](pipe, WORD, recipe(pipe, "dreambooth"))
-    take_a_step(pipe, learner)
-    learner.save(tmp_path / "taught.safetensors", 7, {"ss_seed": "0"})
+    tuner = METHODS["dreambooth"](pipe, WORD, recipe(pipe, "dreambooth"))
+    take_a_step(pipe, tuner)
+    tuner.save(tmp_path / "taught.safetensors", 7, {"ss_seed": "0"})
     loaded = StableDiffusion.from_pretrained(tmp_path / "taught.safetensors", dtype=torch.float32)
     for key, tensor in bits(loaded).items():
         assert torch.equal(tensor, bits(pipe)[key].half().float()), key
@@ -224,9 +224,9 @@ def test_recomputed_blocks_give_the_same_gradients_and_go_out_again(pipe):
         return [p.grad.clone() for p in unet.parameters()]
 
     plain = gradients(copy.deepcopy(pipe.unet))
-    forget_more(pipe.unet)
+    enable_gradient_checkpointing(pipe.unet)
     recomputed = gradients(pipe.unet)
-    forget_less(pipe.unet)
+    disable_gradient_checkpointing(pipe.unet)
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed))
     assert repr(pipe.unet) == before
 
@@ -243,12 +243,12 @@ def test_recomputed_blocks_keep_less(pipe):
         return sum(size for place, size in sizes.items() if place not in weights)
 
     plain = kept(pipe.unet)
-    forget_more(pipe.unet)
+    enable_gradient_checkpointing(pipe.unet)
     assert kept(pipe.unet) < 0.5 * plain
 
 
 def test_frozen_layers_keep_nothing_for_their_own_gradients(pipe):
-    learner = METHODS["lora"](pipe, WORD, recipe(pipe, "lora"))
-    take_a_step(pipe, learner)
-    assert all(p.grad is None for p in [*pipe.unet.parameters()] if p not in set(learner.module.parameters()))
+    tuner = METHODS["lora"](pipe, WORD, recipe(pipe, "lora"))
+    take_a_step(pipe, tuner)
+    assert all(p.grad is None for p in [*pipe.unet.parameters()] if p not in set(tuner.module.parameters()))
     assert not any(isinstance(module, nn.Dropout) for module in pipe.unet.modules())

@@ -1,4 +1,4 @@
-"""What people meet when they train on their own images: places, names, interrupted runs, numbers that mean nothing."""
+"""Outputs, names, interrupted runs and invalid numbers, as users meet them on their own images."""
 
 import json
 import os
@@ -13,18 +13,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from training.finetune.test_finetune import WORD, images, own_folders, quick, scorer, teach  # noqa: F401 - fixtures
+from training.finetune.test_finetune import WORD, finetune, images, own_folders, quick, scorer  # noqa: F401 - fixtures
 
 from sd.checkpoints.checkpoint import load_models, read_checkpoint
 from sd.checkpoints.weight_files import read_weights
 from sd.training.finetune import finetune as personalize
 from sd.training.finetune import runs
-from sd.training.finetune.advice import Scores, advise, table
-from sd.training.finetune.args import Options, add_targets, add_text_lr, spoken, teaching_parser
-from sd.training.finetune.disk_space import Need, check_room
+from sd.training.finetune.advice import Scores, best_step, format_table
+from sd.training.finetune.args import OptionGroups, add_targets, add_text_lr, format_default, training_parser
+from sd.training.finetune.disk_space import RequiredSpace, check_free_space
 from sd.training.finetune.recipes import METHODS, NUMBERS, WHOLE, Recipe, recipe_for
 from sd.training.finetune.validation import step_files, step_of
-from sd.training.train_state import steps_done
+from sd.training.train_state import completed_steps
 from sd.utils.errors import UserError
 from sd.utils.files import remove_orphans
 
@@ -41,7 +41,7 @@ def based(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("spelling", ["itself", "link", "hard link"])
-def test_the_base_is_not_overwritten_by_what_it_learns(spelling, based, images, tmp_path):  # noqa: F811
+def test_the_base_model_is_not_overwritten(spelling, based, images, tmp_path):  # noqa: F811
     output = {"itself": based.path, "link": tmp_path / "link.safetensors", "hard link": tmp_path / "h.safetensors"}[
         spelling
     ]
@@ -50,38 +50,38 @@ def test_the_base_is_not_overwritten_by_what_it_learns(spelling, based, images, 
     if spelling == "hard link":
         os.link(based.path, output)
     before = based.path.read_bytes()
-    with pytest.raises(UserError, match="is the base model that is trained from"):
-        personalize.teach("dreambooth", images, "base", based, quick("dreambooth", based), output=output)
+    with pytest.raises(UserError, match="is the base model of this training"):
+        personalize.finetune("dreambooth", images, "base", based, quick("dreambooth", based), output=output)
     assert based.path.read_bytes() == before
     assert not (tmp_path / "runs").exists()
 
 
-def test_somebody_elses_file_is_not_overwritten_but_a_runs_own_is(pipe, images, tmp_path):  # noqa: F811
+def test_a_foreign_file_is_not_overwritten_but_a_runs_own_is(pipe, images, tmp_path):  # noqa: F811
     output, asked = tmp_path / "mine.safetensors", quick("lora", pipe, steps=1)
     output.write_bytes(b"downloaded")
-    with pytest.raises(UserError, match=r"exists already, and this run .* did not make it"):
-        teach("lora", images, WORD, pipe, asked, run=tmp_path / "run", output=output)
+    with pytest.raises(UserError, match=r"exists already, and this run .* did not write it"):
+        finetune("lora", images, WORD, pipe, asked, run=tmp_path / "run", output=output)
     assert output.read_bytes() == b"downloaded"
     output.unlink()
-    first = teach("lora", images, WORD, pipe, asked, run=tmp_path / "run", output=output)
-    assert teach("lora", images, WORD, pipe, asked, run=tmp_path / "run", output=output) == first
-    with pytest.raises(UserError, match="did not make it"):
-        teach("lora", images, WORD, pipe, asked, run=tmp_path / "another", output=output)
+    first = finetune("lora", images, WORD, pipe, asked, run=tmp_path / "run", output=output)
+    assert finetune("lora", images, WORD, pipe, asked, run=tmp_path / "run", output=output) == first
+    with pytest.raises(UserError, match="did not write it"):
+        finetune("lora", images, WORD, pipe, asked, run=tmp_path / "another", output=output)
 
 
 @pytest.mark.parametrize(
     ("method", "name"), [("lora", "x.pt"), ("lora", "x.ckpt"), ("ti", "x.bin"), ("dreambooth", "x.pt")]
 )
-def test_an_ending_that_says_another_format_is_refused_before_training(method, name, pipe, images, tmp_path):  # noqa: F811
+def test_a_suffix_of_another_format_is_refused_before_training(method, name, pipe, images, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match=r"is written as \.safetensors"):
-        teach(method, images, WORD, pipe, quick(method, pipe), run=tmp_path / "run", output=tmp_path / name)
+        finetune(method, images, WORD, pipe, quick(method, pipe), run=tmp_path / "run", output=tmp_path / name)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_is_what_its_ending_says_and_names_its_base(based, images, tmp_path):  # noqa: F811
+def test_a_checkpoint_has_the_format_of_its_suffix_and_names_its_base(based, images, tmp_path):  # noqa: F811
     def made(name):
         run, output = tmp_path / f"run-{name}", tmp_path / name
-        return personalize.teach(
+        return personalize.finetune(
             "dreambooth", images, "a", based, quick("dreambooth", based, steps=1), run=run, output=output
         )
 
@@ -98,14 +98,14 @@ def test_a_checkpoint_is_what_its_ending_says_and_names_its_base(based, images, 
 
 def test_a_folder_as_output_gets_a_file_into_it(pipe, images, tmp_path):  # noqa: F811
     (tmp_path / "place").mkdir()
-    result = teach(
+    result = finetune(
         "lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "r", output=tmp_path / "place"
     )
     assert result.path == tmp_path / "place" / f"{WORD}.safetensors"
     assert result.path.is_file()
 
 
-def test_where_the_files_of_the_steps_are_is_said_when_the_result_cannot_be_written(
+def test_the_step_files_are_named_when_the_result_cannot_be_written(
     pipe,
     images,  # noqa: F811
     tmp_path,
@@ -116,7 +116,7 @@ def test_where_the_files_of_the_steps_are_is_said_when_the_result_cannot_be_writ
 
     monkeypatch.setattr("sd.training.finetune.outputs.shutil.copyfile", full)
     with pytest.raises(UserError, match=r"No space left.*All trained steps are in .*run/steps"):
-        teach(
+        finetune(
             "lora",
             images,
             WORD,
@@ -135,7 +135,7 @@ def test_what_a_killed_save_left_is_gone_at_the_next_start(pipe, images, tmp_pat
         path.write_bytes(b"half")
     alive = run / f".state.pt.{os.getppid()}.part"
     alive.write_bytes(b"being written")
-    personalize.teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=run)
+    personalize.finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=run)
     assert not any(path.exists() for path in places)
     assert alive.exists()
 
@@ -147,37 +147,37 @@ def test_a_folder_whose_replacement_was_killed_gets_its_name_back(tmp_path):
 
 
 def test_fewer_steps_in_a_run_that_has_made_more(pipe, images, tmp_path, capsys):  # noqa: F811
-    teach("lora", images, WORD, pipe, quick("lora", pipe), run=tmp_path / "run")  # files of steps 2 and 4
-    result = teach("lora", images, WORD, pipe, quick("lora", pipe, steps=3), run=tmp_path / "run")
-    assert result.advised_step == 2
-    assert "has made 4 steps already; nothing is trained" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no file of step 1 or an earlier one: give --steps 4"):
-        teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run")
+    finetune("lora", images, WORD, pipe, quick("lora", pipe), run=tmp_path / "run")  # files of steps 2 and 4
+    result = finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=3), run=tmp_path / "run")
+    assert result.best_step == 2
+    assert "has made 4 steps already: nothing is left to train" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no file of step 1 or earlier: give --steps 4"):
+        finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run")
 
 
 @pytest.mark.parametrize("file", ["run.json", "state.pt"])
 @pytest.mark.parametrize("damage", [b"", b'{"method": "lo'])
 def test_a_damaged_file_of_a_run_is_one_sentence(file, damage, pipe, images, tmp_path):  # noqa: F811
-    teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run")
+    finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run")
     (tmp_path / "run" / file).write_bytes(damage)
     with pytest.raises(UserError, match=f"{file} is damaged"):
-        teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run")
+        finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run")
 
 
 @pytest.mark.parametrize("file", ["scores.json", "log.jsonl", "latents.pt", "held_out.json", "delivered.json"])
 def test_a_damaged_file_that_can_be_done_without_costs_nothing(file, pipe, images, tmp_path):  # noqa: F811
-    teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run")
+    finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run")
     (tmp_path / "run" / file).write_bytes(b'{"step": \xff')
-    assert teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run").advised_step == 1
+    assert finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run").best_step == 1
 
 
 def test_another_model_of_the_same_name_or_another_guidance_is_another_run(based, images, tmp_path):  # noqa: F811
     def go(**given):
         asked = quick("lora", based, steps=1, **given)
-        return personalize.teach("lora", images, WORD, based, asked, run=tmp_path / "run")
+        return personalize.finetune("lora", images, WORD, based, asked, run=tmp_path / "run")
 
     go()
-    with pytest.raises(UserError, match="begun with another guidance scale"):
+    with pytest.raises(UserError, match="started with another guidance scale"):
         go(guidance_scale=2.0)
     based.path = based.path.rename(tmp_path / "moved.safetensors")
     go()  # the same content under another name
@@ -185,29 +185,29 @@ def test_another_model_of_the_same_name_or_another_guidance_is_another_run(based
         based.unet.out[2].bias += 1
     based.path.unlink()
     based.save_pretrained(based.path)
-    with pytest.raises(UserError, match=r"begun with another base model \(its content differs\)"):
+    with pytest.raises(UserError, match=r"started with another base model \(its content differs\)"):
         go()
 
 
 def test_class_images_of_another_guidance_are_others(pipe, images, tmp_path):  # noqa: F811
     for k, guidance in enumerate((3.0, 4.0)):
         asked = quick("dreambooth", pipe, steps=1, class_word="dog", guidance_scale=guidance)
-        teach("dreambooth", images, WORD, pipe, asked, run=tmp_path / str(k))
+        finetune("dreambooth", images, WORD, pipe, asked, run=tmp_path / str(k))
     assert len(list((tmp_path / "runs" / "class").iterdir())) == 2
 
 
 def test_a_file_name_that_is_not_utf8(pipe, images, tmp_path, capsys):  # noqa: F811
     strange = os.fsencode(images) + b"/caf\xe9.jpg"
     shutil.copyfile(images / "0.jpg", strange)
-    teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run", say=print)
-    assert "6 pictures" in capsys.readouterr().out
+    finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1), run=tmp_path / "run", say=print)
+    assert "6 images" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "run.json").read_text())["pictures"][-1] == "caf\\xe9.jpg"
 
 
 @pytest.mark.parametrize("seed", [20_000_000_000, WHOLE["seed"][1]])
 def test_a_large_seed_trains(seed, pipe, images, tmp_path):  # noqa: F811
-    teach("lora", images, WORD, pipe, quick("lora", pipe, steps=1, seed=seed), run=tmp_path / "run")
-    assert steps_done(tmp_path / "run") == 1
+    finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=1, seed=seed), run=tmp_path / "run")
+    assert completed_steps(tmp_path / "run") == 1
 
 
 def wrong_values():
@@ -223,8 +223,8 @@ def test_a_number_that_means_nothing_is_refused_with_its_range(name, value):
         Recipe(**{name: value})
 
 
-def options_of(method: str) -> Options:
-    options = teaching_parser(method, "", "")
+def options_of(method: str) -> OptionGroups:
+    options = training_parser(method, "", "")
     if method == "lora":
         add_targets(options)
     if method == "dreambooth":
@@ -239,13 +239,13 @@ def test_every_numeric_option_has_a_range_and_every_option_its_default(method):
             assert action.dest in (*WHOLE, *NUMBERS, "max_token_length"), action.dest
         if not action.required and action.dest != "help":
             assert "(default: " in action.help, action.dest
-    assert spoken(1000) == "1000"
+    assert format_default(1000) == "1000"
 
 
 def test_help_has_both_models_defaults():
     told = " ".join(options_of("lora").parser.format_help().split())
     assert "number of training steps (default: 1000; bundled model: 300)" in told
-    assert "rank of each layer's change (default: 4; bundled model: 16)" in told
+    assert "rank of the LoRA layers (default: 4; bundled model: 16)" in told
 
 
 @pytest.mark.parametrize("method", ["lora", "dreambooth"])
@@ -254,7 +254,7 @@ def test_the_text_encoder_alone_is_trained(method, pipe, images, tmp_path):  # n
     recipe = quick(method, pipe, **given)
     assert "text" in recipe.targets
     before = {key: tensor.clone() for key, tensor in pipe.unet.state_dict().items()}
-    teach(method, images, WORD, pipe, recipe, run=tmp_path / "run")
+    finetune(method, images, WORD, pipe, recipe, run=tmp_path / "run")
     state = torch.load(tmp_path / "run" / "state.pt")["model"]
     assert {key.split(".")[0] for key in state} == {"clip"}
     assert all(torch.equal(tensor, before[key]) for key, tensor in pipe.unet.state_dict().items())
@@ -267,57 +267,57 @@ def test_a_rate_for_a_text_encoder_that_is_not_trained_is_refused(pipe):
         recipe_for("lora", pipe, WORD, targets=("cross",), text_lr=1e-4)
 
 
-def test_too_little_room_is_said_before_training(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_training(tmp_path, monkeypatch):
     said = []
     free = SimpleNamespace(free=5_000_000)
     monkeypatch.setattr("sd.training.finetune.disk_space.shutil.disk_usage", lambda path: free)
-    check_room(Need(3_000_000, 2_000_000, 1_000_000), tmp_path / "run", tmp_path / "o", said.append)
+    check_free_space(RequiredSpace(3_000_000, 2_000_000, 1_000_000), tmp_path / "run", tmp_path / "o", said.append)
     assert "up to 3 MB in" in said[0]
     with pytest.raises(UserError, match="needs 22 MB more, and 5 MB are free"):
-        check_room(Need(20_000_000, 2_000_000, 2_000_000), tmp_path / "run", tmp_path / "o", said.append)
+        check_free_space(RequiredSpace(20_000_000, 2_000_000, 2_000_000), tmp_path / "run", tmp_path / "o", said.append)
 
 
-def test_only_the_last_files_are_kept_and_all_is_cleaned_when_asked(pipe, images, tmp_path):  # noqa: F811
+def test_keep_last_and_clean_delete_files(pipe, images, tmp_path):  # noqa: F811
     run = tmp_path / "run"
-    teach("lora", images, WORD, pipe, quick("lora", pipe, saves=4, keep_last=2), run=run)
+    finetune("lora", images, WORD, pipe, quick("lora", pipe, saves=4, keep_last=2), run=run)
     assert [step_of(path) for path in step_files(run)] == [3, 4]
-    result = teach("lora", images, WORD, pipe, quick("lora", pipe, saves=4, keep_last=2, clean=True), run=run)
+    result = finetune("lora", images, WORD, pipe, quick("lora", pipe, saves=4, keep_last=2, clean=True), run=run)
     assert result.path.exists()
     assert not any((run / name).exists() for name in ("steps", "state.pt", "latents.pt"))
     assert result.sheet.exists()
-    with pytest.raises(UserError, match="has ended and was cleaned up; its result was"):
-        teach("lora", images, WORD, pipe, quick("lora", pipe, saves=4), run=run)
+    with pytest.raises(UserError, match="has ended and was cleaned up; its result is"):
+        finetune("lora", images, WORD, pipe, quick("lora", pipe, saves=4), run=run)
 
 
 def test_the_advice_says_its_rule_and_when_no_step_keeps_to_the_prompt():
     before = Scores(0, 0.3, 0.8, 0)
     kept = [before, Scores(1, 0.5, 0.75, 0), Scores(2, 0.6, 0.3, 0)]
-    assert (advise(kept).step, advise(kept).keeps_prompts) == (1, True)
-    assert "advice: step 1 has the highest CLIP-I of the steps that keep to the prompt" in table(kept, "x")
+    assert (best_step(kept).step, best_step(kept).keeps_prompts) == (1, True)
+    assert "chosen: step 1 has the highest CLIP-I of the steps that follow the prompt" in format_table(kept, "x")
     lost = [before, Scores(1, 0.5, 0.3, 0), Scores(2, 0.6, 0.1, 0)]
-    told = table(lost, "x")
-    assert "take this one" not in told
-    assert "none of these steps keeps to the prompt (CLIP-T of at least 0.720); step 2 has the highest CLIP-I" in told
+    told = format_table(lost, "x")
+    assert "best step" not in told
+    assert "none of these steps follows the prompt (CLIP-T of at least 0.720); step 2 has the highest CLIP-I" in told
     assert "try fewer --steps or a lower --lr" in told
 
 
-def test_photos_on_a_model_of_drawings_are_warned_of():
+def test_photos_on_a_model_of_emoji_cause_a_warning():
     photos = [Scores(0, 0.3, 0.8, 0, held_out=0.42), Scores(1, 0.5, 0.8, 0, held_out=0.4)]
-    told = table(photos, "x")
-    assert "has never seen images like these: its error on them is 0.42" in told
-    assert "take this one" not in told
+    told = format_table(photos, "x")
+    assert "was not trained on images like these: its loss on them is 0.42" in told
+    assert "best step" not in told
     drawings = [Scores(0, 0.3, 0.8, 0, held_out=0.17), Scores(1, 0.5, 0.8, 0, held_out=0.16)]
-    assert "never seen" not in table(drawings, "x")
-    assert "take this one" in table(drawings, "x")
+    assert "not trained on" not in format_table(drawings, "x")
+    assert "best step" in format_table(drawings, "x")
 
 
 def test_a_gain_within_its_interval_is_none_and_the_held_out_loss_may_disagree():
     before = Scores(0, 0.3, 0.8, 0, 0.0, 0.0, 0.10)
     unsure = Scores(1, 0.31, 0.8, 0, 0.01, 0.02, 0.10)
-    assert "no gain is shown: CLIP-I rose by 0.010 ± 0.020" in table([before, unsure], "x")
+    assert "no significant gain: CLIP-I rose by 0.010 ± 0.020" in format_table([before, unsure], "x")
     sure = Scores(1, 0.4, 0.8, 0, 0.1, 0.02, 0.12)
-    told = table([before, sure], "x")
-    assert "no gain" not in told
+    told = format_table([before, sure], "x")
+    assert "gain" not in told
     assert "the held-out loss disagrees: it is lowest at step 0 (0.100) and 0.120 at step 1" in told
 
 
@@ -326,7 +326,7 @@ def test_other_programs_find_their_metadata(method, based, images, tmp_path):  #
     (images / "0.txt").write_text("a red ball, Outdoors")
     output = tmp_path / "made.safetensors"
     asked = quick(method, based, class_word="dog") if method == "lora" else quick(method, based)
-    personalize.teach(method, images, WORD, based, asked, run=tmp_path / "run", output=output)
+    personalize.finetune(method, images, WORD, based, asked, run=tmp_path / "run", output=output)
     with safe_open(output, "pt") as file:
         said = file.metadata()
     assert said["ss_output_name"] == "made"
@@ -361,7 +361,7 @@ import os, signal, sys, threading, time
 from pathlib import Path
 import torch
 from torch import nn
-from sd.training.loop import Settings, train
+from sd.training.loop import TrainConfig, train
 
 class Slow:
     def waits_for(self, step):
@@ -374,7 +374,7 @@ class Slow:
 
 model = nn.Linear(2, 1)
 loss = lambda model, indices, generator: model(torch.ones(1, 2)).square().mean()
-train(model, loss, 4, Path(sys.argv[1]), Settings(3, 1, device="cpu", precision="fp32", ema=0), on_step=Slow())
+train(model, loss, 4, Path(sys.argv[1]), TrainConfig(3, 1, device="cpu", precision="fp32", ema=0), on_step=Slow())
 """
 
 
@@ -385,8 +385,8 @@ def test_ctrl_c_in_a_preview_says_what_it_waits_for_and_a_second_one_leaves(time
     ended = subprocess.run(program, cwd=root, capture_output=True, text=True, timeout=120)
     assert ended.returncode != 0
     assert "KeyboardInterrupt" in ended.stderr
-    assert "stopping: waiting for the preview images of step 1, then saving. The same command goes on" in ended.stderr
-    assert ("leaving at once" in ended.stderr) != saved
+    assert "stopping: waiting for the preview images of step 1, then saving. The same command resumes" in ended.stderr
+    assert ("exiting at once" in ended.stderr) != saved
     assert (tmp_path / "run" / "state.pt").exists() == saved
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -397,8 +397,24 @@ def test_the_contact_sheet_shows_the_images_trained_from_and_marks_the_taken_row
         "sd.training.finetune.validation.contact_sheet",
         lambda rows, names, columns: labels.extend(zip(names, rows)) or Image.new("RGB", (8, 8)),
     )
-    result = teach("lora", images, WORD, pipe, quick("lora", pipe), run=tmp_path / "run")
+    result = finetune("lora", images, WORD, pipe, quick("lora", pipe), run=tmp_path / "run")
     names = [name for name, _ in labels]
-    assert names[0] == "images trained from"
+    assert names[0] == "training images"
     assert labels[0][1][0].size == (72, 64)
-    assert [name.startswith("TAKEN >>") for name in names[1:]] == [step == result.advised_step for step in (0, 2, 4)]
+    assert [name.startswith("CHOSEN >>") for name in names[1:]] == [step == result.best_step for step in (0, 2, 4)]
+
+
+def test_the_choice_has_its_reason_the_result_its_command_and_a_resume_its_step(pipe, images, tmp_path, capsys):  # noqa: F811
+    run = tmp_path / "run"
+    result = finetune("lora", images, WORD, pipe, quick("lora", pipe, steps=2, saves=1), run=run)
+    told = capsys.readouterr().out
+    assert f"chosen: {result.rule}." in told
+    assert set(result.warnings) == {line[9:] for line in told.splitlines() if line.startswith("warning: ")}
+    assert f"use it: python scripts/txt2img.py 'a {WORD}' --lora {WORD}" in told
+    note = json.loads((run / "run.json").read_text())
+    note["dialect"] = note.pop("file_format")  # as earlier versions wrote it
+    (run / "run.json").write_text(json.dumps(note))
+    with pytest.raises(UserError, match="started with another file format"):
+        finetune("lora", images, WORD, pipe, quick("lora", pipe, file_format="diffusers"), run=run)
+    finetune("lora", images, WORD, pipe, quick("lora", pipe), run=run)
+    assert "this run has made 2 of 4 steps already: resuming after step 2" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The numbers that teaching starts with, where nobody gives any."""
+"""The default settings of fine-tuning."""
 
 import pytest
 

@@ -1,11 +1,11 @@
-"""What a run of teaching needs before its first step."""
+"""The setup of a run before its first step."""
 
 import pytest
 import torch
 
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune import setup as preparing
-from sd.training.finetune.setup import load_to_teach
+from sd.training.finetune.setup import load_for_training
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from sd.training.finetune.setup import load_to_teach
 def test_frozen_networks_may_be_in_half_precision(monkeypatch, method, precision, dtype):
     monkeypatch.setattr(preparing, "best_precision", lambda device: "fp16")
     monkeypatch.setattr(StableDiffusion, "from_pretrained", lambda path, device, dtype, vae: dtype)
-    assert load_to_teach(method, device="cpu", precision=precision) == dtype
+    assert load_for_training(method, device="cpu", precision=precision) == dtype

@@ -1,17 +1,17 @@
-"""The decoder's opponent: what it sees, whose gradients go where, and that it learns to tell a blur."""
+"""The discriminator: its receptive field, the separation of gradients, and that it learns to detect a blur."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sd.training.pretrain.discriminator import PatchDiscriminator, Rivals
+from sd.training.pretrain.discriminator import AdversarialPair, PatchDiscriminator
 from sd.vae import AutoencoderKL
 
 
 @pytest.fixture
 def rivals():
     torch.manual_seed(0)
-    return Rivals(AutoencoderKL(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1))
+    return AdversarialPair(AutoencoderKL(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1))
 
 
 def test_a_patch_is_26_pixels_and_knows_the_latent_above_it():
@@ -29,9 +29,9 @@ def test_a_patch_is_26_pixels_and_knows_the_latent_above_it():
 
 
 def test_losses_are_the_written_out_ones(rivals):
-    drawn, images, latent = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 4)
-    real, matched, opponent = rivals.losses(drawn, images, latent)
-    *ours, fooled = rivals.discriminator(drawn, latent)
+    decoded, images, latent = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 4)
+    real, matched, opponent = rivals.losses(decoded, images, latent)
+    *ours, fooled = rivals.discriminator(decoded, latent)
     *theirs, right = rivals.discriminator(images, latent)
     assert real.item() == pytest.approx(-fooled.mean().item(), rel=1e-5)
     wanted = sum((a - b).abs().mean().item() for a, b in zip(ours, theirs))
@@ -54,7 +54,7 @@ def test_no_gradient_of_ones_loss_reaches_the_other(rivals):
         assert all(parameter.grad is None for parameter in stays.parameters())
 
 
-def test_it_learns_to_tell_a_blur_from_a_drawing(rivals):
+def test_it_learns_to_distinguish_a_blur_from_a_sharp_image(rivals):
     optimizer = torch.optim.AdamW(rivals.discriminator.parameters(), 2e-3, betas=(0.5, 0.99))
     latent = torch.zeros(4, 4, 4, 4)
 

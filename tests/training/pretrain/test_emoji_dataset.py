@@ -1,4 +1,4 @@
-"""The dataset: what the fixed list of names holds out, and that drawings come out right, from packages made here."""
+"""The dataset: what the list of names holds out, and correct rendering, from packages made here."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sd.training.pretrain import emoji_dataset as emoji
-from sd.training.pretrain.dataset import EmojiPictures, with_article
+from sd.training.pretrain.dataset import EmojiDataset, with_article
 
 SMALL = [name for name in emoji.read_names() if name.world == "small"]
 SMALL_STYLES = [style for style in emoji.SMALL_WORLD if style != emoji.HELD_OUT_STYLE]
@@ -73,20 +73,20 @@ def packages(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_prepare_draws_on_white_and_writes_the_split(packages):
-    assert emoji.prepare(packages, say=lambda line: None) == 2  # neither package has a snail
+def test_preparation_renders_on_white_and_writes_the_split(packages):
+    assert emoji.prepare_dataset(packages, say=lambda line: None) == 2  # neither package has a snail
     svg = np.asarray(Image.open(packages / "pictures/svg-emoji/owl.png")).astype(int)
     assert svg.shape == (emoji.SIZE, emoji.SIZE, 3)
     assert (svg[:, :63] == [255, 0, 0]).all()
     assert (svg[:, 65:] == 255).all()
     webp = np.asarray(Image.open(packages / "pictures/webp-emoji/owl.png")).astype(int)
     assert abs(webp - [127, 127, 255]).max() <= 1  # half transparent blue on white; resampling may round by one
-    held, trained = EmojiPictures(packages, ("pair",)), EmojiPictures(packages)
+    held, trained = EmojiDataset(packages, ("pair",)), EmojiDataset(packages)
     assert (held.emoji[0].style, trained.emoji[0].style) == ("svg emoji", "webp emoji")
     assert "a night bird, webp emoji" in trained.emoji[0].captions
     assert "an owl" in trained.emoji[0].plain_captions
     assert trained.images().shape == (1, 3, emoji.SIZE, emoji.SIZE)
-    assert emoji.prepare(packages, small=True, say=lambda line: None) == 1  # the style of the small world
+    assert emoji.prepare_dataset(packages, small=True, say=lambda line: None) == 1  # the style of the small world
 
 
 def test_a_set_without_a_list_of_characters_is_found_by_its_sisters_list(packages, monkeypatch):
@@ -98,11 +98,11 @@ def test_a_set_without_a_list_of_characters_is_found_by_its_sisters_list(package
         empty = tarfile.TarInfo("package/chars.json")
         empty.size = 2
         new.addfile(empty, io.BytesIO(b"{}"))
-    assert emoji.prepare(packages, say=lambda line: None) == 2
+    assert emoji.prepare_dataset(packages, say=lambda line: None) == 2
     assert (packages / "pictures/fluent-emoji/owl.png").exists()
 
 
-def test_a_package_that_cannot_be_fetched_is_said_plainly(tmp_path, monkeypatch):
+def test_a_package_that_cannot_be_downloaded_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(emoji.UserError, match="could not be fetched: install npm"):
-        emoji.fetch("@a/missing", "1.0.0", tmp_path)
+    with pytest.raises(emoji.UserError, match="could not be downloaded: install npm"):
+        emoji.download_package("@a/missing", "1.0.0", tmp_path)

@@ -1,4 +1,4 @@
-"""The judge of drawings: it knows pictures again when little changed, and says so when they are of something else."""
+"""The evaluation recognizes slightly changed images, and counts images of other objects as wrong."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sd.training.pretrain.dataset import Emoji
-from sd.training.pretrain.evaluate import COPY, features, features_of_all, judge
+from sd.training.pretrain.evaluate import COPY_THRESHOLD, features, features_of_all, nearest_shares
 
 
 def shapes(size=64):
@@ -23,7 +23,7 @@ def shapes(size=64):
 
 
 @pytest.fixture
-def pictures():
+def dataset():
     rows, images = shapes()
 
     class Pictures(SimpleNamespace):
@@ -42,19 +42,19 @@ def test_features_have_unit_length_and_do_not_see_white():
     assert (features(torch.ones(1, 3, 64, 64)) == 0).all()
 
 
-def test_noisy_pictures_are_known_again_and_copies_are_told(pictures):
+def test_noisy_images_are_recognized_and_copies_counted(dataset):
     _, images = shapes()
-    known = pictures.emoji, features_of_all(pictures)
+    known = dataset.emoji, features_of_all(dataset)
     noise = 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    shares = judge(images + noise, pictures.emoji, *known)
+    shares = nearest_shares(images + noise, dataset.emoji, *known)
     assert shares["name"] == shares["style"] == shares["both"] == 1
     # Only the red ones are trained on; a blue one is no copy of a red one.
-    assert judge(images, pictures.emoji, *known)["copies"] == 0.5
-    assert (features(images) @ features(images).T).fill_diagonal_(0).max() < COPY
+    assert nearest_shares(images, dataset.emoji, *known)["copies"] == 0.5
+    assert (features(images) @ features(images).T).fill_diagonal_(0).max() < COPY_THRESHOLD
 
 
-def test_a_drawing_of_something_else_is_counted_as_such(pictures):
+def test_an_image_of_another_object_counts_as_wrong(dataset):
     _, images = shapes()
     swapped = images[[2, 3, 0, 1]]  # square for disc, disc for square
-    shares = judge(swapped, pictures.emoji, pictures.emoji, features_of_all(pictures))
+    shares = nearest_shares(swapped, dataset.emoji, dataset.emoji, features_of_all(dataset))
     assert (shares["name"], shares["style"], shares["both"]) == (0, 1, 0)

@@ -1,4 +1,4 @@
-"""The loop: exact resume, order of the data, averages. The parts: each loss goes down and each fold changes nothing."""
+"""Exact resume, data order and averages of the loop; each part's loss falls, and folding changes nothing."""
 
 import json
 import math
@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sd.training.loop import Settings, examples_of, follow, step_seed, train
-from sd.training.pretrain import run as scratch
+from sd.training.loop import TrainConfig, batch_indices, ema_update, step_seed, train
+from sd.training.pretrain import run as pretrain_run
 from sd.training.pretrain import train_unet as diffusion
 from sd.training.pretrain import train_vae as autoencoder
 from sd.training.pretrain.dataset import Emoji, random_crops
@@ -24,7 +24,7 @@ from sd.utils.errors import UserError
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
 ROOT = Path(__file__).parents[3]
-FAST = Settings(steps=6, batch=4, lr=1e-2, warmup=2, precision="fp32", save_minutes=60)
+FAST = TrainConfig(steps=6, batch=4, lr=1e-2, warmup=2, precision="fp32", save_minutes=60)
 
 
 def noisy_line(model, indices, generator):
@@ -39,15 +39,15 @@ def line():
 
 
 def test_each_example_comes_once_an_epoch_and_ranks_share_them():
-    epoch = [examples_of(step, 4, 20, seed=1) for step in range(5)]
+    epoch = [batch_indices(step, 4, 20, seed=1) for step in range(5)]
     assert sorted(torch.cat(epoch).tolist()) == list(range(20))
-    shared = [examples_of(step, 2, 20, seed=1, rank=rank, ranks=2) for step in range(5) for rank in range(2)]
+    shared = [batch_indices(step, 2, 20, seed=1, rank=rank, world_size=2) for step in range(5) for rank in range(2)]
     assert torch.equal(torch.cat(shared), torch.cat(epoch))
-    assert not torch.equal(epoch[0], examples_of(5, 4, 20, seed=1))  # the next epoch has another order
+    assert not torch.equal(epoch[0], batch_indices(5, 4, 20, seed=1))  # the next epoch has another order
 
 
 def test_a_batch_that_crosses_an_epoch_takes_from_both():
-    first, second = examples_of(0, 3, 5, seed=0), examples_of(1, 3, 5, seed=0)
+    first, second = batch_indices(0, 3, 5, seed=0), batch_indices(1, 3, 5, seed=0)
     assert sorted(torch.cat([first, second])[:5].tolist()) == list(range(5))
 
 
@@ -57,7 +57,7 @@ def test_seeds_of_steps_and_ranks_differ():
 
 
 def test_learning_rate_warms_up_and_falls_to_its_end():
-    settings = Settings(steps=100, batch=1, lr=2.0, warmup=10, final_lr=0.1)
+    settings = TrainConfig(steps=100, batch=1, lr=2.0, warmup=10, final_lr=0.1)
     assert settings.lr_at(0) == pytest.approx(0.2)
     assert settings.lr_at(9) == settings.lr_at(10) == 2.0
     assert settings.lr_at(55) == pytest.approx(2.0 * 0.55)  # half-way down the cosine
@@ -69,7 +69,7 @@ def test_average_is_the_written_out_one():
     with torch.no_grad():
         model.weight.fill_(1.0)
         average.weight.fill_(0.0)
-    follow(average, model, 0.75)
+    ema_update(average, model, 0.75)
     assert average.weight.item() == 0.25
 
 
@@ -92,7 +92,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path):
     assert torch.equal(parts.bias, whole.bias)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     program = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
@@ -122,23 +122,23 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match="no longer a number at step 0"):
+    with pytest.raises(UserError, match="not finite at step 0"):
         train(line(), lambda *_: torch.tensor(math.nan, requires_grad=True), 10, tmp_path, FAST)
 
 
 # --- the parts, at tiny sizes -----------------------------------------------------------------------------------------
 
 
-class Drawings:
-    """Stands for EmojiPictures: 8 flat colours named and drawn in two styles."""
+class FakeDataset:
+    """A fake EmojiDataset: 8 flat colors, named and in two styles."""
 
     def __init__(self, side=32):
         rows = [(name, style) for name in ("red", "green", "blue", "grey") for style in ("light", "dark")]
         self.emoji = [Emoji("", name, style, [], "train") for name, style in rows]
         hues = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "grey": (1, 1, 1)}
-        colours = torch.tensor([hues[name] for name, _ in rows]).float()
+        colors = torch.tensor([hues[name] for name, _ in rows]).float()
         scale = torch.tensor([255.0 if style == "light" else 100.0 for _, style in rows])
-        self.pixels = (colours * scale[:, None]).to(torch.uint8)[:, :, None, None].repeat(1, 1, side, side)
+        self.pixels = (colors * scale[:, None]).to(torch.uint8)[:, :, None, None].repeat(1, 1, side, side)
 
     def __len__(self):
         return len(self.emoji)
@@ -156,8 +156,10 @@ def tiny(monkeypatch):
         "image_size": 32,
     }
     sizes["unet"]["context_dim"] = 64
-    monkeypatch.setattr(scratch, "SIZES", sizes)
-    monkeypatch.setattr(scratch, "VISION", {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "heads": 1})
+    monkeypatch.setattr(pretrain_run, "SIZES", sizes)
+    monkeypatch.setattr(
+        pretrain_run, "VISION", {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "heads": 1}
+    )
     monkeypatch.setattr(diffusion, "SHEET", ("a red, light", "a blue"))
 
 
@@ -165,15 +167,15 @@ def losses(run):
     return [json.loads(text)["loss"] for text in (run / "log.jsonl").read_text().splitlines()]
 
 
-def test_clip_vae_and_unet_learn_one_after_another_and_are_exported(tiny, tmp_path):
+def test_clip_vae_and_unet_are_trained_in_turn_and_exported(tiny, tmp_path):
     from sd.checkpoints.checkpoint import load_models
     from sd.training.pretrain.export import export
 
     torch.manual_seed(0)
     steps = {"clip": 40, "vae": 40, "unet": 30}
     for part, count in steps.items():
-        settings = Settings(steps=count, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9, save_minutes=60)
-        scratch.train_part(part, tmp_path, Drawings(), settings)
+        settings = TrainConfig(steps=count, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9, save_minutes=60)
+        pretrain_run.train_part(part, tmp_path, FakeDataset(), settings)
         values = losses(tmp_path / part)
         assert values[-1] < 0.9 * values[0], part  # it learns; random guessing stays where it was
     assert (tmp_path / "unet" / "sheet-000030.png").exists()
@@ -189,16 +191,16 @@ def test_clip_vae_and_unet_learn_one_after_another_and_are_exported(tiny, tmp_pa
     assert not any(key.startswith("text_model") for key in load_file(scorer))
 
 
-def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
+def test_training_resumes_from_shipped_weights(tiny, tmp_path):
     from sd.checkpoints.checkpoint import read_checkpoint
     from sd.training.pretrain.export import export, unpack
 
     first, second, weights = tmp_path / "first", tmp_path / "second", tmp_path / "weights"
     weights.mkdir()
     torch.manual_seed(0)
-    settings = Settings(steps=40, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9)
+    settings = TrainConfig(steps=40, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9)
     for part in ("clip", "vae", "unet"):
-        scratch.train_part(part, first, Drawings(), settings if part == "clip" else replace(settings, steps=10))
+        pretrain_run.train_part(part, first, FakeDataset(), settings if part == "clip" else replace(settings, steps=10))
     export(first, weights)
     unpack(weights, second)
     for part in ("clip", "vae", "unet"):
@@ -207,7 +209,7 @@ def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
         assert all(torch.equal(before[key].half().float(), after[key]) for key in before)
 
     # Same data, same order: what has learnt starts lower than what has not.
-    scratch.train_part("clip", second, Drawings(), replace(settings, steps=10))
+    pretrain_run.train_part("clip", second, FakeDataset(), replace(settings, steps=10))
     assert losses(second / "clip")[0] < 0.9 * losses(first / "clip")[0]
 
     model, _ = export(second, weights)
@@ -217,18 +219,18 @@ def test_training_goes_on_from_shipped_weights(tiny, tmp_path):
     assert "step" not in made["vae"]  # it was not touched
     assert made["vae"]["earlier"]["step"] == 10
 
-    with pytest.raises(UserError, match="holds a run of its own"):
+    with pytest.raises(UserError, match="already holds a run"):
         unpack(weights, second)
 
 
-def test_a_decoder_learns_alone_and_takes_the_old_ones_place(tiny, tmp_path):
+def test_a_decoder_trains_alone_and_replaces_the_old_one(tiny, tmp_path):
     from sd.checkpoints.checkpoint import load_models, read_checkpoint
     from sd.training.pretrain.export import export, unpack
 
     torch.manual_seed(0)
-    settings = Settings(steps=10, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9)
+    settings = TrainConfig(steps=10, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9)
     for part in ("clip", "vae", "unet", "decoder"):
-        scratch.train_part(part, tmp_path, Drawings(), settings)
+        pretrain_run.train_part(part, tmp_path, FakeDataset(), settings)
     before, after = (load_file(tmp_path / part / "model.safetensors") for part in ("vae", "decoder"))
     changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
     assert changed == {"decoder", "post_quant_conv"}
@@ -244,17 +246,17 @@ def test_a_decoder_learns_alone_and_takes_the_old_ones_place(tiny, tmp_path):
 
 def test_an_untrained_part_is_named(tmp_path):
     with pytest.raises(UserError, match=r"train_scratch\.py clip"):
-        scratch.train_part("unet", tmp_path, Drawings(), FAST)
+        pretrain_run.train_part("unet", tmp_path, FakeDataset(), FAST)
 
 
-def test_standardising_changes_the_latents_and_not_the_pictures():
+def test_standardizing_changes_the_latents_and_not_the_images():
     torch.manual_seed(0)
     vae = AutoencoderKL(channels=32, channel_mult=(1, 1), num_res_blocks=1).double().eval()
     images = torch.rand(6, 3, 16, 16, dtype=torch.double) * 2 - 1
     with torch.no_grad():
         mean, logvar = vae.encode(images)
         before = vae.decode(mean)
-        autoencoder.standardise(vae, mean)
+        autoencoder.standardize(vae, mean)
         latents, new_logvar = vae.encode(images)
         after = vae.decode(latents)
     assert torch.allclose(after, before, atol=1e-10)  # float64; the fold is exact but for rounding
@@ -266,12 +268,12 @@ def test_standardising_changes_the_latents_and_not_the_pictures():
     assert torch.allclose(ratio, torch.zeros(4, dtype=torch.double), atol=1e-10)
 
 
-def test_captions_are_drawn_in_the_stated_shares():
-    captions = diffusion.Captions(Drawings())
+def test_captions_are_sampled_with_the_stated_frequencies():
+    captions = diffusion.Captions(FakeDataset())
     assert captions.wordings[0] == ""
     assert len(set(captions.wordings)) == len(captions.wordings)
-    drawn = captions.draw(torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(0))
-    texts = [captions.wordings[k] for k in drawn]
+    decoded = captions.sample(torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(0))
+    texts = [captions.wordings[k] for k in decoded]
     # 4,000 draws of a tenth: a standard deviation of 0.5 %, four of them allowed; of a fifth, 0.6 %.
     assert texts.count("") / 4000 == pytest.approx(diffusion.EMPTY_CAPTIONS, abs=0.02)
     assert texts.count("light") / 4000 == pytest.approx(diffusion.STYLE_ALONE, abs=0.014)
@@ -281,7 +283,7 @@ def test_captions_are_drawn_in_the_stated_shares():
     assert all("light" in text for text in texts if text not in ("", "a red", "red"))
 
 
-def test_crops_are_parts_of_their_pictures():
+def test_crops_are_parts_of_their_images():
     images = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(20, 1, 1, 1)
     crops = random_crops(images, 3, torch.Generator().manual_seed(0))
     assert crops.shape == (20, 1, 3, 3)

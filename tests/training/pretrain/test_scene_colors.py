@@ -33,7 +33,7 @@ def test_a_typical_color_has_its_own_word(word):
 
 @pytest.mark.parametrize("word", COLORS)
 @pytest.mark.parametrize("start", ["red", "yellow", "gray"])
-def test_a_recolored_disc_measures_as_what_was_asked(start, word):
+def test_a_recolored_disc_measures_as_the_new_word(start, word):
     image = disc(color_rgb(start))
     new = recolor(image, main_color(image), word)
     assert color_word(main_color(new)) == word

@@ -1,4 +1,4 @@
-"""The six tasks: prompts are held out and fixed, the detector finds objects, and the judge judges right."""
+"""The six tasks: fixed held-out prompts, a detector that finds objects, and correct scores."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from sd.training.pretrain.scenes.detector import STRIDE, Detection, Detector, de
 from sd.training.pretrain.scenes.evaluation import table
 from sd.training.pretrain.scenes.grammar import Grammar
 from sd.training.pretrain.scenes.render import render_batch
-from sd.training.pretrain.scenes.tasks import TASKS, draw_task_scenes, is_right, mean_score, score, task_scenes
+from sd.training.pretrain.scenes.tasks import TASKS, is_right, mean_score, sample_task_scenes, task_scenes, wilson_score
 from sd.training.pretrain.scenes.wording import Content
 from sd.utils.errors import UserError
 
@@ -51,7 +51,7 @@ def test_an_image_is_right_where_the_objects_are_what_the_prompt_says():
 
 
 def test_intervals_are_wilsons():
-    half, none = score([True, False] * 5), score([False] * 10)
+    half, none = wilson_score([True, False] * 5), wilson_score([False] * 10)
     assert (half.value, half.count) == (0.5, 10)
     assert (half.low, half.high) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # the published example's four digits
     assert (none.low, none.high) == pytest.approx((0, 0.2775), abs=1e-4)
@@ -64,8 +64,8 @@ def test_intervals_are_wilsons():
 @pytest.mark.parametrize("kind", ["pair", "counted", "recolored", "placed", "colored_pair"])
 def test_prompts_are_fixed_held_out_and_each_another(cutouts, kind):
     grammar = Grammar(cutouts, held_out=True, shares={kind: 1})
-    scenes = draw_task_scenes(grammar, kind, 3)
-    assert scenes == draw_task_scenes(grammar, kind, 3)
+    scenes = sample_task_scenes(grammar, kind, 3)
+    assert scenes == sample_task_scenes(grammar, kind, 3)
     assert len({scene.caption for scene in scenes}) == len(scenes) > 0
     for scene in scenes:
         assert scene.content.is_held_out
@@ -86,7 +86,7 @@ def test_centers_are_marked_in_their_cells_with_their_names_and_colors(cutouts):
         assert (detector.names[name], detector.colors[color]) == (placed.name, said)
 
 
-def test_the_detector_learns_scenes_by_heart_and_finds_their_objects(cutouts):
+def test_the_detector_overfits_scenes_and_finds_their_objects(cutouts):
     torch.manual_seed(0)
     detector, grammar = Detector(width=32), Grammar(cutouts, shares={"counted": 1, "colored_pair": 1, "placed": 1})
     scenes = [grammar.scene(seed) for seed in range(6)]

@@ -1,4 +1,4 @@
-"""Training on scenes, with tiny networks on plain shapes: each stage runs, resumes, and learns what it is for."""
+"""Training on scenes, with tiny networks on plain shapes: each stage runs, resumes and improves."""
 
 import pytest
 import torch
@@ -9,10 +9,10 @@ from scene_data import make_cutouts
 from sd.checkpoints.checkpoint import load_models
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
-from sd.training.loop import Settings, keep
+from sd.training.loop import TrainConfig, save_model
 from sd.training.pretrain import pipeline, scene_text, scene_unet, scene_vae
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
-from sd.training.pretrain.scene_text import SceneReader, TextLearner, answers, measure_text, read_contents
+from sd.training.pretrain.scene_text import CLIPWithReader, SceneReader, answers, measure_text, read_contents
 from sd.training.pretrain.scenes.grammar import Grammar
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.training.pretrain.scenes.wording import Content
@@ -42,7 +42,7 @@ def tiny_vae():
 
 
 def steps(count, **changes):
-    return Settings(steps=count, **(TINY | changes))
+    return TrainConfig(steps=count, **(TINY | changes))
 
 
 def test_two_wordings_of_one_fact_have_the_same_answers():
@@ -56,20 +56,20 @@ def test_two_wordings_of_one_fact_have_the_same_answers():
     assert [answers(pair)[slot] for slot in ("name1", "color1", "name2", "color2")] == ["cat", "blue", "tree", "red"]
 
 
-def test_the_text_tower_learns_to_say_what_a_caption_says(stream):
-    learner, tokenizer = TextLearner(tiny_clip()), Tokenizer()
+def test_the_text_tower_learns_the_contents_of_captions(stream):
+    model, tokenizer = CLIPWithReader(tiny_clip()), Tokenizer()
     contents, captions = read_contents(stream.grammar, list(range(64)))
-    tokens = scene_text.tokens_of(tokenizer, captions)
-    optimizer = torch.optim.AdamW(learner.parameters(), 1e-2)
+    tokens = scene_text.crop_tokens(tokenizer, captions)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     losses = []
     for _ in range(40):
-        loss = learner.reader.loss(learner.clip.text_model(tokens), contents)
+        loss = model.reader.loss(model.clip.text_model(tokens), contents)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.3 * losses[0]
-    figures = measure_text(learner, Grammar(stream.cutouts), tokenizer, count=40)
+    figures = measure_text(model, Grammar(stream.cutouts), tokenizer, count=40)
     assert figures["count"] > 0.8  # three of four captions have one object: chance is below that
     assert set(figures) == {*SceneReader(32).questions, "all"}
 
@@ -85,13 +85,13 @@ def test_clip_trains_and_resumes(stream, tmp_path, capsys, monkeypatch):
     assert "twins" in capsys.readouterr().out
 
 
-def test_staying_near_the_first_clip_is_measured_and_can_be_learned(stream):
+def test_the_distance_from_the_original_clip_is_measured_and_can_be_minimized(stream):
     teacher, clip, tokenizer = tiny_clip().requires_grad_(False), tiny_clip(), Tokenizer()
     images, captions = stream.images(torch.arange(2))[0], ["a cat, noto emoji", "a red apple"]
-    assert scene_text.forgetting(clip, teacher, images, captions, tokenizer).item() == 0
+    assert scene_text.distillation_loss(clip, teacher, images, captions, tokenizer).item() == 0
     with torch.no_grad():
         clip.text_model.final_layer_norm.weight *= 1.5
-    moved = scene_text.forgetting(clip, teacher, images[:0], captions, tokenizer)
+    moved = scene_text.distillation_loss(clip, teacher, images[:0], captions, tokenizer)
     # The states are 1.5 times as long, their bias being 0; texts' vectors have unit length and do not move.
     assert moved.item() == pytest.approx(0.25, rel=1e-4)
     moved.backward()
@@ -139,7 +139,7 @@ def test_the_unet_trains_with_and_without_its_text_tower(stream, tmp_path, monke
     before = text.final_layer_norm.weight.clone()
     for share in (0, 0.1):
         unet, run = new_unet(sizes | {"context_dim": 32, "num_heads": 2}), tmp_path / str(share)
-        scene_unet.train_scene_unet(unet, text, vae, run, data, steps(2, shares={"text": share}))
+        scene_unet.train_scene_unet(unet, text, vae, run, data, steps(2, lr_multipliers={"text": share}))
         changed = load_file(run / "text" / "model.safetensors")["final_layer_norm.weight"]
         assert torch.equal(changed, before) == (share == 0)
         assert load_file(run / "unet" / "model.safetensors")["out.2.weight"].abs().sum() > 0
@@ -149,7 +149,7 @@ def test_the_unet_trains_with_and_without_its_text_tower(stream, tmp_path, monke
 def test_captions_are_left_out_as_often_as_agreed(stream, tmp_path):
     make_latents(tiny_vae(), stream, tmp_path, 4, say=lambda _: None)
     data = SceneLatents(tmp_path)
-    drawn = scene_unet.draw_captions(data, torch.arange(4).repeat(500), torch.Generator().manual_seed(0))
+    drawn = scene_unet.sample_captions(data, torch.arange(4).repeat(500), torch.Generator().manual_seed(0))
     assert sum(caption == "" for caption in drawn) / 2000 == pytest.approx(0.1, abs=0.02)  # three standard errors
     assert sum(caption in ("noto emoji", "fluent emoji") for caption in drawn) / 2000 == pytest.approx(0.05, abs=0.015)
 
@@ -173,7 +173,7 @@ def test_an_exported_model_loads_and_generates(tmp_path):
     text, _, unet, _ = load_models(SHIPPED, dtype=torch.float32)
     for name, network in (("unet", scene_unet.widened_unet(unet.state_dict())), ("text", text)):
         (runs / "unet" / name).mkdir(parents=True)
-        keep(network, runs / "unet" / name)
+        save_model(network, runs / "unet" / name)
     (runs / "unet" / "log.jsonl").touch()  # as a run of a few steps leaves it
     model, scorer = pipeline.export_scenes(runs, tmp_path / "scenes.safetensors")
     assert scorer.exists()

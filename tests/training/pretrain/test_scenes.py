@@ -1,4 +1,4 @@
-"""Scenes: the same seed gives the same scene, captions tell the truth, and training sees nothing that is held out."""
+"""Scenes: reproducible by seed, with true captions, and without held-out combinations in training."""
 
 import hashlib
 import random
@@ -14,7 +14,7 @@ from sd.training.pretrain.scenes import vocabulary
 from sd.training.pretrain.scenes.backgrounds import FLAT, LANDSCAPES, Background, draw_background
 from sd.training.pretrain.scenes.colors import COLORS, color_word, main_color
 from sd.training.pretrain.scenes.cutouts import Cutouts
-from sd.training.pretrain.scenes.grammar import SHARES, Grammar, holds, overlap
+from sd.training.pretrain.scenes.grammar import SHARES, Grammar, overlap, relation_holds
 from sd.training.pretrain.scenes.render import masks, render, render_object
 from sd.training.pretrain.scenes.sheets import captioned_sheet
 from sd.training.pretrain.scenes.stream import SceneStream
@@ -139,7 +139,7 @@ def test_each_object_stands_where_the_caption_says(scenes):
         first, second = scene.objects
         if caption.index(nouns[0]) > caption.index(nouns[1]):
             first, second = second, first
-        assert holds(relation, first, second), scene.caption
+        assert relation_holds(relation, first, second), scene.caption
 
 
 def test_the_color_in_the_image_is_the_color_in_the_caption(cutouts, scenes):
@@ -179,7 +179,7 @@ def test_a_flat_background_has_its_color(word):
 
 
 @pytest.mark.parametrize("kind", LANDSCAPES)
-def test_a_landscape_is_drawn_the_same_from_the_same_seed(kind):
+def test_a_landscape_is_the_same_for_the_same_seed(kind):
     first, again, other = (draw_background(Background(kind), 64, random.Random(seed)) for seed in (1, 1, 2))
     assert first.shape == (64, 64, 3)
     assert (first == again).all()

@@ -1,11 +1,11 @@
-"""The judge of styles: its numbers, and that it knows a texture on shapes that it never saw."""
+"""The style classifier: its solution, and that it recognizes a texture on unseen shapes."""
 
 import pytest
 import torch
 
 from sd.training.pretrain.dataset import Emoji
 from sd.training.pretrain.evaluate import features
-from sd.training.pretrain.style_classifier import StyleJudge, filters, spread, texture
+from sd.training.pretrain.style_classifier import StyleClassifier, filters, spread, texture
 from sd.training.pretrain.train_vae import psnr, reconstructed
 
 
@@ -38,10 +38,10 @@ def test_a_texture_is_known_on_shapes_never_seen():
     """Where the nearest picture is that of the same shape, so that it says nothing of the style."""
     known = [(left, size, striped) for left in (2, 4) for size in (8, 12) for striped in (True, False)]
     images = torch.stack([box(*one) for one in known])
-    judge = StyleJudge(images, ["striped" if striped else "plain" for *_, striped in known])
-    asked = torch.stack([box(10, 20, True), box(10, 20, False)])
-    assert judge(asked) == ["striped", "plain"]
-    assert judge.right(asked, [Emoji("", "box", "plain", [], "pair")] * 2) == 0.5
+    judge = StyleClassifier(images, ["striped" if striped else "plain" for *_, striped in known])
+    emoji = torch.stack([box(10, 20, True), box(10, 20, False)])
+    assert judge(emoji) == ["striped", "plain"]
+    assert judge.accuracy(emoji, [Emoji("", "box", "plain", [], "pair")] * 2) == 0.5
     both = features(torch.stack([box(4, 12, True), box(4, 12, False), box(2, 8, True)]))
     assert both[0] @ both[1] > both[0] @ both[2]
 
@@ -51,10 +51,10 @@ def test_texture_is_the_same_in_any_batch():
     assert torch.allclose(texture(images), texture(images, batch=2), atol=1e-5)  # sums in another order
 
 
-def test_psnr_is_a_mean_over_pictures():
+def test_psnr_is_a_mean_over_images():
     images = torch.zeros(2, 3, 4, 4)
-    drawn = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 0.02)])
-    assert psnr(drawn, images) == pytest.approx((20 + 40) / 2)  # a range of 2: errors of a tenth and a hundredth
+    decoded = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 0.02)])
+    assert psnr(decoded, images) == pytest.approx((20 + 40) / 2)  # a range of 2: errors of a tenth and a hundredth
 
 
 def test_reconstructed_is_encoded_and_decoded_and_kept_in_range():
@@ -76,5 +76,5 @@ def test_reconstructed_is_encoded_and_decoded_and_kept_in_range():
         def images(self, indices):
             return self.pixels[indices]
 
-    drawn = reconstructed(Doubling(), Pictures(), batch=2)
-    assert drawn[:, 0, 0, 0].tolist() == [0.5, -0.5, 1.0]
+    decoded = reconstructed(Doubling(), Pictures(), batch=2)
+    assert decoded[:, 0, 0, 0].tolist() == [0.5, -0.5, 1.0]

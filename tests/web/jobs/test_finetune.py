@@ -94,6 +94,7 @@ def test_from_images_to_a_file_that_prompts_can_name(method, kind, submit, finet
     assert Image.open(job.folder / told[-1]["preview"]).width == 64
     assert Image.open(job.folder / result["sheet"]).width > 64
     assert result["step"] == 3
+    assert "step 3 has the highest CLIP-I" in result["rule"]
     assert "my-dog" in result["say"]
     assert list(models.names(kind)) == ["my-dog"]
     after = pipe.unet.state_dict()

@@ -1,1 +1,1 @@
-"""The folder of images to train on: images, captions and sizes."""
+"""Images and captions of a fine-tuning run: folders, caption files, templates, aspect-ratio buckets."""

@@ -1,6 +1,6 @@
-"""What people write down about their pictures: a .txt or .caption beside each, or a list.
+"""Caption files: a .txt or .caption file beside each image, or a list for the whole folder.
 
-Lists are `metadata.jsonl`, as diffusers has it, and Flickr30k's `results.csv`.
+Lists are `metadata.jsonl`, the format of diffusers, and `results.csv` of Flickr30k.
 """
 
 import json
@@ -9,42 +9,42 @@ from pathlib import Path
 
 from sd.utils.errors import UserError
 
-CAPTION_SUFFIXES = (".txt", ".caption")  # of the file beside an image; kohya's scripts look for the latter
-CAPTION_KEYS = ("text", "prompt", "caption")  # of metadata.jsonl, as different programs name it
+CAPTION_SUFFIXES = (".txt", ".caption")  # of the file beside an image; kohya's scripts use the latter
+CAPTION_KEYS = ("text", "prompt", "caption")  # in metadata.jsonl; programs use different names
 FLICKR_HEADER = ["image_name", "comment_number", "comment"]
-FLICKR_PICTURES = "flickr30k_images"  # the folder that stands beside results.csv where its archive was unpacked
+FLICKR_IMAGES = "flickr30k_images"  # the folder of the images, beside results.csv
 
 
-def caption_beside(picture: Path) -> list[str]:
-    """The text of `picture`'s .txt, or else of its .caption, as one line, if there is anything in it."""
-    for path in map(picture.with_suffix, CAPTION_SUFFIXES):
+def read_sidecar_caption(image: Path) -> list[str]:
+    """Return the text of the image's .txt, or else of its .caption, as one line; [] where both are empty or missing."""
+    for path in map(image.with_suffix, CAPTION_SUFFIXES):
         text = " ".join(read_text(path).split()) if path.is_file() else ""
         if text:
             return [text]
     return []
 
 
-def listed_captions(folder: Path, complain=print) -> dict[Path, list[str]]:
-    """Every picture that `metadata.jsonl` or `results.csv` in `folder` names, with its captions, none or several.
+def read_caption_lists(folder: Path, report=print) -> dict[Path, list[str]]:
+    """Return every image that `metadata.jsonl` or `results.csv` in `folder` names, with its captions, none or several.
 
-    The pictures need not be there. `complain` is called with a sentence for each line that was passed over.
-    Raises UserError where a list is not written as such a list is.
+    The images need not exist. `report` is called with a sentence for each skipped line. Raises UserError where a list
+    is not in its format.
     """
     captions: dict[Path, list[str]] = {}
     if (folder / "metadata.jsonl").is_file():
-        for picture, several in read_metadata(folder / "metadata.jsonl"):
-            captions.setdefault(picture, []).extend(several)
-    places = [folder, folder.parent] if folder.name == FLICKR_PICTURES else [folder]
+        for image, several in read_metadata(folder / "metadata.jsonl"):
+            captions.setdefault(image, []).extend(several)
+    places = [folder, folder.parent] if folder.name == FLICKR_IMAGES else [folder]
     for path in [place / "results.csv" for place in places if (place / "results.csv").is_file()][:1]:
-        for picture, caption in read_flickr(path, complain):
-            captions.setdefault(picture, []).append(caption)
+        for image, caption in read_flickr(path, report):
+            captions.setdefault(image, []).append(caption)
     return captions
 
 
 def read_metadata(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Picture and captions of each line, such as {"file_name": "1.png", "text": "a dog"}.
+    """Yield image and captions of each line, such as {"file_name": "1.png", "text": "a dog"}.
 
-    The text may be a list, of which each step takes one, or null for none.
+    The text may be a list, from which each step chooses one, or null for none.
     """
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
@@ -57,33 +57,34 @@ def read_metadata(path: Path) -> Iterator[tuple[Path, list[str]]]:
             yield path.parent / entry["file_name"], [caption for caption in captions if caption]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             wanted = '{"file_name": "1.png", "text": "a dog"}'
-            raise UserError(f"{path}, line {number}: write it as {wanted}.") from error
+            raise UserError(f"{path}, line {number}: invalid; the format is {wanted}.") from error
 
 
-def read_flickr(path: Path, complain=print) -> Iterator[tuple[Path, str]]:
-    """Picture and caption of each line `1000092795.jpg| 0| Two young guys ...`: five lines a picture in Flickr30k.
+def read_flickr(path: Path, report=print) -> Iterator[tuple[Path, str]]:
+    """Yield image and caption of each line `1000092795.jpg| 0| Two young guys ...`: five lines for each image in
+    Flickr30k.
 
-    A line without its three fields (the file that goes round has one) is passed over, with a word to `complain`.
+    A line without its three fields (the public file has one) is skipped and reported.
     """
     header, *lines = read_text(path).split("\n")
     if [field.strip() for field in header.split("|")] != FLICKR_HEADER:
         raise UserError(f"{path}: its first line must be {'| '.join(FLICKR_HEADER)!r}, as in Flickr30k.")
-    unpacked = path.parent / FLICKR_PICTURES
-    pictures = unpacked if unpacked.is_dir() else path.parent
+    unpacked = path.parent / FLICKR_IMAGES
+    folder_of_images = unpacked if unpacked.is_dir() else path.parent
     good = 0
     for number, line in enumerate(lines, 2):
         fields = [field.strip() for field in line.split("|", 2)]
         if len(fields) == 3 and all(fields):
             good += 1
-            yield pictures / fields[0], fields[2]
+            yield folder_of_images / fields[0], fields[2]
         elif line.strip():
-            complain(f"{path.name}, line {number}: the fields name| number| caption are not all there.")
+            report(f"{path.name}, line {number}: skipped, because one of the fields name| number| caption is missing.")
     if not good:
         raise UserError(f"{path}: no line has the three fields name| number| caption, as in Flickr30k.")
 
 
 def read_text(path: Path) -> str:
-    """Raises UserError where the file is not UTF-8, with or without a byte order mark."""
+    """Return the text of a file. Raises UserError where it is not UTF-8, with or without a byte order mark."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""What is said of each picture while a word for them is learnt: its own caption with the word in it, or a template."""
+"""Captions for training a new word: the image's own caption with the word in it, or a template."""
 
 import re
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd.training.finetune.data.image_folder import Photo, Photos
+from sd.training.finetune.data.image_folder import ImageFile, ImageFolder
 from sd.training.pretrain.dataset import with_article
 from sd.utils.errors import UserError
 
-# Many wordings, so that what they have in common, the word, takes up what the pictures have in common
-# (Gal et al. 2022, "An Image is Worth One Word", section 4). They claim nothing that a picture could contradict.
+# Many wordings, so that their common part, the word, learns the common part of the images (Gal et al. 2022, "An Image
+# is Worth One Word", section 4). They state nothing that an image could contradict.
 OBJECT = (
     "a photo of a {}",
     "a photo of the {}",
@@ -67,99 +67,100 @@ STYLE = (
 
 @dataclass(frozen=True)
 class Kind:
-    """How a word comes into a caption."""
+    """How a word enters a caption."""
 
-    templates: tuple[str, ...]  # where the picture has no caption
-    beside: str  # where it has one, in which the word is not
+    templates: tuple[str, ...]  # for an image without a caption
+    beside: str  # for a caption that does not contain the word
 
 
 KINDS = {
     "object": Kind(OBJECT, "{name}, {caption}"),
     "style": Kind(STYLE, "{caption}, in the style of {name}"),
-    # As the captions of the bundled model: "a red apple, fluent 3d emoji".
+    # Like the captions of the bundled model: "a red apple, fluent 3d emoji".
     "plain object": Kind(("{}", "a {}"), "{name}, {caption}"),
     "plain style": Kind(("{}",), "{caption}, {name}"),
-    # As in Ruiz et al. 2022, "DreamBooth", section 3.2: one sentence, with the class after the word.
+    # Like those of Ruiz et al. 2022, "DreamBooth", section 3.2: one sentence, with the class after the word.
     "dreambooth": Kind(("a photo of {}",), "{name}, {caption}"),
 }
-NOTHING_SAID = set(
+GENERIC_NAMES = set(
     "img image photo pic picture dsc dscn dscf pxl vid scan screenshot untitled unnamed download".split()
 )
 
 
 class Captions:
-    """The wordings of each picture; each `draw` says one of them.
+    """The possible captions of each image; `sample` chooses one of them.
 
-    photos: whose pictures.
-    word: what is learnt, a placeholder or a rare word; None to keep the captions as they are, which all must have.
-    kind: one of KINDS. The plain ones suit the bundled model, whose captions never say "a photo".
-    class_word: what the thing is, said after the word: "a photo of sks dog". Where a caption says it, the word comes
-        before it there: "a dog in the snow" becomes "a sks dog in the snow".
-    empty: the share of captions left empty, 0 to 1, which keeps the unconditional picture in training.
-    fits: whether a text can be read whole; a caption that cannot is cut at its end, and the word stays in it.
+    folder: the images.
+    word: the word to train, a placeholder or a rare word; None leaves the captions unchanged, and every image needs
+        one.
+    kind: one of KINDS. The plain ones suit the bundled model, whose captions never contain "a photo".
+    class_word: the class of the object, which follows the word: "a photo of sks dog". In a caption with the class word
+        the new word goes before it: "a dog in the snow" becomes "a sks dog in the snow".
+    empty: the fraction of captions left empty, 0 to 1, which trains the unconditional prediction too.
+    fits: whether a text is short enough; a caption that is not is truncated, and the word stays in it.
 
-    shortened: the photos whose captions were cut. wordings: a list for each picture.
+    shortened: the images whose captions are truncated. wordings: a list of captions for each image.
     Raises UserError where there is neither a word nor a caption.
     """
 
     def __init__(
         self,
-        photos: Photos,
+        folder: ImageFolder,
         word: str | None = None,
         kind: str = "object",
         class_word: str | None = None,
         empty: float = 0.0,
         fits: Callable[[str], bool] | None = None,
     ):
-        without = sum(not (photo.captions or photo.folder_caption) for photo in photos.photos)
+        without = sum(not (image.captions or image.folder_caption) for image in folder.images)
         if word is None and without:
             raise UserError(
-                f"{without} of {len(photos)} pictures have no caption: write them, or name a word to learn."
+                f"{without} of {len(folder)} images have no caption: write captions, or give a new word with --word."
             )
         kind = "dreambooth" if kind == "object" and class_word else kind
-        self.wordings = [wordings(photo, word, kind, class_word, fits) for photo in photos.photos]
-        whole = self.wordings if fits is None else [wordings(one, word, kind, class_word) for one in photos.photos]
-        self.shortened = [one for one, said, all_of_it in zip(photos.photos, self.wordings, whole) if said != all_of_it]
+        self.wordings = [wordings(image, word, kind, class_word, fits) for image in folder.images]
+        whole = self.wordings if fits is None else [wordings(one, word, kind, class_word) for one in folder.images]
+        self.shortened = [image for image, some, all_ in zip(folder.images, self.wordings, whole) if some != all_]
         self.empty = empty
 
-    def draw(self, indices: Tensor | list[int], generator: torch.Generator) -> list[str]:
-        """A caption for each picture, all that is random from `generator`."""
-        drawn = []
+    def sample(self, indices: Tensor | list[int], generator: torch.Generator) -> list[str]:
+        """Return a caption for each image, with all randomness from `generator`."""
+        captions = []
         for i in map(int, indices):
             empty = torch.rand((), generator=generator) < self.empty
             k = torch.randint(len(self.wordings[i]), (), generator=generator)
-            drawn.append("" if empty else self.wordings[i][k])
-        return drawn
+            captions.append("" if empty else self.wordings[i][k])
+        return captions
 
 
 def wordings(
-    photo: Photo,
+    image: ImageFile,
     word: str | None,
     kind: str,
     class_word: str | None = None,
     fits: Callable[[str], bool] | None = None,
 ) -> list[str]:
-    """All that may be said of one picture."""
+    """Return all captions of one image."""
     fits = fits or (lambda text: True)
-    captions = photo.captions
-    if not captions and photo.folder_caption and (word is None or whole_word(word).search(photo.folder_caption)):
-        captions = [photo.folder_caption]
+    captions = image.captions
+    if not captions and image.folder_caption and (word is None or word_pattern(word).search(image.folder_caption)):
+        captions = [image.folder_caption]
     if word is None:
-        return [longest_that_fits(caption, fits) for caption in captions]
+        return [truncate_caption(caption, fits) for caption in captions]
     name = f"{word} {class_word}" if class_word else word
-    if kind == "plain style" and not captions and (shown := what_it_shows(photo.path)):
+    if kind == "plain style" and not captions and (shown := words_from_file_name(image.path)):
         captions = [with_article(shown)]
 
-    def said(caption: str) -> str:
-        return with_word(caption, word, name, class_word, KINDS[kind].beside)
+    def insert(caption: str) -> str:
+        return insert_word(caption, word, name, class_word, KINDS[kind].beside)
 
     if captions:
-        return [said(longest_that_fits(caption, lambda cut: fits(said(cut)))) for caption in captions]
+        return [insert(truncate_caption(caption, lambda cut: fits(insert(cut)))) for caption in captions]
     return [template.format(name) for template in KINDS[kind].templates]
 
 
-def longest_that_fits(caption: str, fits: Callable[[str], bool]) -> str:
-    """The caption, or as much of its beginning as fits, up to the end of a word where one is near."""
+def truncate_caption(caption: str, fits: Callable[[str], bool]) -> str:
+    """Return the caption, or as much of its beginning as fits, up to a nearby end of a word."""
     if fits(caption):
         return caption
     short, long = 0, len(caption)  # characters: the first fits, the other does not
@@ -171,22 +172,22 @@ def longest_that_fits(caption: str, fits: Callable[[str], bool]) -> str:
     return (cut if at_a_word and fits(cut) else caption[:short]).rstrip(" ,")
 
 
-def with_word(caption: str, word: str, name: str, class_word: str | None, beside: str) -> str:
-    """The caption, changed as little as brings the word into it."""
-    said, times = whole_word(word).subn(lambda _: word, caption)  # also as it is written: placeholders are exact
+def insert_word(caption: str, word: str, name: str, class_word: str | None, beside: str) -> str:
+    """Return the caption with the smallest change that puts the word into it."""
+    changed, times = word_pattern(word).subn(lambda _: word, caption)  # in the exact spelling, which placeholders need
     if times == 0 and class_word:
-        said, times = whole_word(class_word).subn(lambda _: name, caption, count=1)
-    return said if times else beside.format(name=name, caption=caption)
+        changed, times = word_pattern(class_word).subn(lambda _: name, caption, count=1)
+    return changed if times else beside.format(name=name, caption=caption)
 
 
-def whole_word(word: str) -> re.Pattern:
+def word_pattern(word: str) -> re.Pattern:
     return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
 
-def what_it_shows(path: Path) -> str | None:
-    """ "red apple" for red-apple_2.png; None for IMG_1234.jpg, 00.jpg and other names that say nothing."""
+def words_from_file_name(path: Path) -> str | None:
+    """Return "red apple" for red-apple_2.png; None for IMG_1234.jpg, 00.jpg and other names without a meaning."""
     words = [word.rstrip("0123456789") for word in re.split(r"[\W_]+", path.stem.lower())]
     words = [word for word in words if word and word not in ("a", "an")]
-    if not words or not all(word.isalpha() and len(word) > 1 for word in words) or NOTHING_SAID & set(words):
+    if not words or not all(word.isalpha() and len(word) > 1 for word in words) or GENERIC_NAMES & set(words):
         return None
     return " ".join(words)

@@ -1,7 +1,7 @@
-"""Where images stand in the folders that people train from: in the folder itself, or one folder down.
+"""The layout of image folders: images in the folder itself or one level below.
 
-The layout of kohya's scripts is read: `img/10_sks dog/0.png` stands for ten times each image of a folder, whose name
-after the number is the caption of the images that have none.
+The layout of kohya's scripts is supported: `img/10_sks dog/0.png` repeats each image of a folder ten times an epoch;
+the folder's name after the number is the caption of images that have none.
 """
 
 import re
@@ -11,69 +11,75 @@ from pathlib import Path
 from sd.utils.errors import UserError
 
 READABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-OTHER_PICTURES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd"}  # named as skipped, instead of not seen
+UNSUPPORTED = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd"}  # reported as skipped
 PACKED = {".zip", ".rar", ".7z", ".tar", ".gz", ".mp4", ".mov", ".webm", ".avi", ".mkv"}  # images may be inside
 KOHYA = re.compile(r"(\d+)_(.*)")
-MOST_REPEATS = 10_000
-NAMED = 3
+MAX_REPEATS = 10_000
+MAX_LISTED = 3
 
 
 @dataclass(frozen=True)
-class Part:
-    """A folder of images. repeats: how often an epoch takes each. caption: of images that have none."""
+class Subfolder:
+    """A folder of images. repeats: number of times an epoch includes each image. caption: of images that have none."""
 
     folder: Path
     repeats: int = 1
     caption: str | None = None
 
 
-def is_picture(path: Path) -> bool:
-    """By its name. Hidden files are not: some systems leave a `._name.jpg` beside each picture."""
-    return path.suffix.lower() in READABLE | OTHER_PICTURES and not path.name.startswith(".") and path.is_file()
+def is_image(path: Path) -> bool:
+    """Return whether the file's name is that of an image.
+
+    Hidden files are excluded: some systems write a `._name.jpg` beside each image.
+    """
+    return path.suffix.lower() in READABLE | UNSUPPORTED and not path.name.startswith(".") and path.is_file()
 
 
-def images_in(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if is_picture(path)]
+def list_images(folder: Path) -> list[Path]:
+    """Return the images of a folder, by their names."""
+    return [path for path in folder.iterdir() if is_image(path)]
 
 
-def folders_in(folder: Path) -> list[Path]:
+def list_folders(folder: Path) -> list[Path]:
+    """Return the visible subfolders, in order."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def parts_of(folder: Path, listed: set[Path], skipped: list[str]) -> list[Part]:
+def find_subfolders(folder: Path, listed: set[Path], skipped: list[str]) -> list[Subfolder]:
     """Which folders images are read from. `skipped` gets a sentence for each that is not read.
 
     listed: images that a list in `folder` names. Folders named as kohya's scripts want it are always read; others only
     where the folder itself has no image. Raises UserError where all images are further down, and says where.
     """
-    below = [path for path in folders_in(folder) if set(images_in(path)) - listed]
-    named = [part for part in map(kohya_part, below) if part is not None]
-    own = [Part(folder)] if images_in(folder) or listed else []
+    below = [path for path in list_folders(folder) if set(list_images(path)) - listed]
+    named = [part for part in map(parse_kohya_name, below) if part is not None]
+    own = [Subfolder(folder)] if list_images(folder) or listed else []
     parts = own + [part for part in named if part.repeats]
     if not parts and not named:
-        parts = [Part(path) for path in below]
+        parts = [Subfolder(path) for path in below]
     read = {part.folder for part in parts}
     for path in below:
         if path not in read:
             why = "its name asks for 0 repeats" if path in {part.folder for part in named} else "give it as --images"
-            skipped.append(f"{path}: a folder with {len(images_in(path))} images, not read ({why})")
+            skipped.append(f"{path}: a folder with {len(list_images(path))} images, not read ({why})")
     if not parts:
-        check_deeper(folder)
-    return parts or [Part(folder)]
+        refuse_deeper_images(folder)
+    return parts or [Subfolder(folder)]
 
 
-def kohya_part(folder: Path) -> Part | None:
+def parse_kohya_name(folder: Path) -> Subfolder | None:
+    """Return the folder with the repeats and the caption of its name; None where the name has no number."""
     match = KOHYA.fullmatch(folder.name)
     if match is None:
         return None
-    return Part(folder, min(int(match[1]), MOST_REPEATS), match[2].strip() or None)
+    return Subfolder(folder, min(int(match[1]), MAX_REPEATS), match[2].strip() or None)
 
 
-def check_deeper(folder: Path) -> None:
-    """Raises UserError where there are images, but two folders down: which of these folders are meant is not clear."""
-    deeper = [path for child in folders_in(folder) for path in folders_in(child) if images_in(path)]
+def refuse_deeper_images(folder: Path) -> None:
+    """Raise UserError where images are two levels down only: it is not clear which of these folders are meant."""
+    deeper = [path for child in list_folders(folder) for path in list_folders(child) if list_images(path)]
     if deeper:
-        places = ", ".join(f"{path} ({len(images_in(path))})" for path in deeper[:NAMED])
+        places = ", ".join(f"{path} ({len(list_images(path))})" for path in deeper[:MAX_LISTED])
         parent = deeper[0].parent
         raise UserError(
             f"there are no images in {folder} or one folder down, but further down there are: {places}; "
@@ -81,20 +87,21 @@ def check_deeper(folder: Path) -> None:
         )
 
 
-def others_in(folder: Path, images: set[Path]) -> list[str]:
-    """A sentence for archives and videos, and one for captions that belong to no image."""
+def describe_other_files(folder: Path, images: set[Path]) -> list[str]:
+    """Return a sentence for captions without an image, and one for archives and videos."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     stems = {path.stem for path in images}
     lone = [path.name for path in files if path.suffix in (".txt", ".caption") and path.stem not in stems]
     packed = [path.name for path in files if path.suffix.lower() in PACKED]
-    said = []
+    sentences = []
     if lone and images:
-        said.append(f"{few(lone)}: captions beside which there is no image of that name")
+        sentences.append(f"{join_names(lone)}: captions without an image of the same name")
     if packed:
-        said.append(f"{few(packed)}: an archive or a video; unpack it to train from the images in it")
-    return said
+        sentences.append(f"{join_names(packed)}: an archive or a video; unpack it to train from the images in it")
+    return sentences
 
 
-def few(names: list[str]) -> str:
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+def join_names(names: list[str]) -> str:
+    """Return the first names, separated by commas, and the number of the others."""
+    rest = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")

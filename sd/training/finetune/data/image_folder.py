@@ -1,4 +1,4 @@
-"""A folder of somebody's pictures, with or without captions: what can be learnt from, found and checked."""
+"""A folder of training images, with or without captions, found and checked."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -6,112 +6,116 @@ from pathlib import Path
 
 from PIL import Image
 
-from sd.training.finetune.data.caption_files import caption_beside, listed_captions
-from sd.training.finetune.data.folder_layout import Part, images_in, is_picture, others_in, parts_of
+from sd.training.finetune.data.caption_files import read_caption_lists, read_sidecar_caption
+from sd.training.finetune.data.folder_layout import (
+    Subfolder,
+    describe_other_files,
+    find_subfolders,
+    list_images,
+)
 from sd.utils.errors import UserError
 from sd.utils.images import open_image, to_rgb
 
-__all__ = ["Photo", "Photos", "is_picture"]
-
-READERS = 4  # at once: a picture of the largest size takes 240 MB while it is read
-NAMED = 5  # skipped things that are named; the rest is counted
+READERS = 4  # threads; an image of the largest size takes 240 MB while it is read
+MAX_LISTED = 5  # skipped files that are named; the rest is counted
 
 
 @dataclass
-class Photo:
-    """One picture, as a path; it is read anew at each `open`."""
+class ImageFile:
+    """The path of one image, its captions and its size; `open` reads the file each time."""
 
     path: Path
     captions: list[str]
     size: tuple[int, int]  # width and height in pixels, upright
-    repeats: int = 1  # how often an epoch takes it
-    folder_caption: str | None = None  # what its folder's name says of it, which counts where it has no caption
+    repeats: int = 1  # number of times an epoch includes it
+    folder_caption: str | None = None  # the caption from its folder's name, for an image without one
 
     @property
     def caption(self) -> str | None:
-        """The first one."""
+        """Return the first caption, or None."""
         return self.captions[0] if self.captions else None
 
     def open(self) -> Image.Image:
-        """Upright RGB, its first frame where it moves, on white where it is transparent."""
+        """Return the image as upright RGB: the first frame of an animation, on white where it is transparent."""
         return to_rgb(open_image(self.path))
 
 
-class Photos:
-    """The pictures of a folder, in the order of their names, with the captions found there (see `caption_files.py`).
+class ImageFolder:
+    """The images of a folder, in the order of their names, with the captions found there (see `caption_files.py`).
 
-    Pictures in folders below count where `metadata.jsonl` or `results.csv` names them, and as `image_folders.py` says.
-    Every picture is read once, to
-    know that it can be. What is kept of it is its path, size and captions: 45 MB for 30,000 pictures with five each.
+    Images in subfolders count where `metadata.jsonl` or `results.csv` names them, and by the rules of
+    `folder_layout.py`. Every image is read once, to check it. Path, size and captions stay in memory: 45 MB for 30,000
+    images with five captions each.
 
-    folder: where they are.
-    caption: one caption for all of them, whatever else is found. DreamBooth's class pictures have it.
+    folder: the path of the folder.
+    caption: one caption for all images, which replaces all others; class images have it.
     say: called with sentences for the user: what was found, what was skipped.
 
-    parts: the folders they are in. photos: those that can be learnt from. skipped: a sentence for everything that was
-    passed over.
-    Raises UserError where there is no such folder or no picture in it can be read.
+    parts: the folders that hold the images. images: the readable ones. skipped: a sentence for everything else.
+    Raises UserError where the folder does not exist or no image in it can be read.
     """
 
     def __init__(self, folder: str | Path, caption: str | None = None, say=print):
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}: name one with pictures in it.")
+            raise UserError(f"folder not found: {folder}; give a folder of images.")
         self.skipped: list[str] = []
-        listed = listed_captions(folder, self.skipped.append)
-        self.parts = parts_of(folder, set(listed), self.skipped)
-        self.photos: list[Photo] = []
+        listed = read_caption_lists(folder, self.skipped.append)
+        self.parts = find_subfolders(folder, set(listed), self.skipped)
+        self.images: list[ImageFile] = []
         for part in self.parts:
-            self.read(part, listed if part.folder == folder else listed_captions(part.folder, self.skipped.append))
-        for photo in self.photos:
-            photo.captions = [caption] if caption else photo.captions
+            self.read_folder(
+                part, listed if part.folder == folder else read_caption_lists(part.folder, self.skipped.append)
+            )
+        for image in self.images:
+            image.captions = [caption] if caption else image.captions
         self.report(folder, say)
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.images)
 
-    def read(self, part: Part, listed: dict[Path, list[str]]) -> None:
-        """Adds the images of one folder, and those that a list there names."""
-        paths = {*images_in(part.folder), *listed}
+    def read_folder(self, part: Subfolder, listed: dict[Path, list[str]]) -> None:
+        """Add the images of one folder and those that a caption list in it names."""
+        paths = {*list_images(part.folder), *listed}
         with ThreadPoolExecutor(READERS) as readers:
-            looks = list(readers.map(look, sorted(paths)))
-        self.skipped += [problem for problem in looks if isinstance(problem, str)] + others_in(part.folder, paths)
-        for photo in (one for one in looks if isinstance(one, Photo)):
-            photo.captions = caption_beside(photo.path) or listed.get(photo.path, [])
-            photo.repeats, photo.folder_caption = part.repeats, part.caption
-            self.photos.append(photo)
+            results = list(readers.map(inspect_image, sorted(paths)))
+        self.skipped += [problem for problem in results if isinstance(problem, str)] + describe_other_files(
+            part.folder, paths
+        )
+        for image in (one for one in results if isinstance(one, ImageFile)):
+            image.captions = read_sidecar_caption(image.path) or listed.get(image.path, [])
+            image.repeats, image.folder_caption = part.repeats, part.caption
+            self.images.append(image)
 
     def report(self, folder: Path, say) -> None:
-        """What was found, or UserError for nothing."""
-        if not self.photos and not self.skipped:
-            raise UserError(
-                f"there are no pictures in {folder}: put some jpg, png or webp files there, 5 to 15 will do."
-            )
-        if not self.photos:
-            raise UserError(f"none of the pictures in {folder} can be read; the first: {self.skipped[0]}")
-        captioned = sum(bool(photo.captions) for photo in self.photos)
-        say(f"{folder}: {len(self)} picture{'s' * (len(self) > 1)}, {captioned} with captions")
+        """Say what was found. Raises UserError where there is no image."""
+        if not self.images and not self.skipped:
+            raise UserError(f"no images in {folder}: put 5 to 15 JPEG, PNG or WebP files there.")
+        if not self.images:
+            raise UserError(f"none of the images in {folder} can be read; the first: {self.skipped[0]}")
+        captioned = sum(bool(image.captions) for image in self.images)
+        say(f"{folder}: {len(self)} image{'s' * (len(self) > 1)}, {captioned} with captions")
         for part in self.parts:
             if part.folder != folder:
-                say(self.told(part))
-        for sentence in self.skipped[:NAMED]:
+                say(self.describe_subfolder(part))
+        for sentence in self.skipped[:MAX_LISTED]:
             say(f"skipped: {sentence}")
-        if len(self.skipped) > NAMED:
-            say(f"skipped: {len(self.skipped) - NAMED} more, {len(self.skipped)} in all")
+        if len(self.skipped) > MAX_LISTED:
+            say(f"skipped: {len(self.skipped) - MAX_LISTED} more, {len(self.skipped)} in all")
 
-    def told(self, part: Part) -> str:
-        """What was read from a folder below, in words."""
-        count = sum(photo.path.parent == part.folder for photo in self.photos)
+    def describe_subfolder(self, part: Subfolder) -> str:
+        """Return a sentence about the images of a subfolder."""
+        count = sum(image.path.parent == part.folder for image in self.images)
         times = f", each {part.repeats} times an epoch" if part.repeats > 1 else ""
-        called = f", called {part.caption!r} where they have no caption" if part.caption else ""
-        return f"  {part.folder.name}: {count} of them{times}{called}"
+        called = f", with the caption {part.caption!r} where they have none" if part.caption else ""
+        return f"  {part.folder.name}: {count} image{'s' * (count != 1)}{times}{called}"
 
 
-def look(path: Path) -> Photo | str:
-    """The picture, without captions as yet, or a sentence on why it cannot be used."""
-    photo = Photo(path, [], (0, 0))
+def inspect_image(path: Path) -> ImageFile | str:
+    """Return the image, without captions yet, or a sentence on why it cannot be used."""
+    image = ImageFile(path, [], (0, 0))
     try:
-        photo.size = photo.open().size
+        image.size = image.open().size
     except UserError as problem:
         return str(problem)
-    return photo
+    return image

@@ -1,4 +1,4 @@
-"""Captions of any length to what the U-Net reads: chunks of 75 tokens side by side, as prompts are read."""
+"""Captions of any length as context of the U-Net: chunks of 75 tokens side by side, like prompts."""
 
 from functools import lru_cache
 
@@ -10,11 +10,12 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.prompts.weighting import CHUNK, split_segment
 from sd.tokenizer import Tokenizer
 
-KEPT_CONTEXTS = 2000  # of frozen text encoders; 77 vectors a chunk, 120 kB for v1-5 in bf16
+CACHED_CONTEXTS = 2000  # of frozen text encoders; 77 vectors a chunk, 120 kB for v1-5 in bf16
 
 
-def chunks_of(tokenizer: Tokenizer, text: str) -> list[list[int]]:
-    """The text's tokens in chunks of at most 75, cut behind commas as in prompts; brackets in it are brackets.
+def split_into_chunks(tokenizer: Tokenizer, text: str) -> list[list[int]]:
+    """Return the text's tokens in chunks of at most 75, split after commas like prompts; brackets have no special
+    meaning.
 
     The vectors of a word that textual inversion added stay in one chunk.
     """
@@ -25,13 +26,13 @@ def chunks_of(tokenizer: Tokenizer, text: str) -> list[list[int]]:
 
 
 def fits(tokenizer: Tokenizer, text: str, tokens: int) -> bool:
-    """Whether nothing of it is lost in chunks of `tokens` places together."""
-    return len(chunks_of(tokenizer, text)) <= tokens // CHUNK
+    """Return whether the text needs no more than `tokens` tokens in its chunks."""
+    return len(split_into_chunks(tokenizer, text)) <= tokens // CHUNK
 
 
-def encode(pipe: StableDiffusion, texts: list[str], tokens: int = CHUNK) -> Tensor:
-    """(B, 77 * k, D), k being the number of chunks of the longest: empty chunks make the others as long."""
-    rows = [chunks_of(pipe.tokenizer, text)[: tokens // CHUNK] for text in texts]
+def encode_captions(pipe: StableDiffusion, texts: list[str], tokens: int = CHUNK) -> Tensor:
+    """Encode texts to (B, 77 * k, D), where k is the number of chunks of the longest; empty chunks pad the others."""
+    rows = [split_into_chunks(pipe.tokenizer, text)[: tokens // CHUNK] for text in texts]
     longest = max(map(len, rows))
     if longest == 1:
         return pipe.clip(pipe.tokenizer(texts).to(pipe.device))
@@ -42,15 +43,18 @@ def encode(pipe: StableDiffusion, texts: list[str], tokens: int = CHUNK) -> Tens
     return states.reshape(len(texts), -1, states.shape[-1])
 
 
-def text_contexts(pipe: StableDiffusion, is_trained: bool, tokens: int = CHUNK):
-    """As `encode`; a frozen text encoder reads each text once, and to the same bits whoever asks for it first."""
-    if is_trained:
-        return lambda texts: encode(pipe, texts, tokens)
+def caption_encoder(pipe: StableDiffusion, is_trained: bool, tokens: int = CHUNK):
+    """Return a function like `encode_captions`; with a frozen text encoder it caches each text's result.
 
-    @lru_cache(KEPT_CONTEXTS)
+    A cached result has the same bits whichever process computes it first.
+    """
+    if is_trained:
+        return lambda texts: encode_captions(pipe, texts, tokens)
+
+    @lru_cache(CACHED_CONTEXTS)
     def read(text: str) -> Tensor:
         with torch.no_grad(), torch.autocast(pipe.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-            return encode(pipe, [text], tokens)
+            return encode_captions(pipe, [text], tokens)
 
     def read_all(texts: list[str]) -> Tensor:
         contexts = [read(text) for text in texts]

@@ -1,4 +1,4 @@
-"""Backgrounds drawn by code: flat colors, gradients, and five simple landscapes; and how captions name them."""
+"""Procedural backgrounds, flat colors, gradients and five simple landscapes, and their wordings in captions."""
 
 import random
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import numpy as np
 
 from sd.training.pretrain.scenes.colors import COLORS, color_rgb
 
-FLAT = tuple(word for word in COLORS if word != "white")  # ten; white is what a caption without a background means
-# Each landscape, the wordings that captions end with, and the object colors that hardly show on it.
+FLAT = tuple(word for word in COLORS if word != "white")  # ten; a caption without a background means white
+# Each landscape, the endings of captions, and the object colors that are hardly visible on it.
 LANDSCAPES = {
     "grass": (("on the grass", "in a meadow"), ("green",)),
     "snow": (("in the snow", "on the snow"), ("white",)),
@@ -20,14 +20,16 @@ LANDSCAPES = {
 
 @dataclass(frozen=True)
 class Background:
-    """kind: "white", "flat", "gradient" or one of LANDSCAPES. colors: one word for "flat", two for "gradient"."""
+    """A background. kind: "white", "flat", "gradient" or one of LANDSCAPES. colors: one word for "flat", two for
+    "gradient".
+    """
 
     kind: str = "white"
     colors: tuple[str, ...] = ()
 
     @property
     def wordings(self) -> tuple[str, ...]:
-        """What a caption can end with; the first is the usual one. Empty for white."""
+        """Return the possible endings of a caption, the usual one first; empty for white."""
         if self.kind == "flat":
             words = f"{'an' if self.colors[0] == 'orange' else 'a'} {self.colors[0]} background"
             return (f"on {words}", f"in front of {words}")
@@ -37,7 +39,7 @@ class Background:
 
     @property
     def hides(self) -> tuple[str, ...]:
-        """The object colors that would hardly show."""
+        """Return the object colors that would hardly be visible."""
         if self.kind in LANDSCAPES:
             return LANDSCAPES[self.kind][1]
         return self.colors if self.colors else ("white",)
@@ -47,7 +49,7 @@ WHITE = Background()
 
 
 def random_background(rng: random.Random) -> Background:
-    """Any but white: as often flat as a landscape, and a gradient one time in six."""
+    """Return any background except white: flat colors as often as landscapes, and a gradient one time in six."""
     kind = rng.choices(("flat", "landscape", "gradient"), (5, 5, 2))[0]
     if kind == "landscape":
         return Background(rng.choice(list(LANDSCAPES)))
@@ -56,7 +58,7 @@ def random_background(rng: random.Random) -> Background:
 
 
 def draw_background(background: Background, size: int, rng: random.Random) -> np.ndarray:
-    """(size, size, 3) uint8. Colors vary a little around the typical ones, horizons and stars are random."""
+    """Return (size, size, 3) uint8. Colors vary a little around the typical ones; horizons and stars are random."""
     if background.kind == "white":
         return np.full((size, size, 3), 255, np.uint8)
     if background.kind == "flat":
@@ -70,18 +72,18 @@ def draw_background(background: Background, size: int, rng: random.Random) -> np
 
 
 def shade(rgb: tuple[float, ...], rng: random.Random, spread: float = 10) -> np.ndarray:
-    """A color (3,) a little brighter or darker, float32."""
+    """Return a color (3,) that is a little brighter or darker, float32."""
     return np.array(rgb, np.float32) + rng.uniform(-spread, spread)
 
 
 def blend(top: np.ndarray, bottom: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Rows from `top` to `bottom`, both (3,). share: (H,), 0 to 1. Returns (H, W, 3) with W = H."""
+    """Return (H, W, 3) with W = H: rows from `top` to `bottom`, both (3,). share: (H,), 0 to 1."""
     rows = top + share[:, None] * (bottom - top)
     return np.repeat(rows[:, None], len(share), axis=1).astype(np.float32)
 
 
 def landscape(kind: str, size: int, rng: random.Random) -> np.ndarray:
-    """(size, size, 3) float32 in 0..255: a sky over a ground with a waved horizon."""
+    """Return (size, size, 3) float32 in 0..255: a sky over a ground with a wavy horizon."""
     sky, ground = SKY_AND_GROUND[kind]
     down = np.linspace(0, 1, size, dtype=np.float32)
     image = blend(shade(sky[0], rng), shade(sky[1], rng), down)
@@ -110,14 +112,14 @@ SKY_AND_GROUND = {  # (top, bottom) of the sky and of the ground, sRGB
 
 
 def draw_stars(image: np.ndarray, rng: random.Random, rows: int) -> None:
-    """A dozen or two of stars of one to four pixels in the upper `rows`."""
+    """Draw a dozen or two of stars of one to four pixels in the upper `rows`."""
     for _ in range(rng.randint(14, 24)):
         top, left, side = rng.randrange(rows), rng.randrange(image.shape[1]), rng.choice((1, 1, 2))
         image[top : top + side, left : left + side] = (255, 250, 215)
 
 
 def draw_strokes(image: np.ndarray, rng: random.Random, first: int, kind: str) -> None:
-    """Blades of grass (upright, darker) or crests of waves (flat, lighter) below row `first`."""
+    """Draw blades of grass (upright, darker) or wave crests (flat, lighter) below row `first`."""
     size = image.shape[0]
     for _ in range(rng.randint(25, 40)):
         top, left = rng.randrange(first, size), rng.randrange(size)

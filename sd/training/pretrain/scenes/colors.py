@@ -1,4 +1,4 @@
-"""Colors by their English words: measured, named and changed in OKLCH.
+"""Color words: measuring, naming and changing colors in OKLCH.
 
 OKLab is a color space in which equal distances look about equally large; OKLCH is the same in polar coordinates:
 lightness L, chroma C, hue h (Ottosson 2020, "A perceptual color space for image processing").
@@ -30,37 +30,37 @@ COLORS = {
     "white": (0.95, 0.0, 0),
 }
 NEUTRAL = ("black", "gray", "white")
-# Ranges of hue in degrees within which people agree on the word; the gaps between them have no word here.
+# Ranges of hue in degrees with a clear word; the gaps between them have none.
 HUES = (("pink", 335, 372), ("red", 12, 42), ("orange", 48, 68), ("yellow", 82, 114), ("green", 120, 168),
         ("blue", 218, 278), ("purple", 286, 326), ("pink", 335, 360))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MainColor:
-    """The color that most of an object has: the center in OKLCH, and the share of its opaque area that has it."""
+    """The main color of an object: its center in OKLCH, and the fraction of the opaque area in it."""
 
     lightness: float
     chroma: float
     hue: float  # degrees
     share: float  # 0 to 1, of the opaque area
-    other: float  # 0 to 1, the share of clearly colored area with another hue
+    other: float  # 0 to 1, the fraction of clearly colored area with another hue
 
 
 def to_oklab(rgb: np.ndarray) -> np.ndarray:
-    """(..., 3) sRGB in 0..1 to (..., 3) OKLab, float32."""
+    """Convert (..., 3) sRGB in 0..1 to (..., 3) OKLab, float32."""
     rgb = np.asarray(rgb, np.float32)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return np.cbrt(linear @ TO_LMS.T) @ TO_LAB.T
 
 
 def from_oklab(lab: np.ndarray) -> np.ndarray:
-    """(..., 3) OKLab to (..., 3) sRGB, clipped to 0..1."""
+    """Convert (..., 3) OKLab to (..., 3) sRGB, clipped to 0..1."""
     linear = np.clip((lab @ FROM_LAB.T.astype(np.float32)) ** 3 @ FROM_LMS.T.astype(np.float32), 0, 1)
     return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 1e-8) ** (1 / 2.4) - 0.055)
 
 
 def color_rgb(word: str) -> tuple[int, int, int]:
-    """The typical sRGB of a color word, 0..255."""
+    """Return the typical sRGB of a color word, 0..255."""
     lightness, chroma, hue = COLORS[word]
     angle = math.radians(hue)
     lab = np.array([lightness, chroma * math.cos(angle), chroma * math.sin(angle)], np.float32)
@@ -68,19 +68,19 @@ def color_rgb(word: str) -> tuple[int, int, int]:
 
 
 def hue_distance(first: np.ndarray, second: float) -> np.ndarray:
-    """Signed difference first - second in degrees, in [-180, 180)."""
+    """Return the signed difference first - second in degrees, in [-180, 180)."""
     return (first - second + 180) % 360 - 180
 
 
 def polar(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """OKLab (..., 3) to L, C and h in degrees, each (...)."""
+    """Convert OKLab (..., 3) to L, C and h in degrees, each (...)."""
     return lab[..., 0], np.hypot(lab[..., 1], lab[..., 2]), np.degrees(np.arctan2(lab[..., 2], lab[..., 1])) % 360
 
 
 def main_color(rgba: np.ndarray) -> MainColor | None:
-    """The main color of a cut-out, (H, W, 4) uint8; None where nothing is opaque.
+    """Return the main color of a cut-out, (H, W, 4) uint8; None where nothing is opaque.
 
-    The main hue is the peak of the histogram of hues, weighted by chroma; where less than a third of the area is
+    The main hue is the peak of the histogram of hues, weighted by chroma. Where less than a third of the area is
     clearly colored, the main color is neutral, at the median lightness.
     """
     lab = to_oklab(rgba[rgba[..., 3] > 200][:, :3].astype(np.float32) / 255)
@@ -107,7 +107,7 @@ def main_color(rgba: np.ndarray) -> MainColor | None:
 
 
 def color_word(color: MainColor) -> str | None:
-    """The word for a main color, or None where people would not agree on one."""
+    """Return the word for a main color, or None where it is ambiguous."""
     lightness, chroma, hue = color.lightness, color.chroma, color.hue
     if chroma < 0.04:
         if lightness < 0.4:
@@ -128,16 +128,16 @@ def color_word(color: MainColor) -> str | None:
 
 
 def smoothstep(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """Return 0 below `low`, 1 above `high`, and a smooth transition between."""
     x = np.clip((values - low) / (high - low), 0, 1)
     return x * x * (3 - 2 * x)
 
 
 def recolor(rgba: np.ndarray, main: MainColor, word: str) -> np.ndarray:
-    """The cut-out (H, W, 4) uint8 with its main color replaced by `word`; shading and all other colors stay.
+    """Return the cut-out (H, W, 4) uint8 with its main color replaced by `word`; shading and all other colors stay.
 
-    Hue alone would make olive of yellow and brown of orange, so the center of the main color moves to the typical
-    lightness and chroma of the new one as well, and each shade keeps its distance from the center.
+    With hue alone, yellow becomes olive and orange becomes brown, so the center of the main color also moves to the
+    typical lightness and chroma of the new one, and each shade keeps its distance from the center.
     """
     lab = to_oklab(rgba[..., :3].astype(np.float32) / 255)
     lightness, chroma, hue = polar(lab)

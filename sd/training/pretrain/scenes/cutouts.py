@@ -1,6 +1,6 @@
-"""Objects without their background: each name in each style as a transparent image, trimmed, with its colors measured.
+"""Objects without their background: each name in each style as a trimmed transparent image with measured colors.
 
-`prepare_cutouts` renders them once, from the packages that `prepare_emoji.py` fetched, into `<data>/cutouts/` and
+`prepare_cutouts` renders them once, from the packages that `prepare_emoji.py` downloaded, into `<data>/cutouts/` and
 `<data>/cutouts.jsonl`; `Cutouts` reads them.
 """
 
@@ -13,23 +13,23 @@ import numpy as np
 from PIL import Image
 
 from sd.training.pretrain.emoji_dataset import (
-    SISTERS,
+    SAME_CHARACTERS_AS,
     SIZE,
     STYLES,
-    Drawings,
+    EmojiPackage,
     Name,
-    fetch,
-    rasterise,
+    download_package,
+    rasterize,
     read_names,
-    without_variation,
+    strip_variation_selectors,
 )
 from sd.training.pretrain.scenes.colors import COLORS, color_word, main_color, recolor
 from sd.utils.errors import UserError
 from sd.utils.files import replacing
 
-ONE_COLOR = 0.55  # the least share of its area that the main color of a recolorable object has
-OTHER_COLORS = 0.3  # the largest share that other clear colors have
-CHECKED = 64  # pixels of the side at which colors are measured, about the size in a scene
+ONE_COLOR = 0.55  # the minimum fraction of a recolorable object's area in its main color
+OTHER_COLORS = 0.3  # the maximum fraction in other clear colors
+CHECKED = 64  # side in pixels at which colors are measured, about the size in a scene
 
 
 @dataclass(frozen=True)
@@ -39,40 +39,42 @@ class Cutout:
     name: str
     style: str
     split: str  # train, pair, name or style: see `sd.training.pretrain.emoji_dataset.Name.split`
-    file: str  # of the image, below the data folder
-    width: int  # pixels, where the emoji's whole square is SIZE
+    file: str  # of the image, relative to the data folder
+    width: int  # pixels, in the emoji's square of SIZE
     height: int
-    left: int  # where the object stands in that square
+    left: int  # position of the object in that square
     top: int
-    natural: str | None = None  # the word for its own main color, where people would agree on one
-    colors: list[str] = field(default_factory=list)  # words whose recoloring measures as that word
+    natural: str | None = None  # the word for its own main color, if it is clear
+    colors: list[str] = field(
+        default_factory=list
+    )  # words to which it can be recolored so that it measures as that word
 
 
-class TransparentDrawings(Drawings):
+class TransparentPackage(EmojiPackage):
     """The images of one package with their transparency."""
 
     def transparent(self, name: Name) -> Image.Image | None:
-        """RGBA, SIZE x SIZE; None where the package has no such drawing."""
-        code = without_variation("-".join(f"{ord(character):x}" for character in name.emoji))
+        """Return RGBA, SIZE x SIZE; None where the package has no such image."""
+        code = strip_variation_selectors("-".join(f"{ord(character):x}" for character in name.emoji))
         if self.files:
             data = self.files.get(code)
         else:
             icon = name.fxemoji if self.style == "fxemoji" else self.by_code.get(code)
             icon = self.icons.get("aliases", {}).get(icon, {}).get("parent", icon)
-            data = rasterise(self.icons, icon) if icon in self.icons["icons"] else None
+            data = rasterize(self.icons, icon) if icon in self.icons["icons"] else None
         if data is None:
             return None
         return Image.open(io.BytesIO(data)).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
 def trim(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
-    """The image cut to its visible part (opacity above 6 %), and where that stood: (left, top)."""
+    """Return the image cropped to its visible part (opacity above 6 %), and the position of that part: (left, top)."""
     box = image.getchannel("A").point(lambda value: 255 * (value > 15)).getbbox() or (0, 0, *image.size)
     return image.crop(box), box[:2]
 
 
 def measured_colors(image: Image.Image) -> tuple[str | None, list[str]]:
-    """The natural color word of a cut-out, and the words that it can be recolored to so that they measure as said."""
+    """Return the natural color word of a cut-out, and the words to which it can be recolored and then measures so."""
     small = np.asarray(image.resize(fitted(image.size, CHECKED), Image.Resampling.BICUBIC))
     main = main_color(small)
     if main is None or main.share < ONE_COLOR or main.other > OTHER_COLORS:
@@ -89,31 +91,31 @@ def measured_colors(image: Image.Image) -> tuple[str | None, list[str]]:
 
 
 def fitted(size: tuple[int, int], side: float) -> tuple[int, int]:
-    """(width, height) scaled so that the longer one is `side`."""
+    """Return (width, height) scaled so that the longer one is `side`."""
     scale = side / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def prepare_cutouts(folder: Path, names: list[Name] | None = None, say=print) -> int:
-    """Render, trim and measure every name in every style; returns the number of cut-outs.
+    """Render, trim and measure every name in every style; return the number of cut-outs.
 
-    Raises UserError where a package can neither be found in `folder/packages` nor fetched.
+    Raises UserError where a package is neither in `folder/packages` nor can be downloaded.
     """
     lines, lists = [], {}
     for style, (package, version) in STYLES.items():
         say(f"{style}: cut-outs")
-        drawings = TransparentDrawings(style, fetch(package, version, folder / "packages"))
-        lists[style] = drawings.by_code
-        if style in SISTERS:
-            drawings.by_code = lists[SISTERS[style]]
-        place = folder / "cutouts" / style.replace(" ", "-")
-        place.mkdir(parents=True, exist_ok=True)
+        package_images = TransparentPackage(style, download_package(package, version, folder / "packages"))
+        lists[style] = package_images.by_code
+        if style in SAME_CHARACTERS_AS:
+            package_images.by_code = lists[SAME_CHARACTERS_AS[style]]
+        style_folder = folder / "cutouts" / style.replace(" ", "-")
+        style_folder.mkdir(parents=True, exist_ok=True)
         for name in names or read_names():
-            image = drawings.transparent(name)
+            image = package_images.transparent(name)
             if image is None:
                 continue
             image, (left, top) = trim(image)
-            file = place / f"{name.name.replace(' ', '-')}.png"
+            file = style_folder / f"{name.name.replace(' ', '-')}.png"
             image.save(file)
             natural, colors = measured_colors(image)
             about = (name.name, style, name.split(style), str(file.relative_to(folder)))
@@ -124,7 +126,7 @@ def prepare_cutouts(folder: Path, names: list[Name] | None = None, say=print) ->
 
 
 class Cutouts:
-    """The prepared cut-outs, by (name, style); images are read when they are first asked for and then kept."""
+    """The prepared cut-outs, by (name, style); each image is read when first used and then cached."""
 
     def __init__(self, folder: Path, splits: tuple[str, ...] = ("train",)):
         """Raises UserError where the cut-outs have not been prepared."""
@@ -145,7 +147,7 @@ class Cutouts:
         return self.cutouts[key]
 
     def image(self, name: str, style: str) -> Image.Image:
-        """RGBA, trimmed, as it was rendered for a square of SIZE x SIZE."""
+        """Return RGBA, trimmed, as rendered for a square of SIZE x SIZE."""
         key = (name, style)
         if key not in self.images:
             with Image.open(self.folder / self.cutouts[key].file) as image:

@@ -1,6 +1,6 @@
-"""A small detector of the names, their places and their colors: the judge of generated scenes.
+"""A small detector of names, positions and colors, which scores generated scenes.
 
-It trains on real scenes only, held-out combinations included, and never on anything generated. Objects are points:
+It trains on rendered scenes only, held-out combinations included, and never on generated images. Objects are points:
 Zhou, Wang and Krähenbühl 2019, "Objects as Points", with one heat map for all names and a classifier at its peaks.
 """
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.training.loop import Settings, is_kept, keep, kept, train
+from sd.training.loop import TrainConfig, exists, load_model, save_model, train
 from sd.training.pretrain.scenes.colors import COLORS
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.grammar import Grammar, Scene
@@ -21,14 +21,14 @@ from sd.training.pretrain.scenes.vocabulary import scene_names
 from sd.utils.errors import UserError
 
 STRIDE = 8  # pixels of a cell of the heat map
-PEAK = 0.35  # the least probability of a center
-MOST = 8  # objects at most in one image
+PEAK = 0.35  # the minimum probability of a center
+MAX_DETECTIONS = 8  # in one image
 SPREAD = 0.8  # cells, of the heat map's Gaussian around a center
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found. x, y: its center in pixels."""
+    """One detected object. x, y: its center in pixels."""
 
     name: str
     color: str | None
@@ -42,7 +42,7 @@ class Detection:
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions, the second with a wider reach."""
+    """Two 3 x 3 convolutions with a residual connection, the second one dilated."""
 
     def __init__(self, width: int, dilation: int = 1):
         super().__init__()
@@ -55,7 +55,7 @@ class Residual(nn.Module):
 
 
 class Detector(nn.Module):
-    """Convolutions down to an eighth of the size, and at each cell: center or not, which name, which color."""
+    """Convolutions down to an eighth of the size; each cell predicts whether it is a center, its name and its color."""
 
     def __init__(self, width: int = 128, names: tuple[str, ...] | None = None):
         super().__init__()
@@ -83,7 +83,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: Tensor, batch: int = 16) -> list[list[Detection]]:
-        """The objects in each image, the surest first."""
+        """Return the objects in each image, those with the highest score first."""
         found = []
         for part in images.split(batch):
             heat, features = self(part.to(self.heat.weight.device))
@@ -93,7 +93,7 @@ class Detector(nn.Module):
         return found
 
     def at_peaks(self, probability: Tensor, peaks: Tensor, features: Tensor) -> list[Detection]:
-        """The objects at the peaks of one image. probability, peaks: (h, w). features: (h, w, width)."""
+        """Return the objects at the peaks of one image. probability, peaks: (h, w). features: (h, w, width)."""
         cells = peaks.nonzero()
         names = self.name(features[peaks]).argmax(dim=1).tolist() if len(cells) else []
         colors = self.color(features[peaks]).argmax(dim=1).tolist() if len(cells) else []
@@ -102,16 +102,18 @@ class Detector(nn.Module):
             Detection(self.names[name], self.colors[color], STRIDE * (x + 0.5), STRIDE * (y + 0.5), score)
             for (y, x), name, color, score in zip(cells.tolist(), names, colors, scores)
         ]
-        return sorted(detections, key=lambda detection: -detection.score)[:MOST]
+        return sorted(detections, key=lambda detection: -detection.score)[:MAX_DETECTIONS]
 
 
 def targets(scenes: list[Scene], detector: Detector, cutouts: Cutouts, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The heat map (B, side, side), cells (N, 3) long as (image, y, x), and labels (N, 2) long as (name, color)."""
+    """Return the heat map (B, side, side), cells (N, 3) as (image, y, x), and labels (N, 2) as (name, color), both
+    long.
+    """
     heat, cells, labels = torch.zeros(len(scenes), side, side), [], []
     row = torch.arange(side).float()
     for k, scene in enumerate(scenes):
         for placed in scene.objects:
-            x, y = (min(side - 1, int(place // STRIDE)) for place in placed.center)
+            x, y = (min(side - 1, int(position // STRIDE)) for position in placed.center)
             bump = torch.exp(-((row - x).square()[None] + (row - y).square()[:, None]) / (2 * SPREAD**2))
             heat[k] = torch.maximum(heat[k], bump)
             color = placed.color or cutouts[placed.name, placed.style].natural
@@ -121,7 +123,7 @@ def targets(scenes: list[Scene], detector: Detector, cutouts: Cutouts, side: int
 
 
 def detection_loss(detector: Detector, images: Tensor, heat: Tensor, cells: Tensor, labels: Tensor) -> Tensor:
-    """The focal loss of the centers (Zhou et al. 2019, equation 1), and cross-entropy of names and colors there."""
+    """Return the focal loss of centers (Zhou et al. 2019, equation 1) plus cross-entropy of names and colors there."""
     logits, features = detector(images)
     p, log_p, log_q = logits.float().sigmoid(), F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())
     at_center, elsewhere = (1 - p) ** 2 * log_p, (1 - heat) ** 4 * p**2 * log_q
@@ -132,7 +134,7 @@ def detection_loss(detector: Detector, images: Tensor, heat: Tensor, cells: Tens
 
 
 def degraded(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images a little blurred and noisy, as a decoder makes them."""
+    """Return the images, half of them a little blurred and noisy, like the output of a decoder."""
     small = F.interpolate(images, scale_factor=0.6, mode="bilinear", antialias=True)
     blurred = F.interpolate(small, size=images.shape[-2:], mode="bilinear")
     share, chosen = torch.rand(2, len(images), 1, 1, 1, generator=generator)
@@ -141,13 +143,13 @@ def degraded(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.lerp(images, blurred, share) + share * noise
 
 
-def judged_cutouts(data: Path) -> Cutouts:
-    """What the detector trains on: held-out (name, style) pairs too."""
+def detector_cutouts(data: Path) -> Cutouts:
+    """Return the cut-outs for the detector: held-out (name, style) pairs too."""
     return Cutouts(data, ("train", "pair"))
 
 
-def train_detector(detector: Detector, run: Path, cutouts: Cutouts, settings: Settings) -> Detector:
-    """Train on scenes of any combination, made when they are needed."""
+def train_detector(detector: Detector, run: Path, cutouts: Cutouts, settings: TrainConfig) -> Detector:
+    """Train on scenes of any combination, rendered on demand."""
     grammar = Grammar(cutouts, held_out=None)
 
     def loss(detector: Detector, indices: Tensor, generator: torch.Generator) -> Tensor:
@@ -157,11 +159,11 @@ def train_detector(detector: Detector, run: Path, cutouts: Cutouts, settings: Se
         device = detector.heat.weight.device
         return detection_loss(detector, *(each.to(device) for each in (images, heat, cells, labels)))
 
-    return train(detector, loss, EXAMPLES, run, settings, on_save=lambda average, step: keep(average, run))
+    return train(detector, loss, EXAMPLES, run, settings, on_save=lambda average, step: save_model(average, run))
 
 
 def load_detector(run: Path) -> Detector:
-    """The trained detector. Raises UserError where there is none."""
-    if not is_kept(run):
+    """Return the trained detector. Raises UserError where there is none."""
+    if not exists(run):
         raise UserError(f"no detector in {run}; run `python scripts/train_scenes.py detector` first.")
-    return kept(Detector(), run)
+    return load_model(Detector(), run)

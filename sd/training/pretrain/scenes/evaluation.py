@@ -1,4 +1,4 @@
-"""The six tasks from prompts to scores: images generated with fixed seeds, and real scenes of the same content."""
+"""The six tasks from prompts to scores: images generated with fixed seeds, and rendered scenes of the same contents."""
 
 from pathlib import Path
 
@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.training.pretrain.scenes.detector import Detector, judged_cutouts
+from sd.training.pretrain.scenes.detector import Detector, detector_cutouts
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.sheets import captioned_sheet
-from sd.training.pretrain.scenes.tasks import Score, is_right, mean_score, score, task_scenes
+from sd.training.pretrain.scenes.tasks import Score, is_right, mean_score, task_scenes, wilson_score
 from sd.utils.images import from_tensor, to_tensor
 from sd.vae import AutoencoderKL
 
-Scores = dict[str, dict[str, Score]]  # by who made the images, then by task
+Scores = dict[str, dict[str, Score]]  # by the source of the images, then by task
 
 
 def evaluate_tasks(
     tasks: list[str], data: Path, detector: Detector, pipe: StableDiffusion | None, prompts: int, settings: dict,
     sheets: Path | None = None, seed: int = 0, say=print,
 ) -> Scores:  # fmt: skip
-    """Score `pipe` and real scenes of the same content: by "real", "real, decoded" and "generated".
+    """Score `pipe` and rendered scenes of the same contents: "real", "real, decoded" and "generated".
 
-    Real scenes give the detector's ceiling; the same through the autoencoder say what its losses cost. With several
+    Rendered scenes show the detector's ceiling; the same through the VAE show the cost of its losses. With several
     tasks each has a "mean". seed: of the first image; the k-th image of a task has seed + k.
     """
-    cutouts = judged_cutouts(data)
+    cutouts = detector_cutouts(data)
     scores: Scores = {}
     for task in tasks:
         scenes = task_scenes(task, data, prompts)
@@ -37,7 +37,7 @@ def evaluate_tasks(
         for who, made in images.items():
             found = detector.detect(made)
             right = [is_right(scene.content, each) for scene, each in zip(scenes, found)]
-            scores.setdefault(who, {})[task] = score(right)
+            scores.setdefault(who, {})[task] = wilson_score(right)
             if sheets is not None:
                 sheets.mkdir(parents=True, exist_ok=True)
                 name = f"{task}-{who}.png".replace(" ", "-").replace(",", "")
@@ -50,7 +50,7 @@ def evaluate_tasks(
 
 
 def generate(pipe: StableDiffusion, prompts: list[str], seed: int, settings: dict, batch: int = 10) -> Tensor:
-    """(B, 3, H, W) in [-1, 1]: one image for each prompt, the k-th with seed + k."""
+    """Return (B, 3, H, W) in [-1, 1]: one image for each prompt, the k-th with seed + k."""
     images = []
     for i in range(0, len(prompts), batch):
         images += pipe(prompts[i : i + batch], seed=seed + i, **settings).images
@@ -59,16 +59,16 @@ def generate(pipe: StableDiffusion, prompts: list[str], seed: int, settings: dic
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: Tensor, batch: int = 8) -> Tensor:
-    """(B, 3, H, W) in [-1, 1]: the images through the mean latent and back."""
+    """Return (B, 3, H, W) in [-1, 1]: the images encoded to their mean latents and decoded."""
     like = vae.quant_conv.weight
     parts = [vae.decode(vae.encode(part.to(like))[0]) for part in images.split(batch)]
     return torch.cat(parts).float().clamp(-1, 1).cpu()
 
 
 def table(scores: Scores) -> str:
-    """One line for each task, one column for each maker of images."""
-    makers = list(scores)
-    lines = [f"{'task':<20}" + "".join(f"{who:>22}" for who in makers)]
-    for task in scores[makers[0]]:
-        lines.append(f"{task:<20}" + "".join(f"{scores[who][task]!s:>22}" for who in makers))
+    """Return one line for each task, with one column for each source of images."""
+    sources = list(scores)
+    lines = [f"{'task':<20}" + "".join(f"{who:>22}" for who in sources)]
+    for task in scores[sources[0]]:
+        lines.append(f"{task:<20}" + "".join(f"{scores[who][task]!s:>22}" for who in sources))
     return "\n".join(lines)

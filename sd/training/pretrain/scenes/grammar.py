@@ -1,7 +1,7 @@
-"""The scene grammar: from a seed to what a scene shows, its caption, and where each object stands.
+"""The scene grammar: from a seed to the contents of a scene, its caption, and the position of each object.
 
-A scene is a recipe: nothing but its seed need be stored. Training scenes show no held-out combination, and held-out
-scenes, for evaluation, show one each.
+A scene is determined by its seed, so nothing else need be stored. Training scenes contain no held-out combination;
+held-out scenes, for evaluation, contain one each.
 """
 
 import math
@@ -15,27 +15,27 @@ from sd.training.pretrain.scenes.vocabulary import COUNT_WORDS, INVERSE, NO_FLIP
 from sd.training.pretrain.scenes.wording import Content, random_caption
 
 SHARES = {"single": 0.35, "recolored": 0.20, "counted": 0.15, "pair": 0.10, "placed": 0.10, "colored_pair": 0.10}
-WITH_BACKGROUND = {"single": 0.5, "recolored": 0.25}  # the share that has one; the other kinds:
+WITH_BACKGROUND = {"single": 0.5, "recolored": 0.25}  # the fraction that has one; for the other kinds:
 WITH_BACKGROUND_ELSE = 0.15
-NATURAL = 0.25  # the share of colors that are an object's own
+NATURAL = 0.25  # the fraction of colors that are an object's own
 SIDES = {"small": (28, 42), "": (58, 112), "large": (112, 122)}  # pixels, of the longer side of a single object
-SIDES_BY_NUMBER = {2: (44, 60), 3: (38, 52), 4: (36, 50)}  # of each object where there are several
-GAP, MARGIN = 3, 2  # pixels, at least, between objects and to the edge
+SIDES_BY_NUMBER = {2: (44, 60), 3: (38, 52), 4: (36, 50)}  # of each object among several
+GAP, MARGIN = 3, 2  # minimum distance in pixels between objects and to the edge
 TRIES = 200
 
 
 @dataclass(frozen=True)
 class Placed:
-    """One object of a scene. left, top, width, height: its box in pixels, after turning by `turn` degrees."""
+    """One object of a scene. left, top, width, height: its box in pixels, after a rotation by `turn` degrees."""
 
     name: str
     style: str
-    color: str | None  # the word of the recoloring; None as it is
+    color: str | None  # the word of the recoloring; None for the original color
     left: int
     top: int
     width: int
     height: int
-    side: int  # pixels, the longer side before turning
+    side: int  # pixels, the longer side before the rotation
     flip: bool = False
     turn: float = 0.0
 
@@ -46,7 +46,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene ready to be rendered. seed: of what rendering itself draws at random (the background's details)."""
+    """A scene ready to be rendered. seed: of the randomness in rendering (details of the background)."""
 
     content: Content
     objects: tuple[Placed, ...]
@@ -55,10 +55,10 @@ class Scene:
 
 
 class Grammar:
-    """Scenes by seed, from the cut-outs that are given.
+    """Scenes by seed, from the given cut-outs.
 
-    held_out: False for scenes with no held-out combination, True for scenes with one each, None for any. As `single`
-    scenes have no combination, with True they are taken from the names and styles of `cutouts` as they are.
+    held_out: False for scenes without held-out combinations, True for scenes with one each, None for any. As `single`
+        scenes have no combination, with True they use the names and styles of `cutouts` as they are.
     """
 
     def __init__(self, cutouts: Cutouts, held_out: bool | None = False, shares: dict[str, float] | None = None):
@@ -67,15 +67,15 @@ class Grammar:
         self.countable = [name for name in self.names if scene_names()[name].plural]
 
     def scene(self, seed: int) -> Scene:
-        """The scene of this seed, always the same."""
+        """Return the scene of this seed, always the same."""
         rng = random.Random(f"scene {seed}")
         return self.build(self.content(rng), rng, seed)
 
     def twins(self, seed: int) -> tuple[Scene, Scene]:
-        """The scene of this seed and one that differs in a single respect: a hard negative for CLIP.
+        """Return the scene of this seed and one that differs in a single respect: a hard negative for CLIP.
 
-        Yuksekgonul et al. 2022, "When and why vision-language models behave like bags-of-words": without such
-        negatives a contrastive model need not learn the order of words.
+        Yuksekgonul et al. 2022, "When and why vision-language models behave like bags-of-words": without such negatives
+        a contrastive model need not learn the order of words.
         """
         scene, rng = self.scene(seed), random.Random(f"twin {seed}")
         for _ in range(TRIES):
@@ -88,16 +88,16 @@ class Grammar:
         return Scene(content, lay_out(content, self.cutouts, rng), random_caption(content, rng), seed)
 
     def content(self, rng: random.Random) -> Content:
-        """What a scene shows. Raises ValueError where the cut-outs allow no scene of the kind."""
+        """Return the contents of a scene. Raises ValueError where the cut-outs allow no scene of the kind."""
         kind = rng.choices(list(self.shares), list(self.shares.values()))[0]
         for _ in range(100 * TRIES):
-            content = self.draw_content(kind, rng)
+            content = self.sample_content(kind, rng)
             if content is not None and self.fits(content):
                 return content
         raise ValueError(f"the cut-outs allow no scene of the kind {kind}")
 
     def fits(self, content: Content) -> bool:
-        """Whether the content may be shown, and would be seen as it is said."""
+        """Return whether these contents are allowed and would be visible as described."""
         if self.held_out is not None and content.kind != "single" and content.is_held_out != self.held_out:
             return False
         if not self.held_out and content.is_held_out:
@@ -114,8 +114,8 @@ class Grammar:
                 return False
         return True
 
-    def draw_content(self, kind: str, rng: random.Random) -> Content | None:
-        """One draw; None where it makes no sense, so that the caller draws again."""
+    def sample_content(self, kind: str, rng: random.Random) -> Content | None:
+        """Return random contents; None where they make no sense, so that the caller tries again."""
         names = tuple(rng.sample(self.countable if kind != "single" else self.names, 2))
         names = names[:1] if kind in ("single", "recolored", "counted") else names
         style = rng.choice(self.cutouts.styles[names[0]])
@@ -123,7 +123,7 @@ class Grammar:
             return None
         colors: list[str | None] = [None] * len(names)
         if kind in ("recolored", "colored_pair"):
-            colors = [self.draw_color(name, style, rng) for name in names]
+            colors = [self.sample_color(name, style, rng) for name in names]
             if None in colors:
                 return None
         has_background = rng.random() < WITH_BACKGROUND.get(kind, WITH_BACKGROUND_ELSE)
@@ -140,8 +140,8 @@ class Grammar:
             background=random_background(rng) if has_background else WHITE,
         )
 
-    def draw_color(self, name: str, style: str, rng: random.Random) -> str | None:
-        """A color word for this object: now and then its own, else one that it can have."""
+    def sample_color(self, name: str, style: str, rng: random.Random) -> str | None:
+        """Return a color word for this object: sometimes its own, otherwise one that it can have."""
         cutout = self.cutouts[name, style]
         noun = scene_names()[name].noun
         if cutout.natural and cutout.natural != noun and rng.random() < NATURAL:
@@ -151,7 +151,7 @@ class Grammar:
 
 
 def changed_content(content: Content, rng: random.Random, grammar: Grammar) -> Content:
-    """The content with one thing changed: the count, the relation, the order of colors, a color, a name."""
+    """Return the contents with one change: the count, the relation, the order of colors, a color, or a name."""
     if content.kind == "counted":
         return replace(content, count=rng.choice([count for count in COUNT_WORDS if count != content.count]))
     if content.kind == "placed" and rng.random() < 0.7:
@@ -159,7 +159,7 @@ def changed_content(content: Content, rng: random.Random, grammar: Grammar) -> C
     if content.kind == "colored_pair" and rng.random() < 0.6:
         return replace(content, colors=content.colors[::-1])
     if content.kind in ("recolored", "colored_pair") and rng.random() < 0.7:
-        color = grammar.draw_color(content.names[0], content.style, rng)
+        color = grammar.sample_color(content.names[0], content.style, rng)
         return replace(content, colors=(color, *content.colors[1:]))
     if content.kind == "single" and content.background.kind != "white" and rng.random() < 0.5:
         return replace(content, background=random_background(rng))
@@ -167,7 +167,7 @@ def changed_content(content: Content, rng: random.Random, grammar: Grammar) -> C
 
 
 def lay_out(content: Content, cutouts: Cutouts, rng: random.Random) -> tuple[Placed, ...]:
-    """A place for each object, none touching another, and so that the relation holds."""
+    """Return a position for each object, so that no two touch and the relation holds."""
     number = max(content.count, len(content.names))
     names = content.names * content.count
     low, high = SIDES[content.size] if number == 1 else SIDES_BY_NUMBER[number]
@@ -177,14 +177,14 @@ def lay_out(content: Content, cutouts: Cutouts, rng: random.Random) -> tuple[Pla
         shrink = 0.995**attempt
         for name, color in zip(names, content.colors * content.count):
             cutout = cutouts[name, content.style]
-            placed.append(place(cutout, color, round(side * shrink * rng.uniform(0.93, 1.07)), rng))
-        if stands(content, placed, loose=attempt > TRIES // 2):
+            placed.append(place_object(cutout, color, round(side * shrink * rng.uniform(0.93, 1.07)), rng))
+        if is_valid_layout(content, placed, loose=attempt > TRIES // 2):
             return tuple(placed)
     raise ValueError(f"no layout found for {content}")
 
 
-def place(cutout: Cutout, color: str | None, side: int, rng: random.Random) -> Placed:
-    """One object anywhere inside the picture."""
+def place_object(cutout: Cutout, color: str | None, side: int, rng: random.Random) -> Placed:
+    """Return one object at a random position inside the image."""
     turn = rng.uniform(-10, 10) if rng.random() < 0.3 else 0.0
     flip = rng.random() < 0.5 and cutout.name not in NO_FLIP
     for _ in range(8):
@@ -199,7 +199,7 @@ def place(cutout: Cutout, color: str | None, side: int, rng: random.Random) -> P
 
 
 def turned_size(width: int, height: int, turn: float) -> tuple[int, int]:
-    """The box of a turned rectangle, whole pixels."""
+    """Return the box of a rotated rectangle in whole pixels."""
     angle = math.radians(abs(turn))
     cos, sin = math.cos(angle), math.sin(angle)
     if not turn:
@@ -207,25 +207,27 @@ def turned_size(width: int, height: int, turn: float) -> tuple[int, int]:
     return math.ceil(width * cos + height * sin), math.ceil(width * sin + height * cos)
 
 
-def stands(content: Content, placed: list[Placed], loose: bool) -> bool:
-    """Whether no two objects touch and the relation, where there is one, is plain to see."""
+def is_valid_layout(content: Content, placed: list[Placed], loose: bool) -> bool:
+    """Return whether no two objects touch and the relation, if any, is clear."""
     pairs: list[tuple[Placed, Placed]] = [(a, b) for i, a in enumerate(placed) for b in placed[:i]]
     if any(overlap(a, b) for a, b in pairs):
         return False
     if not content.relation:
         return True
-    return holds(content.relation, *placed, across=0.9 if loose else 0.55)
+    return relation_holds(content.relation, *placed, across=0.9 if loose else 0.55)
 
 
 def overlap(a: Placed, b: Placed) -> bool:
-    """Whether two boxes come nearer to each other than GAP."""
+    """Return whether two boxes are closer to each other than GAP."""
     apart_x = a.left >= b.left + b.width + GAP or b.left >= a.left + a.width + GAP
     apart_y = a.top >= b.top + b.height + GAP or b.top >= a.top + a.height + GAP
     return not (apart_x or apart_y)
 
 
-def holds(relation: str, first: Placed, second: Placed, across: float = 1.0) -> bool:
-    """Whether `first` is `relation` of `second`: the centers lie that way, and at most `across` times as far aside."""
+def relation_holds(relation: str, first: Placed, second: Placed, across: float = 1.0) -> bool:
+    """Return whether `first` is `relation` of `second`: its center lies in that direction, at most `across` times as
+    far aside.
+    """
     dx, dy = (a - b for a, b in zip(second.center, first.center))
     along, aside = {"left": (dx, dy), "right": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
     return along > 0 and abs(aside) <= across * along

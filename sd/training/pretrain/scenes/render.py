@@ -1,4 +1,4 @@
-"""Scenes to images: the background, then each cut-out at its size, colored, turned and mirrored as the recipe says."""
+"""Rendering of scenes: the background, then each cut-out, resized, recolored, rotated and mirrored as given."""
 
 import random
 
@@ -17,7 +17,7 @@ VISIBLE = 0.06  # opacity
 
 
 def render(scene: Scene, cutouts: Cutouts) -> Image.Image:
-    """The scene as RGB, SIZE x SIZE."""
+    """Return the scene as RGB, SIZE x SIZE."""
     background = draw_background(scene.content.background, SIZE, random.Random(f"background {scene.seed}"))
     image = Image.fromarray(background).convert("RGBA")
     for placed in scene.objects:
@@ -26,7 +26,7 @@ def render(scene: Scene, cutouts: Cutouts) -> Image.Image:
 
 
 def render_object(placed: Placed, cutouts: Cutouts) -> Image.Image:
-    """One object alone, RGBA, as large as its box."""
+    """Return one object alone, RGBA, in the size of its box."""
     whole = cutouts.image(placed.name, placed.style)
     image = whole.resize(fitted(whole.size, placed.side), Image.Resampling.BICUBIC)
     if placed.color is not None:
@@ -42,13 +42,13 @@ def render_object(placed: Placed, cutouts: Cutouts) -> Image.Image:
 
 
 def render_batch(scenes: list[Scene], cutouts: Cutouts) -> Tensor:
-    """(B, 3, SIZE, SIZE) in [-1, 1]."""
+    """Return (B, 3, SIZE, SIZE) in [-1, 1]."""
     images = np.stack([np.asarray(render(scene, cutouts)) for scene in scenes])
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def masks(scene: Scene, cutouts: Cutouts) -> np.ndarray:
-    """(objects, SIZE, SIZE) bool: where each object is visible. For measuring where attention lies."""
+    """Return (objects, SIZE, SIZE) bool: where each object is visible, to measure attention maps."""
     found = np.zeros((len(scene.objects), SIZE, SIZE), bool)
     for mask, placed in zip(found, scene.objects):
         alpha = np.asarray(render_object(placed, cutouts).getchannel("A")) > 255 * VISIBLE

@@ -1,4 +1,4 @@
-"""Sheets of images with their captions above them, to be looked at."""
+"""Sheets of images with captions, for inspection."""
 
 import textwrap
 
@@ -11,7 +11,9 @@ RIGHT, WRONG = (30, 140, 50), (200, 40, 40)
 def captioned_sheet(
     images: list[Image.Image], captions: list[str], columns: int = 8, right: list[bool] | None = None
 ) -> Image.Image:
-    """Images of one size in rows, each under its caption; with `right`, a green or red frame says which are right."""
+    """Return images of one size in rows, each under its caption; with `right`, a green or red frame marks the right
+    ones.
+    """
     width, height = images[0].size
     cell_width, cell_height = width + 8, height + TEXT_HEIGHT + 8
     rows = -(-len(images) // columns)

@@ -1,4 +1,4 @@
-"""Training scenes as tensors, made when they are needed: the number of an example is the seed of its scene."""
+"""Training scenes as tensors, rendered on demand: the number of an example is the seed of its scene."""
 
 import random
 
@@ -14,11 +14,11 @@ from sd.training.pretrain.scenes.vocabulary import NO_FLIP
 from sd.training.pretrain.scenes.wording import Content
 
 EXAMPLES = 1_000_000  # scenes in an epoch
-SINGLE_EMOJI = 0.2  # the share of examples that are one emoji of any name, on white, as the first model learned them
+SINGLE_EMOJI = 0.2  # the fraction of examples with one emoji on white, as in the training of the shipped model
 
 
 class SceneStream:
-    """Scenes and single emoji, by example number. Single emoji show all the names, scenes those of the small world."""
+    """Scenes and single emoji, by example number. Single emoji cover all names, scenes only those of the vocabulary."""
 
     def __init__(self, cutouts: Cutouts, single_emoji: float = SINGLE_EMOJI):
         self.cutouts, self.grammar, self.single_emoji = cutouts, Grammar(cutouts), single_emoji
@@ -26,12 +26,12 @@ class SceneStream:
         self.words = {name.name: name.words for name in read_names()}
 
     def scene(self, example: int) -> Scene:
-        """The scene of this number, always the same."""
+        """Return the scene of this number, always the same."""
         rng = random.Random(f"stream {example}")
         return self.emoji(rng, example) if rng.random() < self.single_emoji else self.grammar.scene(example)
 
     def emoji(self, rng: random.Random, seed: int) -> Scene:
-        """One emoji nearly as large as the picture, in one of the first model's wordings."""
+        """Return one emoji nearly as large as the image, in one of the captions of the shipped model's training."""
         cutout = self.cutouts[rng.choice(self.keys)]
         scale = rng.uniform(0.82, 1.0)
         side = round(scale * max(cutout.width, cutout.height))
@@ -46,11 +46,11 @@ class SceneStream:
         return Scene(content, (placed,), caption, seed)
 
     def images(self, indices: Tensor) -> tuple[Tensor, list[str]]:
-        """(B, 3, SIZE, SIZE) in [-1, 1], and the captions."""
+        """Return (B, 3, SIZE, SIZE) in [-1, 1], and the captions."""
         scenes = [self.scene(int(index)) for index in indices]
         return render_batch(scenes, self.cutouts), [scene.caption for scene in scenes]
 
 
 def fixed_sample(count: int, first: int = 10 * EXAMPLES) -> Tensor:
-    """Numbers of examples outside every epoch, for measuring."""
+    """Return numbers of examples outside every epoch, for evaluation."""
     return torch.arange(first, first + count)

@@ -1,7 +1,8 @@
-"""GenEval's six tasks in the world of scenes, on held-out combinations, judged by a detector.
+"""GenEval's six tasks on scenes with held-out combinations, scored by a detector.
 
 Ghosh, Hajishirzi and Schmidt 2023, "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment":
-prompts come from templates, and an image is right where the detector finds the objects, their number, color and place.
+prompts come from templates, and an image is right where the detector finds the objects with their number, color and
+position.
 """
 
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 from sd.training.pretrain.scenes.backgrounds import WHITE
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.detector import Detection
-from sd.training.pretrain.scenes.grammar import Grammar, Scene, holds
+from sd.training.pretrain.scenes.grammar import Grammar, Scene, relation_holds
 from sd.training.pretrain.scenes.wording import Content, captions
 
 TASKS = {  # GenEval's names, and the kind of scene
@@ -23,13 +24,13 @@ TASKS = {  # GenEval's names, and the kind of scene
     "position": "placed",
     "color attribution": "colored_pair",
 }
-ACROSS = 1.73  # a relation holds up to 60 degrees off its axis, as in GenEval
-NORMAL = 1.959964  # 95 % of a normal distribution lie within so many deviations
+ACROSS = 1.73  # a relation holds up to 60 degrees off its axis, like in GenEval
+NORMAL = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
 
 
 @dataclass(frozen=True)
 class Score:
-    """The share of right images among `count`, with Wilson's 95 % interval from `low` to `high`."""
+    """The fraction of right images among `count`, with Wilson's 95 % interval from `low` to `high`."""
 
     value: float
     low: float
@@ -41,19 +42,19 @@ class Score:
 
 
 def task_scenes(task: str, data: Path, count: int) -> list[Scene]:
-    """Fixed scenes of one task, each of another held-out combination, on white and in plain words.
+    """Return fixed scenes of one task, each with another held-out combination, on white and in plain words.
 
-    The prompt of each is its caption. "single object" takes (name, style) pairs that training did not see, and says
-    the style; the other tasks leave the style open.
+    The prompt of each is its caption. "single object" uses (name, style) pairs outside of training and names the style;
+    the other tasks leave the style open.
     """
     kind = TASKS[task]
     splits = ("pair",) if kind == "single" else ("train",)
     grammar = Grammar(Cutouts(data, splits), held_out=True, shares={kind: 1})
-    return draw_task_scenes(grammar, kind, count)
+    return sample_task_scenes(grammar, kind, count)
 
 
-def draw_task_scenes(grammar: Grammar, kind: str, count: int) -> list[Scene]:
-    """`count` scenes of that kind, none with the same prompt as another."""
+def sample_task_scenes(grammar: Grammar, kind: str, count: int) -> list[Scene]:
+    """Return `count` scenes of that kind with distinct prompts."""
     scenes: dict[str, Scene] = {}
     for seed in range(100 * count):
         rng = random.Random(f"task {kind} {seed}")
@@ -68,7 +69,7 @@ def draw_task_scenes(grammar: Grammar, kind: str, count: int) -> list[Scene]:
 
 
 def is_right(content: Content, found: list[Detection]) -> bool:
-    """Whether what the detector found is what the prompt says."""
+    """Return whether the detected objects are those of the prompt."""
     if content.kind == "counted":
         return sum(each.name == content.names[0] for each in found) == content.count
     matching = [
@@ -78,12 +79,12 @@ def is_right(content: Content, found: list[Detection]) -> bool:
     if not all(matching):
         return False
     if content.relation:
-        return any(holds(content.relation, a, b, ACROSS) for a in matching[0] for b in matching[1])
+        return any(relation_holds(content.relation, a, b, ACROSS) for a in matching[0] for b in matching[1])
     return True
 
 
-def score(right: list[bool]) -> Score:
-    """The share with Wilson's interval (Wilson 1927), which is sound near 0 and 1 too."""
+def wilson_score(right: list[bool]) -> Score:
+    """Return the fraction with Wilson's interval (Wilson 1927), which is valid near 0 and 1 too."""
     count, share = len(right), sum(right) / len(right)
     z = NORMAL**2 / count
     middle = (share + z / 2) / (1 + z)
@@ -92,7 +93,7 @@ def score(right: list[bool]) -> Score:
 
 
 def mean_score(scores: list[Score]) -> Score:
-    """The mean of the tasks, each counting the same, with a normal 95 % interval from the tasks' own spreads."""
+    """Return the mean over tasks of equal weight, with a normal 95 % interval from the tasks' own intervals."""
     mean = sum(each.value for each in scores) / len(scores)
     half = math.sqrt(sum(((each.high - each.low) / 2) ** 2 for each in scores)) / len(scores)
     return Score(mean, max(0.0, mean - half), min(1.0, mean + half), sum(each.count for each in scores))

@@ -1,8 +1,8 @@
-"""The names that scenes are made of, and the combinations that training never sees.
+"""The names of scenes, and the combinations that are held out of training.
 
-`sd/data/scene_names.tsv` fixes, for each name, its noun, its plural, and the colors and counts that are held out. Pairs
-of names are too many for a list: a pair, or a pair with a relation, is held out where a hash of its words says so.
-Names and (name, style) pairs that are held out stand in `sd/data/emoji_names.tsv`, as before.
+`sd/data/scene_names.tsv` lists, for each name, its noun, its plural, and its held-out colors and counts. Pairs of names
+are too many for a list: a pair, or a pair with a relation, is held out if a hash of its words says so. Held-out names
+and (name, style) pairs are in `sd/data/emoji_names.tsv`.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class SceneName:
 
 @cache
 def scene_names(path: Path = SCENE_NAMES) -> dict[str, SceneName]:
-    """The fixed list, by name."""
+    """Return the fixed list, by name."""
     names = {}
     for line in path.read_text(encoding="utf-8").splitlines()[1:]:
         name, noun, plural, colors, counts = line.split("\t")
@@ -43,19 +43,19 @@ def scene_names(path: Path = SCENE_NAMES) -> dict[str, SceneName]:
     return names
 
 
-def is_chosen(*words: str) -> bool:
-    """Whether the SHA-256 of these words falls in the held-out HELD_OUT_PERCENT."""
+def is_held_out_hash(*words: str) -> bool:
+    """Return whether the SHA-256 of these words falls in the held-out HELD_OUT_PERCENT."""
     digest = hashlib.sha256("|".join(words).encode()).digest()
     return int.from_bytes(digest[:8], "big") % 100 < HELD_OUT_PERCENT
 
 
 def pair_is_held_out(first: str, second: str) -> bool:
-    """Whether these two names never stand in one training scene; the order does not matter."""
-    return is_chosen("pair", *sorted((first, second)))
+    """Return whether these two names, in any order, are never in one training scene."""
+    return is_held_out_hash("pair", *sorted((first, second)))
 
 
 def relation_is_held_out(first: str, relation: str, second: str) -> bool:
-    """Whether `first` never stands `relation` of `second` in training; "a left of b" is "b right of a"."""
+    """Return whether training never shows `first` `relation` of `second`; "a left of b" is "b right of a"."""
     if relation in ("right", "below"):
         first, relation, second = second, INVERSE[relation], first
-    return is_chosen("relation", first, relation, second)
+    return is_held_out_hash("relation", first, relation, second)

@@ -1,4 +1,4 @@
-"""What a scene shows, and every caption that is true of it."""
+"""The contents of a scene, and every true caption."""
 
 import random
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from sd.training.pretrain.scenes.vocabulary import (
     scene_names,
 )
 
-USUAL_WORDING = 0.5  # the share of captions in the first wording
-STYLED = 0.5  # the share of captions that say the style
+USUAL_WORDING = 0.5  # the fraction of captions in the first wording
+STYLED = 0.5  # the fraction of captions with the style
 RELATION_WORDS = {
     "left": ("left of", "to the left of", "on the left of"),
     "right": ("right of", "to the right of", "on the right of"),
@@ -26,10 +26,10 @@ SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("big", "large", "h
 
 @dataclass(frozen=True)
 class Content:
-    """What a scene shows, before anything has a place.
+    """The contents of a scene, before any layout.
 
     kind: single, recolored, counted, pair, placed, colored_pair. names: one or two of `scene_names`. colors: a word or
-    None for each. count: of the one name. relation: of the first to the second. size: "small", "large" or "".
+        None for each. count: of the one name. relation: of the first to the second. size: "small", "large" or "".
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Content:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether training must not see this: one of its combinations is on the fixed lists."""
+        """Return whether training must not show this, because it contains a held-out combination."""
         names = [scene_names()[name] for name in self.names]
         if any(color in name.held_out_colors for name, color in zip(names, self.colors)):
             return True
@@ -55,14 +55,14 @@ class Content:
 
 
 def article(name: str, words: str) -> str:
-    """The words with their article: what can be counted always has one, "a cactus" too."""
+    """Return the words with their article; a countable noun always has one, "a cactus" too."""
     if scene_names()[name].plural is None:
         return with_article(words)
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def noun_phrases(content: Content) -> list[list[str]]:
-    """The wordings of each object with its adjectives and article: [["a red apple"], ["a cat"]]."""
+    """Return the wordings of each object with its adjectives and article: [["a red apple"], ["a cat"]]."""
     phrases = []
     for name, color in zip(content.names, content.colors):
         noun = scene_names()[name].noun
@@ -74,7 +74,7 @@ def noun_phrases(content: Content) -> list[list[str]]:
 
 
 def bodies(content: Content) -> list[str]:
-    """What the objects are and how they stand; the usual wording first."""
+    """Return wordings of the objects and their arrangement, the usual one first."""
     if content.count > 1:
         plural = scene_names()[content.names[0]].plural
         return [f"{COUNT_WORDS[content.count]} {plural}", f"{content.count} {plural}"]
@@ -93,7 +93,7 @@ def bodies(content: Content) -> list[str]:
 
 
 def captions(content: Content, styled: bool) -> list[str]:
-    """Every wording with or without the style; the usual one first."""
+    """Return every wording with or without the style, the usual one first."""
     endings = [f" {words}" for words in content.background.wordings] or [""]
     plain = [body + ending for ending in endings for body in bodies(content)]
     if not styled:
@@ -102,6 +102,6 @@ def captions(content: Content, styled: bool) -> list[str]:
 
 
 def random_caption(content: Content, rng: random.Random) -> str:
-    """One wording: the usual one in half the cases, with the style in half the cases."""
+    """Return one wording: the usual one in half the cases, with the style in half the cases."""
     wordings = captions(content, rng.random() < STYLED)
     return wordings[0] if rng.random() < USUAL_WORDING else rng.choice(wordings)
