@@ -18,7 +18,7 @@ from sd.optimization.deepcache import StepCached
 from sd.optimization.registry import EXACT as ALL_EXACT
 from sd.optimization.registry import OPTIMIZATIONS, approximate_ones, optimize
 from sd.optimization.token_merging import token_merging
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.samplers import SAMPLERS
 from sd.schedule import sigma_list
@@ -87,7 +87,7 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 def measure(
     pipe: StableDiffusion,
     scorer: Scorer,
-    asked: list[Settings],
+    asked: list[GenerationSettings],
     ways: dict[str, dict],
     on_turn: Callable[[float], None] | None = None,
 ) -> list[Measured]:
@@ -96,12 +96,12 @@ def measure(
     on_turn: called with the part that is done, 0 to 1.
     """
     found = [Measured(name) for name in ways]
-    pipe.draw(asked[0].but(steps=1))
+    pipe.generate(asked[0].replace(steps=1))
     for round_, settings in enumerate(asked, start=1):
         for one, (changes, pipe.optimizations) in zip(found, map(settings_of, ways.values())):
             pipe.optimize()
             began = time.perf_counter()
-            one.images += pipe.draw(settings.but(**changes)).images
+            one.images += pipe.generate(settings.replace(**changes)).images
             one.seconds.append(time.perf_counter() - began)
         if on_turn is not None:
             on_turn(round_ / len(asked))
@@ -121,7 +121,7 @@ def step_ratios(options: Options, ways: dict[str, dict]) -> dict[str, list[float
     noise = torch.randn(1, *model.latent_shape) * math.sqrt(1 + sigmas[0] ** 2)
 
     def walk(changes: dict, optimizations: list[str] | None) -> float:
-        way = Settings(**changes)
+        way = GenerationSettings(**changes)
         optimize(model.unet, model.vae, optimizations)
         model.unet(*model.step_inputs)  # what is packed at first use is packed
         unet = model.unet if way.step_cache == 1 else StepCached(model.unet, way.step_cache)

@@ -25,7 +25,7 @@ from benchmarks.tasks import GUIDANCE, PROMPT, SEED, TASKS, Options, RandomModel
 from sd.checkpoints.checkpoint import load_models, read
 from sd.checkpoints.diffusers_format import write_configs
 from sd.optimization.registry import EXACT, OPTIMIZATIONS
-from sd.pipeline.noise import Noise
+from sd.pipeline.noise import SeededNoise
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
 from sd.utils.device import DTYPES
@@ -156,7 +156,7 @@ class TheirNetworks:
 
     def txt2img(self, model: RandomModel) -> Turn:
         pipe = peer_pipeline(self.clip_of(model), self.vae_of(model), self.unet_of(model))
-        noise = Noise([SEED], model.latent_shape, model.device)().to(pipe.unet.dtype)
+        noise = SeededNoise([SEED], model.latent_shape, model.device)().to(pipe.unet.dtype)
         asked = dict(guidance_scale=GUIDANCE, width=model.size, height=model.size)
         return lambda: pipe(PROMPT, num_inference_steps=model.options.steps, latents=noise, **asked).images[0]
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import approximations, sampler_steps
 from benchmarks.tasks import Options
 from sd.evaluation.clip_score import load_clip
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED, StableDiffusion
 from sd.samplers import SAMPLERS
 from sd.training.pretrain.dataset import EmojiPictures
@@ -57,7 +57,7 @@ def main() -> None:
 def by_ways(args, pipe, scorer):
     prompts = [f"a {name}" for name in PROMPTS.split(", ")[: args.count]]
     every = dict(steps=args.steps, sampler="dpmpp_2m", guidance_scale=sampler_steps.GUIDANCE, num_images=args.images)
-    asked = [Settings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
+    asked = [GenerationSettings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
     ways = approximations.ways_here(pipe.device, pipe.dtype)
     found = approximations.measure(pipe, scorer, asked, ways, lambda part: print(f"{part:.0%}", file=sys.stderr))
     at_512 = {"dtype": "bf16", "size": 512, "steps": 10, "rounds": args.full_size}

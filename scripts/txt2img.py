@@ -1,4 +1,4 @@
-"""Draws pictures from text: python scripts/txt2img.py "a red apple" """
+"""Generates images from text: python scripts/txt2img.py "a red apple" """
 
 import argparse
 import sys
@@ -6,49 +6,60 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli.args import add_hires, drawing_parser, given_flags, load_pipeline, settings_of
-from sd.cli.distributed import agreed, one_of_many, plan, share
-from sd.cli.from_png import settings_again
-from sd.cli.requests import Drawing
-from sd.cli.run import draw_and_save, spelled_out
+from sd.cli.args import generation_parser, given_flags, load_pipeline, settings_from_args
+from sd.cli.distributed import assign_filenames, broadcast, shard, worker_context
+from sd.cli.from_png import settings_from_png
+from sd.cli.requests import GenerationRequest
+from sd.cli.run import expand_requests, generate_and_save
 from sd.utils.errors import UserError, plain_errors
 from sd.utils.files import check_outdir, read_prompts
 
 
 @plain_errors
-def main():
-    parser = drawing_parser("Draws pictures from text.")
-    parser.add_argument("--from-file", metavar="FILE", help="draw each line of a text file")
-    parser.add_argument("--resume", action="store_true", help="leave out pictures that --outdir has already (--seed!)")
-    parser.add_argument("--from-png", metavar="FILE", help="generate a saved image again, by the settings inside it")
-    add_hires(parser)
-    args = parser.parse_args()
-    args.given = given_flags(parser)
+def main() -> None:
+    flags = generation_parser("Generates images from text.")
+    add = flags.add
+    add("prompt", "--from-file", metavar="FILE", help="text file with one prompt per line; generates each of them")
+    add(
+        "prompt",
+        "--from-png",
+        metavar="FILE",
+        help="saved image whose settings are used again; other flags change them",
+    )
+    add(
+        "output",
+        "--resume",
+        action="store_true",
+        help="skip the images that --outdir has already; needs the same --seed",
+    )
+    args = flags.parser.parse_args()
+    args.given = given_flags(flags.parser)
     if args.resume and args.seed is None and not args.from_png:
-        raise UserError("--resume needs the --seed that was drawn with: it is printed, and written into each picture.")
-    with one_of_many():
-        draw_all(args)
+        raise UserError("--resume needs the --seed of the first run, which is printed and written into each image.")
+    with worker_context():
+        generate_all(args)
 
 
-def draw_all(args: argparse.Namespace) -> None:
+def generate_all(args: argparse.Namespace) -> None:
+    """Generates what the flags ask for; under `torchrun`, this process's shard of it."""
     folder = check_outdir(args.outdir)
     as_saved = False
     if args.from_png:
-        todo, as_saved = settings_again(args.from_png, args)
+        todo, as_saved = settings_from_png(args.from_png, args)
     elif args.from_file:
-        todo = [settings_of(args, prompt=prompt) for prompt in read_prompts(args.from_file)]
+        todo = [settings_from_args(args, prompt=prompt) for prompt in read_prompts(args.from_file)]
     else:
-        todo = [settings_of(args)]
-    first, count = todo[0].seed, todo[0].num_images
-    again = [one for one in todo for _ in range(args.n_iter)]
-    again = [one.but(seed=first + i * count) for i, one in enumerate(again)]
+        todo = [settings_from_args(args)]
+    first, count = todo[0].seeds()[0], todo[0].num_images
+    repeated = [one for one in todo for _ in range(args.n_iter)]
+    repeated = [one.replace(seed=first + i * count) for i, one in enumerate(repeated)]
     pipe = load_pipeline(args)
 
-    def decide() -> list[Drawing]:
-        drawings = [Drawing(one) for one in again] if as_saved else spelled_out(pipe, again, args)
-        return plan(pipe, drawings, folder, args.resume)
+    def plan() -> list[GenerationRequest]:
+        requests = [GenerationRequest(one) for one in repeated] if as_saved else expand_requests(pipe, repeated, args)
+        return assign_filenames(pipe, requests, folder, args.resume)
 
-    draw_and_save(pipe, share(agreed(decide)), args)
+    generate_and_save(pipe, shard(broadcast(plan)), args)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ import torch
 from optimization.test_registry import distance
 
 from sd.optimization.registry import EXACT
-from sd.pipeline.init_image import Start
-from sd.pipeline.noise import Noise
-from sd.pipeline.sampling_loop import sigma_lists, walk
-from sd.pipeline.settings import Settings
+from sd.pipeline.init_image import InitImage
+from sd.pipeline.noise import SeededNoise
+from sd.pipeline.sampling_loop import sample, sigmas_for_passes
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.samplers import SAMPLERS
 
@@ -24,9 +24,9 @@ def pipe() -> StableDiffusion:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @torch.no_grad()
 def test_no_step_waits_for_the_gpu(pipe, sampler):
-    settings = Settings("a red apple", steps=4, sampler=sampler)
-    contexts, noise = pipe.encode_prompts(settings), Noise([1], (4, 16, 16), pipe.device)
-    sigmas = sigma_lists(settings, from_image=False)[0]
+    settings = GenerationSettings("a red apple", steps=4, sampler=sampler)
+    contexts, noise = pipe.encode_prompts(settings), SeededNoise([1], (4, 16, 16), pipe.device)
+    sigmas = sigmas_for_passes(settings, from_image=False)[0]
     steps = []
 
     def on_each(x0: torch.Tensor) -> None:
@@ -34,7 +34,7 @@ def test_no_step_waits_for_the_gpu(pipe, sampler):
         steps.append(x0)
 
     try:
-        walk(pipe.unet, settings, sigmas, contexts, Start(), noise, on_each)
+        sample(pipe.unet, settings, sigmas, contexts, InitImage(), noise, on_each)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(steps) == len(sigmas) - 1

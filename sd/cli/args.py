@@ -1,102 +1,184 @@
-"""The flags that the generating scripts share, and what they mean: settings, and a loaded pipeline."""
+"""The flags of the generating scripts, made from the table of options, and what they give: settings and a pipeline."""
 
 import argparse
 import copy
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from sd.adapters.lora_loader import LoraReport
 from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
 from sd.cli.run import PREVIEW_EVERY
 from sd.evaluation.comparison import Column
 from sd.optimization.registry import list_optimizations, optimizations_of
-from sd.pipeline.settings import HIRES_UPSCALERS, MAX_IMAGES, Settings, check_whole
+from sd.pipeline.options import GROUPS, Option, check_whole
+from sd.pipeline.settings import MAX_IMAGES, OPTIONS, GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.pipeline.taesd import load_taesd
-from sd.samplers import SAMPLERS
-from sd.schedule import SCHEDULES
 from sd.utils.device import DTYPES, check_device, device_of, dtype_of
 from sd.utils.errors import UserError
 
 
-def drawing_parser(description: str) -> argparse.ArgumentParser:
-    """The flags of all drawing scripts; CompVis' spellings stand beside ours."""
-    parser = argparse.ArgumentParser(description=description)
-    add = parser.add_argument
-    add("words", nargs="?", metavar="PROMPT", help="what to draw")
-    add("--prompt", help="the same, as a flag")
-    add("--negative-prompt", "--negative_prompt", default="", help="what to stay away from")
-    add("--style", metavar="NAME", help="a look from data/styles.csv, such as watercolor")
-    add("--enhance", action="store_true", help="let a chat model write the prompts, or a style where there is none")
-    add("--llm-url", metavar="URL", help="its OpenAI-compatible address, ending in /v1 (OPENAI_BASE_URL)")
-    add("--llm-model", metavar="NAME", help="its name (OPENAI_MODEL); a key is read from OPENAI_API_KEY")
-    add("--ckpt", "--model", metavar="FILE", help="a checkpoint, or its name in weights/ (default: yours, or ours)")
-    add_vae(parser)
+def generation_parser(description: str, mode: str = "text", defaults: Mapping[str, Any] | None = None) -> "FlagGroups":
+    """Returns the flags of a generating script, in groups; CompVis' spellings are accepted beside ours.
+
+    mode: "text" for txt2img, "image" for img2img and inpainting. defaults: where they differ from the table's.
+    """
+    flags = FlagGroups(argparse.ArgumentParser(description=description))
+    add_prompt_flags(flags)
+    without_default = {"prompt": None}  # so that an empty --prompt is told from none
+    add_options(flags, [row for row in OPTIONS if row.mode in ("", mode)], without_default | dict(defaults or {}))
+    add = flags.add
+    add("sampling", "--plms", dest="sampler", action="store_const", const="plms", help="same as --sampler plms")
     add(
-        "--lora",
+        *("performance", "--guidance-interval"),
+        action=GuidanceInterval,
+        nargs=2,
+        type=float,
+        metavar=("START", "END"),
+        help="same as --guidance-start START --guidance-end END",
+    )
+    add_model_flags(flags)
+    add("performance", "--device", help="cpu, cuda or mps", default_help="a GPU where there is one")
+    add_compute_flags(flags.parser, flags)
+    add(
+        *("performance", "--list-optimizations"),
+        action=ListOptimizations,
+        help="list the available optimizations for --device and --precision, if given before, and exit",
+    )
+    add_output_flags(flags)
+    return flags
+
+
+class FlagGroups:
+    """A parser whose flags stand in titled groups; the help of each flag ends with its default."""
+
+    def __init__(self, parser: argparse.ArgumentParser):
+        self.parser = parser
+        self.groups = {title: parser.add_argument_group(title) for title in GROUPS}
+
+    def add(self, group: str, *flags: str, help: str, default_help: str = "", **more: Any) -> None:
+        self.groups[group].add_argument(*flags, help=with_default(help, more.get("default"), default_help), **more)
+
+
+def with_default(help: str, default: object, default_help: str = "") -> str:
+    """Returns a flag's help text with its default, or with what stands for one, at the end."""
+    if default_help:
+        return f"{help} (default: {default_help})"
+    if isinstance(default, bool) or default in (None, "", []):
+        return help
+    return f"{help} (default: {default:g})" if isinstance(default, (int, float)) else f"{help} (default: {default})"
+
+
+def add_options(flags: FlagGroups, rows: Iterable[Option], defaults: Mapping[str, Any] | None = None) -> None:
+    """Adds the flags of some rows of the table of options."""
+    for row in rows:
+        default = (defaults or {}).get(row.name, row.default)
+        more: dict[str, Any] = {"default": default, "dest": row.name}
+        if row.type is bool:
+            more["action"] = argparse.BooleanOptionalAction if row.default else "store_true"
+        else:
+            more |= {"type": row.type, "metavar": row.metavar or row.type.__name__.upper().replace("STR", "TEXT")}
+        flags.add(
+            row.group,
+            *row.flags,
+            help=row.help,
+            default_help=row.default_help if default == row.default else "",
+            **more,
+        )
+
+
+def add_prompt_flags(flags: FlagGroups) -> None:
+    add = flags.add
+    add("prompt", "positional_prompt", nargs="?", metavar="PROMPT", help="text prompt; the same as --prompt")
+    add("prompt", "--style", metavar="NAME", help="apply a style of data/styles.csv, such as watercolor")
+    add(
+        *("prompt", "--enhance"),
+        action="store_true",
+        help="rewrite the prompt with an LLM; falls back to a random style if no endpoint is configured",
+    )
+    add(
+        *("prompt", "--llm-url"),
+        metavar="URL",
+        help="address of the OpenAI-compatible endpoint for --enhance, ending in /v1",
+        default_help="OPENAI_BASE_URL",
+    )
+    add(
+        *("prompt", "--llm-model"),
+        metavar="NAME",
+        help="name of the LLM for --enhance; its key is read from OPENAI_API_KEY",
+        default_help="OPENAI_MODEL",
+    )
+
+
+def add_model_flags(flags: FlagGroups) -> None:
+    add = flags.add
+    add(
+        *("adapters", "--ckpt", "--model"),
+        metavar="FILE",
+        help="checkpoint file or diffusers folder, or the name of one in weights/",
+        default_help="your own one in weights/, else the bundled model",
+    )
+    add_vae(flags.groups["adapters"])
+    add(
+        *("adapters", "--lora"),
         action="append",
         default=[],
         metavar="FILE[:STRENGTH]",
-        help="a LoRA, or its name in weights/loras/; may be given several times",
+        help="LoRA file, or the name of one in weights/loras/ (repeatable)",
     )
     add(
-        "--embedding",
+        *("adapters", "--embedding"),
         action="append",
         default=[],
         metavar="FILE[:WORD]",
-        help="a textual inversion, likewise in weights/embeddings/",
+        help="textual inversion file, or the name of one in weights/embeddings/ (repeatable)",
     )
-    add("--outdir", default="outputs", help="folder for the pictures (outputs)")
-    add("--steps", "--ddim_steps", type=int, default=50, help="how many steps (50)")
-    add("--guidance-scale", "--scale", type=float, default=7.5, help="how strictly to follow the prompt (7.5)")
-    add(
-        "--sampler",
-        default="ddpm",
-        help=f"one of {', '.join(SAMPLERS)} (ddpm); dpmpp_2m and euler_a need fewer steps, 20 to 30 as a rule",
-    )
-    add("--plms", dest="sampler", action="store_const", const="plms", help="the same as --sampler plms")
-    add("--schedule", default="", help=f"one of {', '.join(SCHEDULES)} (the sampler's own)")
-    add("--seed", type=int, help="the first picture's seed; the next ones count up (any)")
-    add("--width", "--W", type=int, help="in pixels, a multiple of 8 (the model's own)")
-    add("--height", "--H", type=int, help="in pixels, a multiple of 8 (the model's own)")
-    add("--num-images", "--n_samples", type=int, default=1, help="pictures at once (1)")
-    add("--n-iter", "--n_iter", type=int, default=1, help="how many times over (1)")
-    add("--clip-skip", type=int, default=1, help="1: CLIP's last layer, 2: the one before, as in the webui (1)")
-    add("--guidance-rescale", type=float, default=0.0, help="0 to 1: take back contrast that guidance adds (0)")
-    interval = "guide between these shares of the way from noise (0) to picture (1) only, such as 0.1 0.7: quicker"
-    add("--guidance-interval", type=float, nargs=2, metavar=("START", "END"), default=(0.0, 1.0), help=interval)
-    add("--step-cache", type=int, default=1, metavar="N", help="the whole U-Net every N-th time only: quicker (1)")
-    add("--token-merging", type=float, default=0.0, metavar="RATIO", help="up to 0.75: quicker large pictures (0)")
-    add("--variation-seed", type=int, help="a second seed, to turn the first one's noise towards")
-    add("--variation-strength", type=float, default=0.0, help="how far, 0 to 1 (0)")
-    add("--tiling", action="store_true", help="edges that continue at the opposite ones")
-    add("--device", help="cpu, cuda, mps (a GPU where there is one)")
-    add_ways_to_compute(parser)
-    add("--list-optimizations", action=ListOptimizations, help="say which there are, and which are on, and leave")
-    add("--taesd", metavar="PATH", help="TAESD's weights: decode with it, which is quicker and coarser")
-    add("--preview", action="store_true", help=f"write preview.png every {PREVIEW_EVERY} steps")
-    add("--skip-grid", "--skip_grid", action="store_true", help="no contact sheet of several pictures")
-    return parser
+
+
+def add_output_flags(flags: FlagGroups) -> None:
+    add = flags.add
+    add("output", "--outdir", default="outputs", help="folder for the images")
+    add("output", "--n-iter", "--n_iter", type=int, default=1, help="number of times to generate --num-images images")
+    add("output", "--preview", action="store_true", help=f"write preview.png every {PREVIEW_EVERY} steps")
+    add("output", "--skip-grid", "--skip_grid", action="store_true", help="save no grid of all images")
+    taesd = "decode with TAESD (a file or a folder), which is faster and less exact; used for previews too"
+    add("performance", "--taesd", metavar="PATH", help=taesd)
 
 
 def given_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """The names of the arguments that the command line holds, also of those that repeat a default."""
+    """Returns the names of the arguments on the command line, including those that repeat a default."""
     bare = copy.deepcopy(parser)
     for action in bare._actions:
         action.default = argparse.SUPPRESS
     return set(vars(bare.parse_args()))
 
 
-def add_vae(parser: argparse.ArgumentParser) -> None:
-    text = "separate VAE: a file, or a name in weights/vae/; none: the checkpoint's own "
-    text += "(default: NAME.vae.safetensors beside the checkpoint where there is one, else the checkpoint's own)"
-    parser.add_argument("--vae", metavar="FILE", help=text)
+def add_vae(parser: Any) -> None:
+    """Adds --vae to a parser or a group."""
+    parser.add_argument(
+        "--vae",
+        metavar="FILE",
+        help="separate VAE: a file, a name in weights/vae/, or none for the checkpoint's own "
+        "(default: NAME.vae.safetensors beside the checkpoint if there is one, else the checkpoint's own)",
+    )
+
+
+class GuidanceInterval(argparse.Action):
+    """Sets guidance_start and guidance_end with one flag."""
+
+    def __init__(self, option_strings: list[str], dest: str, **more: Any):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, **more)
+
+    def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, values: Any, *_: object) -> None:
+        args.guidance_start, args.guidance_end = values
 
 
 class ListOptimizations(argparse.Action):
-    """Leaves as --help does; for the device and precision that stand before it."""
+    """Prints the optimizations and exits, as --help does."""
 
-    def __init__(self, *args: object, **more: object):
+    def __init__(self, *args: Any, **more: Any):
         super().__init__(*args, nargs=0, **more)
 
     def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, *_: object) -> None:
@@ -105,102 +187,111 @@ class ListOptimizations(argparse.Action):
         parser.exit()
 
 
-def add_ways_to_compute(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
+def add_compute_flags(parser: argparse.ArgumentParser, flags: FlagGroups | None = None) -> None:
+    """Adds --precision and --optimize to a parser, or to the performance group of `flags`."""
+    target = flags.groups["performance"] if flags else parser
+    target.add_argument(
         "--precision",
         choices=["auto", "full", "autocast", *DTYPES],
         default="auto",
-        help="auto: fp32 on CPU, fp16 on GPU (auto)",
+        help="precision of the networks; auto is fp32 on a CPU and fp16 on a GPU (default: auto)",
     )
-    add(
+    target.add_argument(
         "--optimize",
         metavar="NAMES",
-        help="patches for speed, such as exact,int8 or shared-start,fused-geglu, or none (exact)",
+        help="optimizations, separated by commas, such as exact,int8; or none (default: exact, those that do not "
+        "change the image)",
     )
 
 
-def add_hires(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--hires-scale", type=float, default=1.0, help="over 1: draw a second time, so many times as large (1)")
-    add("--hires-strength", type=float, default=0.7, help="how much the second time may change, 0 to 1 (0.7)")
-    add("--hires-steps", type=int, default=0, help="steps of the second time (0: as many as the first)")
-    add("--hires-upscaler", default="latent", help=f"one of {', '.join(HIRES_UPSCALERS)} (latent)")
-
-
-def settings_of(args: argparse.Namespace, **changes: object) -> Settings:
-    """The flags as `Settings`."""
-    prompt = args.prompt if args.prompt is not None else args.words
-    start, end = args.guidance_interval
-    given = vars(args) | {"prompt": prompt, "guidance_start": start, "guidance_end": end} | changes
+def settings_from_args(args: argparse.Namespace, **changes: Any) -> GenerationSettings:
+    """Returns the flags as settings. Raises UserError for a missing prompt or a value that cannot be used."""
+    given = vars(args) | {"prompt": prompt_from_args(args)} | changes
     if given["prompt"] is None:
-        raise UserError('say what to draw: give a prompt in quotes, such as "a red apple".')
+        raise UserError('missing prompt; pass it in quotes, such as "a red apple".')
     check_whole("number of times over (--n-iter)", args.n_iter, 1, MAX_IMAGES)
-    return Settings(**{name: given[name] for name in Settings.__dataclass_fields__ if name in given})
+    return GenerationSettings(**{row.name: given[row.name] for row in OPTIONS if row.name in given})
 
 
-def with_picture_size(settings: Settings, image: Image.Image, model_size: int) -> Settings:
-    """The picture's own size where none is asked for; one far larger than the model's is drawn at the model's area."""
+def prompt_from_args(args: argparse.Namespace) -> str | None:
+    """Returns --prompt, which may be empty, else the positional prompt."""
+    return args.prompt if args.prompt is not None else args.positional_prompt
+
+
+def with_image_size(settings: GenerationSettings, image: Image.Image, model_size: int) -> GenerationSettings:
+    """Returns settings with a size for an image much larger than the model's area; the others are left to the pipeline.
+
+    The size has the image's shape and about the model's area. A size that was asked for stays.
+    """
     if settings.width is not None or settings.height is not None:
         return settings
-    width, height = image.size
-    scale = (model_size**2 / (width * height)) ** 0.5
+    scale = (model_size**2 / (image.width * image.height)) ** 0.5
     if scale > 0.5:
         return settings
     width, height = (max(8, round(side * scale) // 8 * 8) for side in image.size)
-    print(f"the picture is {image.width}x{image.height}: drawing at {width}x{height}; --W and --H choose another size.")
-    return settings.but(width=width, height=height)
+    print(f"the image is {image.width}x{image.height}: generating at {width}x{height}; use --W and --H for another.")
+    return settings.replace(width=width, height=height)
 
 
 def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
-    """The checkpoint that the flags name, or the one to take when they name none."""
+    """Returns the pipeline of the checkpoint that the flags name, or of the default one, with the flags' adapters."""
     path = choose_checkpoint(args.ckpt, WEIGHTS)
     if path.resolve() != BUNDLED:
-        print(f"checkpoint: {path}{'' if args.ckpt else '; --ckpt emoji takes the bundled model'}")
+        print(f"checkpoint: {path}{'' if args.ckpt else '; --ckpt emoji uses the bundled model'}")
     device = device_of(args.device)
     check_device(device)
     pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device), args.vae)
-    pipe.optimizations = optimizations_of(args.optimize)
+    pipe.set_optimizations(optimizations_of(args.optimize))
     pipe.optimize()
     for text in args.lora:
-        path, strength = split_end(text)
-        name = Path(path).stem
-        taken = sum(one == name or one.startswith(f"{name} (") for one in pipe.adapters.names())
-        name = f"{name} ({taken + 1})" if taken else None  # given twice, they add up
-        print(pipe.load_lora(path, 1.0 if strength is None else number(text, strength), name=name))
+        print(load_lora(pipe, text))
     for text in args.embedding:
-        print(pipe.load_embedding(*split_end(text)))
+        print(pipe.load_embedding(*split_suffix(text)))
     if args.taesd:
-        pipe.taesd = load_taesd(args.taesd, pipe.device)
-        pipe.decode_with_taesd = True
+        pipe.enable_taesd(args.taesd)
     return pipe
 
 
-def split_end(text: str) -> tuple[str, str | None]:
-    """FILE[:END]; a file whose own name has a colon is taken as it is."""
-    path, colon, end = text.rpartition(":")
-    return (path, end) if colon and not Path(text).exists() else (text, None)
+def load_lora(pipe: StableDiffusion, text: str) -> LoraReport:
+    """Loads FILE[:STRENGTH] into a pipeline; a LoRA that is given twice gets a name of its own, so that they add up."""
+    path, strength = split_suffix(text)
+    name = Path(path).stem
+    taken = sum(one == name or one.startswith(f"{name} (") for one in pipe.adapters.names())
+    return pipe.load_lora(
+        path,
+        1.0 if strength is None else parse_strength(text, strength),
+        name=f"{name} ({taken + 1})" if taken else None,
+    )
 
 
-def number(text: str, strength: str) -> float:
+def split_suffix(text: str) -> tuple[str, str | None]:
+    """Splits FILE[:SUFFIX]; a file whose own name has a colon is taken as it is."""
+    path, colon, suffix = text.rpartition(":")
+    return (path, suffix) if colon and not Path(text).exists() else (text, None)
+
+
+def parse_strength(text: str, strength: str) -> float:
+    """Returns the strength as a number. Raises UserError, which names the whole `text`, where it is none."""
     try:
         return float(strength)
     except ValueError as error:
-        raise UserError(f"--lora {text} ends in no strength: write FILE or FILE:0.8.") from error
+        raise UserError(f"--lora {text} ends in no strength: use FILE or FILE:0.8.") from error
 
 
-def column_of(text: str) -> Column:
-    """A column as people write it: lora=FILE[:STRENGTH], embedding=FILE[:WORD], ckpt=FILE, several joined by " + "."""
-    ckpt, loras, embeddings = None, [], []
+def parse_column(text: str) -> Column:
+    """Parses lora=FILE[:STRENGTH], embedding=FILE[:WORD] or ckpt=FILE, or several of them joined by " + "."""
+    ckpt: str | None = None
+    loras: list[tuple[str, float]] = []
+    embeddings: list[tuple[str, str | None]] = []
     for part in text.split(" + "):
         kind, _, value = part.strip().partition("=")
         if not value or kind not in ("lora", "embedding", "ckpt") or (kind == "ckpt" and ckpt):
-            raise UserError(f"{part!r} is no column: write lora=FILE:0.8, embedding=FILE or ckpt=FILE.")
-        path, end = split_end(value)
+            raise UserError(f"{part!r} is no column: use lora=FILE:0.8, embedding=FILE or ckpt=FILE.")
+        path, suffix = split_suffix(value)
         if kind == "ckpt":
             ckpt = value
         elif kind == "lora":
-            loras.append((path, 1.0 if end is None else number(value, end)))
+            loras.append((path, 1.0 if suffix is None else parse_strength(value, suffix)))
         else:
-            embeddings.append((path, end))
+            embeddings.append((path, suffix))
     return Column(ckpt, tuple(loras), tuple(embeddings))

@@ -1,70 +1,71 @@
-"""The settings inside a saved image, for generating it again, with what the command line changes of them."""
+"""--from-png: the settings inside a saved image, and the changes to them on the command line."""
 
 import argparse
+from typing import Any
 
 from sd.checkpoints.discovery import choose_checkpoint
 from sd.checkpoints.hashing import model_hash
+from sd.cli.args import prompt_from_args
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.pipeline.metadata.foreign_metadata import name_of
-from sd.pipeline.settings import Settings, read_settings
+from sd.pipeline.metadata.settings_infotext import read_settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 from sd.utils.files import read_prompts
 
-FIELDS = Settings.__dataclass_fields__
+FIELDS = GenerationSettings.__dataclass_fields__
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
 
 
-def settings_again(path: str, args: argparse.Namespace) -> tuple[list[Settings], bool]:
-    """The settings in an image's file, one for each prompt; and whether the prompts are as they were generated.
+def settings_from_png(path: str, args: argparse.Namespace) -> tuple[list[GenerationSettings], bool]:
+    """Returns the settings in an image's file, one for each prompt, and whether the prompts are used as they are.
 
-    args.given: the names of the flags that were given, which go before the file. args.precision and args.ckpt become
-    the file's where there are none. Prints what is not honored. Raises UserError where the same image cannot come out.
+    args.given: the names of the flags on the command line, which have priority. args.precision and args.ckpt become the
+    file's unless they are given. Prints what is not honored. Raises UserError for a setting that cannot be used.
     """
     text = read_infotext(path)
     found, reading = parse_infotext(text), read_settings(text)
     changes = given_settings(args)
     if problems := [sentence for name, sentence in reading.problems.items() if name not in changes]:
         raise UserError(f"{path}: {' '.join(problems)}")
-    file_values = own_schedule(reading.values, changes)
-    settings = Settings(**file_values | changes)
+    file_values = reset_schedule(reading.values, changes)
+    settings = GenerationSettings(**file_values | changes)
     prompts = read_prompts(args.from_file) if args.from_file else [settings.prompt]
-    choose_model(path, found, args)
+    choose_checkpoint_of(path, found, args)
     if args.precision == "auto" and "precision" not in args.given:
-        args.precision = PRECISIONS.get(found.get("Precision"), "fp32")
-    say_notes(reading.notes, changes, args)
+        args.precision = PRECISIONS.get(found.get("Precision", ""), "fp32")
+    print_notes(reading.notes, changes, args)
     if "Adapters" in found and not (args.lora or args.embedding):
         print(f"note: {path} was generated with {found['Adapters']}: give them as well for the same pixels.")
     as_saved = not {"prompt", "negative_prompt"} & changes.keys() and not (args.from_file or args.style or args.enhance)
-    return [settings.but(prompt=prompt) for prompt in prompts], as_saved
+    return [settings.replace(prompt=prompt) for prompt in prompts], as_saved
 
 
-def given_settings(args: argparse.Namespace) -> dict[str, object]:
-    """The flags that were given, as fields of `Settings`."""
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the flags on the command line that are fields of `GenerationSettings`."""
     changes = {name: value for name, value in vars(args).items() if name in FIELDS and name in args.given}
-    prompt = args.prompt if args.prompt is not None else args.words
+    prompt = prompt_from_args(args)
     if prompt is not None:
         changes["prompt"] = prompt
-    if "guidance_interval" in args.given:
-        changes["guidance_start"], changes["guidance_end"] = args.guidance_interval
     if "sampler" in changes:
-        Settings(sampler=changes["sampler"])  # an unknown one is refused by its own sentence
+        GenerationSettings(sampler=changes["sampler"])  # raises UserError for an unknown one
     return changes
 
 
-def own_schedule(values: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
-    """Another sampler takes its own schedule where the file's sampler had its own."""
+def reset_schedule(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Drops the file's schedule if it is the default of the file's sampler and another sampler is given."""
     had_its_own = "sampler" in values and values.get("schedule") == SAMPLERS[values["sampler"]].schedule
     if "sampler" in changes and had_its_own:
         return values | {"schedule": ""}
     return values
 
 
-def choose_model(path: str, found: dict[str, str], args: argparse.Namespace) -> None:
-    """The checkpoint that the file names, where it is there by its hash or name; a note where another one is taken."""
+def choose_checkpoint_of(path: str, found: dict[str, str], args: argparse.Namespace) -> None:
+    """Sets args.ckpt to the checkpoint in the file, found by its hash or name; prints a note if another one is used."""
     hashed, name = found.get("Model hash", ""), found.get("Model", "")
-    if args.ckpt is None and (there := installed(hashed) or installed(name)):
+    if args.ckpt is None and (there := find_installed(hashed) or find_installed(name)):
         args.ckpt = there
     ours = choose_checkpoint(args.ckpt, WEIGHTS)
     if hashed and hashed != (ours_hashed := model_hash(ours)):
@@ -73,8 +74,8 @@ def choose_model(path: str, found: dict[str, str], args: argparse.Namespace) -> 
         print(f"note: {path} was generated by {name}, this is {ours.stem}.")
 
 
-def installed(name: str) -> str | None:
-    """A checkpoint's path by what a file calls it. It is a name only: nothing outside the folder is reachable."""
+def find_installed(name: str) -> str | None:
+    """Returns the path of the checkpoint of a name or hash; None if there is none in the folder. A path is no name."""
     if not name or "/" in name or "\\" in name:
         return None
     if name == BUNDLED.stem:
@@ -86,8 +87,8 @@ def installed(name: str) -> str | None:
     return str(path) if path.exists() and path.resolve().is_relative_to(WEIGHTS.resolve()) else None
 
 
-def say_notes(notes: dict[str, str], changes: dict[str, object], args: argparse.Namespace) -> None:
-    """Those that the flags do not settle, and one for the flags themselves."""
+def print_notes(notes: dict[str, str], changes: dict[str, Any], args: argparse.Namespace) -> None:
+    """Prints the notes that the flags do not make pointless, and one on the flags themselves."""
     settled = {"Sampler"} if "sampler" in changes else set()
     settled |= {"Size"} if {"width", "height"} <= changes.keys() else set()
     settled |= {"Schedule type"} if {"schedule", "sampler"} & changes.keys() else set()
@@ -97,4 +98,4 @@ def say_notes(notes: dict[str, str], changes: dict[str, object], args: argparse.
             print(f"note: {note}")
     if changes:
         given = ", ".join(f"{name.replace('_', ' ')} {value!r}" for name, value in changes.items())
-        print(f"note: the flags go before the file: {given}.")
+        print(f"note: the flags override the file: {given}.")

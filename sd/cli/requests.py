@@ -1,27 +1,27 @@
-"""What a person asked for, spelled out: every picture's own words."""
+"""Requests: settings expanded into one concrete prompt per image (wildcards, styles, LLM enhancement)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from sd.pipeline.infotext import with_setting
-from sd.pipeline.settings import Settings
-from sd.prompts.enhance import Written, file_name
+from sd.pipeline.settings import GenerationSettings
+from sd.prompts.enhance import EnhancedPrompt, file_name
 from sd.prompts.wildcards import expand_wildcards
 
-Writer = Callable[[str, int], Written]
+Enhance = Callable[[str, int], EnhancedPrompt]
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What is drawn in one go.
+class GenerationRequest:
+    """The settings of images with the same prompt.
 
-    title: names the files, "" for a number alone. template: the person's own words where they are not the prompt.
-    note: a sentence for the person, or "". number: of its first picture's file, the next ones count up; None for the
-    next free ones.
+    title: the beginning of the files' names, "" for a number alone. template: the prompt before it was expanded, ""
+    where that is the same. note: a sentence for the user, or "". number: that of the first image's file, from which the
+    following ones count up; None for the next free ones.
     """
 
-    settings: Settings
+    settings: GenerationSettings
     title: str = ""
     template: str = ""
     note: str = ""
@@ -29,37 +29,42 @@ class Drawing:
 
     @property
     def prefix(self) -> str:
-        """What its files' names begin with."""
+        """The beginning of the files' names."""
         return f"{file_name(self.title)}-" if self.title else ""
 
     def texts(self, infotexts: list[str]) -> list[str]:
-        """What is written into its pictures."""
+        """Returns the pipeline's infotexts as they are saved, with the template where there is one."""
         return [with_setting(text, "Template", self.template) for text in infotexts] if self.template else infotexts
 
 
-def spell_out(asked: Settings, write: Writer | None = None) -> list[Drawing]:
-    """Wildcards chosen, and prompts written, by each picture's own seed; neighbours with equal words stay together.
+def expand_request(settings: GenerationSettings, enhance: Enhance | None = None) -> list[GenerationRequest]:
+    """Expands wildcards, and enhances the prompt, by each image's own seed; neighbors of equal prompts stay together.
 
-    write: (words, seed) to a prompt, a negative prompt that is added to the person's own, and a title.
+    enhance: (prompt, seed) to a prompt, a negative prompt that is added to the given one, and a title.
     Raises UserError for unknown wildcards.
     """
-    drawings = [spell_one(one, write) for one in apart(asked)]
-    runs = groupby(drawings, key=lambda drawing: (drawing.settings.prompt, drawing.settings.negative_prompt))
-    return [together(list(run)) for _, run in runs]
+    requests = [expand_image(one, enhance) for one in split_by_image(settings)]
+    runs = groupby(requests, key=lambda request: (request.settings.prompt, request.settings.negative_prompt))
+    return [merge_images(list(run)) for _, run in runs]
 
 
-def apart(settings: Settings) -> list[Settings]:
+def split_by_image(settings: GenerationSettings) -> list[GenerationSettings]:
+    """Returns the settings of each image alone."""
     seeds = zip(settings.seeds(), settings.variation_seeds())
-    return [settings.but(seed=seed, variation_seed=varied, num_images=1) for seed, varied in seeds]
+    return [settings.replace(seed=seed, variation_seed=varied, num_images=1) for seed, varied in seeds]
 
 
-def together(run: list[Drawing]) -> Drawing:
-    return replace(run[0], settings=run[0].settings.but(num_images=len(run)))
+def merge_images(run: list[GenerationRequest]) -> GenerationRequest:
+    """Returns requests of one image each, with consecutive seeds, as one request."""
+    return replace(run[0], settings=run[0].settings.replace(num_images=len(run)))
 
 
-def spell_one(asked: Settings, write: Writer | None) -> Drawing:
-    prompt, negative = (expand_wildcards(text, asked.seed) for text in (asked.prompt, asked.negative_prompt))
-    written = Written(prompt, "", "") if write is None else write(prompt, asked.seed)
-    negative = ", ".join(part for part in (negative, written.negative_prompt) if part)
-    template = "" if written.prompt == asked.prompt else asked.prompt
-    return Drawing(asked.but(prompt=written.prompt, negative_prompt=negative), written.title, template, written.note)
+def expand_image(settings: GenerationSettings, enhance: Enhance | None) -> GenerationRequest:
+    """Expands the prompts of one image."""
+    (seed,) = settings.seeds()[:1]
+    prompt, negative = (expand_wildcards(text, seed) for text in (settings.prompt, settings.negative_prompt))
+    enhanced = EnhancedPrompt(prompt, "", "") if enhance is None else enhance(prompt, seed)
+    negative = ", ".join(part for part in (negative, enhanced.negative_prompt) if part)
+    template = "" if enhanced.prompt == settings.prompt else settings.prompt
+    expanded = settings.replace(prompt=enhanced.prompt, negative_prompt=negative)
+    return GenerationRequest(expanded, enhanced.title, template, enhanced.note)

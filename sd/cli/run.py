@@ -1,4 +1,4 @@
-"""What the generating scripts do once their flags are read: expand prompts, generate, save, report."""
+"""What the generating scripts do with their settings: expand prompts, generate, save, report."""
 
 import argparse
 import time
@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from sd.checkpoints.discovery import BUNDLED
 from sd.cli.distributed import processes
-from sd.cli.requests import Drawing, spell_out
-from sd.pipeline.settings import Settings
-from sd.pipeline.stable_diffusion import Pictures, StableDiffusion
-from sd.prompts.enhance import PromptWriter, in_style
+from sd.cli.requests import Enhance, GenerationRequest, expand_request
+from sd.pipeline.output import GenerationOutput
+from sd.pipeline.settings import GenerationSettings
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.prompts.enhance import PromptEnhancer, apply_style
 from sd.prompts.llm import find_endpoint
 from sd.utils.files import check_outdir, save_png, write_png
 from sd.utils.image_grid import grid
@@ -22,77 +23,86 @@ from sd.utils.image_grid import grid
 PREVIEW_EVERY = 5  # steps
 
 
-def spelled_out(pipe: StableDiffusion, settings: list[Settings], args: argparse.Namespace) -> list[Drawing]:
-    """Each picture's own words: its wildcards by its seed, then --enhance or --style."""
-    write = None
+def expand_requests(
+    pipe: StableDiffusion, settings: list[GenerationSettings], args: argparse.Namespace
+) -> list[GenerationRequest]:
+    """Expands the wildcards of each image by its seed, then applies --enhance or --style. Prints the notes."""
+    enhance: Enhance | None = None
     if args.enhance:
         endpoint = find_endpoint(args.llm_url, args.llm_model)
-        write = PromptWriter(endpoint, args.style, emoji=pipe.path.resolve() == BUNDLED)
+        is_bundled = pipe.path is not None and pipe.path.resolve() == BUNDLED
+        enhance = PromptEnhancer(endpoint, args.style, emoji=is_bundled)
     elif args.style is not None:
-        write = in_style(args.style)
-    drawings = [drawing for one in settings for drawing in spell_out(one, write)]
-    for note in dict.fromkeys(drawing.note for drawing in drawings if drawing.note):
+        enhance = apply_style(args.style)
+    requests = [request for one in settings for request in expand_request(one, enhance)]
+    for note in dict.fromkeys(request.note for request in requests if request.note):
         print(f"note: {note}")
-    return drawings
+    return requests
 
 
-def draw_and_save(
+def generate_and_save(
     pipe: StableDiffusion,
-    drawings: list[Drawing],
+    requests: list[GenerationRequest],
     args: argparse.Namespace,
     image: Image.Image | None = None,
     mask: Image.Image | None = None,
 ) -> None:
-    """Makes one drawing after another with a progress bar; saves each one's pictures at once, then a sheet.
+    """Generates one request after another with a progress bar; saves the images of each at once, then a grid of all.
 
-    One of several processes makes no sheet: it has a share of the pictures only.
+    One of several processes saves no grid, as it generates a part of the images only.
     """
     folder, (rank, count) = check_outdir(args.outdir), processes()
-    drawn, prompts, told = [], [], set()
-    for drawing in drawings:
-        one = drawing.settings
-        if drawing.template:
-            print(f"prompt: {one.prompt}")
+    images: list[Image.Image] = []
+    prompts: list[str] = []
+    printed: set[str] = set()
+    for request in requests:
+        if request.template:
+            print(f"prompt: {request.settings.prompt}")
         began = time.perf_counter()
-        with closing(Shower(pipe, folder if args.preview and rank == 0 else None)) as shower:
-            pictures = pipe.draw(one, image, mask, on_step=shower)
+        with closing(ProgressBar(pipe, folder if args.preview and rank == 0 else None)) as progress:
+            output = pipe.generate(request.settings, image, mask, on_step=progress)
         seconds = time.perf_counter() - began
-        tell(pictures, told)
-        texts = drawing.texts(pictures.infotexts)
-        for i, (picture, seed, text) in enumerate(zip(pictures.images, pictures.seeds, texts)):
-            number = None if drawing.number is None else drawing.number + i
-            path = save_png(picture, folder, text, drawing.prefix, number)
-            print(f"{path}  seed {seed}  {seconds / len(pictures.images):.1f} s")
+        print_notes(output, printed)
+        save_images(request, output, folder, seconds)
         if not args.skip_grid and count == 1:
-            drawn += pictures.images
-            prompts += [one.prompt] * len(pictures.images)
-    if len(drawn) > 1:
+            images += output.images
+            prompts += [request.settings.prompt] * len(output.images)
+    if len(images) > 1:
         labels = prompts if len(set(prompts)) > 1 else None
-        print(f"{save_png(grid(drawn, labels=labels), folder, prefix='grid-')}  all {len(drawn)}")
+        print(f"{save_png(grid(images, labels=labels), folder, prefix='grid-')}  all {len(images)}")
 
 
-def tell(pictures: Pictures, told: set[str]) -> None:
-    """Prints the reports and notes that came with some pictures, unless they are among those told before."""
-    for report in pictures.reports:
-        if str(report) not in told:
+def save_images(request: GenerationRequest, output: GenerationOutput, folder: Path, seconds: float) -> None:
+    """Saves the images of a request and prints a line for each. seconds: how long all of them took."""
+    texts = request.texts(output.infotexts)
+    for i, (image, seed, text) in enumerate(zip(output.images, output.seeds, texts)):
+        number = None if request.number is None else request.number + i
+        path = save_png(image, folder, text, request.prefix, number)
+        print(f"{path}  seed {seed}  {seconds / len(output.images):.1f} s")
+
+
+def print_notes(output: GenerationOutput, printed: set[str]) -> None:
+    """Prints the reports and notes of an output, each once. printed: those of earlier outputs, which it extends."""
+    for report in output.reports:
+        if str(report) not in printed:
             print(report)
-            told |= {str(report), *report.notes}  # a report has its warnings in it
-    for note in pictures.notes:
-        if note not in told:
+            printed |= {str(report), *report.notes}  # the text of a report has its notes in it
+    for note in output.notes:
+        if note not in printed:
             print(f"note: {note}")
-            told.add(note)
+            printed.add(note)
 
 
-class Shower:
-    """An `on_step` that moves a progress bar and, where there is a folder, writes a preview into it now and then."""
+class ProgressBar:
+    """An `on_step` that shows a progress bar and, where there is a folder, writes preview.png every few steps."""
 
     def __init__(self, pipe: StableDiffusion, folder: Path | None):
         self.pipe, self.folder = pipe, folder
-        self.bar: tqdm | None = None  # from the first step on: a mistake found before it is one clean line
+        self.bar: tqdm | None = None  # created at the first step, so that an error before it prints one clean line
 
     def __call__(self, done: int, total: int, x0: torch.Tensor) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=total, desc="drawing", unit="step", leave=False)
+            self.bar = tqdm(total=total, desc="generating", unit="step", leave=False)
         self.bar.update(done - self.bar.n)
         if self.folder is not None and done % PREVIEW_EVERY == 0:
             write_png(grid(self.pipe.preview(x0)), self.folder / "preview.png")

@@ -23,7 +23,7 @@ from sd.evaluation.confidence import Mean, mean_of
 from sd.evaluation.memorization import COPY, pixel_closeness
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.pipeline.stable_diffusion import WEIGHTS
-from sd.prompts.weighting import BREAK, parse
+from sd.prompts.weighting import BREAK, parse_prompt
 from sd.tokenizer import Tokenizer
 from sd.utils.device import default_device
 from sd.utils.errors import UserError
@@ -181,7 +181,7 @@ def without_placeholder(prompt: str, word: str | None = None, class_word: str = 
     >>> without_placeholder("a (<rex>:1.2) in the snow <lora:rex:0.8>", "<rex>", "dog")
     'a dog in the snow'
     """
-    pieces = parse(TAG.sub("", prompt))
+    pieces = parse_prompt(TAG.sub("", prompt))
     text = "".join(" " if piece is BREAK else piece[0] for piece in pieces)
     return " ".join(replace_word(text, word, class_word).split())
 

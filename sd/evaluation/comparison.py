@@ -12,7 +12,7 @@ from sd.checkpoints.checkpoint import read
 from sd.checkpoints.discovery import choose_checkpoint
 from sd.evaluation.clip_score import Evaluation, Scorer, evaluate, replace_word, without_placeholder
 from sd.pipeline.sampling_loop import OnStep
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import WEIGHTS, StableDiffusion
 from sd.utils.errors import UserError
 from sd.utils.image_grid import contact_sheet
@@ -78,7 +78,7 @@ def scores(found: Evaluation) -> str:
 def compare(
     load: Callable[[str | None], StableDiffusion],
     columns: list[Column],
-    settings: list[Settings],
+    settings: list[GenerationSettings],
     scorer: Scorer | None = None,
     references: Sequence[Image.Image] | None = None,
     word: str | None = None,
@@ -125,7 +125,7 @@ def check_files(columns: list[Column]) -> None:
 def draw_columns(
     pipe: StableDiffusion,
     columns: list[tuple[Column, list[Image.Image]]],
-    settings: list[Settings],
+    settings: list[GenerationSettings],
     reports: list[str],
     words: tuple[str | None, str],
     on_step: OnStep,
@@ -138,7 +138,7 @@ def draw_columns(
         with loaded(pipe, column):
             for one in settings:
                 prompt = replace_word(one.prompt, *words) if column.is_base else one.prompt
-                images += pipe.draw(one.but(prompt=prompt), on_step=on_step).images
+                images += pipe.generate(one.replace(prompt=prompt), on_step=on_step).images
                 yield
 
 

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +11,16 @@ from PIL import Image
 from sd.utils.errors import UserError
 from sd.utils.images import open_image, to_8_bits
 
+ImageLike = Image.Image | str | Path | np.ndarray | torch.Tensor
 ACCEPTED = "a PIL image, a path, a numpy array or a torch tensor"
 
 
-def as_image(value: object, name: str = "image") -> Image.Image:
-    """Any of them as a PIL image. name: what it is, for sentences.
+def as_image(value: Any, name: str = "image") -> Image.Image:
+    """Returns any of these as a PIL image. name: its name in messages.
 
-    An array is (H, W), (H, W, C) or (1, H, W, C); a tensor may have its channels first; C is 1, 3 or 4. Whole numbers
-    are 0 to 255 (65535 in 16 bits), others 0 to 1, or -1 to 1 where some are negative. A list may hold one image.
-    Raises UserError for everything else.
+    An array has the shape (H, W), (H, W, C) or (1, H, W, C), where C is 1, 3 or 4; the channels of a tensor may come
+    first. Integers range from 0 to 255 (65535 in 16 bits), other numbers from 0 to 1, or from -1 to 1 if some are
+    negative. A list may hold one image. Raises UserError for everything else.
     """
     if isinstance(value, Image.Image):
         return value
@@ -30,7 +32,7 @@ def as_image(value: object, name: str = "image") -> Image.Image:
         return open_image(value)
     if isinstance(value, (list, tuple)):
         if len(value) != 1:
-            raise UserError(f"the {name} is a list of {len(value)}: give one image a call.")
+            raise UserError(f"the {name} is a list of {len(value)}: give one image per call.")
         return as_image(value[0], name)
     channels_first = isinstance(value, torch.Tensor)
     if channels_first:
@@ -41,7 +43,13 @@ def as_image(value: object, name: str = "image") -> Image.Image:
     return from_array(value, name, channels_first)
 
 
+def as_images(image: ImageLike | None, mask: ImageLike | None) -> tuple[Image.Image | None, Image.Image | None]:
+    """Returns an image and a mask of any type as PIL images."""
+    return None if image is None else as_image(image, "image"), None if mask is None else as_image(mask, "mask")
+
+
 def from_array(array: np.ndarray, name: str, channels_first: bool) -> Image.Image:
+    """Returns the image in an array. Raises UserError where its shape or type is not that of one image."""
     pixels = rows_first(array, name, channels_first)  # (H, W) or (H, W, C)
     if pixels.size == 0 or pixels.dtype.kind not in "buif":
         raise UserError(f"the {name} is an array of shape {array.shape} and type {array.dtype}: give {ACCEPTED}.")
@@ -55,7 +63,7 @@ def from_array(array: np.ndarray, name: str, channels_first: bool) -> Image.Imag
 
 
 def rows_first(array: np.ndarray, name: str, channels_first: bool) -> np.ndarray:
-    """As (H, W) or (H, W, C), C being 3 or 4. Where both ends could be the channels, a tensor's are the first."""
+    """Returns the pixels as (H, W) or (H, W, C), C being 3 or 4. Where both ends could be C, a tensor's is the first."""
     pixels = array
     while pixels.ndim > 3 and pixels.shape[0] == 1:
         pixels = pixels[0]

@@ -1,4 +1,4 @@
-"""Where a drawing starts when there is a picture: its latent, its mask, and what an inpainting U-Net wants of both."""
+"""Inputs of img2img and inpainting: the init image's latent, its mask, and the channels of an inpainting U-Net."""
 
 from dataclasses import dataclass, field
 
@@ -14,48 +14,50 @@ from sd.vae import AutoencoderKL
 
 
 @dataclass
-class Start:
-    """What there is of a picture to start from; all None without one.
+class InitImage:
+    """An init image as the sampling loop needs it; all None for txt2img.
 
-    known: its latent (1, 4, h, w), scaled. mask: (1, 1, h, w), 1 where to draw. extra: (1, 5, h, w), what a 9-channel
-    U-Net sees beside x: the mask and the masked picture's latent. pixels (1, 3, H, W), to_draw (1, 1, H, W): the
-    picture and the mask themselves. notes: sentences on the mask.
+    init_latent: (1, 4, h, w), scaled. latent_mask: (1, 1, h, w), 1 where to generate. inpaint_channels: (1, 5, h, w),
+    the further input of a 9-channel U-Net: the mask and the masked image's latent. pixels (1, 3, H, W) and mask
+    (1, 1, H, W): the image and its mask, for `paste`. notes: sentences on the mask.
     """
 
-    known: Tensor | None = None
-    mask: Tensor | None = None
-    extra: Tensor | None = None
+    init_latent: Tensor | None = None
+    latent_mask: Tensor | None = None
+    inpaint_channels: Tensor | None = None
     pixels: Tensor | None = None
-    to_draw: Tensor | None = None
+    mask: Tensor | None = None
     notes: list[str] = field(default_factory=list)
 
-    def paste(self, drawn: Tensor) -> Tensor:
-        """The drawn pictures (B, 3, H, W) with the picture's own pixels back where the mask is black."""
-        return drawn if self.to_draw is None else torch.lerp(self.pixels, drawn.cpu(), self.to_draw)
+    def paste(self, generated: Tensor) -> Tensor:
+        """Returns generated images (B, 3, H, W) with the init image's own pixels where the mask is black."""
+        if self.mask is None or self.pixels is None:
+            return generated
+        return torch.lerp(self.pixels, generated.cpu(), self.mask)
 
 
-def start_from(
+def prepare_init_image(
     unet: UNetModel, vae: AutoencoderKL, image: Image.Image | None, mask: Image.Image | None, width: int, height: int
-) -> Start:
-    """image, mask: fitted to width and height, pixels. A mask is stretched over its picture first.
+) -> InitImage:
+    """Encodes an image and a mask, fitted to width x height pixels; a mask is stretched over its image first.
 
-    Without a picture a 9-channel U-Net is told that all of a grey one is to be drawn. Raises UserError for a mask that
+    Without an image, a 9-channel U-Net gets a gray one that is masked everywhere. Raises UserError for a mask that
     leaves nothing to regenerate.
     """
     for_inpainting = unet.in_channels == 9
     if image is None and not for_inpainting:
-        return Start()
+        return InitImage()
     pixels = torch.zeros(1, 3, height, width) if image is None else to_tensor(fit(image, width, height))
-    if mask is None:
-        to_draw = torch.ones_like(pixels[:, :1])  # (1, 1, H, W)
+    if mask is None or image is None:
+        full_mask = torch.ones_like(pixels[:, :1])  # (1, 1, H, W)
     else:
-        to_draw = mask_to_tensor(mask, width, height, over=upright(image).size)
-    cells = latent_mask(to_draw, vae.downsample).to(vae.post_quant_conv.weight.device)  # (1, 1, h, w)
-    start = Start(known=None if image is None else encode_image(vae, pixels))
-    if mask is not None:
-        start.notes = mask_notes(mask, upright(image).size, cells)
-        start.mask, start.pixels, start.to_draw = cells, pixels, to_draw
+        full_mask = mask_to_tensor(mask, width, height, over=upright(image).size)
+    cells = latent_mask(full_mask, vae.downsample).to(vae.post_quant_conv.weight.device)  # (1, 1, h, w)
+    init = InitImage(init_latent=None if image is None else encode_image(vae, pixels))
+    if mask is not None and image is not None:
+        init.notes = mask_notes(mask, upright(image).size, cells)
+        init.latent_mask, init.pixels, init.mask = cells, pixels, full_mask
     if for_inpainting:
-        hidden = encode_image(vae, pixels * (to_draw < 0.5))  # what is to be drawn is mid-grey, 0
-        start.extra = torch.cat([cells, hidden], dim=1)
-    return start
+        masked_latent = encode_image(vae, pixels * (full_mask < 0.5))  # the masked part is mid-gray, 0
+        init.inpaint_channels = torch.cat([cells, masked_latent], dim=1)
+    return init

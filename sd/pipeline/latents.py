@@ -19,7 +19,7 @@ def encode_image(vae: AutoencoderKL, image: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1] to the mean of its latent, (B, 4, H/8, W/8), scaled, fp32."""
     image = image.to(vae.post_quant_conv.weight.device)
     pixels = image.shape[-1] * image.shape[-2]
-    return LATENT_SCALE * whole_or_in_tiles(
+    return LATENT_SCALE * with_tiling_fallback(
         vae, pixels, lambda dtype: vae.encode(image.to(dtype))[0], lambda dtype: encode_tiled(vae, image.to(dtype))[0]
     )
 
@@ -31,22 +31,22 @@ def decode_latent(vae: AutoencoderKL, latent: Tensor) -> Tensor:
     # The steps leave 200 MB between v1-5's weights, each level 50 more; the next level, being larger, can use little.
     on_cpu = vae.post_quant_conv.weight.device.type == "cpu"
     with given_back_before([level.block[0] for level in vae.decoder.up] if on_cpu else []):
-        return whole_or_in_tiles(
+        return with_tiling_fallback(
             vae, pixels, lambda dtype: vae.decode(latent.to(dtype)), lambda dtype: decode_tiled(vae, latent.to(dtype))
         )
 
 
-def whole_or_in_tiles(vae: AutoencoderKL, pixels: int, whole: Run, tiled: Run) -> Tensor:
+def with_tiling_fallback(vae: AutoencoderKL, pixels: int, whole: Run, tiled: Run) -> Tensor:
     """In tiles where the picture is large, or where a GPU has not the memory for all of it at once."""
     if pixels <= TILED_FROM:
         try:
-            return in_enough_precision(vae, whole)
+            return with_fp32_fallback(vae, whole)
         except torch.OutOfMemoryError:
             print("the GPU has too little memory for the whole picture: the VAE works in tiles.", file=sys.stderr)
-    return in_enough_precision(vae, tiled)
+    return with_fp32_fallback(vae, tiled)
 
 
-def in_enough_precision(vae: AutoencoderKL, run: Run) -> Tensor:
+def with_fp32_fallback(vae: AutoencoderKL, run: Run) -> Tensor:
     """What the VAE gives, in fp32. Where fp16 overflows in it, as v1's can, it is made fp32 and stays so."""
     dtype = vae.post_quant_conv.weight.dtype
     result = run(dtype)

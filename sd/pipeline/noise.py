@@ -1,4 +1,4 @@
-"""Noise by seed: every picture has its own generator on the CPU, so it depends on neither its batch nor the device."""
+"""Seeded noise: each image's noise comes from its own generator on the CPU, whatever its batch or its device."""
 
 import secrets
 
@@ -6,43 +6,44 @@ import torch
 from torch import Tensor
 
 
-class Noise:
-    """A callable () -> (B, 4, h, w) of fresh standard normal noise, row i drawn from seed i's own generator.
+class SeededNoise:
+    """A callable () -> (B, 4, h, w) of fresh standard normal noise; row i comes from the generator of seed i.
 
-    seeds: B of them. shape: (4, h, w). The first call gives the starting noise, later ones what a sampler adds.
-    variations: a second seed for each picture, whose noise the starting noise is turned to by `strength`, 0 to 1.
+    seeds: B of them. shape: (4, h, w). The first call returns the starting noise, later calls the noise that a sampler
+    adds. variation_seeds: a second seed per image, towards whose noise the starting noise is interpolated by
+    `strength`, from 0 to 1.
     """
 
     def __init__(
         self,
         seeds: list[int],
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         device: torch.device | str = "cpu",
-        variations: list[int] | None = None,
+        variation_seeds: list[int] | None = None,
         strength: float = 0.0,
     ):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.shape, self.device = shape, torch.device(device)
-        self.variations, self.strength = variations, strength
+        self.variation_seeds, self.strength = variation_seeds, strength
 
     def __call__(self) -> Tensor:
         rows = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-        if self.variations is not None and self.strength > 0:
-            others = [torch.randn(self.shape, generator=torch.Generator().manual_seed(s)) for s in self.variations]
+        if self.variation_seeds is not None and self.strength > 0:
+            others = [torch.randn(self.shape, generator=torch.Generator().manual_seed(s)) for s in self.variation_seeds]
             rows = [slerp(self.strength, row, other) for row, other in zip(rows, others)]
-            self.variations = None  # they vary the start, not what is added on the way
+            self.variation_seeds = None  # they change the starting noise, not the noise that a sampler adds
         noise = torch.stack(rows)
         on_gpu = self.device.type == "cuda"
         if on_gpu:
-            noise = noise.pin_memory()  # it is copied then without waiting for the steps that the GPU is still at
+            noise = noise.pin_memory()  # lets the copy run without waiting for the steps in progress
         return noise.to(self.device, non_blocking=on_gpu)
 
 
 def slerp(amount: float, low: Tensor, high: Tensor) -> Tensor:
-    """Along the arc from `low` (amount 0) to `high` (amount 1), so that noise on the way keeps its length.
+    """Returns the spherical interpolation from `low` (amount 0) to `high` (amount 1), which keeps the noise's norm.
 
-    low, high: (4, h, w); the arcs are those of the columns along h, as in the webui, so that its variations are ours.
-    Nearly parallel ones are mixed along the straight line.
+    low, high: (4, h, w). The arcs are those of the columns along h, as in the webui, so that variations are the same.
+    Nearly parallel columns are interpolated linearly.
     """
     cosine = torch.cosine_similarity(low, high, dim=1)  # (4, w)
     if cosine.mean() > 0.9995:
@@ -53,5 +54,5 @@ def slerp(amount: float, low: Tensor, high: Tensor) -> Tensor:
 
 
 def random_seed() -> int:
-    """A seed that nobody chose, short enough to be typed again."""
+    """Returns a random seed below 2^32, short enough to be typed again."""
     return secrets.randbelow(2**32)

@@ -1,4 +1,4 @@
-"""The walk from noise to a latent, down a list of noise levels; and which levels those are."""
+"""The sampling loop: from noise to a latent along a list of sigmas, and the choice of those sigmas."""
 
 import math
 from collections.abc import Callable
@@ -9,74 +9,83 @@ from torch import Tensor
 from sd.denoiser import Guidance, Inpaint, sigmas_between
 from sd.optimization.deepcache import StepCached
 from sd.optimization.token_merging import token_merging
-from sd.pipeline.init_image import Start
-from sd.pipeline.noise import Noise
-from sd.pipeline.settings import Settings
+from sd.pipeline.init_image import InitImage
+from sd.pipeline.noise import SeededNoise
+from sd.pipeline.settings import GenerationSettings
 from sd.samplers import SAMPLERS
 from sd.schedule import sigma_list
 from sd.unet import UNetModel
 
-OnStep = Callable[[int, int, Tensor], None]
+OnStep = Callable[[int, int, Tensor], object]
 
 
-def walk(
+def sample(
     unet: UNetModel,
-    settings: Settings,
+    settings: GenerationSettings,
     sigmas: list[float],
     contexts: tuple[Tensor, Tensor],
-    start: Start,
-    noise: Noise,
+    init: InitImage,
+    noise: SeededNoise,
     on_each: Callable[[Tensor], None],
 ) -> Tensor:
-    """From noise, or from `start.known` with noise on it, down one list of noise levels.
+    """Denoises pure noise, or `init.init_latent` with noise added, along one list of sigmas.
 
     contexts: uncond and cond, each (1, M, D). on_each: called with each step's x0. Returns the latent (B, 4, h, w),
-    scaled, B being the number of `noise`'s generators.
+    scaled; B is the number of `noise`'s generators.
     """
     batch = len(noise.generators)
-    known = None if start.known is None else start.known.expand(batch, -1, -1, -1)
-    if len(sigmas) < 2:
-        return known  # strength 0: the picture as it is
-    if known is None or (start.mask is not None and settings.strength == 1):
+    init_latent = None if init.init_latent is None else init.init_latent.expand(batch, -1, -1, -1)
+    if len(sigmas) < 2 and init_latent is not None:
+        return init_latent  # strength 0: the image as it is
+    if init_latent is None or (init.latent_mask is not None and settings.strength == 1):
         x = noise() * math.sqrt(1 + sigmas[0] ** 2)
     else:
-        x = known + sigmas[0] * noise()
+        x = init_latent + sigmas[0] * noise()
 
-    uncond, cond = (context.expand(batch, -1, -1) for context in contexts)
-    scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal: nothing to be guided away from
-    extra = None if start.extra is None else start.extra.expand(batch, -1, -1, -1)
-    cached = unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
-    interval = sigmas_between(settings.guidance_start, settings.guidance_end)
-    denoise = Guidance(cached, cond, uncond, scale, extra, interval, settings.guidance_rescale)
-    if start.mask is not None:
-        denoise = Inpaint(denoise, known, start.mask)
+    denoise = guided_denoiser(unet, settings, contexts, init, batch)
+    inpaint = None if init.latent_mask is None else Inpaint(denoise, init_latent, init.latent_mask)
     with token_merging(unet, settings.token_merging):
-        for state in SAMPLERS[settings.sampler].run(denoise, x, sigmas, noise):
+        for state in SAMPLERS[settings.sampler].run(inpaint or denoise, x, sigmas, noise):
             x, x0 = state
             on_each(x0)
     latent = x / math.sqrt(1 + sigmas[-1] ** 2)
-    return latent if start.mask is None else denoise.keep(latent)
+    return latent if inpaint is None else inpaint.keep(latent)
 
 
-def sigma_lists(settings: Settings, from_image: bool) -> list[list[float]]:
-    """The noise levels of each walk: from pure noise or from a picture, then, with `hires_scale`, the second."""
+def guided_denoiser(
+    unet: UNetModel, settings: GenerationSettings, contexts: tuple[Tensor, Tensor], init: InitImage, batch: int
+) -> Guidance:
+    """Returns the U-Net as a denoiser with classifier-free guidance, for a batch of images of one prompt."""
+    uncond, cond = (context.expand(batch, -1, -1) for context in contexts)
+    scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal contexts: guidance changes nothing
+    extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
+    cached = unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
+    interval = sigmas_between(settings.guidance_start, settings.guidance_end)
+    return Guidance(cached, cond, uncond, scale, extra, interval, settings.guidance_rescale)
+
+
+def sigmas_for_passes(settings: GenerationSettings, from_image: bool) -> list[list[float]]:
+    """Returns the sigmas of each pass: the first, and with `hires_scale` the second.
+
+    from_image: whether the first pass starts from an image, and so at `strength`.
+    """
     to_zero = SAMPLERS[settings.sampler].to_zero
     sigmas = sigma_list(settings.steps, settings.schedule, to_zero)
-    walks = [last_part(sigmas, settings.strength) if from_image else sigmas]
+    passes = [truncate_sigmas(sigmas, settings.strength) if from_image else sigmas]
     if settings.hires_scale > 1:
         again = sigma_list(settings.hires_steps or settings.steps, settings.schedule, to_zero)
-        walks.append(last_part(again, settings.hires_strength))
-    return walks
+        passes.append(truncate_sigmas(again, settings.hires_strength))
+    return passes
 
 
-def last_part(sigmas: list[float], strength: float) -> list[float]:
-    """The part of a list that a picture taken back to noise by `strength` still has to walk: int(strength * steps)."""
+def truncate_sigmas(sigmas: list[float], strength: float) -> list[float]:
+    """Returns the last int(strength * steps) steps of a list: those of an image that is noised by `strength`."""
     steps = len(sigmas) - 1
     return sigmas[steps - min(int(steps * strength), steps) :]
 
 
 class Progress:
-    """Counts the steps of a whole call and tells `on_step`."""
+    """Counts the steps of a whole call and reports them to `on_step`."""
 
     def __init__(self, on_step: OnStep | None, total: int):
         self.on_step, self.total, self.done = on_step, total, 0

@@ -1,162 +1,330 @@
-"""What a person asks for: one picture's settings, checked, and written into and read back from the picture itself."""
+"""Validated generation parameters: one dataclass, each field of which is a row of the table of options."""
 
-import math
-import re
-import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sd.optimization.deepcache import MAX_EVERY
 from sd.optimization.token_merging import MAX_RATIO
-from sd.pipeline.infotext import parse_infotext, write_infotext
-from sd.pipeline.metadata.infotext_fields import HIRES_UPSCALERS, SCHEDULE_LABELS, Reading, read_fields
 from sd.pipeline.noise import random_seed
+from sd.pipeline.options import Infotext, Widget, check_number, check_whole, option, options_of
 from sd.pipeline.sampler_names import find_sampler
 from sd.samplers import SAMPLERS
-from sd.schedule import TIMES
+from sd.schedule import SCHEDULES, TIMES
 from sd.utils.errors import UserError
 from sd.utils.images import check_size
+
+__all__ = ["OPTIONS", "GenerationSettings", "check_number", "check_whole", "list_prompts"]
 
 MAX_IMAGES = 1000
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**64 - 1
 VERSION = "sd-by-hand 0.1"
+HIRES_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
+SCHEDULE_LABELS = {
+    "ldm": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "sgm_uniform": "SGM Uniform",
+    "lcm": "LCM",
+}
+NOT_IN_WEBUI = {"a1111": "AUTOMATIC1111's API has no such field"}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Raises UserError for what cannot be drawn. Sizes are pixels; None for a size is the model's own, for a seed any.
+class GenerationSettings:
+    """The parameters of one call: a prompt and how to generate `num_images` images of it.
 
-    strength: 0 to 1, how far a given picture is taken back to noise. schedule: "" is the sampler's own.
-    clip_skip: 1 is CLIP's last layer, as in the webui. variation_strength: 0 to 1, how far the starting noise is turned
-    to variation_seed's. hires_scale: over 1 draws a second time at that many times the size, from the first picture,
-    with hires_strength and hires_steps, 0 for as many as the first time. tiling: the picture's edges continue at the
-    opposite ones.
-    Three ways to draw sooner and less exactly, off unless asked for: guidance_start, guidance_end: shares of the way
-    from noise to picture, with guidance between them only, see `denoiser.sigmas_between`. step_cache: over 1, how often
-    the deep part of the U-Net is computed, see `step_caching`. token_merging: 0 to 0.75, see `token_merging`.
+    Sizes are in pixels; a width or height of None is the model's own, a seed of None (or -1) a random one.
+    Raises UserError for a value that cannot be used.
     """
 
-    prompt: str = ""
-    negative_prompt: str = ""
-    strength: float = 0.8
-    steps: int = 50
-    guidance_scale: float = 7.5
-    sampler: str = "ddpm"
-    schedule: str = ""
-    seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-    num_images: int = 1
-    clip_skip: int = 1
-    guidance_rescale: float = 0.0
-    variation_seed: int | None = None
-    variation_strength: float = 0.0
-    hires_scale: float = 1.0
-    hires_strength: float = 0.7
-    hires_upscaler: str = "latent"
-    hires_steps: int = 0
-    tiling: bool = False
-    guidance_start: float = 0.0
-    guidance_end: float = 1.0
-    step_cache: int = 1
-    token_merging: float = 0.0
+    prompt: str = option(
+        *("", "text prompt", "prompt"),
+        flags=("--prompt",),
+        infotext=Infotext("Prompt", "specially"),
+        widget=Widget("text", "Prompt", "prompt", placeholder="What to generate"),
+        a1111="prompt",
+    )
+    negative_prompt: str = option(
+        *("", "text that the image is guided away from", "prompt"),
+        flags=("--negative-prompt", "--negative_prompt"),
+        default_help="none",
+        infotext=Infotext("Negative prompt", "specially"),
+        widget=Widget("text", "Negative prompt", "prompt", placeholder="what to avoid"),
+        a1111="negative_prompt",
+    )
+    sampler: str = option(
+        "ddpm",
+        f"sampler, one of {', '.join(SAMPLERS)}; dpmpp_2m and euler_a usually need 20 to 30 steps only",
+        "sampling",
+        flags=("--sampler",),
+        infotext=Infotext("Sampler", "specially"),
+        widget=Widget("dropdown", "Sampler", "sampling"),
+        a1111="sampler_name",
+        a1111_default="",
+    )
+    schedule: str = option(
+        *("", f"noise schedule, one of {', '.join(SCHEDULES)}", "sampling"),
+        flags=("--schedule",),
+        default_help="the sampler's own",
+        infotext=Infotext("Schedule type", "specially"),
+        widget=Widget("dropdown", "Schedule", "sampling"),
+        a1111="scheduler",
+    )
+    steps: int = option(
+        *(50, "number of sampling steps", "sampling"),
+        flags=("--steps", "--ddim_steps"),
+        low=1,
+        high=TIMES,
+        noun="number of steps",
+        infotext=Infotext("Steps", "always"),
+        widget=Widget("slider", "Steps", "sampling", high=150, step=1),
+        a1111="steps",
+    )
+    guidance_scale: float = option(
+        *(7.5, "scale of classifier-free guidance; 1 turns it off", "sampling"),
+        flags=("--guidance-scale", "--scale"),
+        low=0,
+        high=MAX_GUIDANCE,
+        infotext=Infotext("CFG scale", "always"),
+        widget=Widget("slider", "Guidance", "sampling", high=20, step=0.1),
+        a1111="cfg_scale",
+        a1111_default=7.0,
+    )
+    seed: int | None = option(
+        *(None, "seed of the first image; the following images count up from it", "sampling"),
+        flags=("--seed",),
+        default_help="a random seed, which is printed",
+        low=0,
+        high=MAX_SEED,
+        infotext=Infotext("Seed", "specially"),
+        widget=Widget("text", "Seed", "seed", placeholder="random"),
+        a1111="seed",
+        a1111_default=-1,
+    )
+    width: int | None = option(
+        *(None, "width of the image in pixels, a multiple of 8", "sampling"),
+        flags=("--width", "--W"),
+        default_help="the model's own size",
+        infotext=Infotext("Size", "specially"),
+        widget=Widget("number", "Width", "size", low=8, step=8),
+        a1111="width",
+    )
+    height: int | None = option(
+        *(None, "height of the image in pixels, a multiple of 8", "sampling"),
+        flags=("--height", "--H"),
+        default_help="the model's own size",
+        infotext=Infotext("Size", "specially"),
+        widget=Widget("number", "Height", "size", low=8, step=8),
+        a1111="height",
+    )
+    num_images: int = option(
+        *(1, "number of images per prompt", "output"),
+        flags=("--num-images", "--n_samples"),
+        low=1,
+        high=MAX_IMAGES,
+        noun="number of images",
+        widget=Widget("slider", "Batch count", "batch", high=16, step=1),
+        a1111="batch_size",
+        missing={"infotext": "each image has a text of its own"},
+    )
+    strength: float = option(
+        *(0.8, "how much the given image may change, from 0 (nothing) to 1 (everything)", "img2img"),
+        flags=("--strength",),
+        mode="image",
+        low=0,
+        high=1,
+        infotext=Infotext("Denoising strength", "specially"),
+        widget=Widget("slider", "Denoising strength", "image", step=0.05, info="0 keeps the image, 1 replaces it"),
+        a1111="denoising_strength",
+        a1111_default=0.75,
+    )
+    hires_scale: float = option(
+        *(1.0, "factor over 1: generate a second time in this many times the size, from the first image", "sampling"),
+        flags=("--hires-scale",),
+        mode="text",
+        low=1,
+        high=8,
+        infotext=Infotext("Hires upscale"),
+        widget=Widget("slider", "Upscale by", "hires", high=4, step=0.25, default=2.0),
+        a1111="hr_scale",
+        a1111_default=2.0,
+    )
+    hires_strength: float = option(
+        *(0.7, "how much the second pass of --hires-scale may change, from 0 to 1", "sampling"),
+        flags=("--hires-strength",),
+        mode="text",
+        low=0,
+        high=1,
+        infotext=Infotext("Denoising strength", "specially", part_of="hires_scale"),
+        widget=Widget("slider", "Hires denoising", "hires", step=0.05),
+        missing={"a1111": "denoising_strength stands for both passes there"},
+    )
+    hires_steps: int = option(
+        *(0, "number of steps of the second pass of --hires-scale; 0 takes as many as --steps", "sampling"),
+        flags=("--hires-steps",),
+        mode="text",
+        low=0,
+        high=TIMES,
+        noun="number of hires steps",
+        infotext=Infotext("Hires steps", part_of="hires_scale"),
+        widget=Widget("slider", "Hires steps", "hires", high=150, step=1, info="0: as many as the first pass"),
+        a1111="hr_second_pass_steps",
+    )
+    hires_upscaler: str = option(
+        *("latent", f"enlarges for the second pass of --hires-scale: {' or '.join(HIRES_UPSCALERS)}", "sampling"),
+        flags=("--hires-upscaler",),
+        mode="text",
+        choices=HIRES_UPSCALERS,
+        infotext=Infotext("Hires upscaler", "always", part_of="hires_scale"),
+        widget=Widget("dropdown", "Upscaler", "hires"),
+        a1111="hr_upscaler",
+        a1111_default="Latent",
+    )
+    clip_skip: int = option(
+        *(1, "layer of CLIP whose output is used, counted from the end: 1 is the last, 2 the one before", "sampling"),
+        flags=("--clip-skip",),
+        infotext=Infotext("Clip skip"),
+        widget=Widget(
+            *("slider", "Clip skip", "advanced"),
+            low=1,
+            high=12,
+            step=1,
+            info="2 reads CLIP's last layer but one, for models trained so",
+        ),
+        a1111="clip_skip",
+        a1111_default=0,
+    )
+    guidance_rescale: float = option(
+        *(0.0, "from 0 to 1: how much of the contrast that guidance adds is taken back", "sampling"),
+        flags=("--guidance-rescale",),
+        low=0,
+        high=1,
+        infotext=Infotext("CFG Rescale phi"),
+        widget=Widget(
+            *("slider", "Guidance rescale", "advanced"), step=0.05, info="over 0: less glare at high guidance"
+        ),
+        missing=NOT_IN_WEBUI,
+    )
+    variation_seed: int | None = option(
+        *(None, "second seed, whose noise is mixed into the noise of --seed", "sampling"),
+        flags=("--variation-seed",),
+        default_help="a random seed",
+        low=0,
+        high=MAX_SEED,
+        infotext=Infotext("Variation seed", "specially", part_of="variation_strength"),
+        widget=Widget("text", "Variation seed", "advanced", placeholder="random"),
+        a1111="subseed",
+        a1111_default=-1,
+    )
+    variation_strength: float = option(
+        *(0.0, "share of the noise of --variation-seed, from 0 to 1", "sampling"),
+        flags=("--variation-strength",),
+        low=0,
+        high=1,
+        infotext=Infotext("Variation seed strength"),
+        widget=Widget("slider", "Variation strength", "advanced", step=0.01),
+        a1111="subseed_strength",
+    )
+    tiling: bool = option(
+        *(False, "generate a seamlessly tileable image", "sampling"),
+        flags=("--tiling",),
+        infotext=Infotext("Tiling"),
+        widget=Widget("checkbox", "Tiling", "advanced", info="makes a seamlessly tileable image"),
+        a1111="tiling",
+    )
+    guidance_start: float = option(
+        *(0.0, "share of the steps before guidance begins, from 0 to 1; over 0 is faster", "performance"),
+        flags=("--guidance-start",),
+        low=0,
+        high=1,
+        infotext=Infotext("Guidance start"),
+        widget=Widget(
+            *("slider", "Guidance start", "faster"), step=0.05, info="share of the steps before guidance begins"
+        ),
+        missing=NOT_IN_WEBUI,
+    )
+    guidance_end: float = option(
+        *(1.0, "share of the steps after which guidance ends, from 0 to 1; below 1 is faster", "performance"),
+        flags=("--guidance-end",),
+        low=0,
+        high=1,
+        infotext=Infotext("Guidance end"),
+        widget=Widget("slider", "Guidance end", "faster", step=0.05, info="share of the steps after which it ends"),
+        missing=NOT_IN_WEBUI,
+    )
+    step_cache: int = option(
+        *(1, "compute the deep part of the U-Net in every N-th step only (DeepCache); over 1 is faster", "performance"),
+        flags=("--step-cache",),
+        metavar="N",
+        low=1,
+        high=MAX_EVERY,
+        infotext=Infotext("Step cache"),
+        widget=Widget(
+            *("slider", "Step cache", "faster"),
+            step=1,
+            info="over 1: the deep part of the network is computed once in so many steps",
+        ),
+        missing=NOT_IN_WEBUI,
+    )
+    token_merging: float = option(
+        *(0.0, f"share of similar tokens to merge, up to {MAX_RATIO:g}; faster for large images", "performance"),
+        flags=("--token-merging",),
+        metavar="RATIO",
+        low=0,
+        high=MAX_RATIO,
+        infotext=Infotext("Token merging ratio"),
+        widget=Widget(
+            *("slider", "Token merging", "faster"),
+            step=0.05,
+            info="over 0: this share of the image's tokens is merged with similar ones",
+        ),
+        missing=NOT_IN_WEBUI,
+    )
 
-    def __post_init__(self):
-        for name in ("prompt", "negative_prompt", "sampler", "schedule", "hires_upscaler"):
-            if not isinstance(getattr(self, name), str):
-                raise UserError(f"the {name.replace('_', ' ')} is {getattr(self, name)!r}: give a text.")
-        sampler, schedule = find_sampler(self.sampler, self.schedule)
-        chosen = {"sampler": sampler, "schedule": schedule}
+    def __post_init__(self) -> None:
         for name in ("seed", "variation_seed"):
-            value = getattr(self, name)
-            chosen[name] = random_seed() if value is None or value == -1 else value  # -1 is the webui's "any"
-            check_whole(name.replace("_", " "), chosen[name], 0, MAX_SEED)
-        for name, value in chosen.items():
-            object.__setattr__(self, name, value)
-        check_whole("number of steps", self.steps, 1, TIMES)
-        check_whole("number of images", self.num_images, 1, MAX_IMAGES)
-        check_number("guidance scale", self.guidance_scale, 0, MAX_GUIDANCE)
-        shares = ("strength", "guidance_rescale", "variation_strength", "hires_strength")
-        for name in (*shares, "guidance_start", "guidance_end"):
-            check_number(name.replace("_", " "), getattr(self, name), 0, 1)
+            if getattr(self, name) in (None, -1):  # -1 is the webui's "any"
+                object.__setattr__(self, name, random_seed())
+        for row in OPTIONS:
+            row.check(getattr(self, row.name))
+        sampler, schedule = find_sampler(self.sampler, self.schedule)
+        object.__setattr__(self, "sampler", sampler)
+        object.__setattr__(self, "schedule", schedule)
         if self.guidance_start > self.guidance_end:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
-        check_whole("step cache", self.step_cache, 1, MAX_EVERY)
-        check_number("token merging", self.token_merging, 0, MAX_RATIO)
-        check_whole("number of hires steps", self.hires_steps, 0, TIMES)
-        check_number("hires scale", self.hires_scale, 1, 8)
-        if self.hires_upscaler not in HIRES_UPSCALERS:
-            raise UserError(f"there is no hires upscaler {self.hires_upscaler!r}: use latent or lanczos.")
         check_size(8 if self.width is None else self.width, 8 if self.height is None else self.height)
         if self.width is not None and self.height is not None:
             check_size(*self.hires_size)
 
     @property
     def hires_size(self) -> tuple[int, int]:
-        """(width, height) of the second pass, cut down to multiples of 8."""
-        return tuple(int(side * self.hires_scale) // 8 * 8 for side in (self.width, self.height))
+        """The (width, height) of the second pass, cut to multiples of 8. Width and height must not be None."""
+        assert self.width is not None
+        assert self.height is not None
+        return int(self.width * self.hires_scale) // 8 * 8, int(self.height * self.hires_scale) // 8 * 8
 
     def seeds(self) -> list[int]:
-        """One for each picture: seed, seed + 1, ...; the same one where it is the variation that counts up."""
+        """One seed per image: seed, seed + 1, ...; all are `seed` where the variation seeds count up instead."""
+        assert self.seed is not None
         step = 0 if self.variation_strength > 0 else 1
         return [(self.seed + i * step) % (MAX_SEED + 1) for i in range(self.num_images)]
 
     def variation_seeds(self) -> list[int]:
+        """One variation seed per image, counting up."""
+        assert self.variation_seed is not None
         return [(self.variation_seed + i) % (MAX_SEED + 1) for i in range(self.num_images)]
 
-    def infotext(self, index: int, model: str, model_hash: str, from_image: bool, **more: object) -> str:
-        """The webui's text for picture `index` of these. more: further labels with underscores for spaces."""
-        varied, hires = self.variation_strength > 0, self.hires_scale > 1
-        written = {
-            "Steps": self.steps,
-            "Sampler": SAMPLERS[self.sampler].label,
-            "Schedule type": SCHEDULE_LABELS[self.schedule],
-            "CFG scale": float(self.guidance_scale),
-            "Seed": self.seeds()[index],
-            "Size": f"{self.width}x{self.height}",
-            "Model hash": model_hash or None,
-            "Model": model or None,
-            "Variation seed": self.variation_seeds()[index] if varied else None,
-            "Variation seed strength": self.variation_strength if varied else None,
-            "Denoising strength": self.hires_strength if hires else self.strength if from_image else None,
-            "Clip skip": self.clip_skip,
-            "RNG": "CPU",
-            "Tiling": True if self.tiling else None,
-            "Hires upscale": self.hires_scale if hires else None,
-            "Hires steps": self.hires_steps or None if hires else None,
-            "Hires upscaler": HIRES_UPSCALERS[self.hires_upscaler] if hires else None,
-            "CFG Rescale phi": self.guidance_rescale or None,
-            "Guidance start": self.guidance_start or None,
-            "Guidance end": None if self.guidance_end == 1 else self.guidance_end,
-            "Step cache": None if self.step_cache == 1 else self.step_cache,
-            "Token merging ratio": self.token_merging or None,
-            "Version": VERSION,
-        }
-        return write_infotext(
-            self.prompt, self.negative_prompt, written | {key.replace("_", " "): value for key, value in more.items()}
-        )
+    def replace(self, **changes: Any) -> "GenerationSettings":
+        """Returns a copy with some fields changed, checked like a new one."""
+        return replace(self, **changes)
 
-    @classmethod
-    def from_infotext(cls, text: str) -> "Settings":
-        """The settings in an image's text. Everything that is not honored is a Python warning.
 
-        Raises UserError where there are none, or where one of them cannot be used, such as an unknown sampler.
-        """
-        reading = read_settings(text)
-        from_image = reading.problems.pop("image", None)
-        if reading.problems:
-            raise UserError(f"the settings cannot be used as they are: {' '.join(reading.problems.values())}")
-        for note in (*reading.notes.values(), *([from_image] if from_image else [])):
-            warnings.warn(f"{note[:1].upper()}{note[1:]}", stacklevel=2)
-        return cls(**reading.values)
-
-    def but(self, **changes: object) -> "Settings":
-        """A copy with the changes that are not None."""
-        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+OPTIONS = options_of(GenerationSettings)
 
 
 def list_prompts(prompt: str | list[str], negative_prompt: str | list[str] | None) -> tuple[list[str], list[str]]:
-    """Both as lists of equal length. Raises UserError where they are no texts, or of different lengths."""
+    """Returns both as lists of equal length. Raises UserError where they are no texts, or of different lengths."""
     if not isinstance(prompt, (str, list, tuple)):
         raise UserError(f"the prompt is {prompt!r}: give a text, or a list of texts.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -165,49 +333,3 @@ def list_prompts(prompt: str | list[str], negative_prompt: str | list[str] | Non
     if len(prompts) != len(negatives):
         raise UserError(f"there are {len(prompts)} prompts and {len(negatives)} negative ones: give as many of both.")
     return prompts, negatives
-
-
-def read_settings(text: str) -> Reading:
-    """What an image's text says, checked field by field: whatever cannot be generated is one of its problems.
-
-    Raises UserError where the text holds no settings at all.
-    """
-    found = parse_infotext(text)
-    if not found.keys() & {"Steps", "Sampler", "Seed", "CFG scale"}:
-        raise UserError("the text holds no settings: give that of an image as this program or the webui saved it.")
-    reading = read_fields(found)
-    for name in list(reading.values):
-        try:
-            Settings(**{name: reading.values[name]})
-        except UserError as problem:
-            reading.problems[name] = str(problem)
-            del reading.values[name]
-    try:
-        Settings(**reading.values)
-    except UserError as problem:  # two that do not go together, such as a size and a second pass
-        reading.problems["hires_scale"] = str(problem)
-        for name in ("hires_scale", "guidance_start", "guidance_end"):
-            reading.values.pop(name, None)
-    return reading
-
-
-def settings_from_infotext(text: str) -> tuple[dict[str, object], list[str]]:
-    """For a form to fill: the fields of `Settings` that a text gives, and a sentence on everything that is not in them.
-
-    Raises UserError where the text holds no settings at all, and for nothing else.
-    """
-    reading = read_settings(text)
-    # A form has no flags, so what a script would advise is left out.
-    plain = (re.sub(r": (give|choose|use) [^:]*$", ".", problem) for problem in reading.problems.values())
-    problems = [f"{problem[:1].upper()}{problem[1:]}" for problem in plain]
-    return reading.values, problems + list(reading.notes.values())
-
-
-def check_whole(name: str, value: object, lowest: int, highest: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise UserError(f"the {name} is {value}: use a whole number from {lowest} to {highest}.")
-
-
-def check_number(name: str, value: object, lowest: float, highest: float) -> None:
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or not lowest <= value <= highest:
-        raise UserError(f"the {name} is {value}: use a number from {lowest:g} to {highest:g}.")

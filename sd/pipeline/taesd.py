@@ -103,8 +103,8 @@ def load_taesd(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     Raises UserError where that is not there, unreadable, or made for another model than SD 1.x.
     """
     parts = {}
-    for file in files_of(Path(path)):
-        parts |= read(file)
+    for file in find_files(Path(path)):
+        parts |= read_part(file)
     if "decoder" not in parts:
         raise UserError(f"{path} holds no TAESD decoder: give taesd_decoder.safetensors or its folder.")
     with torch.device("meta"):
@@ -113,13 +113,13 @@ def load_taesd(path: str | Path, device: str | torch.device = "cpu", dtype: torc
         model.encoder = None
     for part, tensors in parts.items():
         network = getattr(model, part)
-        if shapes(tensors) != shapes(network.state_dict()):
+        if tensor_shapes(tensors) != tensor_shapes(network.state_dict()):
             raise UserError(f"the {part} in {path} is not TAESD for SD 1.x, but one for another model or size.")
         network.load_state_dict(tensors, assign=True)
     return model.to(device, dtype).eval().requires_grad_(False)
 
 
-def files_of(path: Path) -> list[Path]:
+def find_files(path: Path) -> list[Path]:
     if path.is_dir():
         found = [path / name for name in NAMES if (path / name).is_file()]
         if not found:
@@ -131,7 +131,7 @@ def files_of(path: Path) -> list[Path]:
     return [path, *(other for other in others if other != path and other.is_file())]
 
 
-def read(file: Path) -> dict[str, dict[str, Tensor]]:
+def read_part(file: Path) -> dict[str, dict[str, Tensor]]:
     """{"encoder": tensors, "decoder": tensors}, either or both, under the keys of TAESD's own files."""
     try:
         tensors = load_file(file)
@@ -146,5 +146,5 @@ def read(file: Path) -> dict[str, dict[str, Tensor]]:
     return parts or {"encoder" if "0.weight" in tensors else "decoder": tensors}
 
 
-def shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+def tensor_shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {key: tensor.shape for key, tensor in tensors.items()}

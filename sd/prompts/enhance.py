@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sd.adapters.lora_tags import TAG
-from sd.prompts.llm import ChatError, Endpoint, NoAnswer, ask
+from sd.prompts.llm import Endpoint, EndpointError, LLMError, chat_completion
 from sd.prompts.styles import Style, find_style, styles_for
-from sd.prompts.weighting import parse
+from sd.prompts.weighting import parse_prompt
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-FORM = (
+RESPONSE_FORMAT = (
     'Answer every idea with JSON and nothing else: {"prompt": what to draw, "negative_prompt": what to stay away from, '
     'or "", "title": two to five words}. Keep words in <angle brackets> as they are.'
 )
@@ -29,7 +29,7 @@ NAME_LENGTH = 40  # characters, at most four bytes each: with its number well be
 UNSET = "no chat endpoint is set (OPENAI_BASE_URL or OPENAI_API_KEY, and OPENAI_MODEL)"
 
 
-class Written(NamedTuple):
+class EnhancedPrompt(NamedTuple):
     """note: "", or one sentence that says why no chat model wrote it."""
 
     prompt: str
@@ -38,7 +38,7 @@ class Written(NamedTuple):
     note: str = ""
 
 
-class PromptWriter:
+class PromptEnhancer:
     """Asks for each idea once, and an endpoint that has failed no more.
 
     style: its name, applied to whatever is written; without one and without an answer the seed chooses.
@@ -49,54 +49,56 @@ class PromptWriter:
         self.endpoint, self.emoji = endpoint, emoji
         self.style = None if style is None else find_style(style)
         self.why_not = UNSET
-        self.answers: dict[str, Written | ChatError] = {}
+        self.answers: dict[str, EnhancedPrompt | LLMError] = {}
 
-    def __call__(self, idea: str, seed: int = 0) -> Written:
+    def __call__(self, idea: str, seed: int = 0) -> EnhancedPrompt:
         """What is written for one picture. Never raises for what an endpoint does."""
         if idea not in self.answers:
             self.answers[idea] = self.answer_to(idea)
         answer = self.answers[idea]
-        if isinstance(answer, ChatError):
-            style = self.style or choose(styles_for(self.emoji), seed)
+        if isinstance(answer, LLMError):
+            style = self.style or choose_style(styles_for(self.emoji), seed)
             title = " ".join(TAG.sub("", idea).split()[:8])
-            return Written(*style.apply(idea), title, f"{answer}, so a style is applied instead.")
+            return EnhancedPrompt(*style.apply(idea), title, f"{answer}, so a style is applied instead.")
         if self.style is None:
             return answer
-        return Written(*self.style.apply(answer.prompt, answer.negative_prompt), answer.title)
+        return EnhancedPrompt(*self.style.apply(answer.prompt, answer.negative_prompt), answer.title)
 
-    def answer_to(self, idea: str) -> Written | ChatError:
+    def answer_to(self, idea: str) -> EnhancedPrompt | LLMError:
         if self.endpoint is None:
-            return ChatError(self.why_not)
+            return LLMError(self.why_not)
         try:
-            answer = read_answer(ask(self.endpoint, messages_for(TAG.sub("", idea), self.style, self.emoji)))
-        except ChatError as error:
-            if isinstance(error, NoAnswer):
+            answer = parse_answer(
+                chat_completion(self.endpoint, build_messages(TAG.sub("", idea), self.style, self.emoji))
+            )
+        except LLMError as error:
+            if isinstance(error, EndpointError):
                 self.endpoint, self.why_not = None, str(error)
             return error
         return answer._replace(prompt=answer.prompt + "".join(tag[0] for tag in TAG.finditer(idea)))
 
 
-def write_prompts(
+def enhance_prompt(
     idea: str, endpoint: Endpoint | None = None, seed: int = 0, style: str | None = None, emoji: bool = False
-) -> Written:
-    """One idea, written once: see `PromptWriter`."""
-    return PromptWriter(endpoint, style, emoji)(idea, seed)
+) -> EnhancedPrompt:
+    """One idea, written once: see `PromptEnhancer`."""
+    return PromptEnhancer(endpoint, style, emoji)(idea, seed)
 
 
-def in_style(name: str) -> Callable[[str, int], Written]:
+def apply_style(name: str) -> Callable[[str, int], EnhancedPrompt]:
     """A writer that asks nobody and applies one style. Raises UserError for a style that there is not."""
     style = find_style(name)
-    return lambda idea, seed: Written(*style.apply(idea), title="")
+    return lambda idea, seed: EnhancedPrompt(*style.apply(idea), title="")
 
 
-def choose(styles: list[Style], seed: int) -> Style:
+def choose_style(styles: list[Style], seed: int) -> Style:
     return styles[int(random.Random(seed).random() * len(styles))] if styles else Style("", "", "")
 
 
-def messages_for(idea: str, style: Style | None, emoji: bool) -> list[dict[str, str]]:
+def build_messages(idea: str, style: Style | None, emoji: bool) -> list[dict[str, str]]:
     """The task, some examples as if they had been asked and answered, and the idea."""
     guide = json.loads((DATA / "prompt_examples.json").read_text(encoding="utf-8"))["emoji" if emoji else "general"]
-    task = [guide["task"], FORM] + ([f"The list: {', '.join(emoji_names())}."] if emoji else [])
+    task = [guide["task"], RESPONSE_FORMAT] + ([f"The list: {', '.join(read_emoji_names())}."] if emoji else [])
     messages = [{"role": "system", "content": "\n".join(task)}]
     for example in guide["examples"]:
         answer = {name: example[name] for name in LIMITS}
@@ -107,35 +109,35 @@ def messages_for(idea: str, style: Style | None, emoji: bool) -> list[dict[str, 
     return [*messages, {"role": "user", "content": idea}]
 
 
-def emoji_names() -> list[str]:
+def read_emoji_names() -> list[str]:
     """What the bundled model has learnt to draw."""
     with (DATA / "emoji_names.tsv").open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [row["name"] for row in rows if row["world"] == "small" and row["held out"] != "name"]
 
 
-def read_answer(text: str) -> Written:
+def parse_answer(text: str) -> EnhancedPrompt:
     """A chat model's answer: its last JSON object, whatever stands around it. Raises ChatError where it will not do."""
-    answer = last_object(text[-MAX_ANSWER:])
+    answer = find_last_object(text[-MAX_ANSWER:])
     if answer is None:
-        said = clean(text)[:60]
-        raise ChatError(f"the chat model answered no JSON but {said!r}" if said else "the chat model answered nothing")
+        said = to_one_line(text)[:60]
+        raise LLMError(f"the chat model answered no JSON but {said!r}" if said else "the chat model answered nothing")
     fields = {"negative_prompt": ""} | answer
     for name, limit in LIMITS.items():
         if not isinstance(fields.get(name), str):
-            raise ChatError(f"the chat model's answer has no {name}")
-        fields[name] = clean(fields[name])
+            raise LLMError(f"the chat model's answer has no {name}")
+        fields[name] = to_one_line(fields[name])
         if len(fields[name].encode()) > limit:
-            raise ChatError(f"the chat model's {name} is too long")
-    written = Written(*(fields[name] for name in LIMITS))
+            raise LLMError(f"the chat model's {name} is too long")
+    written = EnhancedPrompt(*(fields[name] for name in LIMITS))
     if not (written.prompt and written.title):
-        raise ChatError("the chat model's answer is empty")
+        raise LLMError("the chat model's answer is empty")
     if not all(is_plain(part) for part in written[:2]):
-        raise ChatError("the chat model's answer holds more than words to draw")
+        raise LLMError("the chat model's answer holds more than words to draw")
     return written
 
 
-def last_object(text: str) -> dict | None:
+def find_last_object(text: str) -> dict | None:
     """The last {...} in a text that is JSON: models think aloud before, and fence it in."""
     decoder, found, place = json.JSONDecoder(strict=False), None, text.find("{")
     while place >= 0:
@@ -147,14 +149,14 @@ def last_object(text: str) -> dict | None:
     return found
 
 
-def clean(text: str) -> str:
+def to_one_line(text: str) -> str:
     """One line of what can be printed: a line break would end the prompt in a picture's settings."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def is_plain(prompt: str) -> bool:
     """No adapter that may not be there, and no weight that spoils the picture; a BREAK counts as one below 0."""
-    return not TAG.search(prompt) and all(0 < weight <= MAX_WEIGHT for _, weight in parse(prompt))
+    return not TAG.search(prompt) and all(0 < weight <= MAX_WEIGHT for _, weight in parse_prompt(prompt))
 
 
 def file_name(title: str) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 TIMEOUT = 60.0  # seconds; a model on somebody's own CPU takes its time
 
 
-class ChatError(Exception):
+class LLMError(Exception):
     """Half a sentence: why there is nothing to use. Never shown alone: see `prompt_writer`."""
 
 
-class NoAnswer(ChatError):
+class EndpointError(LLMError):
     """The endpoint itself fails, so asking it again would only cost time."""
 
 
@@ -38,12 +38,12 @@ def find_endpoint(url: str | None = None, model: str | None = None) -> Endpoint 
     return Endpoint(url, model, key) if model and (url or key) else None
 
 
-def ask(endpoint: Endpoint, messages: list[dict[str, str]]) -> str:
+def chat_completion(endpoint: Endpoint, messages: list[dict[str, str]]) -> str:
     """The model's answer. messages: {"role", "content"} each. Raises ChatError, and nothing else."""
     try:
         import openai  # an optional package, and slow to load
     except ImportError as error:
-        raise NoAnswer("the openai package is missing (pip install -r requirements-prompts.txt)") from error
+        raise EndpointError("the openai package is missing (pip install -r requirements-prompts.txt)") from error
 
     def call():
         key = endpoint.key or "none"  # the package insists on one
@@ -52,24 +52,24 @@ def ask(endpoint: Endpoint, messages: list[dict[str, str]]) -> str:
             return client.chat.completions.create(model=endpoint.model, messages=messages)
 
     try:
-        choice = within(endpoint.timeout, call).choices[0]
+        choice = call_with_timeout(endpoint.timeout, call).choices[0]
         text, refusal, finish = choice.message.content, choice.message.refusal, choice.finish_reason
     except (TimeoutError, openai.APITimeoutError) as error:
-        raise NoAnswer(f"the chat endpoint did not answer within {endpoint.timeout:g} s") from error
+        raise EndpointError(f"the chat endpoint did not answer within {endpoint.timeout:g} s") from error
     except openai.AuthenticationError as error:
-        raise NoAnswer("the chat endpoint does not accept the key (OPENAI_API_KEY)") from error
+        raise EndpointError("the chat endpoint does not accept the key (OPENAI_API_KEY)") from error
     except openai.APIStatusError as error:
-        raise NoAnswer(f"the chat endpoint answered with HTTP status {error.status_code}") from error
+        raise EndpointError(f"the chat endpoint answered with HTTP status {error.status_code}") from error
     except openai.APIConnectionError as error:
-        raise NoAnswer("the chat endpoint cannot be reached") from error
+        raise EndpointError("the chat endpoint cannot be reached") from error
     except Exception as error:  # an address that is none, a page instead of JSON: no picture is to be lost for it
-        raise NoAnswer(f"the chat endpoint does not speak the chat protocol ({type(error).__name__})") from error
+        raise EndpointError(f"the chat endpoint does not speak the chat protocol ({type(error).__name__})") from error
     if refusal or finish == "content_filter":
-        raise ChatError("the chat model refused")
+        raise LLMError("the chat model refused")
     return text if isinstance(text, str) else ""
 
 
-def within(seconds: float, call: Callable):
+def call_with_timeout(seconds: float, call: Callable):
     """call's result, or TimeoutError. A client's own time-out counts each read anew, so a trickle would never end."""
     results = queue.SimpleQueue()
 

@@ -8,13 +8,13 @@ from sd.adapters.lora_loader import LoraReport
 from sd.adapters.lora_tags import Tag, split_tags
 from sd.adapters.manager import Adapters
 from sd.adapters.textual_inversion import EmbeddingReport
-from sd.prompts.weighting import parse
+from sd.prompts.weighting import parse_prompt
 from sd.tokenizer import clean, spelled_in, spelling
 from sd.utils.errors import UserError
 
 
 @dataclass
-class Named:
+class PromptAdapters:
     """What two prompts ask for. prompt, negative_prompt: without tags. reports: of what was loaded for them.
 
     notes: what is not honored or deserves a warning, in sentences.
@@ -27,7 +27,7 @@ class Named:
 
     def has(self, word: str) -> bool:
         """Whether an embedding's word stands in one of the prompts."""
-        texts = [text for prompt in (self.prompt, self.negative_prompt) for text, _ in parse(prompt)]
+        texts = [text for prompt in (self.prompt, self.negative_prompt) for text, _ in parse_prompt(prompt)]
         return any(spelled_in(word, clean(text)) for text in texts)
 
     def add(self, report: LoraReport | EmbeddingReport) -> None:
@@ -36,10 +36,10 @@ class Named:
 
 
 @contextmanager
-def adapters_named_in(adapters: Adapters, prompt: str, negative_prompt: str) -> Iterator[Named]:
+def load_prompt_adapters(adapters: Adapters, prompt: str, negative_prompt: str) -> Iterator[PromptAdapters]:
     """While it lasts, the LoRAs and embeddings that these prompts name are in, beside those loaded by hand."""
     positive, negative = split_tags(prompt), split_tags(negative_prompt)
-    named = Named(positive.text, negative.text, [*positive.notes, *negative.notes])
+    named = PromptAdapters(positive.text, negative.text, [*positive.notes, *negative.notes])
     named.notes += [
         f"the LoRA {tag.name} stands in the negative prompt, where it does nothing: name it in the prompt."
         for tag in negative.tags
@@ -73,7 +73,7 @@ def load_tag(adapters: Adapters, tag: Tag) -> LoraReport:
     return report
 
 
-def load_words(adapters: Adapters, named: Named) -> None:
+def load_words(adapters: Adapters, named: PromptAdapters) -> None:
     """The embeddings of the folder whose file's name stands in a prompt; what cannot be used is a note."""
     for name, path in adapters.models.names("embedding").items():
         word = name.rpartition("/")[2]

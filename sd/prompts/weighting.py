@@ -29,7 +29,7 @@ MAX_CHARACTERS = 10_000
 MAX_WEIGHT = 100  # beyond it nothing but noise comes out, and fp16 is near its end
 
 ROUND, SQUARE = 1.1, 1 / 1.1
-BREAK = ("BREAK", -1.0)  # the piece that `parse` gives for a break, as the webui writes it
+BREAK = ("BREAK", -1.0)  # the piece that `parse_prompt` gives for a break, as the webui writes it
 BREAK_WORD = re.compile(r"\s*\bBREAK\b\s*")
 SYNTAX = re.compile(
     r"""
@@ -42,10 +42,10 @@ SYNTAX = re.compile(
 )
 
 
-def parse(prompt: str) -> list[tuple[str, float]]:
+def parse_prompt(prompt: str) -> list[tuple[str, float]]:
     """Pieces of text with their weights, in order; neighbours of equal weight are one piece. Never empty, never raises.
 
-    >>> parse("a (red:1.3) [apple] BREAK pie")
+    >>> parse_prompt("a (red:1.3) [apple] BREAK pie")
     [('a ', 1.0), ('red', 1.3), (' ', 1.0), ('apple', 0.9090909090909091), ('', 1.0), ('BREAK', -1.0), ('pie', 1.0)]
     """
     pieces: list[list] = []  # [text, weight]; text is None for a break
@@ -75,10 +75,10 @@ def parse(prompt: str) -> list[tuple[str, float]]:
     for bracket, factor in (("(", ROUND), ("[", SQUARE)):
         while opened[bracket]:
             close(bracket, factor)
-    return merge(pieces) or [("", 1.0)]
+    return merge_pieces(pieces) or [("", 1.0)]
 
 
-def merge(pieces: list[list]) -> list[tuple[str, float]]:
+def merge_pieces(pieces: list[list]) -> list[tuple[str, float]]:
     merged = []
     for (is_break, weight), run in groupby(pieces, key=lambda piece: (piece[0] is None, piece[1])):
         merged.append(BREAK if is_break else ("".join(text for text, _ in run), weight))
@@ -95,7 +95,7 @@ def split_chunks(tokenizer: Tokenizer, prompt: str) -> list[list[tuple[int, floa
     if len(prompt) > MAX_CHARACTERS:
         raise UserError(f"the prompt has {len(prompt)} characters: shorten it to at most {MAX_CHARACTERS}.")
     stretches: list[list[tuple[int, float]]] = [[]]  # what stands between the breaks
-    for piece in parse(prompt):
+    for piece in parse_prompt(prompt):
         text, weight = piece
         if piece is BREAK:
             stretches.append([])

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from sd.cli.args import add_ways_to_compute
+from sd.cli.args import add_compute_flags
 from sd.optimization.registry import checked, optimizations_of
 from sd.pipeline.settings import VERSION
 from sd.utils.device import device_of, dtype_of
@@ -98,7 +98,7 @@ def server_parser() -> argparse.ArgumentParser:
     add_web_flags(parser)
     add("--outdir", default="outputs", help="folder for the jobs and their pictures (outputs)")
     add("--device", action="append", help="cpu, cuda, cuda:1, mps; several times for several workers")
-    add_ways_to_compute(parser)
+    add_compute_flags(parser)
     add("--queue", type=int, default=WAITING, help=f"how many jobs may wait ({WAITING})")
     return parser
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from sd.adapters.adapter_calls import AdapterCalls
 from sd.adapters.manager import Adapters
 from sd.checkpoints.discovery import Models
-from sd.prompts.prompt_adapters import adapters_named_in
+from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import CHUNK, split_chunks
 from sd.tokenizer import Tokenizer
 from sd.utils.errors import UserError
@@ -57,7 +57,7 @@ def same_as_before(adapters):
 
 def test_a_lora_in_a_prompt_that_does_nothing_says_so(adapters):
     lora(adapters, scale=0)
-    with adapters_named_in(adapters, "a cat <lora:Paper:0.5>", "") as named:
+    with load_prompt_adapters(adapters, "a cat <lora:Paper:0.5>", "") as named:
         assert named.prompt == "a cat "
         assert named.reports[0].matched == 1
         assert named.notes == named.reports[0].notes
@@ -67,7 +67,7 @@ def test_a_lora_in_a_prompt_that_does_nothing_says_so(adapters):
 
 def test_a_lora_in_the_negative_prompt_is_said_and_not_loaded(adapters):
     lora(adapters)
-    with adapters_named_in(adapters, "a cat", "bad <lora:paper:1>") as named:
+    with load_prompt_adapters(adapters, "a cat", "bad <lora:paper:1>") as named:
         assert named.negative_prompt == "bad "
         assert "negative prompt" in named.notes[0]
         assert adapters.names() == []
@@ -83,17 +83,17 @@ def test_an_unknown_key_leaves_out_no_layer(adapters):
 def test_embeddings_are_found_in_any_case_and_in_both_prompts(adapters, prompts):
     embedding(adapters, "EasyNegative", 3)
     embedding(adapters, "ulz")
-    with adapters_named_in(adapters, *prompts) as named:
+    with load_prompt_adapters(adapters, *prompts) as named:
         assert list(adapters.tokenizer.added) == ["EasyNegative"]
         assert named.notes == []
-    with adapters_named_in(adapters, "ulzzang", "") as named:
+    with load_prompt_adapters(adapters, "ulzzang", "") as named:
         assert adapters.names() == []
     same_as_before(adapters)
 
 
 def test_an_embedding_for_another_model_is_a_note(adapters):
     embedding(adapters, "other", width=128)
-    with adapters_named_in(adapters, "an other cat", "") as named:
+    with load_prompt_adapters(adapters, "an other cat", "") as named:
         assert adapters.names() == []
         assert "the embedding other is not used" in named.notes[0]
 
@@ -101,9 +101,9 @@ def test_an_embedding_for_another_model_is_a_note(adapters):
 def test_an_embedding_that_stands_in_neither_prompt_is_a_note(adapters):
     embedding(adapters, "EasyNegative")
     adapters.load_embedding("easynegative", "EasyNegative")
-    with adapters_named_in(adapters, "a cat", "easynegative") as named:
+    with load_prompt_adapters(adapters, "a cat", "easynegative") as named:
         assert named.notes == []
-    with adapters_named_in(adapters, "a cat", "") as named:
+    with load_prompt_adapters(adapters, "a cat", "") as named:
         assert "stands in neither prompt" in named.notes[0]
 
 
@@ -123,7 +123,7 @@ def test_embeddings_in_a_lora_come_and_go_with_it(adapters, keys, metadata):
     assert "loaded with it: toy" in str(report)
     assert torch.equal(adapters.clip.embeddings.token_embedding(torch.tensor(adapters.tokenizer.encode("toy"))), rows())
     adapters.unload("paper")
-    with adapters_named_in(adapters, "a toy <lora:paper:1><lora:paper:1>", ""):
+    with load_prompt_adapters(adapters, "a toy <lora:paper:1><lora:paper:1>", ""):
         assert "toy" in adapters.names()
     same_as_before(adapters)
 
@@ -142,7 +142,7 @@ def test_fused_and_not_fused_again(adapters):
     adapters.check_saving()
     changed = [k for k, v in ORIGINALS[0].state_dict().items() if not torch.equal(v, adapters.unet.state_dict()[k])]
     assert changed == ["middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
-    with adapters_named_in(adapters, "a cat <lora:ink:1>", ""):
+    with load_prompt_adapters(adapters, "a cat <lora:ink:1>", ""):
         assert adapters.loras() == ["paper", "<lora:ink>"]
     calls.load_lora("ink")
     calls.unfuse_lora()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd.cli.distributed import agreed, one_of_many, plan, processes, saved, share
-from sd.cli.requests import Drawing, spell_out
+from sd.cli.distributed import assign_filenames, broadcast, processes, saved_texts, shard, worker_context
+from sd.cli.requests import GenerationRequest, expand_request
 from sd.pipeline.infotext import read_infotext
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.utils.errors import UserError, plain_errors
 from sd.utils.files import save_png
@@ -20,15 +20,18 @@ ROOT = Path(__file__).resolve().parents[2]
 ONE = ["--steps", "2", "--seed", "5", "--ckpt", str(BUNDLED), "--sampler", "dpmpp_2m"]
 
 
-def drawings(count: int = 5, **settings) -> list[Drawing]:
+def drawings(count: int = 5, **settings) -> list[GenerationRequest]:
     asked = dict(steps=2, width=64, height=64, variation_seed=0) | settings
-    return [Drawing(Settings(f"picture {i}", seed=10 + i * asked.get("num_images", 1), **asked)) for i in range(count)]
+    return [
+        GenerationRequest(GenerationSettings(f"picture {i}", seed=10 + i * asked.get("num_images", 1), **asked))
+        for i in range(count)
+    ]
 
 
-def fill(pipe, folder: Path, planned: list[Drawing]) -> None:
+def fill(pipe, folder: Path, planned: list[GenerationRequest]) -> None:
     """Pictures as `draw_and_save` would name and sign them, without drawing them."""
     for one in planned:
-        for i, text in enumerate(one.texts(pipe.infotexts(pipe.with_size(one.settings, None), from_image=False))):
+        for i, text in enumerate(one.texts(pipe.infotexts(pipe.resolve_size(one.settings, None), from_image=False))):
             save_png(Image.new("RGB", (8, 8)), folder, text, one.prefix, one.number + i)
 
 
@@ -39,11 +42,11 @@ def names(folder: Path) -> list[str]:
 def test_alone_one_is_one_process(monkeypatch, capsys):
     monkeypatch.delenv("RANK", raising=False)
     assert processes() == (0, 1)
-    with one_of_many():
+    with worker_context():
         print("heard")
     assert capsys.readouterr().out == "heard\n"
     asked = drawings()
-    assert share(agreed(lambda: asked)) is asked
+    assert shard(broadcast(lambda: asked)) is asked
 
 
 def test_shares_are_all_of_it_once_the_largest_first(monkeypatch):
@@ -52,7 +55,7 @@ def test_shares_are_all_of_it_once_the_largest_first(monkeypatch):
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "3")
-        shares.append(share(asked))
+        shares.append(shard(asked))
     assert sorted(str(one) for part in shares for one in part) == sorted(map(str, asked))
     assert [[one.settings.num_images for one in part] for part in shares] == [[2, 1, 1], [2, 1], [2, 1]]
 
@@ -62,7 +65,7 @@ def test_all_but_the_first_are_silent_until_they_fail(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
 
     def fail():
-        with one_of_many():
+        with worker_context():
             print("not heard")
             print("nor this", file=sys.stderr)
             raise UserError("this is.")
@@ -74,7 +77,7 @@ def test_all_but_the_first_are_silent_until_they_fail(monkeypatch, capsys):
 
 def test_numbers_go_on_where_the_folder_ends(pipe, tmp_path):
     save_png(Image.new("RGB", (8, 8)), tmp_path, prefix="", number=6)
-    planned = plan(pipe, drawings(3, num_images=2), tmp_path)
+    planned = assign_filenames(pipe, drawings(3, num_images=2), tmp_path)
     assert [one.number for one in planned] == [7, 9, 11]
     fill(pipe, tmp_path, reversed(planned))  # in whatever order they are made
     assert names(tmp_path) == [f"{i:05}.png" for i in range(6, 13)]
@@ -84,8 +87,10 @@ def test_numbers_go_on_where_the_folder_ends(pipe, tmp_path):
 
 
 def test_titles_count_each_for_themselves(pipe, tmp_path):
-    titled = [Drawing(one.settings, title=title) for one, title in zip(drawings(4), ["Cat", "Dog", "Cat", "Cat"])]
-    assert [(one.prefix, one.number) for one in plan(pipe, titled, tmp_path)] == [
+    titled = [
+        GenerationRequest(one.settings, title=title) for one, title in zip(drawings(4), ["Cat", "Dog", "Cat", "Cat"])
+    ]
+    assert [(one.prefix, one.number) for one in assign_filenames(pipe, titled, tmp_path)] == [
         ("cat-", 0),
         ("dog-", 0),
         ("cat-", 1),
@@ -95,37 +100,37 @@ def test_titles_count_each_for_themselves(pipe, tmp_path):
 
 def test_what_is_there_is_left_out_and_gaps_are_filled(pipe, tmp_path, capsys):
     save_png(Image.new("RGB", (8, 8)), tmp_path)  # somebody's
-    asked = spell_out(drawings(1, num_images=3)[0].settings) + drawings(3)[1:]
-    whole = plan(pipe, asked, tmp_path)
+    asked = expand_request(drawings(1, num_images=3)[0].settings) + drawings(3)[1:]
+    whole = assign_filenames(pipe, asked, tmp_path)
     fill(pipe, tmp_path, whole)
     for number in (2, 4):
         (tmp_path / f"{number:05}.png").unlink()
-    rest = plan(pipe, asked, tmp_path, resume=True)
-    assert capsys.readouterr().out == f"3 of 5 pictures are in {tmp_path} already.\n"
+    rest = assign_filenames(pipe, asked, tmp_path, resume=True)
+    assert capsys.readouterr().out == f"3 of 5 images are in {tmp_path} already.\n"
     assert [(one.number, one.settings.seed, one.settings.num_images) for one in rest] == [(2, 11, 1), (4, 11, 1)]
     fill(pipe, tmp_path, rest)
     assert names(tmp_path) == [f"{i:05}.png" for i in range(6)]
-    assert plan(pipe, asked, tmp_path, resume=True) == []
-    again = plan(pipe, asked, tmp_path)  # without the flag everything is drawn again, beside what there is
+    assert assign_filenames(pipe, asked, tmp_path, resume=True) == []
+    again = assign_filenames(pipe, asked, tmp_path)  # without the flag everything is drawn again, beside what there is
     assert [one.number for one in again] == [6, 9, 10]
 
 
 @pytest.mark.parametrize("change", [dict(steps=3), dict(seed=1), dict(negative_prompt="x"), dict(step_cache=2)])
 def test_other_settings_are_another_picture(pipe, tmp_path, change):
     asked = drawings(1)
-    fill(pipe, tmp_path, plan(pipe, asked, tmp_path))
-    other = [Drawing(asked[0].settings.but(**change))]
-    assert [one.number for one in plan(pipe, other, tmp_path, resume=True)] == [1]
+    fill(pipe, tmp_path, assign_filenames(pipe, asked, tmp_path))
+    other = [GenerationRequest(asked[0].settings.replace(**change))]
+    assert [one.number for one in assign_filenames(pipe, other, tmp_path, resume=True)] == [1]
 
 
 def test_a_broken_picture_is_drawn_again_beside_it(pipe, tmp_path):
     asked = drawings(2)
-    fill(pipe, tmp_path, plan(pipe, asked, tmp_path))
+    fill(pipe, tmp_path, assign_filenames(pipe, asked, tmp_path))
     (tmp_path / "00001.png").write_bytes((tmp_path / "00001.png").read_bytes()[:-50])  # into the pixels
-    rest = plan(pipe, asked, tmp_path, resume=True)
+    rest = assign_filenames(pipe, asked, tmp_path, resume=True)
     fill(pipe, tmp_path, rest)
     assert names(tmp_path) == ["00000.png", "00001.png", "00002.png"]
-    assert len(saved(tmp_path)) == 2
+    assert len(saved_texts(tmp_path)) == 2
 
 
 def test_resume_without_a_seed_is_one_sentence(run):
@@ -160,6 +165,6 @@ def test_two_processes_draw_what_one_draws(run, tmp_path):
     (tmp_path / "two" / "00003.png").unlink()
     done = torchrun(2, tmp_path, "--outdir", "two", "--resume")
     assert done.returncode == 0, done.stderr
-    assert "4 of 5 pictures are in two already." in done.stdout
+    assert "4 of 5 images are in two already." in done.stdout
     assert names(tmp_path / "two") == names(tmp_path / "one")
     assert read_infotext(tmp_path / "two" / "00003.png") == read_infotext(tmp_path / "one" / "00003.png")

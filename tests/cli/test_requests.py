@@ -2,10 +2,10 @@ from itertools import pairwise
 
 import pytest
 
-from sd.cli.requests import Drawing, spell_out
+from sd.cli.requests import GenerationRequest, expand_request
 from sd.pipeline.infotext import parse_infotext, with_setting, write_infotext
-from sd.pipeline.settings import Settings
-from sd.prompts.enhance import Written
+from sd.pipeline.settings import GenerationSettings
+from sd.prompts.enhance import EnhancedPrompt
 from sd.prompts.wildcards import expand_wildcards
 from sd.utils.errors import UserError
 from sd.utils.files import read_prompts
@@ -26,15 +26,15 @@ def test_prompts_from_a_file(tmp_path):
 
 
 def test_plain_words_stay_one_drawing():
-    asked = Settings("a cat", num_images=3, seed=5)
-    (drawing,) = spell_out(asked)
+    asked = GenerationSettings("a cat", num_images=3, seed=5)
+    (drawing,) = expand_request(asked)
     assert drawing.settings.seeds() == asked.seeds()
-    assert drawing == Drawing(asked.but(variation_seed=asked.variation_seed))
+    assert drawing == GenerationRequest(asked.replace(variation_seed=asked.variation_seed))
 
 
 def test_each_picture_chooses_by_its_own_seed():
-    asked = Settings("a __animal__", "no __color__", num_images=4, seed=5)
-    drawings = spell_out(asked)
+    asked = GenerationSettings("a __animal__", "no __color__", num_images=4, seed=5)
+    drawings = expand_request(asked)
     pictures = [(seed, one) for one in drawings for seed in one.settings.seeds()]
     assert [seed for seed, _ in pictures] == [5, 6, 7, 8]
     for seed, one in pictures:
@@ -42,12 +42,12 @@ def test_each_picture_chooses_by_its_own_seed():
         assert one.settings.negative_prompt == expand_wildcards("no __color__", seed)
         assert one.template == "a __animal__"
         assert one.title == ""
-    alone = spell_out(asked.but(seed=7, num_images=1))
+    alone = expand_request(asked.replace(seed=7, num_images=1))
     assert alone[0].settings.prompt == pictures[2][1].settings.prompt
 
 
 def test_neighbours_with_equal_words_are_drawn_together():
-    drawings = spell_out(Settings("{a|b}", num_images=12, seed=1))
+    drawings = expand_request(GenerationSettings("{a|b}", num_images=12, seed=1))
     prompts = [one.settings.prompt for one in drawings]
     assert all(here != there for here, there in pairwise(prompts))
     assert sum(one.settings.num_images for one in drawings) == 12
@@ -55,24 +55,24 @@ def test_neighbours_with_equal_words_are_drawn_together():
 
 
 def test_variations_of_one_seed_are_of_one_prompt():
-    asked = Settings("{a|b|c|d|e}", num_images=4, seed=1, variation_seed=9, variation_strength=0.2)
-    (drawing,) = spell_out(asked)
+    asked = GenerationSettings("{a|b|c|d|e}", num_images=4, seed=1, variation_seed=9, variation_strength=0.2)
+    (drawing,) = expand_request(asked)
     assert drawing.settings.seeds() == [1] * 4
     assert drawing.settings.variation_seeds() == [9, 10, 11, 12]
 
 
 def test_a_writer_gets_the_chosen_words_and_adds_to_the_negative_prompt():
-    asked = Settings("a {red} __animal__", "blur", num_images=1, seed=3)
-    (drawing,) = spell_out(asked, lambda idea, seed: Written(f"{idea}, {seed}", "dogs", "Title", "note."))
+    asked = GenerationSettings("a {red} __animal__", "blur", num_images=1, seed=3)
+    (drawing,) = expand_request(asked, lambda idea, seed: EnhancedPrompt(f"{idea}, {seed}", "dogs", "Title", "note."))
     assert drawing.settings.prompt == expand_wildcards("a {red} __animal__", 3) + ", 3"
     assert drawing.settings.negative_prompt == "blur, dogs"
     assert (drawing.title, drawing.note, drawing.template) == ("Title", "note.", "a {red} __animal__")
 
 
 def test_an_unknown_wildcard_in_either_prompt():
-    for settings in (Settings("__nobody__"), Settings("a cat", "__nobody__")):
+    for settings in (GenerationSettings("__nobody__"), GenerationSettings("a cat", "__nobody__")):
         with pytest.raises(UserError, match="__nobody__"):
-            spell_out(settings)
+            expand_request(settings)
 
 
 @pytest.mark.parametrize("template", ["a __animal__", 'a "b", c: {d|e}', "two\nlines, and: more\\", "語"])

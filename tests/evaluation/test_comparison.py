@@ -12,10 +12,10 @@ from evaluation.test_clip_score import Colours
 from PIL import Image
 from safetensors.torch import save_file
 
-from sd.cli.args import column_of
+from sd.cli.args import parse_column
 from sd.evaluation.clip_score import evaluate
 from sd.evaluation.comparison import Column, Comparison, compare
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.utils.errors import UserError
 
@@ -45,7 +45,9 @@ def files(tmp_path):
     return str(tmp_path / "bent.safetensors"), str(tmp_path / "word.safetensors")
 
 
-ASKED = [Settings(prompt=prompt, steps=2, seed=seed, num_images=2) for prompt, seed in (("a <rex>", 1), ("x", 5))]
+ASKED = [
+    GenerationSettings(prompt=prompt, steps=2, seed=seed, num_images=2) for prompt, seed in (("a <rex>", 1), ("x", 5))
+]
 
 
 def test_a_column_draws_what_its_model_draws_alone(pipe, files):
@@ -100,7 +102,7 @@ def test_one_checkpoint_at_a_time_and_each_once(pipe, files, tmp_path):
 
 def test_scores_stand_under_each_column(pipe, files, photo):
     columns = [Column(), Column(loras=((files[0], 1.0),))]
-    settings = [Settings(prompt="<rex>", steps=1, seed=1, num_images=2)]
+    settings = [GenerationSettings(prompt="<rex>", steps=1, seed=1, num_images=2)]
     done = compare(lambda ckpt: pipe, columns, settings, Colours(), [photo], "<rex>", "grey")
     for found, images in zip(done.evaluations, done.images):
         assert found == evaluate(Colours(), images, [photo], ["grey", "grey"])
@@ -136,14 +138,14 @@ def test_a_mistake_costs_no_drawing(pipe, files, tmp_path, spoilt):
     ],
 )
 def test_columns_as_people_write_them(text, column, label):
-    assert column_of(text) == column
+    assert parse_column(text) == column
     assert column.label == label
 
 
 @pytest.mark.parametrize("text", ["", "dog.pt", "lora=", "model=x", "ckpt=a + ckpt=b", "lora=x:strong"])
 def test_what_is_no_column_is_one_sentence(text):
     with pytest.raises(UserError, match="write"):
-        column_of(text)
+        parse_column(text)
 
 
 def test_the_script_with_the_bundled_model(run, photo):

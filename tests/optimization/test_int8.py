@@ -12,7 +12,7 @@ from sd.adapters.injection import eject, inject, patchable_layers
 from sd.optimization.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, fits, to_bytes, to_int8
 from sd.optimization.prepacked_conv import PackedConv2d
 from sd.optimization.registry import EXACT, optimize, usual_ones
-from sd.pipeline.seamless import seamless
+from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.images import to_tensor
 
@@ -125,7 +125,7 @@ def test_gradients_are_those_of_the_plain_network():
 @torch.no_grad()
 def test_edges_that_continue_at_the_opposite_ones():
     unet, vae = small_networks()
-    with seamless(unet, vae):
+    with circular_padding(unet, vae):
         expected = unet(*guided_inputs())
         optimize(unet, vae, WITH)
         assert distance(unet(*guided_inputs()), expected) < 0.05

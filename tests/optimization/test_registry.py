@@ -14,7 +14,7 @@ from sd.optimization.prepacked_conv import PackedConv2d, pack
 from sd.optimization.registry import NO_OPTIMIZATIONS, OPTIMIZATIONS, list_optimizations, optimize, usual_ones
 from sd.optimization.shared_cfg_prefix import SharedStartUNet
 from sd.optimization.tiled_attention import FEWEST_PLACES, ROWS, TiledAttention, tile, tiled_attention, untile
-from sd.pipeline.seamless import seamless
+from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
@@ -162,7 +162,7 @@ def test_a_lora_in_packed_layers_adds_what_it_adds_to_plain_ones(networks):
 @torch.no_grad()
 def test_seamless_edges_through_packed_convolutions(networks):
     unet, vae = networks
-    with seamless(unet, vae):
+    with circular_padding(unet, vae):
         expected = unet(*guided_inputs())
         optimize(unet, vae)
         assert distance(unet(*guided_inputs()), expected) < ROUNDING

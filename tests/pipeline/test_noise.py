@@ -1,18 +1,18 @@
 import pytest
 import torch
 
-from sd.pipeline.noise import Noise, slerp
+from sd.pipeline.noise import SeededNoise, slerp
 
 
 def test_a_row_depends_on_its_own_seed_alone():
-    many, one = Noise([3, 4, 5], (4, 8, 8)), Noise([4], (4, 8, 8))
+    many, one = SeededNoise([3, 4, 5], (4, 8, 8)), SeededNoise([4], (4, 8, 8))
     for _ in range(3):
         assert torch.equal(many()[1:2], one())
 
 
 def test_starting_noise_is_torchs_own_for_that_seed():
     expected = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(9))
-    assert torch.equal(Noise([9], (4, 8, 8))()[0], expected)
+    assert torch.equal(SeededNoise([9], (4, 8, 8))()[0], expected)
 
 
 def test_slerp_runs_along_the_arc():
@@ -27,6 +27,6 @@ def test_slerp_runs_along_the_arc():
 
 
 def test_a_variation_changes_the_start_only():
-    plain, varied = Noise([1], (4, 8, 8)), Noise([1], (4, 8, 8), variations=[2], strength=0.4)
+    plain, varied = SeededNoise([1], (4, 8, 8)), SeededNoise([1], (4, 8, 8), variation_seeds=[2], strength=0.4)
     assert not torch.allclose(plain(), varied())
     assert torch.equal(plain(), varied())

@@ -1,7 +1,8 @@
 import pytest
 
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.settings import Settings
+from sd.pipeline.metadata.settings_infotext import from_infotext, to_infotext
+from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 
 
@@ -12,8 +13,8 @@ def test_a_webui_picture_is_understood():
         "Model hash: cc6cb27103, Model: v1-5-pruned-emaonly, Denoising strength: 0.55, Clip skip: 2, "
         "Hires upscale: 2, Hires upscaler: Latent, Version: v1.10.1"
     )
-    settings = Settings.from_infotext(text)
-    assert settings == Settings(
+    settings = from_infotext(text)
+    assert settings == GenerationSettings(
         prompt="a castle (on a hill:1.2)",
         negative_prompt="blurry, lowres",
         steps=20,
@@ -31,12 +32,12 @@ def test_a_webui_picture_is_understood():
 
 
 def test_an_older_webui_names_the_schedule_with_the_sampler():
-    settings = Settings.from_infotext("x\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512")
+    settings = from_infotext("x\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512")
     assert (settings.sampler, settings.schedule) == ("dpmpp_2m", "karras")
 
 
 def test_writing_and_reading_is_the_same_again():
-    asked = Settings(
+    asked = GenerationSettings(
         prompt='a "red", apple\nSteps: many',
         negative_prompt="x: y",
         steps=3,
@@ -59,18 +60,18 @@ def test_writing_and_reading_is_the_same_again():
         step_cache=3,
         token_merging=0.4,
     )
-    text = asked.infotext(0, "model, with comma", "0123456789", from_image=False)
-    assert Settings.from_infotext(text) == asked
+    text = to_infotext(asked, 0, "model, with comma", "0123456789", from_image=False)
+    assert from_infotext(text) == asked
 
 
 def test_what_is_not_asked_for_is_not_written():
-    text = Settings("x", seed=1, width=64, height=64).infotext(0, "", "", from_image=False)
+    text = to_infotext(GenerationSettings("x", seed=1, width=64, height=64), 0, "", "", from_image=False)
     assert not {"Guidance start", "Guidance end", "Step cache", "Token merging ratio"} & parse_infotext(text).keys()
 
 
 def test_variations_keep_the_seed_and_count_the_variation():
-    plain = Settings(seed=5, num_images=3, variation_seed=8)
-    varied = Settings(seed=5, num_images=3, variation_seed=8, variation_strength=0.1)
+    plain = GenerationSettings(seed=5, num_images=3, variation_seed=8)
+    varied = GenerationSettings(seed=5, num_images=3, variation_seed=8, variation_strength=0.1)
     assert plain.seeds() == [5, 6, 7]
     assert varied.seeds() == [5, 5, 5]
     assert varied.variation_seeds() == [8, 9, 10]
@@ -79,9 +80,9 @@ def test_variations_keep_the_seed_and_count_the_variation():
 @pytest.mark.parametrize("text", ["", "only a prompt", "x\nSteps: many, Sampler: Euler, CFG scale: 7, Seed: 1"])
 def test_text_without_settings_is_refused(text):
     with pytest.raises(UserError):
-        Settings.from_infotext(text)
+        from_infotext(text)
 
 
 def test_a_webui_sampler_that_we_lack_is_named():
     with pytest.raises(UserError, match="DPM fast"):
-        Settings.from_infotext("x\nSteps: 20, Sampler: DPM fast, CFG scale: 7, Seed: 1, Size: 512x512")
+        from_infotext("x\nSteps: 20, Sampler: DPM fast, CFG scale: 7, Seed: 1, Size: 512x512")

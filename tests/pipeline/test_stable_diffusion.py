@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from sd.checkpoints.discovery import Models
 from sd.pipeline.latents import decode_latent, encode_image
-from sd.pipeline.sampling_loop import last_part
-from sd.pipeline.settings import Settings
+from sd.pipeline.metadata.settings_infotext import from_infotext
+from sd.pipeline.sampling_loop import truncate_sigmas
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.prompts.weighting import encode_prompt
 from sd.samplers import SAMPLERS
@@ -140,7 +141,7 @@ def test_inpainting_unet_draws_from_text_alone(inpainting_pipe):
 def test_a_guidance_interval_written_out(pipe):
     """Five steps of Euler by hand: t = 801, 601, 401 lie between shares 0.15 and 0.65 of the way, 201 and 1 do not."""
     made = pipe("a red apple", "blurry", steps=5, sampler="euler", seed=4, guidance_start=0.15, guidance_end=0.65)
-    uncond, cond = pipe.encode_prompts(Settings("a red apple", "blurry"))
+    uncond, cond = pipe.encode_prompts(GenerationSettings("a red apple", "blurry"))
     sigmas = sigma_list(5)
     x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(4))[None] * (1 + sigmas[0] ** 2) ** 0.5
     for sigma, to, t in zip(sigmas, sigmas[1:], (801.0, 601.0, 401.0, 201.0, 1.0)):
@@ -161,7 +162,7 @@ def test_approximations_together_in_every_sampler(pipe, sampler):
     asked = dict(steps=4, seed=1, sampler=sampler)
     made = pipe("a red apple", num_images=2, **asked, **APPROXIMATE)
     assert made.latents.isfinite().all()
-    alone = pipe.draw(Settings.from_infotext(made.infotexts[1]))
+    alone = pipe.generate(from_infotext(made.infotexts[1]))
     assert torch.equal(alone.latents, made.latents[1:])
     assert not torch.allclose(pipe("a red apple", **asked).latents, made.latents[:1])
 
@@ -215,11 +216,11 @@ def test_variation_strength_runs_from_one_seeds_noise_to_the_others(pipe):
 def test_tiling_makes_the_picture_wrap(pipe):
     """Shift the starting noise around the edge, and the picture shifts with it."""
     from sd.denoiser import Denoiser
-    from sd.pipeline.seamless import seamless
+    from sd.pipeline.circular_padding import circular_padding
 
     x = torch.randn(1, 4, 8, 8)
     context = torch.randn(1, 77, 64)
-    with torch.no_grad(), seamless(pipe.unet, pipe.vae):
+    with torch.no_grad(), circular_padding(pipe.unet, pipe.vae):
         denoise = Denoiser(pipe.unet, context)
         picture, shifted = (decode_latent(pipe.vae, denoise(start, 1.0)) for start in (x, x.roll(4, dims=3)))
     # The U-Net halves the size once, so a shift by 4 is whole there; what is left is fp32 rounding.
@@ -263,7 +264,7 @@ def test_the_infotext_draws_the_same_again(pipe, tmp_path):
     made = pipe(
         "a (red:1.2) apple,\nround", "blurry", steps=3, sampler="dpmpp_2m", schedule="karras", num_images=2, clip_skip=2
     )
-    again = pipe.draw(Settings.from_infotext(made.infotexts[1]))
+    again = pipe.generate(from_infotext(made.infotexts[1]))
     assert same(again.images[0], made.images[1])
     assert again.infotexts[0] == made.infotexts[1]
 
@@ -343,10 +344,10 @@ def test_seed_is_any_when_it_is_none_or_minus_one(pipe):
 
 def test_last_part():
     sigmas = [4.0, 3.0, 2.0, 1.0, 0.0]
-    assert last_part(sigmas, 1.0) == sigmas
-    assert last_part(sigmas, 0.5) == [2.0, 1.0, 0.0]
-    assert last_part(sigmas, 0.3) == [1.0, 0.0]
-    assert last_part(sigmas, 0.0) == [0.0]
+    assert truncate_sigmas(sigmas, 1.0) == sigmas
+    assert truncate_sigmas(sigmas, 0.5) == [2.0, 1.0, 0.0]
+    assert truncate_sigmas(sigmas, 0.3) == [1.0, 0.0]
+    assert truncate_sigmas(sigmas, 0.0) == [0.0]
 
 
 def test_loras_and_embeddings_come_and_go(pipe, tmp_path):

@@ -10,24 +10,24 @@ from sd.prompts.enhance import (
     DATA,
     LIMITS,
     ChatError,
-    PromptWriter,
-    Written,
-    emoji_names,
+    EnhancedPrompt,
+    PromptEnhancer,
+    build_messages,
+    enhance_prompt,
     file_name,
-    messages_for,
-    read_answer,
-    write_prompts,
+    parse_answer,
+    read_emoji_names,
 )
 from sd.prompts.styles import find_style, read_styles, styles_for
 from sd.prompts.weighting import CHUNK, MAX_CHUNKS
 from sd.utils.errors import UserError
 
-ANSWER = Written(GOOD["prompt"], GOOD["negative_prompt"], GOOD["title"])
+ANSWER = EnhancedPrompt(GOOD["prompt"], GOOD["negative_prompt"], GOOD["title"])
 
 
 def test_a_good_answer():
     with ChatServer(says(GOOD)) as server:
-        assert write_prompts("something sour", server.endpoint) == ANSWER
+        assert enhance_prompt("something sour", server.endpoint) == ANSWER
         asked = server.asked[0]["messages"]
     assert asked[-1] == {"role": "user", "content": "something sour"}
     assert [message["role"] for message in asked] == ["system", *["user", "assistant"] * (len(asked) // 2 - 1), "user"]
@@ -48,11 +48,11 @@ def test_a_good_answer():
     ],
 )
 def test_answers_are_read_leniently(text):
-    assert read_answer(text) == ANSWER
+    assert parse_answer(text) == ANSWER
 
 
 def test_a_negative_prompt_may_be_left_out():
-    assert read_answer('{"prompt": "a cat", "title": "Cat"}') == Written("a cat", "", "Cat")
+    assert parse_answer('{"prompt": "a cat", "title": "Cat"}') == EnhancedPrompt("a cat", "", "Cat")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_negative_prompt_may_be_left_out():
 )
 def test_answers_are_checked_strictly(text, said):
     with pytest.raises(ChatError, match=said) as caught:
-        read_answer(text)
+        parse_answer(text)
     assert len(str(caught.value)) < 150
     assert "\n" not in str(caught.value)
 
@@ -109,7 +109,7 @@ def test_no_answer_is_too_long_to_be_drawn():
 def test_whatever_fails_the_style_stands_in_with_one_sentence(behave, said):
     with ChatServer(behave) as server:
         endpoint = replace(server.endpoint, timeout=0.5 if behave is silent else 30)
-        written = write_prompts("a lighthouse at dusk", endpoint, style="watercolor")
+        written = enhance_prompt("a lighthouse at dusk", endpoint, style="watercolor")
     style = find_style("watercolor")
     assert written[:3] == (*style.apply("a lighthouse at dusk"), "a lighthouse at dusk")
     assert said in written.note
@@ -118,25 +118,25 @@ def test_whatever_fails_the_style_stands_in_with_one_sentence(behave, said):
 
 
 def test_without_an_endpoint_the_seed_chooses_the_style():
-    made = [write_prompts("a cat", seed=seed) for seed in range(40)]
-    assert made == [write_prompts("a cat", seed=seed) for seed in range(40)]
+    made = [enhance_prompt("a cat", seed=seed) for seed in range(40)]
+    assert made == [enhance_prompt("a cat", seed=seed) for seed in range(40)]
     assert {one[:2] for one in made} <= {style.apply("a cat") for style in styles_for(emoji=False)}
     assert len({one[:2] for one in made}) > 10
     assert "no chat endpoint is set" in made[0].note
     for seed in range(10):
-        assert write_prompts("a cat", seed=seed, emoji=True).prompt.endswith(("emoji", "fxemoji"))
+        assert enhance_prompt("a cat", seed=seed, emoji=True).prompt.endswith(("emoji", "fxemoji"))
 
 
 def test_each_idea_is_asked_for_once():
     with ChatServer(says(GOOD)) as server:
-        write = PromptWriter(server.endpoint)
+        write = PromptEnhancer(server.endpoint)
         assert [write("a", 1), write("a", 2), write("b", 3)] == [ANSWER] * 3
         assert len(server.asked) == 2
 
 
 def test_a_bad_answer_costs_one_idea_and_a_dead_endpoint_is_left_alone():
     with ChatServer(says("no JSON")) as server:
-        write = PromptWriter(server.endpoint)
+        write = PromptEnhancer(server.endpoint)
         assert write("a").note
         server.behave = says(GOOD)
         assert write("a").note
@@ -149,7 +149,7 @@ def test_a_bad_answer_costs_one_idea_and_a_dead_endpoint_is_left_alone():
 
 def test_a_style_around_an_answer():
     with ChatServer(says(GOOD)) as server:
-        written = write_prompts("something sour", server.endpoint, style="ink drawing")
+        written = enhance_prompt("something sour", server.endpoint, style="ink drawing")
         assert "ink drawing of {prompt}" in server.asked[0]["messages"][-1]["content"]
     assert written[:2] == find_style("ink drawing").apply(*ANSWER[:2])
     assert written.title == "Lemon"
@@ -157,38 +157,38 @@ def test_a_style_around_an_answer():
 
 def test_an_unknown_style_is_said_before_anything_is_asked():
     with pytest.raises(UserError, match="no style"):
-        write_prompts("a cat", style="nothing")
+        enhance_prompt("a cat", style="nothing")
 
 
 def test_tags_of_adapters_are_kept_from_the_model_and_put_back():
     with ChatServer(says(GOOD)) as server:
-        written = write_prompts("<nils> eats<lora:sour:0.8>", server.endpoint)
+        written = enhance_prompt("<nils> eats<lora:sour:0.8>", server.endpoint)
         assert server.asked[0]["messages"][-1]["content"] == "<nils> eats"
     assert written.prompt == GOOD["prompt"] + "<lora:sour:0.8>"
-    assert "<lora:sour:0.8>" in write_prompts("a cat <lora:sour:0.8>").prompt
-    assert write_prompts("a cat <lora:sour:0.8>").title == "a cat"
+    assert "<lora:sour:0.8>" in enhance_prompt("a cat <lora:sour:0.8>").prompt
+    assert enhance_prompt("a cat <lora:sour:0.8>").title == "a cat"
 
 
 def test_the_bundled_model_is_asked_for_in_its_own_words():
-    names = set(emoji_names())
+    names = set(read_emoji_names())
     assert {"red apple", "the sun".removeprefix("the ")} <= names
     assert "poodle" not in names  # held out: it has never seen one
-    assert "red apple" in messages_for("x", None, emoji=True)[0]["content"]
-    assert "red apple" not in messages_for("x", None, emoji=False)[0]["content"]
+    assert "red apple" in build_messages("x", None, emoji=True)[0]["content"]
+    assert "red apple" not in build_messages("x", None, emoji=False)[0]["content"]
 
 
 @pytest.mark.parametrize("guide", ["general", "emoji"])
 def test_our_examples_would_be_accepted(guide):
     examples = json.loads((DATA / "prompt_examples.json").read_text(encoding="utf-8"))[guide]["examples"]
     for example in examples:
-        read_answer(json.dumps(example))
+        parse_answer(json.dumps(example))
 
 
 def test_the_emoji_examples_are_names_and_styles_of_that_model():
     guide = json.loads((DATA / "prompt_examples.json").read_text(encoding="utf-8"))["emoji"]
     for example in guide["examples"]:
         name, style = example["prompt"].split(", ")
-        assert name.removeprefix("a ").removeprefix("an ") in emoji_names()
+        assert name.removeprefix("a ").removeprefix("an ") in read_emoji_names()
         assert style in {one.prompt.removeprefix("{prompt}, ") for one in styles_for(emoji=True)}
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from sd.prompts.styles import Style, find_style, read_styles, styles_for
-from sd.prompts.weighting import parse
+from sd.prompts.weighting import parse_prompt
 from sd.utils.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_our_own_styles_are_words_and_keep_the_prompt():
     for style in read_styles().values():
         assert "{prompt}" in style.prompt
         assert "{prompt}" not in style.negative_prompt
-        assert parse(style.prompt + style.negative_prompt) == [(style.prompt + style.negative_prompt, 1.0)]
+        assert parse_prompt(style.prompt + style.negative_prompt) == [(style.prompt + style.negative_prompt, 1.0)]
 
 
 def test_the_bundled_models_styles_are_those_of_its_captions():

@@ -11,7 +11,7 @@ from sd.prompts.weighting import (
     emphasize,
     encode_prompt,
     encode_prompts,
-    parse,
+    parse_prompt,
     split_chunks,
 )
 from sd.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def peer(clip):
     ],
 )
 def test_parse(prompt, pieces):
-    parsed = parse(prompt)
+    parsed = parse_prompt(prompt)
     assert [text for text, _ in parsed] == [text for text, _ in pieces]
     assert [weight for _, weight in parsed] == pytest.approx([weight for _, weight in pieces], rel=1e-12)
 

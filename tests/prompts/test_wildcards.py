@@ -103,9 +103,9 @@ def test_our_own_files_hold_good_lines(name):
 
 
 def test_our_own_names_for_the_bundled_model_are_names_that_it_has_learnt():
-    from sd.prompts.enhance import emoji_names
+    from sd.prompts.enhance import read_emoji_names
 
-    known = set(emoji_names())
+    known = set(read_emoji_names())
     for name in ("animal", "face", "food", "plant", "sky", "thing", "vehicle"):
         assert set(read_lines(name)) <= known, WILDCARDS / name
 

@@ -256,7 +256,7 @@ def test_which_checkpoint_is_used_is_said_unless_it_is_the_bundled_one(run, tmp_
     shutil.copy(BUNDLED, own)
     shutil.copy(BUNDLED, weights / "my-dog.safetensors")
     code, out, _ = run("txt2img.py", *flags)
-    assert (code, out.splitlines()[0]) == (0, f"checkpoint: {own}; --ckpt emoji takes the bundled model")
+    assert (code, out.splitlines()[0]) == (0, f"checkpoint: {own}; --ckpt emoji uses the bundled model")
     code, out, _ = run("txt2img.py", *flags, "--ckpt", "dreamy.SAFETENSORS")
     assert (code, out.splitlines()[0]) == (0, f"checkpoint: {own}")
     code, out, _ = run("txt2img.py", *flags, "--ckpt", "emoji")

@@ -19,14 +19,14 @@ QUIET = dict(deadline=None, database=None, suppress_health_check=list(HealthChec
 @pytest.fixture
 def web(tmp_path, pipe):
     web = Web(tmp_path, pipe, limit=10_000)
-    draw = web.pipe.draw
+    draw = web.pipe.generate
 
     def draw_little(asked, image=None, mask=None, **more):
         """With everything that was asked for but the size and the number, which only take time."""
-        small = asked.but(steps=1, width=64, height=64, num_images=1, hires_scale=1.0)
+        small = asked.replace(steps=1, width=64, height=64, num_images=1, hires_scale=1.0)
         return draw(small, image, mask, **more)
 
-    web.pipe.draw = draw_little
+    web.pipe.generate = draw_little
     yield web
     web.jobs.close()
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from sd.pipeline.settings import Settings
+from sd.pipeline.metadata.settings_infotext import to_infotext
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
-from sd.prompts.enhance import Written
+from sd.prompts.enhance import EnhancedPrompt
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.model_index import Models
@@ -37,13 +38,13 @@ def values_of(form, **changes):
 
 def test_untouched_it_asks_for_a_picture_of_the_models_size(form):
     asked = form.asked(*values_of(form, seed="5"))
-    expected = Settings("a red apple", seed=5, steps=STEPS, sampler=SAMPLER, width=128, height=128)
-    assert asked.settings.but(variation_seed=0) == expected.but(variation_seed=0)
+    expected = GenerationSettings("a red apple", seed=5, steps=STEPS, sampler=SAMPLER, width=128, height=128)
+    assert asked.settings.replace(variation_seed=0) == expected.replace(variation_seed=0)
     assert (asked.checkpoint, asked.image, asked.mask) == (BUNDLED.stem, None, None)
 
 
 def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
-    settings = Settings(
+    settings = GenerationSettings(
         prompt="a fox, (red:1.2)",
         negative_prompt="blue",
         strength=0.65,
@@ -64,7 +65,7 @@ def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
         step_cache=2,
         token_merging=0.5,
     )
-    text = settings.infotext(0, BUNDLED.stem, "0123456789", from_image=True)
+    text = to_infotext(settings, 0, BUNDLED.stem, "0123456789", from_image=True)
     filled, notes = form.fill(text)
     assert notes == ["It was generated from another image, which is not in it."]
     changes = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
@@ -126,7 +127,7 @@ def test_words_for_a_lora():
 
 
 def test_a_title_stays_with_its_prompt():
-    written = Written("a fox, oil painting", "blurry", "A Fox")
+    written = EnhancedPrompt("a fox, oil painting", "blurry", "A Fox")
     assert title_of("a fox, oil painting", written) == title_of("a fox, oil painting, <lora:x:1>", written) == "A Fox"
     assert title_of("a red apple", written) == title_of("a fox", None) == ""
 

@@ -1,26 +1,22 @@
-"""From the webui's labels to the fields of `Settings`: what each label means here, and what is said where it cannot.
+"""From the webui's labels to the fields of `GenerationSettings`, with a note on what is not honored.
 
-Every label is obeyed (OBEYED and the functions below), silent (it changes nothing in the image), or named in a note.
+Every label is honored (a row of the table, or one of the functions below), silent (it does not change the image), or
+named in a note.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sd.optimization.token_merging import MAX_RATIO
+from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import find_sampler
+from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 
-HIRES_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
-SCHEDULE_LABELS = {
-    "ldm": "Uniform",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "sgm_uniform": "SGM Uniform",
-    "lcm": "LCM",
-}
 OURS = "sd-by-hand"  # what our own Version begins with
 UNKNOWN = ("", "unknown", "None", "none", "-1")
 # The webui's "Automatic", where it is not the even list (its modules/sd_samplers_kdiffusion.py).
@@ -73,13 +69,13 @@ LATENT_UPSCALER = re.compile("latent", re.IGNORECASE)
 
 @dataclass
 class Reading:
-    """What a text says. values: by the fields of `Settings`.
+    """What a text says. values: by the fields of `GenerationSettings`.
 
     notes: sentences on what is not honoured, by label. problems: sentences on what would give another image and has to
     be decided by a person, by field; "image" where it was generated from another image.
     """
 
-    values: dict[str, object] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
@@ -96,26 +92,30 @@ def finite(text: str) -> float:
     return value
 
 
-OBEYED: dict[str, tuple[str, Callable[[str], object]]] = {
-    "prompt": ("Prompt", str),
-    "negative_prompt": ("Negative prompt", str),
-    "steps": ("Steps", whole),
-    "guidance_scale": ("CFG scale", finite),
-    "seed": ("Seed", whole),
-    "clip_skip": ("Clip skip", lambda text: max(1, whole(text))),
-    "variation_seed": ("Variation seed", whole),
-    "variation_strength": ("Variation seed strength", finite),
-    "guidance_rescale": ("CFG Rescale phi", finite),
-    "tiling": ("Tiling", lambda text: text.lower() in ("true", "1", "yes")),
-    "guidance_start": ("Guidance start", finite),
-    "guidance_end": ("Guidance end", finite),
-    "step_cache": ("Step cache", whole),
-    "token_merging": ("Token merging ratio", finite),
-    "hires_scale": ("Hires upscale", finite),
-}
-HONORED = {label for label, _ in OBEYED.values()} | SILENT | set(FROM_IMAGE)
-HONORED |= set("Sampler|Schedule type|Scheduler|Denoising strength|RNG|ENSD|VAE|Module 1|Hires upscaler".split("|"))
-HONORED.add("Hires steps")
+def boolean(text: str) -> bool:
+    return text.lower() in ("true", "1", "yes")
+
+
+def reader_for(row: Option) -> Callable[[str], Any]:
+    """Returns the function that turns the text of an option into its value. It raises ValueError for a wrong text."""
+    if row.name == "clip_skip":
+        return lambda text: max(1, whole(text))  # some programs write 0 for the last layer
+    if row.choices is not None:
+        values = {label.lower(): value for value, label in row.choices.items()}
+        return lambda text: values[text.lower()] if text.lower() in values else invalid(text)
+    return {int: whole, float: finite, bool: boolean, str: str}[row.type]
+
+
+def invalid(text: str) -> None:
+    raise ValueError(text)
+
+
+# These are read by functions of their own below.
+READ_SPECIALLY = ("sampler", "schedule", "width", "height", "strength")
+READ_SPECIALLY += ("hires_strength", "hires_upscaler", "hires_steps")
+READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
+HONORED = {row.infotext.label for row in OPTIONS if row.infotext} | SILENT | set(FROM_IMAGE)
+HONORED |= {"Scheduler", "RNG", "ENSD", "VAE", "Module 1"}
 SAME_AS = {
     "Token merging ratio hr": "Token merging ratio",
     "Hires CFG Scale": "CFG scale",
@@ -125,21 +125,23 @@ SAME_AS = {
     "Hires negative prompt": "Negative prompt",
     "Hires Module 1": "Module 1",
 }
-FLAGS = {"guidance_scale": "--scale", "hires_scale": "--hires-scale", "clip_skip": "--clip-skip"}
 
 
 def read_fields(found: Mapping[str, str]) -> Reading:
-    """found: `infotext.parse_infotext`. Never raises."""
+    """Reads every label of an image's text. found: the result of `infotext.parse_infotext`. Never raises."""
     reading = Reading()
-    for name, (label, read) in OBEYED.items():
+    for row in READ_PLAINLY:
+        label = row.infotext.label if row.infotext else ""
         text = found.get(label)
-        if text is None or (text in UNKNOWN and name not in ("prompt", "negative_prompt")):
+        if text is None or (text in UNKNOWN and row.name not in ("prompt", "negative_prompt")):
             continue
         try:
-            reading.values[name] = read(text)
+            reading.values[row.name] = reader_for(row)(text)
         except ValueError:
-            flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
-            reading.problems[name] = f"the file gives {label!r} as {text[:40]!r}, which is not a number: give {flag}."
+            wrong = "not a number" if row.type in (int, float) else "unknown here"
+            reading.problems[row.name] = (
+                f"the file gives {label!r} as {text[:40]!r}, which is {wrong}: give {row.flags[0]}."
+            )
     read_sampler(found, reading)
     read_size(found, reading)
     read_second_pass(found, reading)

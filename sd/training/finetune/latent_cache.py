@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sd.pipeline.latents import in_enough_precision
+from sd.pipeline.latents import with_fp32_fallback
 from sd.training.finetune.data.buckets import bucket_sizes, cover_scale, cut, nearest
 from sd.training.finetune.data.image_folder import Photos
 from sd.utils.errors import UserError
@@ -118,7 +118,7 @@ def gaussians(vae: AutoencoderKL, images: Tensor) -> Tensor:
     device = vae.quant_conv.weight.device
     parts = []
     for part in images.split(max(1, PIXELS_AT_ONCE // images[0, 0].numel())):
-        moments = in_enough_precision(vae, lambda dtype, part=part: torch.stack(vae.encode(part.to(device, dtype)), 1))
+        moments = with_fp32_fallback(vae, lambda dtype, part=part: torch.stack(vae.encode(part.to(device, dtype)), 1))
         mean, logvar = moments.unbind(1)  # (v, 4, h, w) each
         parts.append(torch.stack([mean, torch.exp(0.5 * logvar)], 1).cpu() * LATENT_SCALE)
     return torch.cat(parts)

@@ -17,12 +17,12 @@ from sd.utils.errors import UserError
 from sd.web.a1111.extras import extras_router
 from sd.web.a1111.lists import connect_router, lists_router
 from sd.web.a1111.options import Options
-from sd.web.a1111.schema import ImageToImage, TextToImage, asked_of, info_of
+from sd.web.a1111.schema import ImageToImage, TextToImage, request_from_body, response_info
 from sd.web.jobs.job import Interrupted, Job
 from sd.web.jobs.limits import decode_picture
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.submit import ask
+from sd.web.jobs.submit import submit_request
 from sd.web.problems import PROBLEMS, report
 
 MOST_TASKS = 1000  # of `force_task_id`, that are remembered
@@ -65,11 +65,11 @@ class Server:
             report(request.scope, f"note: {note}")
         return await asyncio.to_thread(answer_of, job, body, ignored, notes)
 
-    def ask(self, body: TextToImage) -> tuple[Job, list[str], list[str]]:
+    def submit_request(self, body: TextToImage) -> tuple[Job, list[str], list[str]]:
         """The job, the names of the fields that are ignored, and notes."""
         options, notes = self.options.with_changes(body.override_settings)
-        asked, ignored = asked_of(body, options)
-        job = ask(self.jobs, self.models, asked)
+        asked, ignored = request_from_body(body, options)
+        job = submit_request(self.jobs, self.models, asked)
         if not body.override_settings_restore_afterwards:
             self.options.set(body.override_settings)
         if body.force_task_id:
@@ -130,7 +130,7 @@ def answer_of(job: Job, body: TextToImage, ignored: list[str], notes: list[str])
     parameters = body.model_dump(include=set(type(body).model_fields))
     if not getattr(body, "include_init_images", False):
         parameters |= {"init_images": None, "mask": None}
-    return {"images": images, "parameters": parameters, "info": json.dumps(info_of(result, body, ignored, notes))}
+    return {"images": images, "parameters": parameters, "info": json.dumps(response_info(result, body, ignored, notes))}
 
 
 def encode(path: Path) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.sampler_names import find_sampler
-from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION, Settings
+from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
 from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
@@ -19,7 +19,7 @@ from sd.web.a1111.fields import check_fields, check_scripts
 from sd.web.a1111.options import vae_of
 from sd.web.jobs.limits import MAX_BODY, MAX_PICTURES, decode_picture
 from sd.web.jobs.masks import MaskOptions
-from sd.web.jobs.submit import Asked
+from sd.web.jobs.submit import GenerateRequest
 
 # The schedules that the webui takes for these samplers when it is left to it; for the others the model's own.
 AUTOMATIC = {"dpm2": "karras", "dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpmpp_2m_sde": "exponential"}
@@ -95,7 +95,7 @@ class ImageToImage(TextToImage):
     inpainting_mask_invert: bool = False
 
 
-def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> Settings:
+def settings_from_body(body: TextToImage, clip_skip: int, has_image: bool) -> GenerationSettings:
     """Raises UserError for what cannot be generated. clip_skip: from the options."""
     sampler, schedule = sampler_of(body)
     prompt, negative_prompt = body.prompt, body.negative_prompt
@@ -104,7 +104,7 @@ def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> Settings:
             prompt, negative_prompt = find_style(style).apply(prompt, negative_prompt)
     if found := OTHER_NETWORKS.search(prompt + negative_prompt):
         raise UserError(f"{found[0]}name> in a prompt is not supported here: use <lora:name>, or leave it out.")
-    return Settings(
+    return GenerationSettings(
         prompt=prompt,
         negative_prompt=negative_prompt,
         strength=body.denoising_strength,
@@ -120,7 +120,7 @@ def settings_of(body: TextToImage, clip_skip: int, has_image: bool) -> Settings:
         variation_seed=body.subseed,
         variation_strength=body.subseed_strength,
         tiling=body.tiling,
-        **({} if has_image else hires_of(body)),
+        **({} if has_image else hires_from_body(body)),
     )
 
 
@@ -150,7 +150,7 @@ def find_by_label(name: str, schedule: str) -> tuple[str, str]:
         raise UserError(f"there is no scheduler {schedule[:100]!r} here: use one of {labels}.") from None
 
 
-def hires_of(body: TextToImage) -> dict:
+def hires_from_body(body: TextToImage) -> dict:
     if not body.enable_hr:
         return {}
     names = {label.lower(): name for name, label in HIRES_UPSCALERS.items()} | {"none": "lanczos"}
@@ -191,7 +191,7 @@ def hires_sides(body: TextToImage) -> tuple[int, int]:
     return body.hr_resize_x, body.hr_resize_y
 
 
-def asked_of(body: TextToImage, options: dict) -> tuple[Asked, list[str]]:
+def request_from_body(body: TextToImage, options: dict) -> tuple[GenerateRequest, list[str]]:
     """What to generate, and the names of the fields that are ignored.
 
     options: the webui's, those of the request included. Raises UserError. Images are decoded, which takes time.
@@ -199,14 +199,14 @@ def asked_of(body: TextToImage, options: dict) -> tuple[Asked, list[str]]:
     has_image = isinstance(body, ImageToImage)
     ignored = check_fields(body, has_image)
     check_scripts(body)
-    settings = settings_of(body, options["CLIP_stop_at_last_layers"], has_image)
-    asked = Asked(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
+    settings = settings_from_body(body, options["CLIP_stop_at_last_layers"], has_image)
+    asked = GenerateRequest(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
     if has_image:
         add_image(asked, body)
     return asked, ignored
 
 
-def add_image(asked: Asked, body: ImageToImage) -> None:
+def add_image(asked: GenerateRequest, body: ImageToImage) -> None:
     if len(body.init_images) != 1:
         raise UserError(f"init_images holds {len(body.init_images)} images: give one.")
     if body.resize_mode not in RESIZE_MODES:
@@ -230,13 +230,13 @@ def add_image(asked: Asked, body: ImageToImage) -> None:
     )
 
 
-def info_of(result: dict, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:
+def response_info(result: dict, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:
     """What the webui says beside the images that came of a request. result: its job's.
 
     Beside the webui's keys, where there is something to say: "ignored", the fields that changed nothing, and "notes",
     sentences on what was not done as asked.
     """
-    settings = Settings(**result["settings"])
+    settings = GenerationSettings(**result["settings"])
     written = parse_infotext(next(iter(result["infotexts"]), ""))
     count = len(result["images"])
     varied = settings.variation_strength > 0

@@ -12,23 +12,23 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import ConfigDict, create_model
 
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.web.jobs.job import Job
 from sd.web.jobs.limits import MAX_BODY, decode_picture
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.submit import Asked, ask
+from sd.web.jobs.submit import GenerateRequest, submit_request
 from sd.web.problems import PROBLEMS
 
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
-SETTINGS = {one.name: (one.type, one.default) for one in fields(Settings)}
+SETTINGS = {one.name: (one.type, one.default) for one in fields(GenerationSettings)}
 Chosen = create_model("Chosen", **SETTINGS | {"prompt": (str, ...)})  # all but the prompt may be left out
 
 
 class Draw(Chosen):
-    """What to draw: the fields of `sd.pipeline.settings.Settings`, and what stands beside them.
+    """What to draw: the fields of `sd.pipeline.settings.GenerationSettings`, and what stands beside them.
 
     checkpoint: its name; the one to take unless told if "". vae: the name of a separate VAE, "" for none. image: base64
     or a data: URL, a picture to start from. mask: likewise, white where to draw anew.
@@ -41,11 +41,11 @@ class Draw(Chosen):
     image: str | None = None
     mask: str | None = None
 
-    def asked(self) -> Asked:
+    def asked(self) -> GenerateRequest:
         """Raises UserError. Pictures are decoded, which takes time."""
         image, mask = (None if text is None else decode_picture(text) for text in (self.image, self.mask))
-        settings = Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
-        return Asked(settings, self.checkpoint, image, mask, vae=self.vae)
+        settings = GenerationSettings(**{field.name: getattr(self, field.name) for field in fields(GenerationSettings)})
+        return GenerateRequest(settings, self.checkpoint, image, mask, vae=self.vae)
 
 
 def jobs_router(jobs: Jobs, models: Models) -> APIRouter:
@@ -55,7 +55,7 @@ def jobs_router(jobs: Jobs, models: Models) -> APIRouter:
     @router.post("/jobs", status_code=202)
     async def submit(body: Draw) -> dict:
         """Asks for pictures; answers at once with the job, whose `id` the other addresses want."""
-        job = await asyncio.to_thread(lambda: ask(jobs, models, body.asked()))
+        job = await asyncio.to_thread(lambda: submit_request(jobs, models, body.asked()))
         return describe(jobs, job)
 
     @router.get("/jobs")

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sd.cli.requests import Drawing
+from sd.cli.requests import GenerationRequest
 from sd.optimization.registry import optimizations_of
 from sd.pipeline.infotext import with_setting
 from sd.pipeline.mask import stretch
-from sd.pipeline.settings import Settings
-from sd.pipeline.stable_diffusion import Pictures, StableDiffusion
+from sd.pipeline.settings import GenerationSettings
+from sd.pipeline.stable_diffusion import GenerationOutput, StableDiffusion
 from sd.utils.device import device_of, dtype_of
 from sd.utils.files import save_png, write_png
 from sd.utils.image_grid import grid
@@ -58,10 +58,10 @@ class Drawer:
     def __call__(self, job: Job, tell: Tell) -> dict:
         """Its result: "files", "images" (of them, the pictures), "seeds", "infotexts", "settings" as drawn, "notes"."""
         request = job.request
-        settings = Settings(**request["settings"])
+        settings = GenerationSettings(**request["settings"])
         pipe = self.load(request["checkpoint"], request.get("vae", ""))
         start = prepare(job.folder, request, settings, pipe.image_size)
-        settings = pipe.with_size(settings, start.image)
+        settings = pipe.resolve_size(settings, start.image)
         made = {
             "files": [],
             "images": [],
@@ -82,14 +82,20 @@ class Drawer:
         return made
 
     def draw(
-        self, pipe: StableDiffusion, settings: Settings, start: Prepared, job: Job, teller: "Teller", made: dict
+        self,
+        pipe: StableDiffusion,
+        settings: GenerationSettings,
+        start: Prepared,
+        job: Job,
+        teller: "Teller",
+        made: dict,
     ) -> None:
-        prefix = Drawing(settings, job.request["title"]).prefix
+        prefix = GenerationRequest(settings, job.request["title"]).prefix
         parts = list(portions(settings, 1 if pipe.device.type == "cpu" else job.request["batch_size"]))
         for index, part in enumerate(parts):
             teller.before, teller.parts, teller.x0 = index, len(parts), None
             try:
-                pictures = pipe.draw(part, start.image, start.mask, on_step=teller)
+                pictures = pipe.generate(part, start.image, start.mask, on_step=teller)
             except Skipped:
                 continue
             except Interrupted:
@@ -97,7 +103,7 @@ class Drawer:
                 raise
             self.save(pictures, start, job, prefix, made)
 
-    def save(self, pictures: Pictures, start: Prepared, job: Job, prefix: str, made: dict) -> None:
+    def save(self, pictures: GenerationOutput, start: Prepared, job: Job, prefix: str, made: dict) -> None:
         made["notes"] += [note for note in pictures.notes if note not in made["notes"]]
         for picture, seed, text in zip(pictures.images, pictures.seeds, pictures.infotexts):
             name = save_png(start.finish(picture), job.folder, text, prefix).name
@@ -143,24 +149,24 @@ class Teller:
         self.tell(event)
 
 
-def unfinished(pipe: StableDiffusion, part: Settings, start: Prepared, teller: Teller) -> Pictures:
+def unfinished(pipe: StableDiffusion, part: GenerationSettings, start: Prepared, teller: Teller) -> GenerationOutput:
     """The images of a part that was stopped, as its last step has them; none where there was no step."""
     if teller.x0 is None:
-        return Pictures([], [], [], torch.zeros(0))
+        return GenerationOutput([], [], [], torch.zeros(0))
     texts = pipe.infotexts(part, start.image is not None)
     texts = [with_setting(text, "Interrupted at step", teller.reached) for text in texts]
-    return Pictures(pipe.preview(teller.x0), part.seeds(), texts, teller.x0)
+    return GenerationOutput(pipe.preview(teller.x0), part.seeds(), texts, teller.x0)
 
 
-def portions(settings: Settings, batch_size: int) -> Iterator[Settings]:
+def portions(settings: GenerationSettings, batch_size: int) -> Iterator[GenerationSettings]:
     """The same pictures, `batch_size` at a time."""
     seeds, variations = settings.seeds(), settings.variation_seeds()
     for i in range(0, settings.num_images, batch_size):
         count = min(batch_size, settings.num_images - i)
-        yield settings.but(seed=seeds[i], variation_seed=variations[i], num_images=count)
+        yield settings.replace(seed=seeds[i], variation_seed=variations[i], num_images=count)
 
 
-def prepare(folder: Path, request: dict, settings: Settings, image_size: int) -> Prepared:
+def prepare(folder: Path, request: dict, settings: GenerationSettings, image_size: int) -> Prepared:
     """The job's `image` and `mask` as the pipeline takes them. image_size: pixels, where no size is asked for."""
     if not (folder / "image").exists():
         return Prepared()

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.utils.images import open_header, open_image
 
@@ -23,8 +23,8 @@ class TooLarge(UserError):
     """More bytes or pixels than a request may have."""
 
 
-def check_settings(settings: Settings) -> None:
-    """What `Settings` allows is what can be drawn; a server allows less."""
+def check_settings(settings: GenerationSettings) -> None:
+    """What `GenerationSettings` allows is what can be drawn; a server allows less."""
     for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative_prompt)):
         if len(text) > MAX_PROMPT:
             raise UserError(f"the {name} has {len(text)} letters: {MAX_PROMPT} are allowed.")

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.limits import check_picture, check_settings
@@ -12,7 +12,7 @@ from sd.web.jobs.queue import Jobs
 
 
 @dataclass
-class Asked:
+class GenerateRequest:
     """settings: as for a pipeline; LoRAs are named in its prompt, <lora:name:0.8>, embeddings stand in it as words.
 
     checkpoint: its name, "" for the one to take unless told. vae: a separate VAE's name, "" for the one that belongs to
@@ -22,7 +22,7 @@ class Asked:
     jobs; "" for the API.
     """
 
-    settings: Settings
+    settings: GenerationSettings
     checkpoint: str = ""
     image: bytes | None = None
     mask: bytes | None = None
@@ -34,7 +34,7 @@ class Asked:
     page: str = ""
 
 
-def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
+def submit_request(jobs: Jobs, models: Models, asked: GenerateRequest) -> Job:
     """A new job of the kind "draw". Raises UserError for what cannot be drawn, Busy where the queue is full."""
     settings = asked.settings if asked.image is None else with_picture_size(asked.settings, asked.image)
     check_settings(settings)
@@ -58,12 +58,12 @@ def ask(jobs: Jobs, models: Models, asked: Asked) -> Job:
     return jobs.submit("draw", request, {name: data for name, data in files.items() if data is not None})
 
 
-def with_picture_size(settings: Settings, image: bytes) -> Settings:
+def with_picture_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:
     """With the picture's own size, cut to multiples of 8, where none is asked for."""
     if settings.width is not None and settings.height is not None:
         return settings
     width, height = check_picture(image).size
-    return settings.but(
+    return settings.replace(
         width=max(width // 8 * 8, 8) if settings.width is None else settings.width,
         height=max(height // 8 * 8, 8) if settings.height is None else settings.height,
     )

@@ -6,9 +6,9 @@ from html import escape
 import gradio as gr
 
 from sd.adapters.lora_tags import TAG
-from sd.cli.requests import spell_out
+from sd.cli.requests import expand_request
 from sd.pipeline.noise import random_seed
-from sd.prompts.enhance import Written, write_prompts
+from sd.prompts.enhance import EnhancedPrompt, enhance_prompt
 from sd.prompts.llm import find_endpoint
 from sd.prompts.weighting import CHUNK, split_chunks
 from sd.utils.errors import UserError
@@ -16,7 +16,7 @@ from sd.web.jobs.finetune import tokenizer
 from sd.web.jobs.job import Missing
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
-from sd.web.jobs.submit import ask
+from sd.web.jobs.submit import submit_request
 from sd.web.ui.addons import with_addon, words_for
 from sd.web.ui.components import followed
 from sd.web.ui.follow import EVENT, PRESS, Followed, plainly, sentence
@@ -89,12 +89,12 @@ class DrawTab:
         loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name != "painted"})
         loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)
 
-    def submit(self, page: str, written: Written | None, *values: object) -> None:
+    def submit(self, page: str, written: EnhancedPrompt | None, *values: object) -> None:
         """One job, or several where wildcards make the prompts differ."""
         asked = self.form.asked(*values)
         asked.title, asked.page = title_of(asked.settings.prompt, written), page
-        for one in spell_out(asked.settings):
-            self.followed.add(ask(self.jobs, self.models, replace(asked, settings=one.settings)))
+        for one in expand_request(asked.settings):
+            self.followed.add(submit_request(self.jobs, self.models, replace(asked, settings=one.settings)))
 
     def tell_notes(self, event: gr.EventData) -> None:
         """What the jobs that have just ended have to say, once each."""
@@ -142,18 +142,18 @@ class DrawTab:
             raise UserError("there is no seed to use again yet: generate an image first.")
         return str(seeds[-1])
 
-    def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, Written]:
+    def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, EnhancedPrompt]:
         """By a chat model where one is set, else in a style that the seed chooses."""
         if not prompt.strip():
             raise UserError("there is no idea yet: write a word or two as the prompt.")
         chosen = random_seed() if (given := seed_of(seed)) is None else given
         emoji = is_bundled(self.models, checkpoint)
-        written = write_prompts(prompt, find_endpoint(), chosen, emoji=emoji)
+        written = enhance_prompt(prompt, find_endpoint(), chosen, emoji=emoji)
         if written.note:
             gr.Info(escape(sentence(written.note)))
         return written.prompt, ", ".join(filter(None, [negative_prompt, written.negative_prompt])), written
 
 
-def title_of(prompt: str, written: Written | None) -> str:
+def title_of(prompt: str, written: EnhancedPrompt | None) -> str:
     """What was written with a prompt, as long as the prompt is still used: more may have been added to it."""
     return written.title if written is not None and written.prompt in prompt else ""

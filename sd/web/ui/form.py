@@ -12,7 +12,8 @@ from sd.checkpoints.config import IMAGE_SIZE
 from sd.optimization.deepcache import MAX_EVERY
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, Settings, settings_from_infotext
+from sd.pipeline.metadata.settings_infotext import form_values
+from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
 from sd.samplers import SAMPLERS
@@ -20,11 +21,11 @@ from sd.utils.errors import UserError
 from sd.web.jobs.limits import decode_picture
 from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.model_index import Models
-from sd.web.jobs.submit import Asked
+from sd.web.jobs.submit import GenerateRequest
 from sd.web.ui.addons import addons
 from sd.web.ui.components import examples, painter
 
-SETTINGS = [field.name for field in fields(Settings)]
+SETTINGS = [field.name for field in fields(GenerationSettings)]
 SEEDS = ("seed", "variation_seed")  # texts: a browser's numbers are exact to 2^53 only
 SAMPLER, STEPS = "dpmpp_2m", 25
 HIRES = 2.0  # times the size, once it is switched on
@@ -33,7 +34,7 @@ CUSTOM = "Custom"
 # What an image's text leaves out where it is off.
 OFF = {
     one.name: one.default
-    for one in fields(Settings)
+    for one in fields(GenerationSettings)
     if one.name
     in (
         *("clip_skip", "guidance_rescale", "variation_strength", "hires_scale", "hires_steps", "tiling"),
@@ -57,7 +58,7 @@ EXAMPLES = (
 
 
 class Form:
-    """Its widgets are placed where it is made. widgets: by the names of `Settings`' fields, and some more."""
+    """Its widgets are placed where it is made. widgets: by the names of `GenerationSettings`' fields, and some more."""
 
     def __init__(self, models: Models):
         self.models = models
@@ -193,7 +194,7 @@ class Form:
     def inputs(self) -> list[gr.Component]:
         return list(self.widgets.values())
 
-    def asked(self, *values: object) -> Asked:
+    def asked(self, *values: object) -> GenerateRequest:
         """What the widgets say, their values given in the order of `inputs`. Raises UserError."""
         given = dict(zip(self.widgets, values))
         chosen = {name: given[name] for name in SETTINGS}
@@ -208,8 +209,8 @@ class Form:
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
         image, mask = (decode_picture(painted[part]) if painted[part] else None for part in ("picture", "mask"))
-        return Asked(
-            Settings(**chosen),
+        return GenerateRequest(
+            GenerationSettings(**chosen),
             given["checkpoint"],
             image,
             mask,
@@ -228,7 +229,7 @@ class Form:
 
         Raises UserError where it says nothing.
         """
-        values, notes = settings_from_infotext(text)
+        values, notes = form_values(text)
         values = OFF | {"num_images": 1, "batch_size": 1, "style": [], "shape": CUSTOM} | values
         values |= {name: str(values.get(name, "")) for name in SEEDS}
         values["hires"] = values["hires_scale"] > 1

@@ -18,7 +18,7 @@ from foreign_images import (
 
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.pipeline.metadata.foreign_metadata import novelai_weights
-from sd.pipeline.settings import settings_from_infotext
+from sd.pipeline.metadata.settings_infotext import form_values
 from sd.utils.errors import UserError
 
 COMMON = {"prompt": "a red apple", "negative_prompt": "ugly", "steps": 3, "width": 128, "height": 64}
@@ -123,7 +123,7 @@ WRITERS = {
 def test_the_settings_of_another_programs_image_are_read(writer):
     file, expected = WRITERS[writer]
     file.seek(0)
-    values, _ = settings_from_infotext(read_infotext(file))
+    values, _ = form_values(read_infotext(file))
     expected = COMMON | expected
     assert {name: values.get(name) for name in expected} == expected
 
@@ -137,7 +137,7 @@ def test_the_program_is_named(writer):
 
 
 def test_what_only_the_other_program_has_is_named_and_what_it_did_not_use_is_not():
-    _, notes = settings_from_infotext(read_infotext(png_with({"parameters": FOOOCUS | {"freeu": False}})))
+    _, notes = form_values(read_infotext(png_with({"parameters": FOOOCUS | {"freeu": False}})))
     (labels,) = [note for note in notes if "not supported" in note]
     assert "sharpness, performance" in labels
     assert "freeu" not in labels
@@ -148,7 +148,7 @@ def test_an_image_that_another_program_made_from_an_image_says_so():
         {"invokeai_metadata": INVOKE | {"init_image": "x.png", "strength": 0.6}},
         EASY | {"init_image": "abc"},
     ):
-        values, notes = settings_from_infotext(read_infotext(png_with(texts)))
+        values, notes = form_values(read_infotext(png_with(texts)))
         assert any("from another image" in note for note in notes)
         assert values["strength"] in (0.6, 0.8)
 
@@ -159,13 +159,13 @@ def graph_with(**nodes):
 
 def test_a_comfyui_graph_that_starts_from_an_image():
     graph = graph_with(**{"5": {"class_type": "VAEEncode", "inputs": {"pixels": ["12", 0]}}})
-    _, notes = settings_from_infotext(read_infotext(png_with({"prompt": graph})))
+    _, notes = form_values(read_infotext(png_with({"prompt": graph})))
     assert any("from another image" in note for note in notes)
 
 
 def test_a_comfyui_graph_with_a_second_sampler_is_read_as_far_as_its_first():
     second = {"class_type": "KSampler", "inputs": {"seed": 1, "steps": 9, "latent_image": ["3", 0]}}
-    values, notes = settings_from_infotext(read_infotext(png_with({"prompt": graph_with(**{"2": second})})))
+    values, notes = form_values(read_infotext(png_with({"prompt": graph_with(**{"2": second})})))
     assert values["steps"] == 3
     assert any("several KSampler nodes" in note for note in notes)
 
@@ -198,7 +198,7 @@ def test_comfyui_keeps_its_graph_in_the_exif_of_a_webp():
     exif = Image.Exif()
     exif[0x0110] = "prompt:" + json.dumps(GRAPH)
     file = saved(Image.new("RGB", (16, 16)), "WEBP", exif=exif)
-    assert settings_from_infotext(read_infotext(file))[0]["steps"] == 3
+    assert form_values(read_infotext(file))[0]["steps"] == 3
 
 
 def test_the_webuis_text_goes_before_a_graph_in_the_same_file():
@@ -225,6 +225,6 @@ def test_prompts_and_seeds_equal_those_of_an_independent_reader(tmp_path):
         path = tmp_path / f"{name}.png"
         path.write_bytes(WRITERS[name][0].getvalue())
         theirs = sd_parsers.ParserManager().parse(path)
-        values, _ = settings_from_infotext(read_infotext(path))
+        values, _ = form_values(read_infotext(path))
         assert [str(one) for one in theirs.prompts] == [values["prompt"].partition(" <lora")[0]], name
         assert [str(one) for one in theirs.negative_prompts] == [values["negative_prompt"]], name

@@ -7,14 +7,15 @@ import pytest
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
 from sd.pipeline.metadata.infotext_fields import FEATURES, HONORED, read_fields
-from sd.pipeline.settings import MAX_SEED, Settings, read_settings, settings_from_infotext
+from sd.pipeline.metadata.settings_infotext import form_values, from_infotext, read_settings, to_infotext
+from sd.pipeline.settings import MAX_SEED, GenerationSettings
 from sd.utils.errors import UserError
 
 LINE = "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512, RNG: CPU"
 
 
 def read(line, prompt="a cat"):
-    return settings_from_infotext(f"{prompt}\n{line}")
+    return form_values(f"{prompt}\n{line}")
 
 
 def one_note(more, line=LINE):
@@ -88,7 +89,7 @@ def test_only_signs_of_a_mask_or_an_image_make_it_img2img(label):
 
 
 def test_our_own_img2img_is_known_by_its_version():
-    text = Settings("x", seed=1, width=64, height=64, strength=0.3).infotext(0, "", "", from_image=True)
+    text = to_infotext(GenerationSettings("x", seed=1, width=64, height=64, strength=0.3), 0, "", "", from_image=True)
     assert "image" in read_settings(text).problems
 
 
@@ -122,14 +123,14 @@ def test_one_odd_value_does_not_refuse_the_others():
     assert values == {"prompt": "a cat", "negative_prompt": "", "clip_skip": 2, "height": 64}
     assert len(notes) == 6
     with pytest.raises(UserError, match="DPM fast"):
-        Settings.from_infotext(f"a cat\n{line}")
+        from_infotext(f"a cat\n{line}")
 
 
 def test_a_missing_sampler_is_said_and_not_refused():
     values, notes = read("Steps: 20, CFG scale: 7, Seed: 1, Size: 512x512, RNG: CPU")
     assert "sampler" not in values
     assert "DDPM" in notes[0]
-    assert Settings(**values).sampler == "ddpm"
+    assert GenerationSettings(**values).sampler == "ddpm"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_every_size_of_a_second_pass_is_reached():
     for width in range(64, 512, 24):
         for target in range(width + 8, width * 3, 56):
             line = LINE.replace("512x512", f"{width}x{width}") + f", Hires resize: {target}x{target}"
-            settings = Settings(**read(line)[0])
+            settings = GenerationSettings(**read(line)[0])
             assert settings.hires_size == (target // 8 * 8, target // 8 * 8)
 
 
@@ -197,7 +198,7 @@ def test_every_size_of_a_second_pass_is_reached():
 def test_the_first_webuis_second_pass(size, first, expected):
     line = LINE.replace("512x512", size)
     reading = read_settings(f"x\n{line}, Denoising strength: 0.7, First pass size: {first}")
-    settings = Settings(**reading.values)
+    settings = GenerationSettings(**reading.values)
     assert (settings.width, settings.height, settings.hires_scale) == expected
     assert reading.problems == {}
 
@@ -210,16 +211,16 @@ def test_two_settings_that_do_not_go_together():
 
 def test_from_python_what_is_not_honored_is_a_warning():
     with pytest.warns(UserWarning, match="on a GPU"):
-        Settings.from_infotext(f"x\n{LINE.removesuffix(', RNG: CPU')}")
+        from_infotext(f"x\n{LINE.removesuffix(', RNG: CPU')}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Settings.from_infotext(f"x\n{LINE}")
+        from_infotext(f"x\n{LINE}")
 
 
 @pytest.mark.parametrize("text", ["", "only a prompt", "Prompt: x, y: z, w: v"])
 def test_a_text_without_settings_is_refused(text):
     with pytest.raises(UserError, match="no settings"):
-        settings_from_infotext(text)
+        form_values(text)
 
 
 def test_whatever_stands_there_nothing_is_raised():
@@ -228,7 +229,7 @@ def test_whatever_stands_there_nothing_is_raised():
     values = ["", "x", "-1", "0", "1e999", "nan", "9" * 400, "0x0", "3x4", "²", "1.", ".", "Karras", '"a, b"', "٣"]
     for _ in range(500):
         parts = [f"{chance.choice(labels)}: {chance.choice(values)}" for _ in range(8)]
-        settings_from_infotext("x\n" + ", ".join(["Steps: 1", *parts]))
+        form_values("x\n" + ", ".join(["Steps: 1", *parts]))
 
 
 def test_templates_below_the_settings_do_not_hide_them():
@@ -238,7 +239,7 @@ def test_templates_below_the_settings_do_not_hide_them():
     assert (found["Prompt"], found["Negative prompt"], found["Steps"]) == ("a red cat", "x", "20")
     assert found["Template"] == "a {red|blue} cat, x: y, z: w, q: r"
     assert found["Negative Template"] == "x, y"
-    assert settings_from_infotext(text)[1] == []
+    assert form_values(text)[1] == []
 
 
 def test_a_template_of_several_lines_and_windows_line_ends():

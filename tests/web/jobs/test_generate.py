@@ -6,17 +6,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from web_client import Web
 
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.web.jobs import generate as drawing
 from sd.web.jobs.generate import Drawer, portions
 from sd.web.jobs.job import Job, Skipped
 from sd.web.jobs.model_index import Models
-from sd.web.jobs.submit import Asked, ask
+from sd.web.jobs.submit import GenerateRequest, submit_request
 
 
 def job_of(tmp_path, **settings):
-    request = {"settings": vars(Settings(steps=3, seed=7, **settings)), "checkpoint": "", "batch_size": 2}
+    request = {"settings": vars(GenerationSettings(steps=3, seed=7, **settings)), "checkpoint": "", "batch_size": 2}
     return Job("id", "draw", request | {"resize_mode": "crop", "mask_options": {}, "title": ""}, tmp_path)
 
 
@@ -30,7 +30,7 @@ def drawer(tmp_path, pipe):
 @pytest.mark.parametrize("more", [{}, {"variation_seed": 3, "variation_strength": 0.5}])
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
 def test_portions_have_the_seeds_of_the_whole(more, batch_size):
-    whole = Settings(seed=10, num_images=5, **more)
+    whole = GenerationSettings(seed=10, num_images=5, **more)
     parts = list(portions(whole, batch_size))
     assert max(part.num_images for part in parts) == min(batch_size, 5)
     assert [seed for part in parts for seed in part.seeds()] == whole.seeds()
@@ -82,8 +82,8 @@ def test_another_checkpoint_takes_the_place_of_the_first(drawer, tmp_path, monke
 )
 def test_a_title_names_the_files(tmp_path, pipe, title, name):
     web = Web(tmp_path, pipe)
-    asked = Asked(Settings(steps=1, num_images=2), title=title)
-    job = web.ended(ask(web.jobs, web.models, asked).public())
+    asked = GenerateRequest(GenerationSettings(steps=1, num_images=2), title=title)
+    job = web.ended(submit_request(web.jobs, web.models, asked).public())
     assert job["result"]["images"] == job["result"]["files"] == [f"{name}-00000.png", f"{name}-00001.png"]
     for file in job["result"]["files"]:
         assert (web.jobs.folder / job["id"] / file).is_file()
@@ -98,10 +98,10 @@ def test_running_out_of_memory_costs_one_job(tmp_path, pipe, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipe, "draw", draw)
-        failed = web.ended(ask(web.jobs, web.models, Asked(Settings(steps=1))).public())
+        patch.setattr(pipe, "generate", draw)
+        failed = web.ended(submit_request(web.jobs, web.models, GenerateRequest(GenerationSettings(steps=1))).public())
     assert failed["error"].startswith("there was not enough memory")
-    done = web.ended(ask(web.jobs, web.models, Asked(Settings(steps=1))).public())
+    done = web.ended(submit_request(web.jobs, web.models, GenerateRequest(GenerationSettings(steps=1))).public())
     assert done["state"] == "done"
     web.jobs.close()
 

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from web_client import png
 
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs import limits
 from sd.web.jobs.limits import TooLarge, check_picture, check_settings, decode_picture
@@ -76,12 +76,12 @@ def test_a_large_picture_that_is_allowed():
 )
 def test_what_is_too_much(changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        check_settings(Settings(**changes))
+        check_settings(GenerationSettings(**changes))
 
 
 def test_what_is_allowed():
-    check_settings(Settings(prompt="a" * 8000, num_images=64, width=2048, height=2048))
-    check_settings(Settings(hires_scale=4.0))
+    check_settings(GenerationSettings(prompt="a" * 8000, num_images=64, width=2048, height=2048))
+    check_settings(GenerationSettings(hires_scale=4.0))
 
 
 def test_a_png_with_a_large_text_is_taken():

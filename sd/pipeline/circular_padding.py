@@ -1,4 +1,4 @@
-"""Seamless pictures: convolutions whose left edge continues at the right, and whose top continues at the bottom."""
+"""Circular padding for tileable images: the left edge continues at the right one, the top at the bottom."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from torch import nn
 
 
 @contextmanager
-def seamless(*networks: nn.Module) -> Iterator[None]:
-    """While it lasts, every convolution of the networks pads with the opposite edge instead of zeros."""
+def circular_padding(*networks: nn.Module) -> Iterator[None]:
+    """Within the context, every convolution of the networks pads with the opposite edge instead of zeros."""
     convolutions = [m for network in networks for m in network.modules() if isinstance(m, nn.Conv2d)]
     before = [convolution.padding_mode for convolution in convolutions]
     try:

@@ -1,0 +1,130 @@
+"""One row per generation option: what a field of `GenerationSettings` is called and allowed to be everywhere.
+
+`option(default, help, ...)` stands as the default of a dataclass field. The field's name, type and default and the row
+together make the check of its value, its command-line flag, its label in infotext (written and read), its widget on the
+page and its name in the HTTP APIs.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from sd.utils.errors import UserError
+
+T = TypeVar("T")
+GROUPS = ("prompt", "sampling", "img2img", "adapters", "performance", "output")  # of the command line, in this order
+
+
+@dataclass(frozen=True)
+class Widget:
+    """The control of an option on the page. Options of one section stand in the order of the table, two a row.
+
+    kind: "text", "slider", "number", "checkbox" or "dropdown" (of the option's choices). low, high, step: of a slider,
+    where they differ from the option's bounds. info: the small print. default: None for the option's own.
+    """
+
+    kind: str
+    label: str
+    section: str
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    info: str | None = None
+    placeholder: str | None = None
+    default: Any = None
+
+
+@dataclass(frozen=True)
+class Infotext:
+    """The label of an option in infotext.
+
+    written: "always", "changed" (where the value differs from the default), or "specially", by a function of
+    `settings_infotext` and `infotext_fields`. part_of: the option that has to differ from its default as well.
+    """
+
+    label: str
+    written: str = "changed"
+    part_of: str = ""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row of the table. `name`, `type` and `default` are the dataclass field's.
+
+    low, high: bounds of a number. choices: the values of a text with their labels for people, where it has a list.
+    noun: the option in a message, such as "number of steps". optional: None stands for `default_help`.
+    flags: of the command line, the first one documented. mode: "text" or "image" for an option of txt2img.py or of
+    img2img.py and inpaint.py alone. a1111: the field of AUTOMATIC1111's API; a1111_default: its default there.
+    missing: why one of the places has no such option, by the place ("flags", "infotext", "widget", "a1111").
+    """
+
+    name: str
+    type: type
+    default: Any
+    help: str
+    group: str
+    low: float | None = None
+    high: float | None = None
+    choices: Mapping[str, str] | None = None
+    noun: str = ""
+    optional: bool = False
+    default_help: str = ""
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    mode: str = ""
+    infotext: Infotext | None = None
+    widget: Widget | None = None
+    a1111: str = ""
+    a1111_default: Any = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, value: object) -> None:
+        """Raises UserError for a value of another type, or out of bounds."""
+        noun = self.noun or self.name.replace("_", " ")
+        if self.optional and value is None:
+            return
+        if self.type is bool and not isinstance(value, bool):
+            raise UserError(f"the {noun} is {value!r}: use True or False.")
+        if self.type is str and not isinstance(value, str):
+            raise UserError(f"the {noun} is {value!r}: give a text.")
+        if self.low is not None and self.high is not None:
+            if self.type is int:
+                check_whole(noun, value, int(self.low), int(self.high))
+            else:
+                check_number(noun, value, self.low, self.high)
+        if self.choices is not None and value not in self.choices:
+            raise UserError(f"unknown {noun} {value!r}; choose from {', '.join(map(str, self.choices))}.")
+
+
+def option(default: T, help: str, group: str, **row: Any) -> T:
+    """A dataclass field with a row of the table; typed as its value, so that the field's annotation holds."""
+    made: Field[T] = field(default=default, metadata={"row": {"help": help, "group": group} | row})
+    return made  # type: ignore[return-value]
+
+
+def options_of(settings: type) -> tuple[Option, ...]:
+    """The table of a dataclass whose fields were made by `option`."""
+    return tuple(
+        Option(one.name, plain_type(one.type), one.default, optional=one.default is None, **one.metadata["row"])
+        for one in fields(settings)
+    )
+
+
+def plain_type(annotation: Any) -> type:
+    """`int` of `int` and of `int | None`."""
+    if isinstance(annotation, type):
+        return annotation
+    return next(one for one in annotation.__args__ if one is not type(None))
+
+
+def check_whole(name: str, value: object, lowest: int, highest: int) -> None:
+    """Raises UserError where a value is no whole number from `lowest` to `highest`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise UserError(f"the {name} is {value}: use a whole number from {lowest} to {highest}.")
+
+
+def check_number(name: str, value: object, lowest: float, highest: float) -> None:
+    """Raises UserError where a value is no finite number from `lowest` to `highest`."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or not lowest <= value <= highest:
+        raise UserError(f"the {name} is {value}: use a number from {lowest:g} to {highest:g}.")
