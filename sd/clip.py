@@ -2,6 +2,10 @@
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision". Stable Diffusion 1.x uses
 the text tower of ViT-L/14 as it was trained, frozen. Attribute names are the checkpoint's.
+
+CLIP was trained to give an image and its caption similar vectors, so its text vectors already mean something visual.
+Stable Diffusion takes the vectors of all 77 tokens rather than the single one that CLIP compares with images: the
+U-Net's cross-attention then reads "red" and "apple" separately.
 """
 
 import torch
@@ -11,6 +15,8 @@ from sd.attention import attention
 
 
 class SelfAttention(nn.Module):
+    """Multi-head self-attention with its four projections."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -20,21 +26,28 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
+        """x: (B, N, width). Returns (B, N, width)."""
         return self.out_proj(attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal))
 
 
 class MLP(nn.Module):
+    """Two linear layers with a GELU in between, applied to each token on its own."""
+
     def __init__(self, width: int):
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))  # "quick GELU": CLIP's own, not the exact one
+        """x: (B, N, width). Returns (B, N, width)."""
+        x = self.fc1(x)  # (B, N, 4 * width)
+        # CLIP's "quick GELU" approximates x * Phi(x). The weights were trained with it, so the exact GELU would be off.
+        return self.fc2(x * torch.sigmoid(1.702 * x))
 
 
 class EncoderLayer(nn.Module):
+    """A transformer block: self-attention mixes the tokens, then the MLP changes each, both as residuals."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.self_attn = SelfAttention(width, heads)
@@ -43,28 +56,38 @@ class EncoderLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
+        """x: (B, N, width). Returns (B, N, width)."""
+        # Pre-norm: the norm stands inside each branch, so x itself passes from the first layer to the last unchanged
+        # but for sums. Deep stacks train more stably than with the norm after the sum.
         x = x + self.self_attn(self.layer_norm1(x), causal)
         return x + self.mlp(self.layer_norm2(x))
 
 
 class Encoder(nn.Module):
+    """A stack of transformer blocks; the vision tower uses it too, without the causal mask."""
+
     def __init__(self, width: int, layers: int, heads: int):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(width, heads) for _ in range(layers))
 
     def forward(self, x: Tensor, causal: bool, skip_last: int = 0) -> Tensor:
+        """x: (B, N, width). Returns (B, N, width), from all layers but the last `skip_last`."""
         for layer in self.layers[: len(self.layers) - skip_last]:
             x = layer(x, causal)
         return x
 
 
 class TextEmbeddings(nn.Module):
+    """A learned vector for each token id plus a learned vector for each position."""
+
     def __init__(self, vocab_size: int, width: int, max_length: int):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(max_length, width)
 
     def forward(self, tokens: LongTensor) -> Tensor:
+        """tokens: (B, N) ids, N at most max_length. Returns (B, N, width)."""
+        # Attention itself ignores the order of its keys, so the position has to be part of the vectors.
         # A checkpoint's `position_ids` are never read: they only count to 77, and merged files break them.
         return self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
 
@@ -86,4 +109,8 @@ class CLIPTextModel(nn.Module):
         clip_skip: 1 takes the last layer's state, 2 the one before it, and so on, as the webui counts.
         """
         x = self.embeddings(tokens)  # (B, N, width)
-        return self.final_layer_norm(self.encoder(x, causal=True, skip_last=clip_skip - 1))
+        # Causal: token i attends to tokens 0..i, as in a language model. So the first end token is the first that has
+        # read the whole prompt, and the padding after it, end tokens again, cannot change the prompt's own vectors.
+        x = self.encoder(x, causal=True, skip_last=clip_skip - 1)
+        # The norm is the last layer's; models trained with clip_skip 2 apply it to the earlier state too.
+        return self.final_layer_norm(x)

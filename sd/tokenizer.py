@@ -1,9 +1,24 @@
-"""CLIP's tokenizer: text to the ids of byte-pair pieces.
+"""CLIP's tokenizer: from a text to the ids of its byte-pair tokens.
 
 Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", on bytes as in GPT-2, with CLIP's
-own cleaning: mojibake repaired, HTML entities read, white space collapsed, everything in lower case. A word's last
-piece carries the mark `</w>`. The vocabulary is 256 bytes, the same 256 at a word's end, 48,894 merges, and two marks
-for start and end: 49,408 ids.
+own cleaning: mojibake is repaired, HTML entities are decoded, white space is collapsed, and everything is lowercased.
+The last token of a word carries the mark `</w>`. The vocabulary is 256 bytes, the same 256 at a word's end, 48,894
+merges, and two special tokens for start and end: 49,408 ids.
+
+A frequent word is one token. A rare one is made of parts, for the merges that training found are applied in their
+order: in "snowglobe" first l + o, then n + o, b + e, g + lo, no + w, s + now, and last glo + be.
+
+    >>> tokenizer = Tokenizer()
+    >>> tokenizer.encode("A Snowglobe!")
+    [320, 3880, 9368, 256]
+    >>> [tokenizer.vocabulary[i] for i in tokenizer.encode("A Snowglobe!")]
+    ['a</w>', 'snow', 'globe</w>', '!</w>']
+    >>> tokenizer("A Snowglobe!").shape
+    torch.Size([1, 77])
+    >>> tokenizer("A Snowglobe!")[0, :8].tolist()  # start, the four, end, and the end again to the last place
+    [49406, 320, 3880, 9368, 256, 49407, 49407, 49407]
+    >>> tokenizer.decode([49406, 320, 3880, 9368, 256, 49407])
+    'a snowglobe !'
 """
 
 import gzip
@@ -24,35 +39,37 @@ MERGE_COUNT = 49152 - 256 - 2  # the file lists more; CLIP was trained with thes
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77
 
-# The words before merging: the two marks, English contractions, runs of letters, single digits, runs of anything else.
+# The words before merging: special tokens, English contractions, runs of letters, single digits, runs of anything else.
+# No token crosses from one word to the next.
 WORD = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
 
 
 class Tokenizer:
-    """Text to ids and back. `tokenizer("a cat")` is (1, 77) ids; `encode` and `decode` know nothing of the 77 places.
+    """Converts text to ids and back. A call gives rows of 77 ids; `encode` and `decode` take any length.
 
-    merges: the gzipped list of merges; CLIP's own, which ships in `data/`, unless given.
+    merges: the gzipped list of merges; CLIP's own, which ships in `data/`, if None.
     """
 
     def __init__(self, merges: str | Path | None = None):
         with gzip.open(MERGES if merges is None else merges, "rt", encoding="utf-8") as file:
             lines = file.read().split("\n")[1 : MERGE_COUNT + 1]  # the first line is a version number
         pairs = [tuple(line.split()) for line in lines]
-        self.byte_letters = byte_letters()
-        letters = list(self.byte_letters.values())
-        self.pieces = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in pairs), START, END]
-        self.ids = {piece: i for i, piece in enumerate(self.pieces)}
-        self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
+        self.byte_chars = byte_chars()
+        chars = list(self.byte_chars.values())
+        self.vocabulary = [*chars, *(c + "</w>" for c in chars), *("".join(pair) for pair in pairs), START, END]
+        self.ids = {token: i for i, token in enumerate(self.vocabulary)}
+        self.ranks = {pair: rank for rank, pair in enumerate(pairs)}  # lower: merged earlier, because more frequent
         self.start, self.end = self.ids[START], self.ids[END]
         self.added: dict[str, list[int]] = {}  # placeholder -> the ids that stand for it
-        self.split_word = lru_cache(maxsize=65536)(self.split_word)
+        self.merge_pairs = lru_cache(maxsize=65536)(self.merge_pairs)
 
     def __call__(self, text: str | list[str], length: int = MAX_LENGTH) -> LongTensor:
-        """One text or a list of B to (B, length) ids: start, the text, end, and the end again to the last place.
+        """Return (B, length) ids for a list of B texts, or (1, length) for one text.
 
-        A text that is too long is cut, and the end mark still stands at its last place.
+        A row is the start token, the text, the end token, and the end token again up to `length`. A text that is too
+        long is cut off, and its row still ends with the end token.
         """
         rows = []
         for one in [text] if isinstance(text, str) else text:
@@ -61,84 +78,94 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.long).reshape(-1, length)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start, end or padding; a placeholder counts in any case, but not inside a word."""
-        text = clean(text)
+        """Return the ids of a text, without start, end or padding.
+
+        A placeholder is recognized in upper and lower case, but not inside a word.
+        """
+        text = clean_text(text)
         if not self.added:
             return self.encode_clean(text)
         longest_first = sorted(self.added, key=len, reverse=True)
         ids, end = [], 0
-        for found in regex.finditer("|".join(f"({spelling(name)})" for name in longest_first), text):
+        for found in regex.finditer("|".join(f"({placeholder_pattern(name)})" for name in longest_first), text):
             ids += self.encode_clean(text[end : found.start()]) + self.added[longest_first[found.lastindex - 1]]
             end = found.end()
         return ids + self.encode_clean(text[end:])
 
     def encode_clean(self, text: str) -> list[int]:
+        """Return the ids of a text that is cleaned already and holds no placeholder."""
         ids = []
         for word in WORD.findall(text):
             if word in (START, END):
                 ids.append(self.ids[word])
             else:
-                letters = "".join(self.byte_letters[byte] for byte in word.encode("utf-8"))
-                ids += [self.ids[piece] for piece in self.split_word(letters)]
+                # Every byte is a token, so any text of any language can be encoded, if not in few tokens.
+                chars = "".join(self.byte_chars[byte] for byte in word.encode("utf-8"))
+                ids += [self.ids[token] for token in self.merge_pairs(chars)]
         return ids
 
-    def split_word(self, word: str) -> tuple[str, ...]:
-        """Join the pair of neighbours that was merged earliest in training, until no known pair is left."""
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            pair = min(pairwise(pieces), key=lambda pair: self.ranks.get(pair, MERGE_COUNT))
+    def merge_pairs(self, word: str) -> tuple[str, ...]:
+        """Return the tokens of a word: the pair of neighbors of the lowest rank is joined until no known pair is left.
+
+        >>> Tokenizer().merge_pairs("snowglobe")
+        ('snow', 'globe</w>')
+        """
+        tokens = [*word[:-1], word[-1] + "</w>"]
+        while len(tokens) > 1:
+            pair = min(pairwise(tokens), key=lambda pair: self.ranks.get(pair, MERGE_COUNT))
             if pair not in self.ranks:
                 break
             joined, i = [], 0
-            while i < len(pieces):
-                take = 2 if tuple(pieces[i : i + 2]) == pair else 1
-                joined.append("".join(pieces[i : i + take]))
-                i += take
-            pieces = joined
-        return tuple(pieces)
+            while i < len(tokens):  # every occurrence of this pair at once, from the left
+                count = 2 if tuple(tokens[i : i + 2]) == pair else 1
+                joined.append("".join(tokens[i : i + count]))
+                i += count
+            tokens = joined
+        return tuple(tokens)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of some ids; start and end marks are left out, a placeholder reads as its name."""
+        """Return the text of some ids, without start and end tokens; a placeholder becomes its name."""
         names = {i: name if k == 0 else "" for name, row in self.added.items() for k, i in enumerate(row)}
-        letter_bytes = {letter: byte for byte, letter in self.byte_letters.items()}
+        char_bytes = {char: byte for byte, char in self.byte_chars.items()}
         text = bytearray()
         for i in map(int, ids):
             if i in names:
                 text += (names[i] + " ").encode() if names[i] else b""
             elif i not in (self.start, self.end):
-                piece = self.pieces[i]
-                word = piece.removesuffix("</w>")
-                text += bytes(letter_bytes[c] for c in word) + (b" " if piece.endswith("</w>") else b"")
+                token = self.vocabulary[i]
+                word = token.removesuffix("</w>")
+                text += bytes(char_bytes[c] for c in word) + (b" " if token.endswith("</w>") else b"")
         return text.decode("utf-8", errors="replace").strip()
 
     def add_token(self, name: str, vectors: int = 1) -> list[int]:
-        """Make `name` stand for `vectors` new ids after the highest one in use; returns them.
+        """Let `name` stand for `vectors` new ids after the highest one in use, and return these ids.
 
-        A word of the vocabulary may be a name too: its own id is then out of use. Raises UserError where the name is
-        empty, CLIP's own mark, or a placeholder already, in any case.
+        A word of the vocabulary is a valid name too: its own id is then out of use. Raises UserError if the name is
+        empty, contains a special token of CLIP's, or is a placeholder already, in upper or lower case.
         """
-        if not spelling(name):
-            raise UserError("a placeholder needs a name: give one such as <my-dog>.")
-        if any(mark in clean(name) for mark in (START, END)):
-            raise UserError(f"the placeholder {name!r} holds a mark of CLIP's own: choose another name.")
-        if any(spelling(name) == spelling(other) for other in self.added):
-            raise UserError(f"the placeholder {name!r} is already a word: choose one that is not, such as <{name}>.")
-        first = max([len(self.pieces) - 1, *(ids[-1] for ids in self.added.values())]) + 1
+        if not placeholder_pattern(name):
+            raise UserError("the name of a placeholder is empty: give one such as <my-dog>.")
+        if any(special in clean_text(name) for special in (START, END)):
+            raise UserError(f"the placeholder {name!r} contains a special token of CLIP's: choose another name.")
+        if any(placeholder_pattern(name) == placeholder_pattern(other) for other in self.added):
+            raise UserError(f"the placeholder {name!r} is already in use: choose another, such as <{name}>.")
+        first = max([len(self.vocabulary) - 1, *(ids[-1] for ids in self.added.values())]) + 1
         self.added[name] = list(range(first, first + vectors))
         return self.added[name]
 
     def remove_token(self, name: str) -> None:
-        """Take a placeholder out again; its ids stay unused until later ones are gone too."""
+        """Remove a placeholder; its ids stay unused until later ones are removed too."""
         del self.added[name]
 
 
 @lru_cache(maxsize=4096)
-def spelling(name: str) -> str:
-    """A pattern for a placeholder in a clean text: the name's own words, with or without space where it is the same.
+def placeholder_pattern(name: str) -> str:
+    """Return a pattern that finds a placeholder in a clean text, or "" for an empty name.
 
-    A letter at its start or end must be a word's; signs need no border, so that `<a>,` and `<a><b>` hold placeholders.
+    Space between the words of the name is optional where it changes no token. A letter at either end of the name must
+    begin or end a word of the text; other signs need no border, so that `<a>,` and `<a><b>` contain placeholders.
     """
-    words = WORD.findall(clean(name))
+    words = WORD.findall(clean_text(name))
     if not words:
         return ""
     pattern = regex.escape(words[0])
@@ -149,19 +176,22 @@ def spelling(name: str) -> str:
     return starts + pattern + (r"(?!\p{L})" if words[-1][-1].isalpha() else "")
 
 
-def spelled_in(name: str, text: str) -> bool:
-    """Whether a placeholder stands in a clean text."""
-    return spelling(name) != "" and regex.search(spelling(name), text) is not None
+def contains_placeholder(text: str, name: str) -> bool:
+    """Return whether a clean text contains a placeholder."""
+    return placeholder_pattern(name) != "" and regex.search(placeholder_pattern(name), text) is not None
 
 
-def clean(text: str) -> str:
-    """Repair broken unicode, read HTML entities (twice: `&amp;amp;`), collapse white space, lower the case."""
+def clean_text(text: str) -> str:
+    """Repair broken Unicode, decode HTML entities (twice: `&amp;amp;`), collapse white space, and lowercase."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
 
-def byte_letters() -> dict[int, str]:
-    """A letter for each of the 256 bytes, GPT-2's way: printable Latin-1 stands for itself, the rest from U+0100 on."""
+def byte_chars() -> dict[int, str]:
+    """Return a character for each of the 256 bytes, as GPT-2 does, so that tokens of bytes can be written as text.
+
+    Printable Latin-1 stands for itself, and the rest has the characters from U+0100 on.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     # Printable bytes come first: the order gives the ids.

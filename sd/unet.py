@@ -1,12 +1,15 @@
-"""The U-Net: from a noisy latent, its time and the text, the noise in it.
+"""The U-Net: from a noisy latent, its time and the text to the noise in the latent.
 
 Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B, with the spatial transformers of Rombach et al.
-2022, section 3.3. Attribute names are the checkpoint's, and of another lineage than the VAE's: `in_layers`,
-`out_layers` and `skip_connection` here are `norm1`, `conv1`, ..., `nin_shortcut` there.
+2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.3. Attribute names are the checkpoint's,
+and of another lineage than the VAE's: `in_layers`, `out_layers` and `skip_connection` here are `norm1`, `conv1`, ...,
+`nin_shortcut` there.
+
+Three inputs, three ways in: the latent goes through the convolutions, the time is added inside every ResBlock, and the
+text is read by the cross-attention of every SpatialTransformer.
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +21,23 @@ from sd.attention import attention
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """t: (B,), 0..999, whole or not. Returns (B, dim): cosines, then sines, at dim/2 frequencies from 1 to 1/10,000.
 
-    Vaswani et al. 2017, section 3.5.
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)
+    # The fast waves tell neighboring times apart, the slow ones early from late. A single number t as the input would
+    # leave it to the first layer to resolve a thousandth of its range.
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)  # (dim/2,)
     angles = t.float()[:, None] * frequencies  # (B, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the time's embedding added between them."""
+    """Two convolutions of 3 x 3, with the time added between them, around which the input is added (He et al. 2015)."""
 
     def __init__(self, in_channels: int, out_channels: int, time_dim: int):
         super().__init__()
+        # The norm stands before its convolution: each branch then sees inputs of a fixed scale however large the sums
+        # around it have grown, and the sums themselves are never normalized.
         self.in_layers = nn.Sequential(
             nn.GroupNorm(32, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
@@ -45,12 +52,17 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        """x: (B, in_channels, h, w). emb: (B, time_dim). Returns (B, out_channels, h, w)."""
+        h = self.in_layers(x)  # (B, out_channels, h, w)
+        # (B, out_channels) -> (B, out_channels, 1, 1): the same shift at every position, for the noise level is the
+        # same everywhere. It moves the channels against the next norm and SiLU, and so selects which of them pass.
+        h = h + self.emb_layers(emb)[:, :, None, None]
+        h = self.out_layers(h)
+        return self.skip_connection(x) + h
 
 
 class CrossAttention(nn.Module):
-    """Queries from the picture, keys and values from the text, or from the picture itself where there is no context."""
+    """Attention with queries from the image, and keys and values from the text; without a context, self-attention."""
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
@@ -61,26 +73,31 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, N, dim). context: (B, M, context_dim), or None for x itself. Returns (B, N, dim)."""
         context = x if context is None else context
         return self.to_out(self.attend(self.to_q(x), self.to_k(context), self.to_v(context)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: (B, N, dim). k, v: (B, M, dim). Returns (B, N, dim)."""
         return attention(q, k, v, self.heads)
 
 
 class GEGLU(nn.Module):
-    """Shazeer 2020, "GLU Variants Improve Transformer": half of the projection gates the other half."""
+    """A linear layer of which one half gates the other (Shazeer 2020, "GLU Variants Improve Transformer")."""
 
     def __init__(self, dim: int, inner: int):
         super().__init__()
         self.proj = nn.Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
+        """x: (B, N, dim). Returns (B, N, inner)."""
+        x, gate = self.proj(x).chunk(2, dim=-1)  # (B, N, inner) each
         return x * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with a GEGLU in the first, applied to each position on its own."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.net = nn.Sequential(
@@ -90,11 +107,12 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, N, dim). Returns (B, N, dim)."""
         return self.net(x)
 
 
 class BasicTransformerBlock(nn.Module):
-    """The picture looks at itself, then at the text, then thinks."""
+    """Self-attention, cross-attention over the text, and a feed-forward layer; each with a pre-norm and a residual."""
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
@@ -106,13 +124,14 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+        """x: (B, N, dim). context: (B, M, context_dim). Returns (B, N, dim)."""
+        x = x + self.attn1(self.norm1(x))  # the image: distant parts agree on one object
+        x = x + self.attn2(self.norm2(x), context)  # the text: each position reads the words that concern it
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer over the places of a feature map."""
+    """A transformer block over the positions of a feature map, with 1 x 1 convolutions around it and a residual."""
 
     def __init__(self, channels: int, context_dim: int, heads: int):
         super().__init__()
@@ -122,6 +141,8 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x: (B, C, H, W). context: (B, M, context_dim). Returns (B, C, H, W)."""
+        # No position embedding: the convolutions around it have told every position where it is, by its surroundings.
         h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H*W, C)
         for block in self.transformer_blocks:
             h = block(h, context)
@@ -129,28 +150,35 @@ class SpatialTransformer(nn.Module):
 
 
 class Downsample(nn.Module):
+    """Halves height and width with a convolution of stride 2."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H/2, W/2), rounded up."""
         return self.op(x)
 
 
 class Upsample(nn.Module):
+    """Doubles height and width by repeating every position, and smooths with a convolution."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        # To the skip's own size rather than twice ours: a side of 65 was halved to 33 on the way down.
+        """x: (B, C, H, W). size: the height and width to reach. Returns (B, C, *size)."""
+        # The size of the skip connection rather than 2H x 2W: a side of 65 was halved to 33 on the way down.
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """A sequence that hands each layer what it needs beside x: the time, the text, or the size to grow to."""
+    """A sequence of layers that passes to each what it needs beside x: the time, the text, or the size to reach."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor, size: torch.Size | None = None) -> Tensor:
+        """x: (B, C, H, W). emb: (B, time_dim). context: (B, M, context_dim). Returns (B, C', H', W')."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
@@ -164,18 +192,27 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 class UNetModel(nn.Module):
-    """Defaults are v1-5: 859,520,964 parameters. Read across a level (latents of 64x64 for a picture of 512x512):
+    """The noise-predicting network. Defaults are v1-5: 859,520,964 parameters.
 
-        size    width   on the way down             on the way up
-        64x64     320   conv, 2 (Res + Attn), half  3 (Res + Attn)           -> norm, SiLU, conv
-        32x32     640   2 (Res + Attn), half        3 (Res + Attn), double
-        16x16    1280   2 (Res + Attn), half        3 (Res + Attn), double
-          8x8    1280   2 Res                       3 Res, double
+    Read across a level (latents of 64 x 64, for an image of 512 x 512). `concat` is the channel count of each
+    concatenation, which is what the three ResBlocks of that level take on the way up:
+
+        size    width   on the way down             on the way up               concat
+        64x64     320   conv, 2 (Res + Attn), half  3 (Res + Attn)               960,  640,  640
+        32x32     640   2 (Res + Attn), half        3 (Res + Attn), double      1920, 1280,  960
+        16x16    1280   2 (Res + Attn), half        3 (Res + Attn), double      2560, 2560, 1920
+          8x8    1280   2 Res                       3 Res, double               2560, 2560, 2560
           8x8    1280   the middle: Res, Attn, Res
 
-    Every block on the way down leaves its output for one on the way up, which takes it beside its own input.
+    After the last block on the way up: norm, SiLU, conv.
+
+    Skip connections: each block's output on the way down is concatenated to the input of the matching block on the way
+    up. The small levels see the whole image at once and decide what is where; the large ones draw edges and texture.
+    The skips let the large levels on the way up see the input at full resolution, which the noise has to be predicted
+    at: without them everything would pass through 8 x 8 positions.
+
     attention_levels: the rows, from 0, that have `Attn` (a SpatialTransformer); the middle always has one.
-    in_channels is 9 for an inpainting checkpoint: the latent, the mask, and the masked picture's latent.
+    in_channels is 9 for an inpainting checkpoint: the latent, the mask, and the masked image's latent.
     """
 
     def __init__(
@@ -202,7 +239,7 @@ class UNetModel(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(model_channels, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
 
         width = model_channels
-        skips = [width]  # widths of what the way down leaves for the way up
+        skips = [width]  # the widths of the outputs on the way down, for the inputs on the way up
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
@@ -222,7 +259,7 @@ class UNetModel(nn.Module):
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
-            for i in range(num_res_blocks + 1):
+            for i in range(num_res_blocks + 1):  # one more than on the way down: conv and Downsample leave skips too
                 block = res_and_attention(width + skips.pop(), mult * model_channels, level)
                 width = mult * model_channels
                 if level > 0 and i == num_res_blocks:
@@ -236,22 +273,17 @@ class UNetModel(nn.Module):
 
         Returns eps, (B, out_channels, h, w): the noise that is in x.
         """
-        emb = self.embed_time(t, x.dtype)  # (B, time_dim)
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, time_dim)
+
         skips = []
         for block in self.input_blocks:
             x = block(x, emb, context)
             skips.append(x)
-        x = self.middle_block(x, emb, context)
-        return self.out(self.go_up(self.output_blocks, x, skips, emb, context))
 
-    def embed_time(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """t: (B,), 0..999. Returns (B, time_dim)."""
-        return self.time_embed(timestep_embedding(t, self.model_channels).to(dtype))
+        x = self.middle_block(x, emb, context)  # (B, 4 * model_channels, h/8, w/8) for v1-5
 
-    @staticmethod
-    def go_up(blocks: Iterable[nn.Module], x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor) -> Tensor:
-        """Some blocks of the way up. skips: what the way down left, of which each block takes the last."""
-        for block in blocks:
-            x = torch.cat([x, skips.pop()], dim=1)
-            x = block(x, emb, context, size=skips[-1].shape[-2:] if skips else None)
-        return x
+        for block in self.output_blocks:
+            x = torch.cat([x, skips.pop()], dim=1)  # last in, first out: the two are of the same size
+            size = skips[-1].shape[-2:] if skips else None  # of the next skip, for a block that ends in an Upsample
+            x = block(x, emb, context, size)
+        return self.out(x)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from sd.tokenizer import Tokenizer, clean
+from sd.tokenizer import Tokenizer, clean_text
 from sd.utils.errors import UserError
 
 WORDS = (
@@ -117,17 +117,17 @@ def test_same_ids_as_open_clip(tokenizer, open_clip_tokenizer, prompts):
 def test_same_ids_as_transformers(tokenizer, transformers_tokenizer, prompts):
     # transformers 5 neither repairs unicode nor reads HTML entities, so it is given the text after our cleaning. It
     # composes accents after lowering the case, OpenAI (and we) before: that tells a handful of texts apart.
-    same = [p for p in prompts if unicodedata.is_normalized("NFC", clean(p))]
+    same = [p for p in prompts if unicodedata.is_normalized("NFC", clean_text(p))]
     assert len(same) > 0.999 * len(prompts)
     theirs = transformers_tokenizer(
-        [clean(p) for p in same], padding="max_length", truncation=True, max_length=77
+        [clean_text(p) for p in same], padding="max_length", truncation=True, max_length=77
     ).input_ids
     assert tokenizer(same).tolist() == theirs
 
 
 def test_same_ids_as_transformers_on_raw_text_that_needs_no_repair(tokenizer, transformers_tokenizer, prompts):
     # Of ours, cleaning then only composes accents and lowers the case, as transformers does.
-    plain = [p for p in prompts if p.isprintable() and clean(p) == unicodedata.normalize("NFC", p).strip().lower()]
+    plain = [p for p in prompts if p.isprintable() and clean_text(p) == unicodedata.normalize("NFC", p).strip().lower()]
     assert len(plain) > 1000
     theirs = transformers_tokenizer(plain, padding="max_length", truncation=True, max_length=77).input_ids
     assert tokenizer(plain).tolist() == theirs
@@ -145,7 +145,7 @@ def test_seventy_seven_places_and_the_end_at_the_last(tokenizer):
 
 def test_decode_gives_the_clean_text_back(tokenizer):
     for text in ["a photo of an astronaut riding a horse", "東京 🍎 café", "<b> & 12"]:
-        assert tokenizer.decode(tokenizer.encode(text)).replace(" ", "") == clean(text).replace(" ", "")
+        assert tokenizer.decode(tokenizer.encode(text)).replace(" ", "") == clean_text(text).replace(" ", "")
 
 
 def test_placeholders_come_and_go(tokenizer):
@@ -177,7 +177,7 @@ def test_an_embedding_may_be_named_like_a_word(tokenizer, name):
     a, comma = tokenizer.encode("a,")
     first = tokenizer.add_token(name, vectors=2)
     assert tokenizer.encode(text) == [a, *first, comma, *first]
-    with pytest.raises(UserError, match="already a word"):
+    with pytest.raises(UserError, match="already in use"):
         tokenizer.add_token(name.lower())
     tokenizer.remove_token(name)
     assert tokenizer.encode(text) == before

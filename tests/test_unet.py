@@ -1,10 +1,12 @@
+import re
+
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from reference_models import TINY, peer_unet, randomize, relative_error
 
 from sd.checkpoints.diffusers_keys import unet_to_diffusers
-from sd.unet import UNetModel, timestep_embedding
+from sd.unet import ResBlock, UNetModel, timestep_embedding
 
 THREE_LEVELS = dict(
     model_channels=32, channel_mult=(1, 3, 4), num_res_blocks=2, attention_levels=(1, 2), num_heads=4, context_dim=48
@@ -48,3 +50,25 @@ def test_timestep_embedding_equals_diffusers():
     theirs = get_timestep_embedding(t, 320, flip_sin_to_cos=True, downscale_freq_shift=0)
     # Angles reach 999 radians, where fp32 itself is coarse to 6e-5.
     torch.testing.assert_close(timestep_embedding(t, 320), theirs, rtol=0, atol=1e-4)
+
+
+def test_the_docstring_gives_the_channels_of_each_concatenation():
+    with torch.device("meta"):
+        unet = UNetModel()
+    levels = re.findall(r"(\d+), +(\d+), +(\d+)$", UNetModel.__doc__, re.MULTILINE)[::-1]  # the smallest comes first
+    written = [int(count) for level in levels for count in level]
+    assert written == [block[0].in_layers[0].num_channels for block in unet.output_blocks]
+
+
+def test_the_time_is_one_shift_for_every_position():
+    block = randomize(ResBlock(32, 64, 16), seed=1)
+    shifted = []
+    block.out_layers.register_forward_pre_hook(lambda _, inputs: shifted.append(inputs[0]))
+    x, (early, late) = torch.randn(1, 32, 5, 4), torch.randn(2, 1, 16)
+    with torch.no_grad():
+        assert block(x, early).shape == (1, 64, 5, 4)
+        block(x, late)
+    difference = shifted[1] - shifted[0]
+    # two float32 sums of numbers of size one
+    assert torch.allclose(difference, difference[..., :1, :1].expand_as(difference), atol=1e-6)
+    assert difference.abs().max() > 0.01

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from reference_models import TINY, peer_vae, randomize, relative_error
@@ -37,3 +39,20 @@ def test_sample_latent_has_the_mean_and_variance_asked_for():
     assert drawn.mean() == pytest.approx(3, abs=0.02)
     assert drawn.var() == pytest.approx(2, abs=0.04)
     assert torch.equal(sample_latent(mean, logvar, torch.zeros(1, 4, 8, 8)), mean)
+
+
+@pytest.mark.parametrize(("part", "shape"), [("encoder", (1, 3, 512, 512)), ("decoder", (1, 4, 64, 64))])
+def test_the_docstrings_give_each_levels_size_and_channels(part, shape):
+    row = re.compile(r"^ +(\d+)x\d+ +(\d+) -> +(\d+)  (\w+)(?:\.(\d))?", re.MULTILINE)
+    with torch.device("meta"):
+        network, x = getattr(AutoencoderKL(), part), torch.empty(shape)
+    rows = row.findall(type(network).__doc__)
+    assert len(rows) == 7
+    for size, before, after, name, level in rows:
+        assert x.shape[1:] == (int(before), int(size), int(size))
+        if name == "norm_out":
+            x = network.conv_out(network.norm_out(x))
+        else:
+            layer = getattr(network, name)
+            x = (layer[int(level)] if level else layer)(x)
+        assert x.shape[1] == int(after)

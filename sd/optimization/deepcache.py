@@ -7,6 +7,7 @@ Diffusion Models with TaylorSeers", order 1. On the bundled model that is worth 
 
 from torch import Tensor
 
+from sd.optimization.unet_blocks import embed_time, run_output_blocks
 from sd.unet import UNetModel
 
 SHALLOW = 2  # blocks at each end of the U-Net that every step computes
@@ -31,7 +32,7 @@ class StepCached:
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         unet = self.unet
-        emb = unet.embed_time(t, x.dtype)
+        emb = embed_time(unet, t, x.dtype)
         skips = []
         for block in unet.input_blocks[:SHALLOW]:
             x = block(x, emb, context)
@@ -42,7 +43,7 @@ class StepCached:
         if self.calls > 0 and self.slope is not None:
             deep = deep + along(t - self.t, deep) * self.slope
         self.calls += 1
-        return unet.out(unet.go_up(unet.output_blocks[-SHALLOW:], deep, skips, emb, context))
+        return unet.out(run_output_blocks(unet.output_blocks[-SHALLOW:], deep, skips, emb, context))
 
     def keep(self, deep: Tensor, t: Tensor, context: Tensor) -> None:
         same = context is self.context and self.every > 1
@@ -55,7 +56,7 @@ class StepCached:
             x = block(x, emb, context)
             skips.append(x)
         x = self.unet.middle_block(x, emb, context)
-        return self.unet.go_up(self.unet.output_blocks[:-SHALLOW], x, skips, emb, context)
+        return run_output_blocks(self.unet.output_blocks[:-SHALLOW], x, skips, emb, context)
 
 
 def along(values: Tensor, like: Tensor) -> Tensor:

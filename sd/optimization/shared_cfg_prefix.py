@@ -7,6 +7,7 @@ apart: a convolution, a ResBlock and, in v1-5, one of the five self-attentions o
 import torch
 from torch import Tensor
 
+from sd.optimization.unet_blocks import embed_time, run_output_blocks
 from sd.unet import BasicTransformerBlock, SpatialTransformer, UNetModel
 
 
@@ -20,13 +21,13 @@ class SharedStartUNet(UNetModel):
         if len(x) != 2 or not (torch.equal(x[0], x[1]) and torch.equal(t[0], t[1])):
             return super().forward(x, t, context)
         x, skips = x[:1], []
-        emb = self.embed_time(t[:1], x.dtype)
+        emb = embed_time(self, t[:1], x.dtype)
         for block in self.input_blocks:
             x = block(x, emb, context)
             skips.append(x)
         skips = [skip.expand(2, -1, -1, -1) for skip in skips]
         x = self.middle_block(x, emb, context)
-        return self.out(self.go_up(self.output_blocks, x, skips, emb, context))
+        return self.out(run_output_blocks(self.output_blocks, x, skips, emb, context))
 
 
 class DoublingBlock(BasicTransformerBlock):

@@ -9,7 +9,7 @@ from sd.adapters.lora_tags import Tag, split_tags
 from sd.adapters.manager import Adapters
 from sd.adapters.textual_inversion import EmbeddingReport
 from sd.prompts.weighting import parse_prompt
-from sd.tokenizer import clean, spelled_in, spelling
+from sd.tokenizer import clean_text, contains_placeholder, placeholder_pattern
 from sd.utils.errors import UserError
 
 
@@ -28,7 +28,7 @@ class PromptAdapters:
     def has(self, word: str) -> bool:
         """Whether an embedding's word stands in one of the prompts."""
         texts = [text for prompt in (self.prompt, self.negative_prompt) for text, _ in parse_prompt(prompt)]
-        return any(spelled_in(word, clean(text)) for text in texts)
+        return any(contains_placeholder(clean_text(text), word) for text in texts)
 
     def add(self, report: LoraReport | EmbeddingReport) -> None:
         self.reports.append(report)
@@ -77,7 +77,7 @@ def load_words(adapters: Adapters, named: PromptAdapters) -> None:
     """The embeddings of the folder whose file's name stands in a prompt; what cannot be used is a note."""
     for name, path in adapters.models.names("embedding").items():
         word = name.rpartition("/")[2]
-        if not named.has(word) or spelling(word) in map(spelling, adapters.tokenizer.added):
+        if not named.has(word) or placeholder_pattern(word) in map(placeholder_pattern, adapters.tokenizer.added):
             continue
         try:
             named.add(adapters.load_embedding(path, word))

@@ -101,11 +101,11 @@ class TestNewWords:
         assert torch.equal(states, vectors(1).bfloat16())
 
     def test_refusals(self, clip, tokenizer):
-        for word, count, match in (("", 1, "needs a name"), ("<a>", 76, "1 to 75"), ("<a>", 0, "1 to 75")):
+        for word, count, match in (("", 1, "is empty"), ("<a>", 76, "1 to 75"), ("<a>", 0, "1 to 75")):
             with pytest.raises(UserError, match=match):
                 inject(tokenizer, clip, word, vectors(count))
         inject(tokenizer, clip, "<a>", vectors(1))
-        with pytest.raises(UserError, match="already a word"):
+        with pytest.raises(UserError, match="already in use"):
             inject(tokenizer, clip, "<a>", vectors(1))
         with pytest.raises(UserError, match="loaded are <a>"):
             eject(tokenizer, clip, "<b>")
@@ -213,7 +213,7 @@ class TestDialects:
         torch.save({"<a>": vectors(1)[0], "<b>": vectors(2)}, path)
         assert load_embedding(tokenizer, clip, path).vectors == {"<a>": 1, "<b>": 2}
         eject(tokenizer, clip, "<a>")
-        with pytest.raises(UserError, match="already a word"):  # <b> is in, so <a> stays out as well
+        with pytest.raises(UserError, match="already in use"):  # <b> is in, so <a> stays out as well
             load_embedding(tokenizer, clip, path)
         assert list(tokenizer.added) == ["<b>"]
         with pytest.raises(UserError, match="2 words"):
