@@ -13,10 +13,10 @@ from sd.optimization.deepcache import MAX_EVERY
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.metadata.settings_infotext import form_values
+from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
-from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 from sd.web.jobs.limits import decode_picture
 from sd.web.jobs.masks import MaskOptions
@@ -133,7 +133,7 @@ class Form:
     def add_sampling(self) -> None:
         add = self.add
         with gr.Row():
-            samplers = [(one.label, name) for name, one in SAMPLERS.items()]
+            samplers = [(one.label, name) for name, one in ALL_SAMPLERS.items()]
             add(sampler=gr.Dropdown(samplers, value=SAMPLER, label="Sampler", min_width=120))
             schedules = [("Automatic", ""), *((label, name) for name, label in SCHEDULE_LABELS.items())]
             add(schedule=gr.Dropdown(schedules, value="", label="Schedule", min_width=120))
