@@ -23,7 +23,7 @@ from sd.cli.requests import GenerationRequest, split_by_image
 from sd.pipeline.infotext import read_infotext
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.utils.device import rank_and_world_size as processes
+from sd.utils.device import rank_and_world_size
 from sd.utils.errors import UserError
 from sd.utils.files import next_number
 
@@ -31,7 +31,7 @@ from sd.utils.files import next_number
 @contextmanager
 def worker_context() -> Iterator[None]:
     """Within the context, a rank has its own GPU and its share of the cores; all but rank 0 print errors only."""
-    rank, count = processes()
+    rank, count = rank_and_world_size()
     if count == 1:
         yield
         return
@@ -49,7 +49,7 @@ def worker_context() -> Iterator[None]:
 
 def broadcast(make: Callable[[], list[GenerationRequest]]) -> list[GenerationRequest]:
     """Returns, in every rank, what `make` returns in rank 0: seeds and prompts may be random."""
-    rank, count = processes()
+    rank, count = rank_and_world_size()
     if count == 1:
         return make()
     store, _, _ = next(dist.rendezvous("env://"))
@@ -64,7 +64,7 @@ def broadcast(make: Callable[[], list[GenerationRequest]]) -> list[GenerationReq
 
 def shard(requests: list[GenerationRequest]) -> list[GenerationRequest]:
     """Returns this rank's requests, the largest first, so that all ranks end at about the same time."""
-    rank, count = processes()
+    rank, count = rank_and_world_size()
     if count == 1:
         return requests
     return sorted(requests, key=lambda request: request.settings.num_images, reverse=True)[rank::count]

@@ -9,9 +9,9 @@ from sd.cli.args import prompt_from_args
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.pipeline.metadata.foreign_metadata import name_of
 from sd.pipeline.metadata.settings_infotext import read_settings
+from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS
-from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 from sd.utils.files import read_prompts
 
@@ -56,7 +56,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def reset_schedule(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Drops the file's schedule if it is the default of the file's sampler and another sampler is given."""
-    had_its_own = "sampler" in values and values.get("schedule") == SAMPLERS[values["sampler"]].schedule
+    had_its_own = "sampler" in values and values.get("schedule") == ALL_SAMPLERS[values["sampler"]].schedule
     if "sampler" in changes and had_its_own:
         return values | {"schedule": ""}
     return values

@@ -10,13 +10,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from sd.checkpoints.discovery import BUNDLED
-from sd.cli.distributed import processes
 from sd.cli.requests import Enhance, GenerationRequest, expand_request
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.prompts.enhance import PromptEnhancer, apply_style
 from sd.prompts.llm import find_endpoint
+from sd.utils.device import rank_and_world_size
 from sd.utils.files import check_outdir, save_png, write_png
 from sd.utils.image_grid import grid
 
@@ -51,7 +51,7 @@ def generate_and_save(
 
     One of several processes saves no grid, as it generates a part of the images only.
     """
-    folder, (rank, count) = check_outdir(args.outdir), processes()
+    folder, (rank, count) = check_outdir(args.outdir), rank_and_world_size()
     images: list[Image.Image] = []
     prompts: list[str] = []
     printed: set[str] = set()

@@ -6,12 +6,13 @@ waits less. On a CPU compiling does not pay: a bf16 step of v1-5 at 512x512 take
 
 import os
 import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-CACHE_DIR = Path.home() / ".cache" / "stable-diffusion-by-hand"
+from sd.utils.files import cache_dir
+
+CACHE_DIR = cache_dir() / "compiled"
 
 
 class Compiled:

@@ -1,7 +1,7 @@
 """All samplers and schedules that there are, and how to find them by the names that other programs give them.
 
-`find_sampler` reads a name as this program means it. `find_foreign_sampler` and `find_comfyui_sampler` read names out
-of other programs' files and requests, where "Automatic" or a missing schedule stands for that program's choice.
+`find_sampler` reads a name as this program means it. `find_foreign_sampler` reads the names in other programs' files,
+where "Automatic" or a missing schedule stands for that program's choice.
 """
 
 import re
@@ -83,7 +83,7 @@ FIXED_TIMES = ("ddim", "ddim_cfgpp", "plms", "ddpm", "unipc", "lcm", "tcd", "dei
 def normalize_name(name: str) -> str:
     """Reduce a name to what its spellings share: "DPM++ 2M" is "dpmpp2m", "KDPM2AncestralDiscreteScheduler" "dpm2a"."""
     letters = re.sub("[^a-z0-9]", "", name.lower().replace("++", "pp"))
-    letters = letters.replace("ancestral", "a").replace("sdegpu", "sde")
+    letters = letters.replace("ancestral", "a").removesuffix("gpu")
     return re.sub("^k(?=euler|heun|dpm|lms)|(discrete|multistep)?scheduler$", "", letters)
 
 
@@ -119,24 +119,17 @@ def split_name(name: str) -> tuple[str, str]:
     raise UserError(f"unknown sampler {name!r}; choose from {', '.join(ALL_SAMPLERS)}.")
 
 
-def find_foreign_sampler(name: str, schedule: str = "") -> tuple[str, str]:
-    """Return (sampler, schedule) for a name from another program's file or request, as the webui 1.10 understands it.
+def find_foreign_sampler(name: str, schedule: str = "", missing: str = "automatic") -> tuple[str, str]:
+    """Return (sampler, schedule) for names from another program's file, as the webui 1.10 understands them.
 
-    "Automatic" and no schedule at all are the webui's choice for the sampler; "Uniform" is even in time from 999 to 0.
-    Samplers with times of their own keep them. Raises UserError as `find_sampler` does.
-    """
-    found, found_schedule = find_sampler(name, schedule)
-    wanted = normalize_name(schedule) or split_name(name)[1]
-    if found in FIXED_TIMES and wanted in ("", "automatic", "uniform", "normal", "discrete"):
-        return found, ALL_SAMPLERS[found].schedule
-    if not wanted or schedule_names()[wanted] == "":
-        return found, WEBUI_SCHEDULES.get(found, "normal")
-    return found, "normal" if wanted == "uniform" else found_schedule
-
-
-def find_comfyui_sampler(name: str, scheduler: str) -> tuple[str, str]:
-    """Return (sampler, schedule) for ComfyUI's pair of names, whose "ddim" is Euler's method on any schedule.
-
+    "Automatic" is the webui's choice for the sampler; "Uniform" is even in time from 999 to 0. missing: what no
+    schedule at all stands for, "automatic" or "uniform". Samplers with times of their own keep them.
     Raises UserError as `find_sampler` does.
     """
-    return find_sampler("euler" if normalize_name(name) == "ddim" else name, scheduler)
+    found, _ = find_sampler(name, schedule)
+    wanted = normalize_name(schedule) or split_name(name)[1] or missing
+    if schedule_names()[wanted] == "":
+        wanted = WEBUI_SCHEDULES.get(found, "uniform")
+    if wanted in ("uniform", "discrete"):
+        return found, ALL_SAMPLERS[found].schedule if found in FIXED_TIMES else "normal"
+    return found, schedule_names()[wanted]

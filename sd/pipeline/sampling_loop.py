@@ -11,9 +11,10 @@ from sd.optimization.deepcache import StepCached
 from sd.optimization.token_merging import token_merging
 from sd.pipeline.init_image import InitImage
 from sd.pipeline.noise import SeededNoise
+from sd.pipeline.sampler_names import ALL_SAMPLERS, CFG_PLUS_PLUS
+from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
+from sd.pipeline.sampling.schedules import sigmas_for
 from sd.pipeline.settings import GenerationSettings
-from sd.samplers import SAMPLERS
-from sd.schedule import sigma_list
 from sd.unet import UNetModel
 
 OnStep = Callable[[int, int, Tensor], object]
@@ -43,9 +44,10 @@ def sample(
         x = init_latent + sigmas[0] * noise()
 
     denoise = guided_denoiser(unet, settings, contexts, init, batch)
-    inpaint = None if init.latent_mask is None else Inpaint(denoise, init_latent, init.latent_mask)
+    inpaint_class = UncondInpaint if settings.sampler in CFG_PLUS_PLUS else Inpaint
+    inpaint = None if init.latent_mask is None else inpaint_class(denoise, init_latent, init.latent_mask)
     with token_merging(unet, settings.token_merging):
-        for state in SAMPLERS[settings.sampler].run(inpaint or denoise, x, sigmas, noise):
+        for state in ALL_SAMPLERS[settings.sampler].run(inpaint or denoise, x, sigmas, noise):
             x, x0 = state
             on_each(x0)
     latent = x / math.sqrt(1 + sigmas[-1] ** 2)
@@ -61,7 +63,8 @@ def guided_denoiser(
     extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
     cached = unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
     interval = sigmas_between(settings.guidance_start, settings.guidance_end)
-    return Guidance(cached, cond, uncond, scale, extra, interval, settings.guidance_rescale)
+    guidance = UncondGuidance if settings.sampler in CFG_PLUS_PLUS else Guidance
+    return guidance(cached, cond, uncond, scale, extra, interval, settings.guidance_rescale)
 
 
 def sigmas_for_passes(settings: GenerationSettings, from_image: bool) -> list[list[float]]:
@@ -69,11 +72,11 @@ def sigmas_for_passes(settings: GenerationSettings, from_image: bool) -> list[li
 
     from_image: whether the first pass starts from an image, and so at `strength`.
     """
-    to_zero = SAMPLERS[settings.sampler].to_zero
-    sigmas = sigma_list(settings.steps, settings.schedule, to_zero)
+    to_zero = ALL_SAMPLERS[settings.sampler].to_zero
+    sigmas = sigmas_for(settings.steps, settings.schedule, to_zero)
     passes = [truncate_sigmas(sigmas, settings.strength) if from_image else sigmas]
     if settings.hires_scale > 1:
-        again = sigma_list(settings.hires_steps or settings.steps, settings.schedule, to_zero)
+        again = sigmas_for(settings.hires_steps or settings.steps, settings.schedule, to_zero)
         passes.append(truncate_sigmas(again, settings.hires_strength))
     return passes
 
@@ -85,12 +88,15 @@ def truncate_sigmas(sigmas: list[float], strength: float) -> list[float]:
 
 
 class Progress:
-    """Counts the steps of a whole call and reports them to `on_step`."""
+    """Counts the steps of a whole call and reports them to `on_step`.
+
+    DPM adaptive decides itself how many steps it takes: the count stops at the total, or ends below it.
+    """
 
     def __init__(self, on_step: OnStep | None, total: int):
         self.on_step, self.total, self.done = on_step, total, 0
 
     def __call__(self, x0: Tensor) -> None:
-        self.done += 1
+        self.done = min(self.done + 1, self.total)
         if self.on_step is not None:
             self.on_step(self.done, self.total, x0)

@@ -7,9 +7,9 @@ from sd.optimization.deepcache import MAX_EVERY
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.noise import random_seed
 from sd.pipeline.options import Infotext, Widget, check_number, check_whole, option, options_of
-from sd.pipeline.sampler_names import find_sampler
-from sd.samplers import SAMPLERS
-from sd.schedule import SCHEDULES, TIMES
+from sd.pipeline.sampler_names import ALL_SAMPLERS, find_sampler
+from sd.pipeline.sampling.schedules import ALL_SCHEDULES
+from sd.schedule import TIMES
 from sd.utils.errors import UserError
 from sd.utils.images import check_size
 
@@ -26,6 +26,18 @@ SCHEDULE_LABELS = {
     "exponential": "Exponential",
     "sgm_uniform": "SGM Uniform",
     "lcm": "LCM",
+    "normal": "Normal",
+    "simple": "Simple",
+    "ddim_uniform": "DDIM Uniform",
+    "beta": "Beta",
+    "beta_in_sigma": "Beta in sigma",
+    "ays": "AYS",
+    "align_your_steps": "Align Your Steps",
+    "kl_optimal": "KL Optimal",
+    "polyexponential": "Polyexponential",
+    "trailing": "Trailing",
+    "turbo": "Turbo",
+    "linear_quadratic": "Linear Quadratic",
 }
 NOT_IN_WEBUI = {"a1111": "AUTOMATIC1111's API has no such field"}
 
@@ -55,7 +67,7 @@ class GenerationSettings:
     )
     sampler: str = option(
         "ddpm",
-        f"sampler, one of {', '.join(SAMPLERS)}; dpmpp_2m and euler_a usually need 20 to 30 steps only",
+        f"sampler, one of {', '.join(ALL_SAMPLERS)}; dpmpp_2m and euler_a usually need 20 to 30 steps only",
         "sampling",
         flags=("--sampler",),
         infotext=Infotext("Sampler", "specially"),
@@ -64,7 +76,7 @@ class GenerationSettings:
         a1111_default="",
     )
     schedule: str = option(
-        *("", f"noise schedule, one of {', '.join(SCHEDULES)}", "sampling"),
+        *("", f"noise schedule, one of {', '.join(ALL_SCHEDULES)}", "sampling"),
         flags=("--schedule",),
         default_help="the sampler's own",
         infotext=Infotext("Schedule type", "specially"),

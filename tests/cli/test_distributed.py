@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd.cli.distributed import assign_filenames, broadcast, processes, saved_texts, shard, worker_context
+from sd.cli.distributed import assign_filenames, broadcast, saved_texts, shard, worker_context
 from sd.cli.requests import GenerationRequest, expand_request
 from sd.pipeline.infotext import read_infotext
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
+from sd.utils.device import rank_and_world_size
 from sd.utils.errors import UserError, plain_errors
 from sd.utils.files import save_png
 
@@ -41,7 +42,7 @@ def names(folder: Path) -> list[str]:
 
 def test_alone_one_is_one_process(monkeypatch, capsys):
     monkeypatch.delenv("RANK", raising=False)
-    assert processes() == (0, 1)
+    assert rank_and_world_size() == (0, 1)
     with worker_context():
         print("heard")
     assert capsys.readouterr().out == "heard\n"

@@ -84,5 +84,5 @@ def test_text_without_settings_is_refused(text):
 
 
 def test_a_webui_sampler_that_we_lack_is_named():
-    with pytest.raises(UserError, match="DPM fast"):
-        from_infotext("x\nSteps: 20, Sampler: DPM fast, CFG scale: 7, Seed: 1, Size: 512x512")
+    with pytest.raises(UserError, match=r"DPM\+\+ 3M"):
+        from_infotext("x\nSteps: 20, Sampler: DPM++ 3M, CFG scale: 7, Seed: 1, Size: 512x512")

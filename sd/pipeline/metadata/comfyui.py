@@ -21,7 +21,7 @@ def read_graph(nodes: Mapping[str, dict]) -> tuple[str, str, dict[str, object]]:
     inputs = first.get("inputs", {})
     settings = {
         "Steps": value_of(nodes, inputs.get("steps")),
-        "Sampler": value_of(nodes, inputs.get("sampler_name")),
+        "Sampler": "euler" if (sampler := value_of(nodes, inputs.get("sampler_name"))) == "ddim" else sampler,
         "Schedule type": value_of(nodes, inputs.get("scheduler")),
         "CFG scale": value_of(nodes, inputs.get("cfg")),
         "Seed": value_of(nodes, inputs.get("seed", inputs.get("noise_seed"))),

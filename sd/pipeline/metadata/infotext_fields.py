@@ -12,17 +12,12 @@ from typing import Any
 
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.options import Option
-from sd.pipeline.sampler_names import find_sampler
+from sd.pipeline.sampler_names import find_foreign_sampler, find_sampler
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS
-from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 
 OURS = "sd-by-hand"  # what our own Version begins with
 UNKNOWN = ("", "unknown", "None", "none", "-1")
-# The webui's "Automatic", where it is not the even list (its modules/sd_samplers_kdiffusion.py).
-AUTOMATIC = {"dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpm2": "karras", "dpmpp_2m_sde": "exponential"}
-# These take CompVis' own times in the webui too; all others are spaced a little otherwise there.
-LDM_SPACED = ("ddim", "plms", "ddpm", "unipc", "lcm")
 
 # Labels that do not change the pixels, or repeat another label.
 SILENT = set(
@@ -159,7 +154,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
 
 
 def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
-    """Reads the sampler and its schedule, with a note where its timesteps differ from those of other programs."""
+    """Reads the sampler and its schedule, each by its name in the program that wrote the file."""
     name, schedule = found.get("Sampler", ""), found.get("Schedule type", found.get("Scheduler", ""))
     if name in UNKNOWN:
         reading.notes["Sampler"] = "The file does not name its sampler: DDPM is used unless another one is given."
@@ -173,18 +168,13 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
         return
     reading.values["sampler"] = sampler
     try:
-        _, reading.values["schedule"] = find_sampler(name, schedule)
+        if found.get("Version", "").startswith(OURS):
+            _, reading.values["schedule"] = find_sampler(name, schedule)
+        else:  # the webui before 1.9 wrote no schedule where it was the even one
+            _, reading.values["schedule"] = find_foreign_sampler(name, schedule, missing="uniform")
     except UserError:
         reading.problems["schedule"] = (
             f"the schedule {schedule[:40]!r} does not exist here: choose one with --schedule, such as karras."
-        )
-        return
-    ours = found.get("Version", "").startswith(OURS)
-    if schedule.lower() == "automatic":
-        reading.values["schedule"] = AUTOMATIC.get(sampler, reading.values["schedule"])
-    if reading.values["schedule"] == "ldm" and sampler not in LDM_SPACED and not ours:
-        reading.notes["Schedule type"] = (
-            f"The steps of {SAMPLERS[sampler].label} are spaced a little differently here than in other programs."
         )
 
 

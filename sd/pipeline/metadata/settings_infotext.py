@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from sd.pipeline.infotext import parse_infotext, write_infotext
 from sd.pipeline.metadata.infotext_fields import Reading, read_fields
 from sd.pipeline.options import Option
+from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
-from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 
 MINIMUM = {"Steps", "Sampler", "Seed", "CFG scale"}  # a text with none of these labels holds no settings
@@ -48,7 +48,7 @@ def special_labels(settings: GenerationSettings, index: int, from_image: bool) -
     """Returns the labels whose value is not the field's own; None for those that are left out."""
     varied, hires = is_changed("variation_strength", settings), is_changed("hires_scale", settings)
     return {
-        "Sampler": SAMPLERS[settings.sampler].label,
+        "Sampler": ALL_SAMPLERS[settings.sampler].label,
         "Schedule type": SCHEDULE_LABELS[settings.schedule],
         "Seed": settings.seeds()[index],
         "Size": f"{settings.width}x{settings.height}",

@@ -16,7 +16,7 @@ from sd.training.finetune.data.long_captions import fits
 from sd.training.finetune.latent_cache import LatentCache
 from sd.training.finetune.recipes import Recipe, is_small
 from sd.training.loop import TrainConfig
-from sd.utils.device import DTYPES, default_device
+from sd.utils.device import DTYPES, cpu_has_bf16, default_device
 
 MIN_TO_HOLD_OUT = 5  # images; with fewer none is held out
 MAX_HELD_OUT = 8
@@ -115,7 +115,7 @@ def best_precision(device: torch.device | str) -> str:
     kind = torch.device(device).type
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if kind == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if kind == "cpu" and cpu_has_bf16() else "fp32"
 
 
 def load_for_training(

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from sd.evaluation.clip_score import Scorer, evaluate
+from sd.evaluation.confidence import mean_with_ci
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune.advice import HELD_OUT, UNFAMILIAR_LOSS, Advice, Scores, best_step, unfamiliar_warning
 from sd.training.finetune.batch import DiffusionLoss, Example

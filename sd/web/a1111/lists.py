@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from sd.checkpoints.hashing import known_hash
+from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION
 from sd.prompts.styles import read_styles
-from sd.samplers import SAMPLERS
 from sd.web.a1111.extras import UPSCALERS
 from sd.web.a1111.options import model_name_of, title_of
 from sd.web.jobs.job import Missing
@@ -93,7 +93,9 @@ def describe_checkpoints(models: Models) -> list[dict]:
 def add_sampling_lists(router: APIRouter) -> None:
     @router.get("/samplers")
     async def samplers() -> list[dict]:
-        return [{"name": one.label, "aliases": [name, f"k_{name}"], "options": {}} for name, one in SAMPLERS.items()]
+        return [
+            {"name": one.label, "aliases": [name, f"k_{name}"], "options": {}} for name, one in ALL_SAMPLERS.items()
+        ]
 
     @router.get("/schedulers")
     async def schedulers() -> list[dict]:

@@ -10,10 +10,9 @@ from typing import Any
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.sampler_names import find_sampler
+from sd.pipeline.sampler_names import ALL_SAMPLERS, WEBUI_SCHEDULES, find_sampler
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
-from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 from sd.web.a1111.fields import check_fields, check_scripts
 from sd.web.a1111.options import vae_of
@@ -21,9 +20,7 @@ from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
 from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.submit import GenerateRequest
 
-# The webui's automatic schedules of these samplers; for the others it is the model's own.
-AUTOMATIC = {"dpm2": "karras", "dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpmpp_2m_sde": "exponential"}
-# Further names of schedules: "Normal" has the sigmas of "Uniform".
+# What these schedules are among ours: "Normal" has the numbers of "Uniform".
 OTHER_SCHEDULES = {"automatic": "", "normal": "uniform"}
 NO_STYLE = ("", "None")
 OTHER_NETWORKS = re.compile("<(hypernet|lyco):")
@@ -128,7 +125,7 @@ def sampler_of(body: TextToImage) -> tuple[str, str]:
     chosen = OTHER_SCHEDULES.get(body.scheduler.lower(), body.scheduler)
     sampler, schedule = find_by_label(name, chosen)
     if not chosen and schedule == "ldm" and not name.lower().endswith("uniform"):
-        schedule = AUTOMATIC.get(sampler, schedule)
+        schedule = WEBUI_SCHEDULES.get(sampler, schedule)
     if body.eta not in (0, 1):
         raise UserError(f"an eta of {body.eta:g} is not supported here: use 0 or 1.")
     return ("ddpm" if sampler == "ddim" and body.eta == 1 else sampler), schedule  # DDIM with eta 1 is DDPM
@@ -139,7 +136,7 @@ def find_by_label(name: str, schedule: str) -> tuple[str, str]:
     try:
         find_sampler(name)
     except UserError:
-        labels = ", ".join(one.label for one in SAMPLERS.values())
+        labels = ", ".join(one.label for one in ALL_SAMPLERS.values())
         raise UserError(f"unknown sampler {name[:100]!r}; choose from {labels}.") from None
     try:
         return find_sampler(name, schedule)
@@ -253,7 +250,7 @@ def response_info(result: dict, body: TextToImage, ignored: list[str], notes: li
         "subseed_strength": settings.variation_strength,
         "width": settings.width,
         "height": settings.height,
-        "sampler_name": SAMPLERS[settings.sampler].label,
+        "sampler_name": ALL_SAMPLERS[settings.sampler].label,
         "cfg_scale": settings.guidance_scale,
         "steps": settings.steps,
         "batch_size": body.batch_size,

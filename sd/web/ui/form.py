@@ -12,10 +12,10 @@ from sd.checkpoints.config import IMAGE_SIZE
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.metadata.settings_infotext import form_values
 from sd.pipeline.options import Option
+from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import OPTIONS, SCHEDULE_LABELS, GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
-from sd.samplers import SAMPLERS
 from sd.utils.errors import UserError
 from sd.web.jobs.limits import decode_image
 from sd.web.jobs.masks import MaskOptions
@@ -30,7 +30,7 @@ SAMPLER, STEPS = "dpmpp_2m", 25
 # Initial values of the form that differ from the table's defaults.
 FIRST_VALUES = {"prompt": "a red apple", "sampler": SAMPLER, "steps": STEPS}
 CHOICES = {
-    "sampler": [(one.label, name) for name, one in SAMPLERS.items()],
+    "sampler": [(one.label, name) for name, one in ALL_SAMPLERS.items()],
     "schedule": [("Automatic", ""), *((label, name) for name, label in SCHEDULE_LABELS.items())],
 }
 SHAPES = ["1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16"]

@@ -118,11 +118,11 @@ def test_a_size_is_cut_as_the_webui_cuts_it():
 
 
 def test_one_odd_value_does_not_refuse_the_others():
-    line = "Steps: many, Sampler: DPM fast, CFG scale: 700, Seed: x, Size: 99999x64, Clip skip: 2, RNG: CPU"
+    line = "Steps: many, Sampler: DPM++ 3M, CFG scale: 700, Seed: x, Size: 99999x64, Clip skip: 2, RNG: CPU"
     values, notes = read(line)
     assert values == {"prompt": "a cat", "negative_prompt": "", "clip_skip": 2, "height": 64}
     assert len(notes) == 6
-    with pytest.raises(UserError, match="DPM fast"):
+    with pytest.raises(UserError, match=r"DPM\+\+ 3M"):
         from_infotext(f"a cat\n{line}")
 
 
@@ -136,12 +136,12 @@ def test_a_missing_sampler_is_said_and_not_refused():
 @pytest.mark.parametrize(
     ("written", "sampler", "schedule"),
     [
-        ("Sampler: euler discrete", "euler", "ldm"),  # stable-diffusion.cpp
+        ("Sampler: euler discrete", "euler", "normal"),  # stable-diffusion.cpp
         ("Sampler: euler_a karras", "euler_a", "karras"),
         ("Sampler: dpm++2m karras", "dpmpp_2m", "karras"),
         ("Sampler: DPM++ 2M, Schedule type: Automatic", "dpmpp_2m", "karras"),
         ("Sampler: DPM++ 2M SDE, Schedule type: Automatic", "dpmpp_2m_sde", "exponential"),
-        ("Sampler: Euler a, Schedule type: Automatic", "euler_a", "ldm"),
+        ("Sampler: Euler a, Schedule type: Automatic", "euler_a", "normal"),
         ("Sampler: DPM++ 2M, Schedule type: SGM Uniform", "dpmpp_2m", "sgm_uniform"),
         ("Sampler: dpmpp_2m_sde_gpu, Scheduler: exponential", "dpmpp_2m_sde", "exponential"),
     ],

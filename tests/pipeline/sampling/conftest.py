@@ -32,11 +32,14 @@ def tensors():
 
 @pytest.fixture(scope="session")
 def k_sampling():
-    """k-diffusion's `sampling.py`, loaded alone: the package's other modules need what no test here does."""
+    """k-diffusion's `sampling.py`, loaded alone: the package's other modules need what no test here does.
+
+    `pip install --no-deps k-diffusion==0.1.1.post1` is enough for it.
+    """
     pytest.importorskip("scipy")
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None:
-        pytest.skip("k-diffusion is not installed")
+        pytest.skip("k-diffusion is not installed: pip install --no-deps k-diffusion==0.1.1.post1")
     folder = spec.submodule_search_locations[0]
     package = types.ModuleType("k_diffusion_alone")
     package.__path__ = []
