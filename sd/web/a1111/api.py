@@ -65,7 +65,7 @@ class Server:
             report(request.scope, f"note: {note}")
         return await asyncio.to_thread(answer_of, job, body, ignored, notes)
 
-    def submit_request(self, body: TextToImage) -> tuple[Job, list[str], list[str]]:
+    def ask(self, body: TextToImage) -> tuple[Job, list[str], list[str]]:
         """The job, the names of the fields that are ignored, and notes."""
         options, notes = self.options.with_changes(body.override_settings)
         asked, ignored = request_from_body(body, options)
