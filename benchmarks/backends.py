@@ -255,7 +255,7 @@ BACKENDS = {
 
 
 def backends_of(task: str, options: Options) -> tuple[list[str], dict[str, str]]:
-    """The backends of a task, and the reasons of those that are unavailable. Raises UserError for an unknown backend."""
+    """The backends of a task, and why others are unavailable. Raises UserError for an unknown backend."""
     asked = BACKENDS if options.sides is None else [current_name(side) for side in options.sides]
     if unknown := [side for side in asked if side not in BACKENDS]:
         raise UserError(f"unknown backend {unknown[0]!r}; choose from {', '.join(BACKENDS)}.")

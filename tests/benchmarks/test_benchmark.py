@@ -252,7 +252,7 @@ def test_each_absent_package_is_named(monkeypatch):
     absent = absent_peers(backends_of("unet", every)[1])
     assert absent == {"compiled": "no C++ compiler", "openvino": "not installed"}
     assert backends_of("train", every)[1] == {"diffusers": "peft is not installed"}
-    with pytest.raises(UserError, match="no side called 'nonsense'"):
+    with pytest.raises(UserError, match="unknown backend 'nonsense'"):
         backends_of("unet", replace(QUICK, sides=("nonsense",)))
 
 

@@ -107,7 +107,7 @@ def best_precision(device: torch.device | str) -> str:
     kind = torch.device(device).type
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if kind == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if kind == "cpu" and cpu_has_bf16() else "fp32"
 
 
 def load_to_teach(
