@@ -16,7 +16,7 @@ from sd.training.finetune.data.long_captions import fits
 from sd.training.finetune.latent_cache import LatentCache
 from sd.training.finetune.recipes import Recipe, is_small
 from sd.training.loop import Settings
-from sd.utils.device import DTYPES, default_device
+from sd.utils.device import DTYPES, cpu_has_bf16, default_device
 
 FEWEST_TO_HOLD_OUT = 5  # pictures: of fewer none can be spared
 MOST_HELD_OUT = 8
