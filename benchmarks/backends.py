@@ -24,7 +24,7 @@ from benchmarks.diffusers_backend import (
 from benchmarks.tasks import GUIDANCE, PROMPT, SEED, TASKS, Options, RandomModel, guided, touch, twin
 from sd.checkpoints.checkpoint import load_models, read_checkpoint
 from sd.checkpoints.diffusers_format import write_configs
-from sd.optimization.registry import EXACT, OPTIMIZATIONS
+from sd.optimization.registry import EXACT, OPTIMIZATIONS, current_name
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
@@ -242,7 +242,7 @@ class OpenVINO(TheirNetworks):
         return shell("clip", model.sizes, torch.float32, forward=lambda tokens, **_: (run(tokens),))
 
 
-SIDES = {
+BACKENDS = {
     "ours": Ours(),
     **{name: OurNetworksWith(name) for name, one in OPTIMIZATIONS.items() if not one.default},
     "quick": Quick(3),
@@ -254,11 +254,11 @@ SIDES = {
 }
 
 
-def sides_of(task: str, options: Options) -> tuple[list[str], dict[str, str]]:
-    """Who takes part in a task, and of those who could not, why. Raises UserError for a side that there is not."""
-    asked = SIDES if options.sides is None else options.sides
-    if unknown := [side for side in asked if side not in SIDES]:
-        raise UserError(f"there is no side called {unknown[0]!r}: choose from {', '.join(SIDES)}.")
-    able = [side for side in asked if hasattr(SIDES[side], task)]
-    missing = {side: SIDES[side].missing(task, options) for side in able}
+def backends_of(task: str, options: Options) -> tuple[list[str], dict[str, str]]:
+    """The backends of a task, and why others are unavailable. Raises UserError for an unknown backend."""
+    asked = BACKENDS if options.sides is None else [current_name(side) for side in options.sides]
+    if unknown := [side for side in asked if side not in BACKENDS]:
+        raise UserError(f"unknown backend {unknown[0]!r}; choose from {', '.join(BACKENDS)}.")
+    able = [side for side in asked if hasattr(BACKENDS[side], task)]
+    missing = {side: BACKENDS[side].missing(task, options) for side in able}
     return [side for side in able if not missing[side]], {side: word for side, word in missing.items() if word}

@@ -22,7 +22,7 @@ from sd.utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2
 PICTURES = 40
-SIDES = {
+BACKENDS = {
     "ours": f"{PROCESSES} processes, each a share of the cores",
     "alone": f"{PROCESSES} x one process alone with one share",  # what would be, if none took from another
     "threads": "one process, all cores",

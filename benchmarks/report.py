@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import multi_process as many
-from benchmarks.backends import SIDES
+from benchmarks.backends import BACKENDS
 from benchmarks.results import Result
 from benchmarks.tasks import DRAWING, GUIDANCE, TASKS, Options, RandomModel
 from sd.utils.errors import UserError
@@ -64,7 +64,7 @@ def warning() -> str:
 
 
 def title_of(task: str, side: str) -> str:
-    return many.SIDES[side] if task == "many" else SIDES[side].title
+    return many.BACKENDS[side] if task == "many" else BACKENDS[side].title
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:

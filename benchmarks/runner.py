@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import multi_process as many
-from benchmarks.backends import SIDES, sides_of
+from benchmarks.backends import BACKENDS, backends_of
 from benchmarks.results import Result
 from benchmarks.tasks import SEED, TASKS, Options, RandomModel, random_network
 from sd.checkpoints.checkpoint import save_checkpoint
@@ -55,11 +55,11 @@ def measure(name: str, options: Options) -> Result:
     """
     task = TASKS[name]
     prepare(options)
-    sides, missing = sides_of(name, options)
+    sides, missing = backends_of(name, options)
     if name == "load" and options.ckpt is None:
         options = replace(options, ckpt=random_checkpoint(options.work / "random.ckpt", options))
     for side in sides:
-        SIDES[side].make_ready(name, options)
+        BACKENDS[side].make_ready(name, options)
     peaks = {side: peak_in_child(name, side, options) for side in sides} if task.memory else {}
     model = RandomModel(options)
     turns = {side: turn_of(name, side, model) for side in sides}
@@ -77,7 +77,7 @@ def measure(name: str, options: Options) -> Result:
 
 def turn_of(name: str, side: str, model: RandomModel) -> Callable:
     """What one turn of this side runs. Nothing of diffusers is imported for our own."""
-    return getattr(SIDES[side], name)(model)
+    return getattr(BACKENDS[side], name)(model)
 
 
 def prepare(options: Options) -> None:

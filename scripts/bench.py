@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import docs_page as performance
-from benchmarks.backends import SIDES, sides_of
+from benchmarks.backends import BACKENDS, backends_of
 from benchmarks.report import COLUMNS, KEPT, heading, kept_path, lines, remark, rows, warning, write_report
 from benchmarks.runner import run
 from benchmarks.tasks import DRAWING, TASKS, Options
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=Options.rounds, help=f"how often each side takes its turn ({Options.rounds})")
     add("--threads", type=int, help="of all sides (as many as there are cores)")
     add("--only", default=",".join(DRAWING), help=f"some of {','.join(TASKS)} ({','.join(DRAWING)})")
-    add("--sides", type=names_of, help=f"some of {','.join(SIDES)} (all)")
+    add("--backends", "--sides", dest="sides", type=names_of, help=f"some of {','.join(BACKENDS)} (all)")
     add("--device", choices=["cpu", "cuda"], default=Options.device, help="cpu, or a GPU (cpu)")
     add("--ckpt", type=Path, metavar="FILE", help="the checkpoint to load (a random one, made and deleted)")
     add("--json", type=Path, metavar="FILE", help="write every figure here")
@@ -61,7 +61,7 @@ def main():
         raise UserError(f"there is nothing called {unknown[0]!r} to measure: choose from {', '.join(TASKS)}.")
     given = Options.__dataclass_fields__.keys() & vars(args).keys()
     options, results = Options(**{name: getattr(args, name) for name in given}), []
-    sides_of(names[0], options)  # better refused now
+    backends_of(names[0], options)  # better refused now
     path = kept_path(names, options) if args.keep else args.json
     if path:
         write_report(path, results, options)  # likewise, than after many minutes

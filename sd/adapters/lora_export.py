@@ -37,8 +37,7 @@ def save_lora(
     """Saves an adapter of these networks; a file at `path` is replaced only once the new one is complete.
 
     file_format: "kohya", one .safetensors that every program reads; "diffusers", one too; "peft", a folder
-    with `unet` and `text_encoder` in it. metadata: additional entries, as text (kohya's start with `ss_`).
-    dtype: None keeps fp32.
+    with `unet` and `text_encoder` in it. metadata: additional entries, as text. dtype: None keeps fp32.
     Raises UserError where no such adapter is loaded, the format cannot represent its kind, or the path is not writable.
     """
     path = Path(path).expanduser()

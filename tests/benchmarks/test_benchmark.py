@@ -14,7 +14,7 @@ from make_full_checkpoint import lightning_checkpoint, random_weights
 
 from benchmarks import docs_page as performance
 from benchmarks import multi_process as many
-from benchmarks.backends import SIDES, OurNetworksWith, sides_of
+from benchmarks.backends import BACKENDS, OurNetworksWith, backends_of
 from benchmarks.diffusers_backend import have_compiler, load_single_file
 from benchmarks.openvino_backend import have_openvino
 from benchmarks.report import KEPT, kept_path, lines, load_before, remark, report, results_of, rows, short_name, warning
@@ -76,7 +76,7 @@ def test_what_is_off_by_default_is_a_side_of_its_own(monkeypatch):
     monkeypatch.setitem(OPTIMIZATIONS, "fast", fast)
     pipe = side.pipe(model)
     assert calls == [pipe.unet]
-    assert pipe.optimize() == [*SIDES["ours"].pipe(model).optimize(), "fast"]
+    assert pipe.optimize() == [*BACKENDS["ours"].pipe(model).optimize(), "fast"]
     assert not any(task in dir(side) for task in ("load", "train"))
 
 
@@ -196,10 +196,10 @@ def test_flops_are_those_of_the_published_model():
 def test_random_model_is_one_copy_in_its_own_dtype():
     model = RandomModel(Options(tiny=True, dtype="bf16"))
     assert {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
-    peer = SIDES["diffusers"].unet_of(model)
+    peer = BACKENDS["diffusers"].unet_of(model)
     ours = {p.data_ptr() for p in model.unet.parameters()}
     assert {p.data_ptr() for p in peer.parameters()} == ours
-    assert {p.data_ptr() for p in SIDES["ours"].pipe(model).unet.parameters()} == ours
+    assert {p.data_ptr() for p in BACKENDS["ours"].pipe(model).unet.parameters()} == ours
 
 
 def test_random_weights_are_the_same_in_any_order():
@@ -249,21 +249,21 @@ def test_each_absent_package_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setitem(sys.modules, "peft", None)
     every = replace(QUICK, sides=None)
-    absent = absent_peers(sides_of("unet", every)[1])
+    absent = absent_peers(backends_of("unet", every)[1])
     assert absent == {"compiled": "no C++ compiler", "openvino": "not installed"}
-    assert sides_of("train", every)[1] == {"diffusers": "peft is not installed"}
-    with pytest.raises(UserError, match="no side called 'nonsense'"):
-        sides_of("unet", replace(QUICK, sides=("nonsense",)))
+    assert backends_of("train", every)[1] == {"diffusers": "peft is not installed"}
+    with pytest.raises(UserError, match="unknown backend 'nonsense'"):
+        backends_of("unet", replace(QUICK, sides=("nonsense",)))
 
 
 def test_the_quick_side_draws_whole_pictures_and_caches_steps(no_peaks, monkeypatch):
-    assert sides_of("unet", replace(QUICK, sides=("quick",)))[0] == []
-    monkeypatch.setattr(SIDES["quick"], "missing", lambda task, options: None)
+    assert backends_of("unet", replace(QUICK, sides=("quick",)))[0] == []
+    monkeypatch.setattr(BACKENDS["quick"], "missing", lambda task, options: None)
     # Whose answer is exact, on any machine.
-    monkeypatch.setattr(SIDES["quick"].ours, "optimizations", ("channels-last",))
+    monkeypatch.setattr(BACKENDS["quick"].ours, "optimizations", ("channels-last",))
     figures = {}
     for cache in (1, 4):
-        monkeypatch.setattr(SIDES["quick"], "step_cache", cache)
+        monkeypatch.setattr(BACKENDS["quick"], "step_cache", cache)
         result = measure("txt2img", replace(QUICK, steps=4, rounds=1, sides=("ours", "quick", "plain")))
         figures[cache] = result.differences["quick"]
     assert figures[1] < 2e-3 < figures[4]  # a grey level in some pixels, where sums are in another order
