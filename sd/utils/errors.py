@@ -1,8 +1,8 @@
-"""Mistakes that a user can mend, and the ends of a program.
+"""UserError, for problems that the user can fix, and the exit codes of the scripts.
 
-Everything a user can get wrong raises a `UserError` whose text is one plain sentence: what is wrong and what to do.
-The scripts print that sentence and exit with code 2, and so they do where the system refuses a file or has no memory;
-anything else that escapes is a bug of ours, with its traceback.
+Everything that a user can get wrong raises a `UserError`. Its message is one sentence: what is wrong, how to fix it.
+The scripts print it and exit with code 2; they do the same if the system denies a file or has no memory left. Any other
+exception is a bug of the program and keeps its traceback.
 """
 
 import errno
@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 
 
 class UserError(ValueError):
-    """One sentence for the person at the keyboard: what is wrong, and what to do about it."""
+    """An error caused by user input. The message is one sentence: what is wrong and how to fix it."""
 
 
-NO_MEMORY = "there was not enough memory: ask for a smaller size or for fewer pictures at once."
-STOPPED, NO_READER = 130, 141  # exit codes: as shells give them for SIGINT and SIGPIPE
+NO_MEMORY = "there was not enough memory: choose a smaller size or fewer images at once."
+STOPPED, NO_READER = 130, 141  # exit codes, as shells report SIGINT and SIGPIPE
 REMEDIES = {
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room in your quota",
@@ -33,23 +33,26 @@ REMEDIES = {
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own, the one of a GPU, and the one of PyTorch on a CPU, which is any RuntimeError but for its text."""
+    """Return whether an error means that memory ran out: Python's, a GPU's, or PyTorch's on a CPU.
+
+    The last is a plain RuntimeError, which only its text tells from others.
+    """
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("out of memory", "can't allocate memory")
     )
 
 
 def refusal(error: OSError) -> str:
-    """What the system refuses, as one sentence."""
+    """Return one sentence for an error of the operating system: the file, the reason, and a remedy."""
     what = "a file" if error.filename is None else os.fsdecode(error.filename)
     remedy = REMEDIES.get(error.errno, "check the path and the disk")
     return f"{what} cannot be read or written: {error.strerror or error}; {remedy}."
 
 
 def plain_errors(main):
-    """Wrap a script's `main`: what a user can mend becomes a sentence on stderr and exit code 2, Ctrl-C exit code 130.
+    """Wrap a script's `main`, so that a user's error is one sentence on stderr with exit code 2, and Ctrl-C code 130.
 
-    Where nobody reads the output any more (`| head -1`), it ends without a word.
+    If nothing reads the output any more (`| head -1`), the script ends without a message.
     """
 
     @functools.wraps(main)
@@ -78,29 +81,31 @@ def plain_errors(main):
 
 
 def is_without_reader(error: BaseException | None) -> bool:
-    """A broken pipe, or what was made of one on its way."""
+    """Return whether an error is a broken pipe, or was raised from one."""
     return error is not None and (isinstance(error, BrokenPipeError) or is_without_reader(error.__cause__))
 
 
 def leave(code: int, words: str = "") -> None:
+    """Exit with a code, after a message on stderr if there is one."""
     if words:
         with suppress(OSError):
             print(words, file=sys.stderr)
     try:
         flush_output()
-    except OSError:  # Python would try again as it ends, and complain
+    except OSError:  # Python would try again at exit, and print a traceback
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def flush_output() -> None:
+    """Write out what stdout still buffers."""
     if sys.stdout is not None:  # closed, as by `>&-`
         sys.stdout.flush()
 
 
 def print_any_text() -> None:
-    """A character that the terminal cannot show, such as one of a file name that is not UTF-8, is printed as a code."""
+    """Let stdout and stderr print characters that the terminal cannot encode as escape codes, rather than raise."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -108,7 +113,7 @@ def print_any_text() -> None:
 
 @contextmanager
 def hurried_by_a_second_interrupt() -> Iterator[None]:
-    """The first Ctrl-C raises KeyboardInterrupt, so that what is being written is finished; a second one kills."""
+    """Let the first Ctrl-C raise KeyboardInterrupt, so that open files are finished, and let a second one kill."""
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

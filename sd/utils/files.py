@@ -36,29 +36,29 @@ def cache_dir() -> Path:
 
 
 def write_torch(content: Any, path: Path) -> None:
-    """`torch.save`, with an OSError where the disk is full, and all of it on the disk when this returns."""
+    """Save with `torch.save`; the data is on the disk on return. Raises OSError if the disk is full."""
     try:
         with open(path, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # of a full disk torch then says "unexpected pos"
+        if isinstance(error.__context__, OSError):  # torch reports a full disk as "unexpected pos"
             raise error.__context__ from None
         raise
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it takes the place of `path` once all is written, and not before.
+    """Yield a temporary path beside `path`, which replaces `path` once the block ends without an error.
 
-    Raises UserError where that cannot be written; then nothing is left of it.
+    Raises UserError if it cannot be written; then `path` is unchanged and the temporary file is removed.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        if path.is_dir() and part.is_dir():  # one folder does not replace another in one step: the earlier one waits
+        if path.is_dir() and part.is_dir():  # one folder cannot replace another in one step
             earlier = part.with_suffix(".earlier")
             os.replace(path, earlier)
             os.replace(part, path)
@@ -75,10 +75,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_orphans(folder: Path) -> list[Path]:
-    """Removes what `replacing` left in `folder` when its process was killed; returns what was removed.
+    """Remove what `replacing` left in `folder` when its process was killed, and return the removed paths.
 
-    A folder that was moved aside and not yet replaced gets its name back. Files of processes that run are left alone,
-    and whatever cannot be removed.
+    A folder that was moved aside and not replaced yet gets its name back. Files of running processes stay, and so does
+    what cannot be removed.
     """
     removed = []
     for path in list(folder.iterdir()) if folder.is_dir() else []:
@@ -95,7 +95,10 @@ def remove_orphans(folder: Path) -> list[Path]:
 
 
 def is_in_use(path: Path, pid: int) -> bool:
-    """Whether process `pid` may still write to `path`. One older than this process, of its own number, is another's."""
+    """Return whether process `pid` may still write to `path`.
+
+    A file with this process's own number that is older than this process belongs to an earlier process.
+    """
     try:
         changed = path.lstat().st_mtime
         if pid == os.getpid():
@@ -105,13 +108,13 @@ def is_in_use(path: Path, pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, FileNotFoundError, OverflowError):
         return False
-    except OSError:  # it runs, as somebody else's
+    except OSError:  # the process runs, as another user
         return True
     return True
 
 
 def check_outdir(outdir: str | Path) -> Path:
-    """The folder, made if it was not there. Raises UserError if nothing can be written there: ask before long work."""
+    """Create a folder if needed and return it. Raises UserError if it is not writable; call it before long work."""
     folder = Path(outdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,11 +127,11 @@ def check_outdir(outdir: str | Path) -> Path:
 def save_png(
     image: Image.Image, outdir: str | Path, infotext: str = "", prefix: str = "", number: int | None = None
 ) -> Path:
-    """Saves as the next free `{prefix}00000.png` of a folder, made if needed, and returns its path.
+    """Save an image as the next free `{prefix}00000.png` of a folder, created if needed, and return its path.
 
-    Nothing is ever overwritten, also not by several programs at once, and no half-written PNG is ever to be seen.
-    infotext: settings to keep inside. number: the first to try, one after the highest if None. Raises UserError where
-    the folder cannot be written to.
+    Nothing is ever overwritten, even by several programs at once, and no partly written PNG is ever visible.
+    infotext: settings to store in the file. number: the first to try; one after the highest if None. Raises UserError
+    if the folder is not writable.
     """
     info = PngInfo()
     if infotext:
@@ -144,27 +147,27 @@ def save_png(
             part.unlink()
             raise
     except OSError as error:
-        raise UserError(f"cannot save a picture in {outdir} ({error.strerror or error}).") from error
+        raise UserError(f"cannot save in {outdir} ({error.strerror or error}): choose another folder.") from error
     return target
 
 
 def write_png(image: Image.Image, path: Path) -> None:
-    """As a file of this name, in place of an earlier one; a reader sees the old one or the new, never half of one.
+    """Save an image under this name, atomically: a reader sees the old file or the new one, never a part.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if it cannot be written.
     """
     with replacing(path) as part:
         image.save(part, format="PNG")
 
 
 def next_number(folder: Path, prefix: str) -> int:
-    """One more than the highest of the files `{prefix}00000.png`."""
+    """Return one more than the highest number of the files `{prefix}00000.png`."""
     numbered = re.compile(re.escape(prefix) + r"(\d{5,})\.png")
     return 1 + max((int(match[1]) for match in map(numbered.fullmatch, os.listdir(folder)) if match), default=-1)
 
 
 def claim(folder: Path, prefix: str, number: int) -> tuple[Path, Path]:
-    """A free file name from `number` on, and beside it a hidden file whose exclusive creation keeps others off it."""
+    """Return a free file name from `number` on, and a hidden file beside it whose exclusive creation reserves it."""
     while True:
         target = folder / f"{prefix}{number:05}.png"
         part = folder / f".{target.name}.part"
@@ -175,12 +178,12 @@ def claim(folder: Path, prefix: str, number: int) -> tuple[Path, Path]:
             continue
         if not target.exists():
             return target, part
-        part.unlink()  # another program finished this number between our look and our claim
+        part.unlink()  # another program took this number in the meantime
         number += 1
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """One prompt a line; empty lines do not count. Raises UserError where there is none."""
+    """Return the prompts of a text file, one a line without empty lines. Raises UserError if there are none."""
     try:
         data = Path(path).read_bytes()
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' Notepad may save it

@@ -1,6 +1,6 @@
-"""Images in and out: files, PIL images, tensors in [-1, 1].
+"""Conversion between image files, PIL images and tensors.
 
-A picture is a PIL image at the edges of the program and a tensor (B, 3, H, W) in [-1, 1] inside it.
+An image is a PIL image at the interfaces of the program and a tensor (B, 3, H, W) in [-1, 1] inside it.
 """
 
 import io
@@ -17,14 +17,14 @@ from torch import Tensor
 from sd.utils.errors import UserError
 
 MAX_SIDE = 4096
-MAX_PIXELS = 80_000_000  # of a picture to open: more is a decompression bomb or a mistake
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts another program, as EPS does
+MAX_PIXELS = 80_000_000  # of an image to open: more is a decompression bomb or a mistake
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # without those that start a program, as EPS does
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 INFOTEXT_KEY = "parameters"  # the PNG text chunk where the webui keeps the settings
 
 
 def check_size(width: int, height: int, multiple: int = 8) -> None:
-    """Raises UserError unless both sides are multiples of `multiple` from `multiple` to MAX_SIDE."""
+    """Raise UserError unless both sides are multiples of `multiple` from `multiple` to MAX_SIDE."""
     for name, side in (("width", width), ("height", height)):
         if not isinstance(side, int) or not 0 < side <= MAX_SIDE:
             raise UserError(f"the {name} {side} cannot be made: use a whole number from {multiple} to {MAX_SIDE}.")
@@ -35,30 +35,32 @@ def check_size(width: int, height: int, multiple: int = 8) -> None:
 
 
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
-    """A picture from a path or an open file, upright and wholly read, in the file's own mode.
+    """Read an image from a path or an open file, in its EXIF orientation and the file's own mode.
 
-    Raises UserError where it is missing, broken, not a picture or over MAX_PIXELS.
+    Raises UserError if it is missing, corrupt, not an image, or larger than MAX_PIXELS.
     """
-    name = source if isinstance(source, (str, Path)) else "the picture"
+    name = source if isinstance(source, (str, Path)) else "the image"
     if isinstance(source, (str, Path)) and not Path(source).is_file():
-        raise UserError(f"there is no picture {name}.")
+        raise UserError(f"file not found: {name}; check the path of the image.")
     try:
         try:
             with open_header(source) as image:
                 return load(image)
-        except ValueError:  # a text that is too large stands behind the pixels
+        except ValueError:  # a text chunk behind the pixels is too large
             with Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS) as image:
                 return load(image)
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} has over {MAX_PIXELS // 10**6} million pixels: make it smaller first.") from error
     except Exception as error:  # Pillow raises nearly anything on a broken file
-        raise UserError(f"{name} is not a picture, or broken, or of a rare kind: save it as PNG or JPEG.") from error
+        raise UserError(
+            f"{name} cannot be opened as an image (corrupt or unsupported format); convert it to PNG or JPEG."
+        ) from error
 
 
 def open_header(source: str | Path | BinaryIO) -> Image.Image:
-    """An image of which the header is read only; raises nearly anything, as Pillow does.
+    """Open an image and read only its header; like Pillow it may raise any exception.
 
-    A PNG's text or color profile of over 1 MB once unpacked, which Pillow refuses, is left out.
+    A PNG's text or color profile of over 1 MB when decompressed, which Pillow rejects, is left out.
     """
     try:
         return Image.open(source, formats=FORMATS)
@@ -67,6 +69,7 @@ def open_header(source: str | Path | BinaryIO) -> Image.Image:
 
 
 def load(image: Image.Image) -> Image.Image:
+    """Read the pixels of an opened image and apply its EXIF orientation; Pillow's bomb error if it is too large."""
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
     image.load()
@@ -74,6 +77,7 @@ def load(image: Image.Image) -> Image.Image:
 
 
 def whole_file(source: str | Path | BinaryIO) -> bytes:
+    """Return all bytes of a path or an open file."""
     if isinstance(source, (str, Path)):
         return Path(source).read_bytes()
     source.seek(0)
@@ -81,9 +85,9 @@ def whole_file(source: str | Path | BinaryIO) -> bytes:
 
 
 def without_large_texts(png: bytes) -> bytes:
-    """A PNG's bytes without the compressed chunks that Pillow would refuse. Nothing is unpacked beyond that.
+    """Return a PNG's bytes without the compressed chunks that Pillow would reject for their size.
 
-    Raises ValueError for what is no PNG.
+    Raises ValueError for other formats.
     """
     if not png.startswith(PNG_SIGNATURE):
         raise ValueError
@@ -98,7 +102,7 @@ def without_large_texts(png: bytes) -> bytes:
 
 
 def unpacks_too_large(chunk: bytes) -> bool:
-    """The compressed part of such a chunk begins after its names, with the marks of zlib."""
+    """Return whether a compressed chunk is too large; its data begins after its names, with zlib's first byte."""
     begin = chunk.find(b"\x78", chunk.find(b"\0"))
     while begin != -1:
         try:
@@ -111,15 +115,15 @@ def unpacks_too_large(chunk: bytes) -> bool:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A copy, turned as a camera's EXIF note says."""
+    """Return a copy, rotated as its EXIF orientation says."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a broken note says nothing; Pillow raises nearly anything on it
+    except Exception:  # corrupt EXIF data is ignored; Pillow may raise any exception
         return image.copy()
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Any PIL image as upright RGB; where it is transparent the background shows."""
+    """Convert any PIL image to RGB in its EXIF orientation; transparent areas get the background color."""
     image = in_8_bits(upright(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -128,16 +132,17 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """An image of more bits a pixel scaled to 8, where Pillow would cut it at 255; any other as it is."""
+    """Scale an image of more than 8 bits per channel to 8, where Pillow would clip at 255; others are unchanged."""
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(to_8_bits(np.asarray(image)))
     return image
 
 
 def to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Numbers of any type to uint8, by the range that they are meant in: 1, 255, 65535 or 2^31 - 1.
+    """Convert numbers of any type to uint8, from the range that they are assumed to have: 1, 255, 65535 or 2^31 - 1.
 
-    16-bit numbers are always 0 to 65535. Others tell by their largest; whole numbers are never 0 to 1.
+    16-bit integers are always 0 to 65535. The range of others is the smallest that holds their maximum; integers are
+    never 0 to 1.
     """
     if pixels.dtype == np.uint8:
         return pixels
@@ -149,24 +154,24 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """As RGB at exactly this size: scaled until it covers it, then cropped around its middle."""
+    """Return an image as RGB in exactly this size: resized until it covers it, then cropped around its center."""
     return ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """A PIL image to (1, 3, H, W), fp32 in [-1, 1]."""
+    """Convert a PIL image to (1, 3, H, W), fp32 in [-1, 1]."""
     pixels = torch.from_numpy(np.array(to_rgb(image)))  # (H, W, 3), 0 to 255
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def from_tensor(image: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [-1, 1], cut to it, to B PIL images. `from_tensor(to_tensor(x))` is x again."""
+    """Convert (B, 3, H, W) in [-1, 1], clipped to it, to B PIL images; `from_tensor(to_tensor(x))` is x again."""
     pixels = ((image.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def decode_chunk(text: str) -> str:
-    """A PNG's text. `tEXt` is Latin-1 by its definition, but many programs write UTF-8 there, which is told apart."""
+    """Decode a PNG's text. `tEXt` is Latin-1 by definition, but many programs write UTF-8 there, which is detected."""
     if isinstance(text, iTXt) or text.isascii():
         return str(text)
     try:
@@ -176,7 +181,7 @@ def decode_chunk(text: str) -> str:
 
 
 def ambiguous_in_latin(text: str) -> bool:
-    """True where `decode_chunk` would take a text of Latin-1 characters for something else."""
+    """Return whether `decode_chunk` would misread a text of Latin-1 characters as UTF-8."""
     try:
         text.encode("latin-1")
     except UnicodeError:

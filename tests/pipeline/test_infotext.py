@@ -185,7 +185,7 @@ def test_pictures_without_settings(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
         with pytest.raises(UserError, match="holds no settings"):
             read_infotext(tmp_path / name)
-    with pytest.raises(UserError, match="there is no picture"):
+    with pytest.raises(UserError, match="file not found"):
         read_infotext(tmp_path / "none.png")
 
 

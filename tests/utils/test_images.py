@@ -225,11 +225,11 @@ def test_what_is_no_picture(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "script.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     for name in ("cut.png", "page.png", "empty.png", "script.eps"):
-        with pytest.raises(UserError, match=f"{name} is not a picture"):
+        with pytest.raises(UserError, match=f"{name} cannot be opened as an image"):
             open_image(tmp_path / name)
-    with pytest.raises(UserError, match="there is no picture"):
+    with pytest.raises(UserError, match="file not found"):
         open_image(tmp_path / "none.png")
-    with pytest.raises(UserError, match="there is no picture"):
+    with pytest.raises(UserError, match="file not found"):
         open_image(tmp_path)
 
 

@@ -131,7 +131,7 @@ def test_skipping_goes_on(jobs):
     ("do", "error", "user_error"),
     [
         ("mend", "the apple is blue: paint it red.", True),
-        ("memory", "there was not enough memory: ask for a smaller size or for fewer pictures at once.", True),
+        ("memory", "there was not enough memory: choose a smaller size or fewer images at once.", True),
         ("break", "the job failed by a mistake in this program: Odd: no such luck", False),
     ],
 )
