@@ -57,3 +57,14 @@ def test_the_bundled_models_styles_are_those_of_its_captions():
 
     assert {style.apply("a cat") for style in styles_for(True)} == {(f"a cat, {style}", "") for style in TRAINED_STYLES}
     assert not {style.name for style in styles_for(True)} & {style.name for style in styles_for(False)}
+
+
+def test_the_users_own_styles_come_last_and_count(tmp_path, monkeypatch):
+    (tmp_path / "styles-mine.csv").write_text(
+        "name,prompt,negative_prompt\nwatercolor,my watercolor,\nmine,{prompt}!,\n"
+    )
+    monkeypatch.setattr("sd.prompts.styles.OWN_DATA", tmp_path)
+    found = read_styles()
+    assert found["watercolor"].prompt == "my watercolor"
+    assert found["mine"].apply("a cat") == ("a cat!", "")
+    assert len(found) > 2
