@@ -65,8 +65,8 @@ def test_dreambooth(run, images):
 
 def test_mistakes_are_one_sentence_and_exit_2(run, images):
     for flags, sentence in (
-        (["--images", "nowhere", "--word", "<blob>"], "there is no folder nowhere"),
-        (["--images", images, "--word", "dog"], "already a word"),
+        (["--images", "nowhere", "--word", "<blob>"], "folder not found: nowhere"),
+        (["--images", images, "--word", "dog"], "already in the vocabulary"),
         (["--images", images, "--word", "<blob>", "--steps", 0], "the number of steps is 0"),
     ):
         code, _, err = run("train_ti.py", "--ckpt", BUNDLED, "--run-dir", "run", *flags)

@@ -156,13 +156,13 @@ def prepare_dataset(folder: Path, small: bool = False, say=print) -> int:
         lists[style] = package_images.by_code
         if style in SAME_CHARACTERS_AS:
             package_images.by_code = lists[SAME_CHARACTERS_AS[style]]
-        folder_of_style = folder / "pictures" / style.replace(" ", "-")
-        folder_of_style.mkdir(parents=True, exist_ok=True)
+        style_folder = folder / "pictures" / style.replace(" ", "-")
+        style_folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             image = package_images.render(name)
             if image is None:
                 continue
-            file = folder_of_style / f"{name.name.replace(' ', '-')}.png"
+            file = style_folder / f"{name.name.replace(' ', '-')}.png"
             image.save(file)
             lines.append(asdict(Emoji(str(file.relative_to(folder)), name.name, style, name.words, name.split(style))))
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
