@@ -237,7 +237,7 @@ def test_settings_survive_being_enlarged(web):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({"upscaler_1": "R-ESRGAN 4x+"}, "use None, Lanczos, Nearest"),
+        ({"upscaler_1": "R-ESRGAN 4x+"}, "choose from None, Lanczos, Nearest"),
         ({"codeformer_visibility": 1}, "restoring faces"),
         ({"upscaler_1": "Lanczos", "upscaling_resize": 64, "resize_mode": 0}, "too large"),
     ],

@@ -449,7 +449,7 @@ def test_what_is_no_json_is_said(web, sent):
     kind = "application/x-www-form-urlencoded" if sent.startswith('{"') else "application/json"  # the former is curl's
     answer = web.client.post("/sdapi/v1/txt2img", content=sent, headers={"Content-Type": kind})
     assert answer.status_code == 422
-    assert "say Content-Type: application/json" in answer.json()["detail"]
+    assert "with Content-Type: application/json" in answer.json()["detail"]
 
 
 def test_settings_read_from_a_picture(web, photo):
