@@ -6,7 +6,8 @@ of the work. No weight is stored twice, and unpacked weights have the same bits 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,11 @@ MIN_CHANNELS = 16  # a kernel's block; layers with fewer are not packed
 
 @dataclass
 class PackedWeight:
-    """A convolution's weight in blocks, and the parameter that it belongs to, which is empty meanwhile."""
+    """A convolution's weight in blocks. original: the parameter itself where something else holds it, or else None."""
 
     blocks: Tensor
-    parameter: nn.Parameter
+    original: Callable[[], nn.Parameter | None]
+    requires_grad: bool
     shape: torch.Size
     strides: tuple[int, ...]
 
@@ -34,9 +36,13 @@ class PackedWeight:
         return weight.copy_(self.blocks.to_dense())
 
     def restore(self) -> nn.Parameter:
-        """The parameter with its values again."""
-        self.parameter.data = self.unpack()
-        return self.parameter
+        """The very same parameter where an optimizer or another network holds it, or else one with the same bits."""
+        original = self.original()
+        return nn.Parameter(self.unpack(), self.requires_grad) if original is None else original
+
+    def __deepcopy__(self, memo: dict) -> "PackedWeight":
+        """A copy that does not share the original parameter."""
+        return replace(self, original=lambda: None)
 
 
 class PackedConv2d(LayerPatch, nn.Conv2d):
@@ -79,9 +85,9 @@ class PackedConv2d(LayerPatch, nn.Conv2d):
         blocks = kernel(REORDER)(
             parameter.detach().to_mkldnn(), self.padding, self.stride, self.dilation, self.groups, list(shape)
         )
-        self.packed = PackedWeight(blocks, parameter, parameter.shape, parameter.stride())
-        parameter.data = parameter.new_empty(0)
+        self.packed = PackedWeight(blocks, ref(parameter), parameter.requires_grad, parameter.shape, parameter.stride())
         self._parameters["weight"] = None
+        del parameter
         trim_heap()  # or the plain weights leave 700 MB of holes
 
     def restore(self) -> None:
