@@ -40,7 +40,7 @@ def combine(patches: tuple[type, ...]) -> type:
     return type("And".join(patch.__name__ for patch in patches), patches, {"combined": patches})
 
 
-def patches_on(layer: nn.Module) -> tuple[type, ...]:
+def patches_on(layer: nn.Module) -> tuple[type[LayerPatch], ...]:
     """The patches of a layer, the outermost first."""
     kind = type(layer)
     return vars(kind).get("combined", (kind,)) if issubclass(kind, LayerPatch) else ()
@@ -63,7 +63,7 @@ def make_plain(layer: nn.Module) -> None:
             remove_patch(layer, patch)
 
 
-def apply_patch(layer: nn.Module, patch: type, **state: Any) -> None:
+def apply_patch(layer: nn.Module, patch: type[LayerPatch], **state: Any) -> None:
     """Adds a patch, with these values of its `STATE` (None where not given); nothing happens where it is on already."""
     if patch in patches_on(layer):
         return
@@ -72,12 +72,12 @@ def apply_patch(layer: nn.Module, patch: type, **state: Any) -> None:
         setattr(layer, name, state.get(name))
 
 
-def remove_patch(layer: nn.Module, patch: type) -> None:
+def remove_patch(layer: nn.Module, patch: type[LayerPatch]) -> None:
     """Removes a patch with its state, whatever was applied after it; nothing happens where it is not on."""
     rest = tuple(other for other in patches_on(layer) if other is not patch)
     if len(rest) == len(patches_on(layer)):
         return
-    patch.restore(layer)
+    patch.restore(layer)  # type: ignore[arg-type]  # the layer is of the patch's class
     for name in patch.STATE:
         delattr(layer, name)
     layer.__class__ = combine(rest) if rest else plain_class(layer)

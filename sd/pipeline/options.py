@@ -7,7 +7,7 @@ page and its name in the HTTP APIs.
 
 import math
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from sd.utils.errors import UserError
@@ -101,8 +101,7 @@ class Option:
 
 def option(default: T, help: str, group: str, **row: Any) -> T:
     """A dataclass field with a row of the table; typed as its value, so that the field's annotation holds."""
-    made: Field[T] = field(default=default, metadata={"row": {"help": help, "group": group} | row})
-    return made  # type: ignore[return-value]
+    return field(default=default, metadata={"row": {"help": help, "group": group} | row})
 
 
 def options_of(settings: type) -> tuple[Option, ...]:

@@ -139,7 +139,7 @@ def schedule_prompt(prompt: str, steps: int, first_pass_steps: int = 0) -> list[
         if isinstance(node, Alternate):
             ends |= set(range(1, steps + 1))
         else:
-            node.when = step_of(node.when, steps, first_pass_steps)
+            node.when = step_of(str(node.when), steps, first_pass_steps)
             ends |= {node.when} if node.when >= 1 else set()
     return [(end, text_at(pieces, end)) for end in sorted(ends)]
 
@@ -175,7 +175,7 @@ def text_at(pieces: list, step: int) -> str:
         if isinstance(node, str):
             found.append(node)
         elif isinstance(node, Scheduled):
-            waiting += reversed(node.before if step <= node.when else node.after)
+            waiting += reversed(node.before if step <= int(node.when) else node.after)
         else:
             waiting += reversed(node.options[(step - 1) % len(node.options)])
     return "".join(found)

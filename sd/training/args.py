@@ -1,6 +1,7 @@
 """Options that the pretraining scripts share, and a help formatter that writes the defaults."""
 
 import argparse
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def add_train_options(parser: argparse.ArgumentParser, source: str) -> None:
     group.add_argument("--threads", type=int, help="number of CPU threads (default: one for each core)")
 
 
-def given_train_options(options: argparse.Namespace) -> dict[str, object]:
+def given_train_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the given training options by the field of TrainConfig, and set the number of threads."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 
 def find_private(name: str) -> Callable | None:
     """A private function of PyTorch, by its path below `torch`; None where this version or build has none."""
-    found = torch
+    found: Any = torch
     for part in name.split("."):
         found = getattr(found, part, None)
     return found

@@ -34,9 +34,12 @@ class InertObject(dict):
     __slots__ = ("args", "name", "state")
 
     def __init__(self, name: str, args: tuple = ()):
-        self.name, self.args, self.state = name, args, None
+        self.name, self.args = name, args
+        self.state: Any = None
 
-    __hash__, __eq__ = object.__hash__, object.__eq__  # enumerations and paths are keys of dictionaries
+    # Enumerations and paths are keys of dictionaries.
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
 
     def __repr__(self) -> str:
         return f"<inert {self.name}>"

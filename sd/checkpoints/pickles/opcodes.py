@@ -202,6 +202,7 @@ def scan_program(data: Data, start: int, end: int, most: int = MOST_OPERATIONS) 
     operations: list[Operation] = []
     memo: set[int] = set()
     place, depth = start, 0
+    operation: Operation | None
     for _ in range(most):
         if place >= end:
             raise EOFError

@@ -130,14 +130,14 @@ def read_directory(file: MappedFile) -> dict[str, Record]:
     table, place, records = memory[start : start + size], 0, {}
     while place < len(table):
         signature, flags, method = struct.unpack_from("<4s4xHH", table, place)
-        numbers = list(struct.unpack_from("<LLL", table, place + 16))  # checksum, packed size, size
+        checksum, packed, size = struct.unpack_from("<LLL", table, place + 16)
         name_length, extra_length, comment_length = struct.unpack_from("<HHH", table, place + 28)
         (header,) = struct.unpack_from("<L", table, place + 42)
         if signature != b"PK\x01\x02" or flags & ENCRYPTED or method not in (STORED, DEFLATED):
             raise cut_short(file.path, "its table of contents is damaged")
         name = table[place + 46 : place + 46 + name_length].decode("utf-8", "replace")
         place += 46 + name_length
-        checksum, packed, size, header = widen(*numbers, header, table[place : place + extra_length])
+        checksum, packed, size, header = widen(checksum, packed, size, header, table[place : place + extra_length])
         if method == STORED and packed != size:
             raise cut_short(file.path, "its table of contents is damaged")
         records[name] = Record(method, checksum, packed, size, header)

@@ -37,6 +37,8 @@ class UncondGuidance(Guidance):
 class UncondInpaint(Inpaint):
     """Inpainting around an `UncondGuidance`: where the mask is 0, both estimates are the known latent."""
 
+    denoise: UncondGuidance
+
     def with_uncond(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Estimate x0 with guidance and without the prompt: (x0, uncond), each (B, 4, h, w)."""
         x0, uncond = self.denoise.with_uncond(x, sigma)
