@@ -30,7 +30,12 @@ STORAGES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
-DTYPES = {f"torch.{name}": kind for name, kind in vars(torch).items() if isinstance(kind, torch.dtype)}
+# Without quantized numbers: a view of them that has no scale crashes the process inside of torch.
+DTYPES = {
+    f"torch.{name}": kind
+    for name, kind in vars(torch).items()
+    if isinstance(kind, torch.dtype) and not name.startswith(("q", "bits"))
+}
 NUMPY_DTYPES = {
     "f8": torch.float64,
     "f4": torch.float32,
@@ -102,7 +107,9 @@ class TensorMaker:
         what, kind, key, _, count, *views = description.fields
         if what != "storage" or type(kind) is not GlobalName or type(key) is not str:
             raise ValueError("a malformed storage")
-        dtype = STORAGES.get(kind.full) or DTYPES[kind.full]
+        dtype = STORAGES.get(kind.full) or DTYPES.get(kind.full)
+        if dtype is None:
+            raise ValueError(f"numbers of the kind {kind.full}, which weights of Stable Diffusion 1.x do not have")
         check_integers(count)
         view = views[0] if views else None
         if view is not None:
