@@ -45,7 +45,6 @@ def main() -> None:
     trained, held = (everything.of(split) for split in ("train", "pair"))
     pipe = StableDiffusion.from_pretrained(options.weights / "emoji.safetensors")
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
-
     clip = load_scorer(options.weights)
     real, again = held.images(), reconstructed(pipe.vae, held)
     figures: dict[str, Any] = {"vae psnr held out": psnr(again, real)}
@@ -65,7 +64,7 @@ def main() -> None:
         figures[label]["style by texture"] = style_classifier.accuracy(images, emoji)
     print(json.dumps(figures, indent=1))
     names = NAMES.split(", ")
-    sheets: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    sheets: dict[str, Any] = {
         "emoji-sheet": [(f"a {name}, {style}", {}) for style in TRAINED_STYLES for name in names],
         "emoji-guidance": [(f"a {name}", {"guidance_scale": scale}) for scale in (1.0, 3.0, 7.5) for name in names],
         "emoji-steps": [(f"a {name}", {"steps": steps}) for steps in (10, 20, 50) for name in names],
