@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from sd.schedule import sigma_list
 from sd.utils.image_grid import contact_sheet
 
 EXACT = "exact"
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     EXACT: {},
     "guidance 0 to 0.8": dict(guidance_end=0.8),
     "guidance 0 to 0.5": dict(guidance_end=0.5),

@@ -2,9 +2,10 @@
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ Turn = Callable[[], object]
 class OurNetworks:
     """Our networks in our pipeline, with these of `optimize.OPTIMIZATIONS` on; None: those that are on by default."""
 
-    title, optimizations = "", None
+    title = ""
+    optimizations: tuple[str, ...] | None = None
 
     def missing(self, task: str, options: Options) -> str | None:
         """Why this side is not here, in a word or two."""
@@ -63,7 +65,7 @@ class OurNetworks:
         clip = self.pipe(model).clip
         return lambda: clip(model.tokens)
 
-    def txt2img(self, model: RandomModel, **changes: object) -> Turn:
+    def txt2img(self, model: RandomModel, **changes: Any) -> Turn:
         pipe, steps = self.pipe(model), model.options.steps
         asked = dict(steps=steps, guidance_scale=GUIDANCE, width=model.size, height=model.size, **changes)
         return lambda: pipe(PROMPT, sampler="ddim", seed=SEED, **asked).images[0]
@@ -77,7 +79,7 @@ class Ours(OurNetworks):
     def load(self, model: RandomModel) -> Turn:
         ckpt = model.options.ckpt
 
-        def load() -> list[nn.Module]:
+        def load() -> Sequence[nn.Module]:
             networks = load_models(ckpt, model.dtype, model.device)[:3]
             touch(networks)
             return networks
@@ -242,7 +244,7 @@ class OpenVINO(TheirNetworks):
         return shell("clip", model.sizes, torch.float32, forward=lambda tokens, **_: (run(tokens),))
 
 
-BACKENDS = {
+BACKENDS: dict[str, OurNetworks | Quick | TheirNetworks] = {
     "ours": Ours(),
     **{name: OurNetworksWith(name) for name, one in OPTIMIZATIONS.items() if not one.default},
     "quick": Quick(3),

@@ -43,7 +43,7 @@ def random_checkpoint(path: Path, options: Options) -> Path:
     networks = {
         part: random_network(network, torch.float32) for part, network in build_networks(sizes, "the benchmark").items()
     }
-    save_checkpoint(path, **networks, sizes=sizes)
+    save_checkpoint(path, **networks, config=sizes)
     return path
 
 

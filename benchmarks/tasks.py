@@ -1,7 +1,7 @@
 """What is measured, and the model with random weights that every side has. `sides` has who does it, and how."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,7 +142,7 @@ def guided(unet: Callable, model: RandomModel, dtype: torch.dtype | None = None)
     return lambda: x - denoise(x, sigma)
 
 
-def touch(networks: list[nn.Module]) -> Tensor:
+def touch(networks: Sequence[nn.Module]) -> Tensor:
     """Reads every weight. Returns the largest of each tensor, in order: the same for the same weights by any names."""
     return torch.stack([p.max().float() for network in networks for p in network.parameters()]).sort().values
 

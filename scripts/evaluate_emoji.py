@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,15 +45,14 @@ def main() -> None:
     trained, held = (everything.of(split) for split in ("train", "pair"))
     pipe = StableDiffusion.from_pretrained(options.weights / "emoji.safetensors")
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
-
     clip = load_scorer(options.weights)
     real, again = held.images(), reconstructed(pipe.vae, held)
-    figures = {"vae psnr held out": psnr(again, real)}
+    figures: dict[str, Any] = {"vae psnr held out": psnr(again, real)}
     every = {emoji.name for emoji in everything.emoji}
     everyday = every & {name.name for name in read_names() if name.world == "small"}
     vectors = encode_images(clip, everything)
-    for label, names in (("clip held out", every), ("clip held out, everyday names", everyday)):
-        figures[label] = retrieval(clip, everything, vectors, names)
+    for label, allowed in (("clip held out", every), ("clip held out, everyday names", everyday)):
+        figures[label] = retrieval(clip, everything, vectors, allowed)
     order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0)).tolist()
     style_classifier = StyleClassifier(trained.images(), [emoji.style for emoji in trained.emoji])
     for label, images in (("real", real), ("real, through the autoencoder", again)):
@@ -64,16 +64,16 @@ def main() -> None:
         figures[label]["style by texture"] = style_classifier.accuracy(images, emoji)
     print(json.dumps(figures, indent=1))
     names = NAMES.split(", ")
-    sheets = {
+    sheets: dict[str, Any] = {
         "emoji-sheet": [(f"a {name}, {style}", {}) for style in TRAINED_STYLES for name in names],
         "emoji-guidance": [(f"a {name}", {"guidance_scale": scale}) for scale in (1.0, 3.0, 7.5) for name in names],
         "emoji-steps": [(f"a {name}", {"steps": steps}) for steps in (10, 20, 50) for name in names],
         "emoji-synonyms": [(synonym, {}) for synonym in SYNONYMS],
     }
     for sheet, rows in sheets.items():
-        images = [pipe(prompt, seed=1, **(settings | other)).images[0] for prompt, other in rows]
+        rendered = [pipe(prompt, seed=1, **(settings | other)).images[0] for prompt, other in rows]
         columns = len(SYNONYMS) if sheet == "emoji-synonyms" else len(names)
-        grid(images, columns).save(options.weights / f"{sheet}.png", optimize=True)
+        grid(rendered, columns).save(options.weights / f"{sheet}.png", optimize=True)
 
 
 if __name__ == "__main__":

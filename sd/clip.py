@@ -9,7 +9,7 @@ U-Net's cross-attention then reads "red" and "apple" separately.
 """
 
 import torch
-from torch import LongTensor, Tensor, nn
+from torch import Tensor, nn
 
 from sd.attention import attention
 
@@ -85,7 +85,7 @@ class TextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(max_length, width)
 
-    def forward(self, tokens: LongTensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (B, N) ids, N at most max_length. Returns (B, N, width)."""
         # Attention itself ignores the order of its keys, so the position has to be part of the vectors.
         # A checkpoint's `position_ids` are never read: they only count to 77, and merged files break them.
@@ -103,7 +103,7 @@ class CLIPTextModel(nn.Module):
         self.encoder = Encoder(width, layers, heads)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: LongTensor, clip_skip: int = 1) -> Tensor:
+    def forward(self, tokens: Tensor, clip_skip: int = 1) -> Tensor:
         """tokens: (B, N) ids, N at most 77. Returns (B, N, width): the hidden state after the final layer norm.
 
         clip_skip: 1 takes the last layer's state, 2 the one before it, and so on, as the webui counts.

@@ -31,7 +31,7 @@ from pathlib import Path
 import ftfy
 import regex
 import torch
-from torch import LongTensor
+from torch import Tensor
 
 from sd.utils.errors import UserError
 
@@ -65,9 +65,9 @@ class Tokenizer:
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}  # lower: merged earlier, because more frequent
         self.start, self.end = self.ids[START], self.ids[END]
         self.added: dict[str, list[int]] = {}  # placeholder -> the ids that stand for it
-        self.merge_pairs = lru_cache(maxsize=65536)(self.merge_pairs)
+        self.merge_pairs_cached = lru_cache(maxsize=65536)(self.merge_pairs)
 
-    def __call__(self, text: str | list[str], length: int = MAX_LENGTH) -> LongTensor:
+    def __call__(self, text: str | list[str], length: int = MAX_LENGTH) -> Tensor:
         """Return (B, length) ids for a list of B texts, or (1, length) for one text.
 
         A row is the start token, the text, the end token, and the end token again up to `length`. A text that is too
@@ -103,7 +103,7 @@ class Tokenizer:
             else:
                 # Every byte is a token, so any text of any language can be encoded, if not in few tokens.
                 chars = "".join(self.byte_chars[byte] for byte in word.encode("utf-8"))
-                ids += [self.ids[token] for token in self.merge_pairs(chars)]
+                ids += [self.ids[token] for token in self.merge_pairs_cached(chars)]
         return ids
 
     def merge_pairs(self, word: str) -> tuple[str, ...]:

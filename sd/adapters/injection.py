@@ -15,7 +15,7 @@ from sd.optimization.patching import LayerPatch, apply_patch, make_plain, plain_
 from sd.utils.errors import UserError
 
 
-class Patched(LayerPatch):
+class Patched(LayerPatch, nn.Module):
     """Beside a layer's own class: its output plus what its deltas add. `through` is the layer with other weights."""
 
     STATE = ("deltas",)

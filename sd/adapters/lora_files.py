@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -84,6 +85,14 @@ def read_content(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], dict[str
     return without_adapter_name(path, tensors), found.metadata
 
 
+def read_named_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by key. Raises UserError where it has a list of tensors."""
+    tensors, _ = read_content(path)
+    if isinstance(tensors, list):
+        raise UserError(f"{path} has a list of {len(tensors)} tensors where tensors with names are expected.")
+    return tensors
+
+
 def without_adapter_name(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """`lora_A.dog.weight` as `lora_A.weight`. Raises UserError where there are several such names."""
     names = dict.fromkeys(found["name"] for key in tensors if (found := ADAPTER_NAME.search(key)))
@@ -95,7 +104,7 @@ def without_adapter_name(path: Path, tensors: dict[str, Tensor]) -> dict[str, Te
 def open_lists(path: Path, content: list[Tensor]) -> AdapterFile:
     """Reads cloneofsimo's `X.pt`, [up0, down0, up1, down1, ...], with `X.text_encoder.pt` and `X.ti.pt` beside it."""
     text, tokens = (path.with_name(f"{path.stem}.{what}{path.suffix}") for what in ("text_encoder", "ti"))
-    parts = {"unet": content} if text.is_file() else {"": content}  # alone it may be either
+    parts: dict[str, Any] = {"unet": content} if text.is_file() else {"": content}  # alone it may be either
     if text.is_file():
         parts["text_encoder"] = read_content(text)[0]
     tensors = {}
@@ -103,8 +112,8 @@ def open_lists(path: Path, content: list[Tensor]) -> AdapterFile:
         if not isinstance(values, list) or len(values) % 2:
             raise UserError(f"{path} is no LoRA: a list of {len(values)} tensors cannot be pairs of up and down.")
         tensors |= {f"{part}:{i // 2}:{('up', 'down')[i % 2]}": value for i, value in enumerate(values)}
-    found = read_content(tokens)[0] if tokens.is_file() else {}
-    return AdapterFile(tensors | dict(found), dict.fromkeys(found, TOKEN_MARK))
+    found = read_named_tensors(tokens) if tokens.is_file() else {}
+    return AdapterFile(tensors | found, dict.fromkeys(found, TOKEN_MARK))
 
 
 def open_folder(path: Path) -> AdapterFile:
@@ -117,7 +126,7 @@ def open_folder(path: Path) -> AdapterFile:
         return open_adapter(weights_in(path))
     contents = AdapterFile({}, config_name=PEFT_CONFIG)
     for part, folder in folders.items():
-        contents.tensors |= read_content(weights_in(folder))[0]
+        contents.tensors |= read_named_tensors(weights_in(folder))
         contents.configs[part] = parse_json_object((folder / PEFT_CONFIG).read_bytes(), folder / PEFT_CONFIG)
     return contents
 

@@ -105,8 +105,8 @@ def read_lora(path: str | Path, unet: nn.Module, clip: nn.Module) -> LoraFile:
             if layer in deltas[part]:
                 raise ValueError("this layer is there under another name as well")
             deltas[part][layer] = build_layer_delta(module, keys, contents, part, layers[part][layer])
-        except ValueError as reason:
-            unmatched |= {key: str(reason) for key in keys.values()}
+        except ValueError as error:
+            unmatched |= {key: str(error) for key in keys.values()}
     if not any(deltas.values()):
         key, reason = next(iter(unmatched.items()))
         raise UserError(f"{path} fits no layer of this model, so it is for another one: its {key} ({reason}).")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import LongTensor, Tensor, nn
+from torch import Tensor, nn
 
 from sd.adapters.embedding_files import read_embeddings
 from sd.clip import CLIPTextModel
@@ -26,7 +26,7 @@ class ExtendedEmbedding(LayerPatch, nn.Embedding):
     STATE = ("rows",)
     rows: nn.ParameterDict
 
-    def forward(self, tokens: LongTensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         states = F.embedding(tokens.clamp(max=self.num_embeddings - 1), self.weight)  # (..., D)
         for first, rows in self.rows.items():
             places = tokens - int(first)

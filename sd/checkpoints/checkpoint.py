@@ -112,13 +112,15 @@ def read_checkpoint_file(path: Path, separate: VaeFile | None = None) -> Checkpo
     checkpoint = Checkpoint(
         path=path,
         kind=found.kind,
-        **parts,
+        unet=parts["unet"],
+        vae=parts["vae"],
+        clip=parts["clip"],
         config=config,
         metadata={key: text for key, text in found.metadata.items() if key not in NOT_METADATA},
         ignored=ignored,
         notes=notes,
         files=[found.file, *(separate.files if separate else [])],
-        vae_path=separate and separate.path,
+        vae_path=separate.path if separate else None,
     )
     warn_unknown_keys(checkpoint, unknown)
     return checkpoint
@@ -227,7 +229,7 @@ def read_diffusers_folder(path: Path, separate: VaeFile | None = None) -> Checkp
         notes=notes,
         files=files + (separate.files if separate else []),
         warnings=warnings,
-        vae_path=separate and separate.path,
+        vae_path=separate.path if separate else None,
     )
     warn_unknown_keys(checkpoint, unknown)
     return checkpoint

@@ -56,13 +56,13 @@ def download_part(url: str, part: Path, sha256: str, patience: int, pause: float
             receive_part(url, part)
             return
         except TRANSIENT_ERRORS as error:
-            reason, code = error, getattr(error, "code", None)
+            reason, code, phrase = error, getattr(error, "code", None), getattr(error, "reason", "")
         if code == 416 and before > 0:  # there is nothing beyond what we have: it is complete, or of another file
             if sha256_of(part) == sha256:
                 return
             part.unlink()
         elif code is not None and code < 500 and code not in (408, 429):  # those two and 5xx are transient
-            raise UserError(f"{url} answers {code} {reason.reason}: check the address, or try another --url.")
+            raise UserError(f"{url} answers {code} {phrase}: check the address, or try another --url.")
         failures = 0 if size_of(part) > before else failures + 1
         if failures >= patience:
             raise UserError(f"{url} cannot be reached ({reason}): run this again later to resume the download.")

@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -113,7 +114,8 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     """
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
-    header, end = {"__metadata__": metadata} if metadata else {}, 0
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.dtype.itemsize
         header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
@@ -123,4 +125,4 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             flat = tensor.detach().contiguous().cpu().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy())
+            file.write(flat.view(torch.uint8).numpy().data)

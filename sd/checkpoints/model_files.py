@@ -1,7 +1,7 @@
 """Recognizes the model in a file or folder by its contents, and caches the result while the file is unchanged."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -92,7 +92,7 @@ def is_one_model(folder: Path) -> bool:
     return any((folder / sign).is_file() for sign in signs) or folder_content(folder).kind != ""
 
 
-def models_below(folder: Path, apart: set[Path] = frozenset()) -> Iterator[Path]:
+def models_below(folder: Path, apart: Collection[Path] = frozenset()) -> Iterator[Path]:
     """Yields the files and folders that may be models, by depth and name, except hidden ones and those in `apart`.
 
     Links are followed: only the owner of the folder can create them, and no request can.

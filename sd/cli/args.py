@@ -178,8 +178,8 @@ class GuidanceInterval(argparse.Action):
 class ListOptimizations(argparse.Action):
     """Prints the optimizations and exits, as --help does."""
 
-    def __init__(self, *args: Any, **more: Any):
-        super().__init__(*args, nargs=0, **more)
+    def __init__(self, **more: Any):
+        super().__init__(nargs=0, **more)
 
     def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, *_: object) -> None:
         device = device_of(args.device)

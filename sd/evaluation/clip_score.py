@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -49,8 +50,16 @@ class LazyImages(Sequence):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> Image.Image:
+    def __getitem__(self, i: int) -> Image.Image:  # type: ignore[override]  # nobody takes a slice
         return to_rgb(open_image(self.paths[i]))
+
+
+class FeatureExtractor(Protocol):
+    """Turns images into unit rows (B, P), whose products are cosines; `name` stands beside every result."""
+
+    name: str
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor: ...
 
 
 class Scorer:
@@ -106,7 +115,7 @@ def preprocess_image(image: Image.Image, size: int) -> Tensor:
     return clip_pixels(to_tensor(image), size)
 
 
-def clip_i(scorer: Scorer, generated: Sequence[Image.Image], references: Sequence[Image.Image]) -> float:
+def clip_i(scorer: FeatureExtractor, generated: Sequence[Image.Image], references: Sequence[Image.Image]) -> float:
     """Return the mean cosine similarity over all pairs of a generated image and a reference."""
     return (scorer.embed_images(generated) @ scorer.embed_images(references).T).mean().item()
 

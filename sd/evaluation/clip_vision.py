@@ -5,7 +5,7 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 
 import torch
 import torch.nn.functional as F
-from torch import LongTensor, Tensor, nn
+from torch import Tensor, nn
 
 from sd.clip import CLIPTextModel, Encoder
 
@@ -59,7 +59,7 @@ class CLIP(nn.Module):
         self.visual_projection = nn.Linear(vision.post_layernorm.weight.shape[0], projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # log(1 / 0.07), section 2.5
 
-    def encode_text(self, tokens: LongTensor) -> Tensor:
+    def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens: (B, 77), padded with the end token. Returns (B, projection_dim), each of unit length."""
         states = self.text_model(tokens)
         # The first end token has seen the whole text; it has the highest id of the original vocabulary.

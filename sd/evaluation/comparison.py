@@ -17,7 +17,8 @@ from sd.pipeline.stable_diffusion import WEIGHTS, StableDiffusion
 from sd.utils.errors import UserError
 from sd.utils.image_grid import contact_sheet
 
-Loras, Embeddings = tuple[tuple[str, float], ...], tuple[tuple[str, str | None], ...]
+Loras = tuple[tuple[str, float], ...]
+Embeddings = tuple[tuple[str, str | None], ...]
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def check_files(columns: list[Column], vae: str | None) -> None:
             if not Path(path).expanduser().exists():
                 raise UserError(f"file not found: {path}; check the path of the adapter.")
         if column.ckpt:
-            path = choose_checkpoint(column.ckpt, WEIGHTS)
-            read_checkpoint(path, separate_vae(vae, path, lambda name: locate("VAE", name)))
+            ckpt = choose_checkpoint(column.ckpt, WEIGHTS)
+            read_checkpoint(ckpt, separate_vae(vae, ckpt, lambda name: locate("VAE", name)))
 
 
 def generate_columns(

@@ -55,7 +55,7 @@ class ModelOffloader:
 def enable(unet: UNetModel, vae: AutoencoderKL, clip: CLIPTextModel | None = None) -> None:
     """Offloads all networks but the active one from now on."""
     if not hasattr(unet, "offloader"):
-        groups = {} if clip is None else {clip: [clip.embeddings, clip.encoder]}
+        groups: dict[nn.Module, Iterable[nn.Module]] = {} if clip is None else {clip: [clip.embeddings, clip.encoder]}
         groups |= {
             vae.encoder: [vae.encoder],
             vae.decoder: [vae.decoder],

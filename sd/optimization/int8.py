@@ -100,7 +100,7 @@ class Int8GEGLU(LayerPatch, GEGLU):
 
     STATE = ("matrices",)
     GIVES_WAY = True
-    matrices: tuple[Int8Matrix, Int8Matrix] | None
+    matrices: tuple[Int8Matrix, ...] | None  # of the value and of the gate
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, N, D). Returns (B, N, 4 D)."""

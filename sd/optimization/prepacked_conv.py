@@ -57,7 +57,7 @@ class PackedConv2d(LayerPatch, nn.Conv2d):
     packed: PackedWeight | None
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]  # a parameter in the plain layer
         return self._parameters["weight"] if self.packed is None else self.packed.unpack()
 
     def forward(self, x: Tensor) -> Tensor:

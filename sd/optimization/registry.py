@@ -84,6 +84,16 @@ def set_memory_format(networks: Networks, order: torch.memory_format) -> None:
             network.to(memory_format=order)
 
 
+def compile_networks(networks: Networks) -> None:
+    for network in (networks.unet, networks.vae.decoder):
+        compile.compile_forward(network)
+
+
+def run_networks_eagerly(networks: Networks) -> None:
+    for network in (networks.unet, networks.vae.decoder):
+        compile.run_eagerly(network)
+
+
 OPTIMIZATIONS = {
     "channels-last": Optimization(
         "stores the channels of a position next to each other in memory, as convolutions read them",
@@ -136,8 +146,8 @@ OPTIMIZATIONS = {
     ),
     "compile": Optimization(
         "compiles kernels for this GPU and image size: faster, after some minutes before the first image",
-        lambda networks: [compile.compile_forward(network) for network in (networks.unet, networks.vae.decoder)],
-        lambda networks: [compile.run_eagerly(network) for network in (networks.unet, networks.vae.decoder)],
+        compile_networks,
+        run_networks_eagerly,
         needs_cuda,
         default=False,
     ),

@@ -24,7 +24,7 @@ class MergeState:
     size: (h, w) of the feature map that is being processed.
     """
 
-    def __init__(self, ratio: float, size: tuple[int, int] = (0, 0)):
+    def __init__(self, ratio: float, size: tuple[int, ...] = (0, 0)):
         self.ratio, self.size = ratio, size
         self.generator = torch.Generator().manual_seed(0)  # not the image's: all rows of a batch share one pattern
 
@@ -74,7 +74,7 @@ class MergingAttention(LayerPatch, CrossAttention):
     STATE = ("merging",)
     merging: MergeState
 
-    def forward(self, x: Tensor, context: None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, N, D). Returns (B, N, D)."""
         groups, count = self.merging.group_tokens(x)
         return unmerge_tokens(super().forward(merge_tokens(x, groups, count)), groups)

@@ -5,6 +5,7 @@ its brightness counts: white is regenerated, black is kept. If its largest value
 """
 
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -35,12 +36,17 @@ def read_mask(mask: Image.Image) -> Image.Image:
 
 
 def ones_as_white(mask: Image.Image) -> Image.Image:
-    return mask.point([0] + [255] * 255) if mask.getextrema()[1] == 1 else mask
+    return mask.point([0] + [255] * 255) if brightest(mask) == 1 else mask
+
+
+def brightest(mask: Image.Image) -> float:
+    """Returns the highest value in a mask, L."""
+    return cast(float, mask.getextrema()[1])  # an image with one band has one pair
 
 
 def check_painted(mask: Image.Image) -> None:
     """Raises UserError where nothing of a mask, L, is at least half white."""
-    if mask.getextrema()[1] < HALF:
+    if brightest(mask) < HALF:
         raise UserError(EMPTY)
 
 
@@ -103,7 +109,7 @@ def latent_mask(mask: Tensor, factor: int = 8) -> Tensor:
 def mask_notes(mask: Image.Image, image_size: tuple[int, int], cells: Tensor) -> list[str]:
     """Returns notes on a mask. cells: its `latent_mask`. Raises UserError where there is nothing to regenerate."""
     if not cells.any():
-        raise UserError(EMPTY if read_mask(mask).getextrema()[1] < HALF else OUTSIDE)
+        raise UserError(EMPTY if brightest(read_mask(mask)) < HALF else OUTSIDE)
     notes = []
     width, height = upright(mask).size
     if abs(math.log(width / height * image_size[1] / image_size[0])) > 0.05:

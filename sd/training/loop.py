@@ -25,7 +25,7 @@ from sd.training.train_state import TrainingState
 from sd.utils.errors import UserError
 
 Generators = torch.Generator | list[torch.Generator]  # a list with one for each example if `TrainConfig.by_example`
-Loss = Callable[[nn.Module, Tensor, Generators], Tensor]
+Loss = Callable[[nn.Module, Tensor, Any], Tensor]  # Any: a loss takes one of the two kinds of `Generators`
 OnStep = Callable[[nn.Module, int, float], dict | None]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -6,6 +6,8 @@ Most clients hide the sentence, so the console shows it as well.
 """
 
 import sys
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,7 +33,9 @@ class Problem(BaseModel):
     errors: str = ""
 
 
-PROBLEMS = {status: {"model": Problem} for status in (400, 401, 403, 404, 413, 422, 503)}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (400, 401, 403, 404, 413, 422, 503)
+}
 
 
 def problem_content(kind: str, sentence: str) -> dict[str, str]:
@@ -40,7 +44,7 @@ def problem_content(kind: str, sentence: str) -> dict[str, str]:
     return {"error": kind, "detail": text, "body": "", "errors": text}
 
 
-def report(scope: dict, text: str) -> None:
+def report(scope: MutableMapping[str, Any], text: str) -> None:
     """Print one line about a request: the client, the address and the text."""
     client = (scope.get("client") or ("unknown",))[0]
     words = [client, scope.get("method", "WebSocket"), scope.get("path", ""), text]
@@ -53,7 +57,9 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def problem(request: Request, status: int, kind: str, sentence: str, headers: dict | None = None) -> JSONResponse:
+def problem(
+    request: Request, status: int, kind: str, sentence: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     report(request.scope, f"refused ({status}): {sentence}")
     headers = ({"Retry-After": "5"} if status == 503 else {}) | dict(headers or {})
     return JSONResponse(problem_content(kind, sentence), status, headers)
@@ -96,7 +102,11 @@ async def answer_bug(request: Request, error: Exception) -> JSONResponse:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(UserError, answer_user_error)
-    app.add_exception_handler(HTTPException, answer_http_error)
-    app.add_exception_handler(RequestValidationError, answer_invalid)
-    app.add_exception_handler(Exception, answer_bug)
+    handlers: dict[type[Exception], Callable[..., Any]] = {
+        UserError: answer_user_error,
+        HTTPException: answer_http_error,
+        RequestValidationError: answer_invalid,
+        Exception: answer_bug,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)

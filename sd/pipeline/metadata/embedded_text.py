@@ -14,7 +14,8 @@ EXIF_FIELDS = ("ImageDescription", "XPComment", "XPSubject", "Make", "Model")
 
 def embedded_texts(image: Image.Image) -> dict[str, str]:
     """Returns every non-empty text in an opened image by its key: the PNG chunk's, or the EXIF or XMP field's name."""
-    texts = {key: decode_chunk(value) for key, value in image.info.items() if isinstance(value, str)}
+    info = {str(key): value for key, value in image.info.items()}
+    texts = {key: decode_chunk(value) for key, value in info.items() if isinstance(value, str)}
     texts.pop("XML:com.adobe.xmp", None)
     texts["UserComment"] = decode_comment(user_comment(image))
     texts |= exif_texts(image)

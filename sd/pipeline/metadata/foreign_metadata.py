@@ -186,7 +186,7 @@ def convert_values(tool: str, settings: dict[str, object], keys: Mapping[str, ob
         settings["Tiling"] = True
         settings = {label: value for label, value in settings.items() if not label.startswith("seamless")}
     if tool == "InvokeAI" and str(settings.get("Sampler", "")).endswith("_k"):
-        settings |= {"Sampler": settings["Sampler"].removesuffix("_k"), "Schedule type": "karras"}
+        settings |= {"Sampler": str(settings["Sampler"]).removesuffix("_k"), "Schedule type": "karras"}
     if not {"Init image", "Mask"} & settings.keys() and "Denoising strength" in settings:
         del settings["Denoising strength"]  # written for images from text as well, where it means nothing
     settings["RNG"] = "CPU" if str(keys.get("rand_device", "")).lower() == "cpu" else "unknown"
@@ -195,7 +195,7 @@ def convert_values(tool: str, settings: dict[str, object], keys: Mapping[str, ob
 
 def to_int(value: object) -> int:
     """Returns a value as an integer; 0 where it is none."""
-    return int(value) if str(value).isdigit() else 0
+    return int(str(value)) if str(value).isdigit() else 0
 
 
 def text_of(value: object) -> str:

@@ -53,12 +53,16 @@ REMARKS = {
     "ComfyUI weights": "ComfyUI weights words in another way than the webui and this program.",
 }
 # Only images that were generated from another image have one of these.
-FROM_IMAGE = ("Mask blur", "Inpaint area", "Masked area padding", "Masked content", "Init image hash", "Init image")
-FROM_IMAGE += ("Mask mode", "Soft inpainting enabled", "Image CFG scale", "Mask", "Outpaint")
+FROM_IMAGE = (
+    *("Mask blur", "Inpaint area", "Masked area padding", "Masked content", "Init image hash", "Init image"),
+    *("Mask mode", "Soft inpainting enabled", "Image CFG scale", "Mask", "Outpaint"),
+)
 ON_GPU = ("GPU", "NV", "cuda", "gpu")  # NV is the GPU's, computed on the CPU
 # Values with which a feature does nothing.
-OFF = ("", "0", "0.0", "none", "false", "off", "original", "0x0", "-1", "-1x-1", "automatic", "use same choices")
-OFF += ("use same sampler", "use same scheduler", "use same checkpoint", "unknown")
+OFF = (
+    *("", "0", "0.0", "none", "false", "off", "original", "0x0", "-1", "-1x-1", "automatic", "use same choices"),
+    *("use same sampler", "use same scheduler", "use same checkpoint", "unknown"),
+)
 LATENT_UPSCALER = re.compile("latent", re.IGNORECASE)
 
 
@@ -99,7 +103,8 @@ def reader_for(row: Option) -> Callable[[str], Any]:
     if row.choices is not None:
         values = {label.lower(): value for value, label in row.choices.items()}
         return lambda text: values[text.lower()] if text.lower() in values else invalid(text)
-    return {int: whole, float: finite, bool: boolean, str: str}[row.type]
+    readers: dict[type, Callable[[str], Any]] = {int: whole, float: finite, bool: boolean, str: str}
+    return readers[row.type]
 
 
 def invalid(text: str) -> None:
@@ -107,8 +112,10 @@ def invalid(text: str) -> None:
 
 
 # These are read by functions of their own below.
-READ_SPECIALLY = ("sampler", "schedule", "width", "height", "strength")
-READ_SPECIALLY += ("hires_strength", "hires_upscaler", "hires_steps")
+READ_SPECIALLY = (
+    *("sampler", "schedule", "width", "height", "strength"),
+    *("hires_strength", "hires_upscaler", "hires_steps"),
+)
 READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
 HONORED = {row.infotext.label for row in OPTIONS if row.infotext} | SILENT | set(FROM_IMAGE)
 HONORED |= {"Scheduler", "RNG", "ENSD", "VAE", "Module 1"}

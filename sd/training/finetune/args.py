@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sd.checkpoints.discovery import choose_checkpoint
 from sd.cli.args import add_vae
@@ -34,12 +35,12 @@ class OptionGroups:
         self.parser = argparse.ArgumentParser(
             description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        self.group = self.parser
+        self.group: argparse._ActionsContainer = self.parser
 
     def begin_group(self, title: str) -> None:
         self.group = self.parser.add_argument_group(title)
 
-    def add_option(self, *flags: str, help: str, default: str | None = None, **more: object) -> None:
+    def add_option(self, *flags: str, help: str, default: str | None = None, **more: Any) -> None:
         """Add an option to the current group. default: its text in the help; None for the value in `recipes.py`."""
         name = more.get("dest") or flags[0].removeprefix("--").replace("-", "_")
         shown_default = default if default is not None else describe_default(self.method, str(name))

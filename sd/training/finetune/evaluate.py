@@ -8,17 +8,17 @@ concept's images than those for the nearest words that the model knew before?
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from sd.evaluation.clip_score import clip_i
+from sd.evaluation.clip_score import FeatureExtractor, clip_i
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune.finetune import finetune
 from sd.training.finetune.recipes import recipe_for
 from sd.training.finetune.setup import load_for_training
 from sd.training.pretrain.dataset import EmojiDataset, with_article
 from sd.training.pretrain.emoji_dataset import HELD_OUT_STYLE
-from sd.training.pretrain.imagenet_features import FeatureExtractor
 from sd.utils.images import from_tensor
 
 # Held-out names, each with the nearest name that was trained.
@@ -81,7 +81,7 @@ class Concept:
 
     def generate(self, pipe: StableDiffusion, word: str) -> list[Image.Image]:
         """Generate an image for each of SEEDS, with the prompts in turn and the settings that suit the model best."""
-        settings = dict(steps=20, guidance_scale=3.0, sampler="dpmpp_2m")
+        settings: dict[str, Any] = dict(steps=20, guidance_scale=3.0, sampler="dpmpp_2m")
         prompts = [self.prompts[k % len(self.prompts)].format(word) for k in range(len(SEEDS))]
         return [pipe(prompt, seed=seed, **settings).images[0] for prompt, seed in zip(prompts, SEEDS)]
 

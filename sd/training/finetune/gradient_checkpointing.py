@@ -6,7 +6,7 @@ weights, and `disable_gradient_checkpointing` restores their classes.
 
 from typing import Any
 
-from torch import Tensor, is_grad_enabled
+from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
 from sd.optimization.malloc_trim import trim_heap
@@ -14,7 +14,7 @@ from sd.optimization.patching import LayerPatch, apply_patch, plain_class, remov
 from sd.unet import Downsample, ResBlock, SpatialTransformer, UNetModel, Upsample
 
 
-class Recomputed(LayerPatch):
+class Recomputed(LayerPatch, nn.Module):
     """Beside a block's own class: only its input is kept for the backward pass."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class RecomputedTransformer(Recomputed, SpatialTransformer):
     pass
 
 
-class LevelEnd(LayerPatch):
+class LevelEnd(LayerPatch, nn.Module):
     """Beside a sampling block's own class: what the level before it freed goes back to the system, both ways.
 
     The tensors of the next level have other sizes and fit badly into the freed blocks: about 150 MB of them at 512 x

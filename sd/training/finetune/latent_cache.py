@@ -90,7 +90,7 @@ class LatentCache:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        return [tuple(views.shape[-2:]) for views in self.gaussians]
+        return [(views.shape[-2], views.shape[-1]) for views in self.gaussians]
 
     def sample(self, indices: Tensor | list[int], generator: torch.Generator) -> list[Tensor]:
         """Return a latent for each image, (4, h, w), scaled, fp32 on the CPU: a sample from the Gaussian of one of its
@@ -124,9 +124,12 @@ def encode_gaussians(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Encode (V, 3, H, W) in [-1, 1] to (V, 2, 4, h, w): scaled means and standard deviations, fp32 on the CPU."""
     device = vae.quant_conv.weight.device
     parts = []
+
+    def encode(part: Tensor) -> Tensor:
+        return with_fp32_fallback(vae, lambda dtype: torch.stack(vae.encode(part.to(device, dtype)), 1))
+
     for part in images.split(max(1, PIXELS_AT_ONCE // images[0, 0].numel())):
-        moments = with_fp32_fallback(vae, lambda dtype, part=part: torch.stack(vae.encode(part.to(device, dtype)), 1))
-        mean, logvar = moments.unbind(1)  # (v, 4, h, w) each
+        mean, logvar = encode(part).unbind(1)  # (v, 4, h, w) each
         parts.append(torch.stack([mean, torch.exp(0.5 * logvar)], 1).cpu() * LATENT_SCALE)
     return torch.cat(parts)
 

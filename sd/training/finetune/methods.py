@@ -96,7 +96,7 @@ class LoraTraining:
         self.pipe, self.name, self.recipe = pipe, name, recipe
         freeze(pipe)
         generator = torch.Generator().manual_seed(recipe.seed)
-        self.networks = {"unet": pipe.unet, "clip": pipe.clip}
+        self.networks: dict[str, nn.Module] = {"unet": pipe.unet, "clip": pipe.clip}
         module, weights = {}, []
         for part, network in self.networks.items():
             pattern = "|".join(TARGETS[one] for one in recipe.targets if (one == "text") == (part == "clip"))
@@ -162,14 +162,15 @@ class DreamBooth:
     def save(self, path: Path, step: int, metadata: dict[str, str]) -> None:
         """Write the whole checkpoint in fp16."""
         networks = (self.pipe.clip, self.pipe.vae, self.pipe.unet)
-        halves = [SimpleNamespace(state_dict=lambda part=part: half_state_dict(part)) for part in networks]
-        save_checkpoint(path, *halves, self.pipe.sizes, metadata | {"ss_steps": str(step)})
+        clip, vae, unet = (SimpleNamespace(state_dict=lambda part=part: half_state_dict(part)) for part in networks)
+        save_checkpoint(path, clip, vae, unet, self.pipe.sizes, metadata | {"ss_steps": str(step)})
 
     def close(self) -> None:
         freeze(self.pipe)
 
 
-METHODS = {"ti": TextualInversion, "lora": LoraTraining, "dreambooth": DreamBooth}
+Tuner = TextualInversion | LoraTraining | DreamBooth
+METHODS: dict[str, type[Tuner]] = {"ti": TextualInversion, "lora": LoraTraining, "dreambooth": DreamBooth}
 
 
 def freeze(pipe: StableDiffusion) -> None:

@@ -130,9 +130,9 @@ def write_as(saved: Path, output: Path, step: int, pipe: StableDiffusion, recipe
 def write_diffusers(saved: Path, output: Path, metadata: dict[str, str]) -> None:
     """Convert a checkpoint file to a diffusers folder, with the base model's name in `model_index.json`."""
     whole = read_checkpoint(saved)
-    networks = [SimpleNamespace(state_dict=partial(getattr, whole, part)) for part in ("clip", "vae", "unet")]
+    clip, vae, unet = (SimpleNamespace(state_dict=partial(getattr, whole, part)) for part in ("clip", "vae", "unet"))
     with replacing(output) as part:
-        save_checkpoint(part, *networks, whole.config, kind="diffusers")
+        save_checkpoint(part, clip, vae, unet, whole.config, kind="diffusers")
         index = part / "model_index.json"
         about = json.loads(index.read_text(encoding="utf-8")) | {f"_{TRAINED_FROM}": metadata.get(TRAINED_FROM, "")}
         index.write_text(json.dumps(about, indent=2), encoding="utf-8")

@@ -1,6 +1,7 @@
 """The settings of fine-tuning, their bounds, and the defaults of each method for a large and for a small model."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from sd.adapters.textual_inversion import MAX_VECTORS
 from sd.pipeline.settings import MAX_SEED, check_number, check_whole
@@ -144,7 +145,7 @@ EMOJI_PROMPTS = {
 # Learning rates that work. References for textual inversion differ by a factor of 5,000, and with the two lowest rates
 # nothing was learned. The repository of Gal et al. uses 0.005. A LoRA of scale 1 is usually trained at 0.0001, the
 # mean of this rate over its cosine; DreamBooth at 2e-6 to 5e-6.
-LARGE = {
+LARGE: dict[str, dict[str, Any]] = {
     "ti": dict(steps=1500, lr=5e-3, weight_decay=0.0),
     "lora": dict(steps=1000, lr=2e-4, warmup=20),
     "dreambooth": dict(steps=1100, lr=2e-6, schedule="constant", saves=4, save_minutes=15.0),
@@ -153,14 +154,14 @@ METHODS = tuple(LARGE)
 # The small model knows only names and images of emoji. A vector far from all words (a rate of 0.005 more than doubles
 # its length) generates parts of other images, above all beside a style that was not in its training. A LoRA must train
 # the text encoder too, because tokens such as "sks" were never in a caption.
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "ti": dict(steps=300, batch=8, lr=5e-4, weight_decay=0.0),
     "lora": dict(steps=300, batch=8, lr=1e-3, warmup=20, rank=16, targets=("attention", "ff", "text")),
     "dreambooth": dict(steps=200, batch=8, lr=1e-4, warmup=20, saves=4),
 }
 # Its U-Net was trained with this bound. Without it, the timesteps with the most noise, which determine the shapes, have
 # nearly no weight. Guidance 3 gives its best images.
-SMALL_MODEL = dict(least_snr=0.5, guidance_scale=3.0, preview_steps=20, crops=1, class_images=40)
+SMALL_MODEL: dict[str, Any] = dict(least_snr=0.5, guidance_scale=3.0, preview_steps=20, crops=1, class_images=40)
 
 
 def is_small(pipe: StableDiffusion) -> bool:
@@ -168,13 +169,13 @@ def is_small(pipe: StableDiffusion) -> bool:
     return pipe.image_size <= SMALL
 
 
-def defaults_of(method: str, small: bool) -> dict[str, object]:
+def defaults_of(method: str, small: bool) -> dict[str, Any]:
     """Return all settings of a method for a small or a large model, where none is given."""
     plain = {field.name: field.default for field in fields(Recipe)}
     return plain | (TINY if small else LARGE)[method] | (SMALL_MODEL if small else {})
 
 
-def recipe_for(method: str, pipe: StableDiffusion, name: str, **given: object) -> Recipe:
+def recipe_for(method: str, pipe: StableDiffusion, name: str, **given: Any) -> Recipe:
     """Return the defaults of a method for this model, replaced by the given settings that are not None.
 
     name: of the result, and the default of `word`.
@@ -188,7 +189,7 @@ def recipe_for(method: str, pipe: StableDiffusion, name: str, **given: object) -
     small = is_small(pipe)
     defaults = defaults_of(method, small) | {"word": name}
     recipe = with_text_alone(method, Recipe(**(defaults | given)), given)
-    prompts = (EMOJI_PROMPTS if small else PHOTO_PROMPTS)[recipe.kind]
+    prompts: tuple[str, ...] = (EMOJI_PROMPTS if small else PHOTO_PROMPTS)[recipe.kind]
     if not small and pipe.device.type == "cpu":  # where an image takes minutes
         recipe, prompts = replace(recipe, preview_steps=given.get("preview_steps", 12)), prompts[:2]
     start = recipe.class_word or ("emoji" if small else {"object": "object", "style": "painting"}[recipe.kind])

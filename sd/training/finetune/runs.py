@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sd.checkpoints.hashing import model_hash
 from sd.pipeline.stable_diffusion import StableDiffusion
@@ -17,8 +18,10 @@ from sd.training.train_state import completed_steps
 from sd.utils.errors import UserError
 from sd.utils.files import remove_orphans, replacing
 
-LASTING = ("kind", "word", "class_word", "init", "vectors", "rank", "alpha", "targets", "size", "seed", "prompts")
-LASTING += ("guidance_scale", "preview_steps", "max_token_length", "file_format")
+LASTING = (
+    *("kind", "word", "class_word", "init", "vectors", "rank", "alpha", "targets", "size", "seed", "prompts"),
+    *("guidance_scale", "preview_steps", "max_token_length", "file_format"),
+)
 OLD_KEYS = {"dialect": "file_format"}  # in notes of runs that earlier versions started
 LABELS = {"model_hash": "base model (its content differs)", "model": "base model", "pictures": "set of images"}
 
@@ -44,7 +47,7 @@ def run_identity(
     method: str, name: str, pipe: StableDiffusion, recipe: Recipe, folder_images: ImageFolder, folder: Path
 ) -> dict:
     """Return what must not change when a run resumes; learning rates, steps and the like may."""
-    identity = {"method": method, "name": name, "model_hash": content_hash(pipe)}
+    identity: dict[str, Any] = {"method": method, "name": name, "model_hash": content_hash(pipe)}
     identity |= {"model": Path(pipe.path).name if pipe.path else ""}
     names = [
         image.path.relative_to(folder) if folder in image.path.parents else image.path for image in folder_images.images

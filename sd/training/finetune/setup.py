@@ -129,9 +129,9 @@ def load_for_training(
     trained.
     """
     join_processes(str(default_device() if device is None else device))
-    device = default_device() if device is None else torch.device(device)
-    weights_in = "fp32" if method == "dreambooth" else precision or best_precision(device)
-    return StableDiffusion.from_pretrained(path, device, DTYPES[weights_in], vae)
+    target = default_device() if device is None else torch.device(device)
+    weights_in = "fp32" if method == "dreambooth" else precision or best_precision(target)
+    return StableDiffusion.from_pretrained(path, target, DTYPES[weights_in], vae)
 
 
 def summary(

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import nn
@@ -56,7 +57,13 @@ class Validator:
                 self.say(f"warning: {unfamiliar_warning(before)}")
 
     def __call__(self, average: nn.Module, step: int, loss: float) -> dict | None:
-        event = {"step": step, "steps": self.recipe.steps, "loss": loss, "held_out": None, "preview": None}
+        event: dict[str, Any] = {
+            "step": step,
+            "steps": self.recipe.steps,
+            "loss": loss,
+            "held_out": None,
+            "preview": None,
+        }
         measures = None
         if self.is_due(step):
             with swap_ema(self.tuner.module, average):
@@ -97,9 +104,9 @@ class Validator:
         """Generate one image for each prompt, with the same seeds at every step, and return the path of their sheet."""
         recipe, images = self.recipe, []
         size = {"width": recipe.size, "height": recipe.size}
-        options = dict(steps=recipe.preview_steps, guidance_scale=recipe.guidance_scale, sampler="dpmpp_2m", **size)
+        options: dict[str, Any] = dict(steps=recipe.preview_steps, guidance_scale=recipe.guidance_scale, **size)
         for k, prompt in enumerate(self.prompts):
-            images.append(self.pipe(prompt, seed=recipe.seed + k, **options).images[0])
+            images.append(self.pipe(prompt, seed=recipe.seed + k, sampler="dpmpp_2m", **options).images[0])
             write_png(images[-1], self.preview_path(step, k))
         sheet = self.run / "previews" / f"{step:06}.png"
         write_png(grid(images, columns=len(images)), sheet)

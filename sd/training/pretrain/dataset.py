@@ -78,7 +78,7 @@ class EmojiDataset:
         some.emoji, some.pixels = [self.emoji[i] for i in indices], self.pixels[indices]
         return some
 
-    def images(self, indices: Tensor | slice = slice(None)) -> Tensor:
+    def images(self, indices: Tensor | list[int] | slice = slice(None)) -> Tensor:
         """Return (B, 3, H, W) in [-1, 1]."""
         return self.pixels[indices].float() / 127.5 - 1
 

@@ -6,6 +6,8 @@ Generative Image Compression"; patches are from Isola et al. 2017, their use for
 section 3.1).
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,6 +60,6 @@ class AdversarialPair(nn.Module):
         real_features = self.discriminator(images, latent)
         fake = self.discriminator(decoded.detach(), latent)[-1]
         pairs = zip(fake_features[:-1], real_features[:-1])
-        matching = sum(F.l1_loss(of_fake, of_real.detach()) for of_fake, of_real in pairs)
+        matching = cast(Tensor, sum(F.l1_loss(of_fake, of_real.detach()) for of_fake, of_real in pairs))  # never empty
         discriminator = F.relu(1 - real_features[-1]).mean() + F.relu(1 + fake).mean()
         return -fake_features[-1].mean(), matching, discriminator

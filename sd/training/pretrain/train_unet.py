@@ -110,7 +110,7 @@ class Captions:
         for i in indices.tolist():
             short, styled, exact = torch.rand(3, generator=generator).tolist()
             wordings = self.styled[i] if styled < STYLED_CAPTIONS else self.plain[i]
-            k = 0 if exact < EXACT_CAPTIONS else torch.randint(len(wordings), (), generator=generator).item()
+            k = 0 if exact < EXACT_CAPTIONS else int(torch.randint(len(wordings), (), generator=generator))
             if short < EMPTY_CAPTIONS:
                 decoded.append(0)
             elif short < EMPTY_CAPTIONS + STYLE_ALONE:

@@ -30,22 +30,20 @@ MAX_BLUR = 64  # pixels
 
 # The fields of the table of options, under the webui's names and with the webui's defaults.
 ROWS = [row for row in OPTIONS if row.a1111]
-Named = create_model(
-    "Named",
-    **{
-        row.a1111: (
-            row.type | None if row.optional and row.a1111_default is None else row.type,
-            row.default if row.a1111_default is None else row.a1111_default,
-        )
-        for row in ROWS
-    },
-)
+FIELDS: dict[str, Any] = {
+    row.a1111: (
+        row.type | None if row.optional and row.a1111_default is None else row.type,
+        row.default if row.a1111_default is None else row.a1111_default,
+    )
+    for row in ROWS
+}
+Named: Any = create_model("Named", **FIELDS)  # Any: its fields are known only at run time
 # The options that `settings_from_body` translates; the value of any other is the field's own.
 TRANSLATED = {"sampler", "schedule", "num_images", "strength", "clip_skip", "hires_scale", "hires_steps"}
 TRANSLATED |= {"hires_upscaler"}
 
 
-class TextToImage(Named):  # type: ignore[misc, valid-type]
+class TextToImage(Named):
     """The body of /sdapi/v1/txt2img: the table's options under the webui's names, and the fields below.
 
     width and height are the checkpoint's own where they are left out. clip_skip is SD.Next's name of the option

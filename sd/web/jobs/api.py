@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import fields
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, StreamingResponse
@@ -23,8 +24,9 @@ from sd.web.problems import PROBLEMS
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
-SETTINGS = {one.name: (one.type, one.default) for one in fields(GenerationSettings)}
-SettingsBody = create_model("SettingsBody", **SETTINGS | {"prompt": (str, ...)})  # only the prompt is required
+SETTINGS: dict[str, Any] = {one.name: (one.type, one.default) for one in fields(GenerationSettings)}
+# Only the prompt is required. Any: the fields are known only at run time.
+SettingsBody: Any = create_model("SettingsBody", **SETTINGS | {"prompt": (str, ...)})
 
 
 class GenerateBody(SettingsBody):

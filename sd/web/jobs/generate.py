@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -137,12 +138,13 @@ class StepReporter:
     def __init__(self, tell: Tell, pipe: StableDiffusion, folder: Path):
         self.tell, self.pipe, self.folder = tell, pipe, folder
         self.before, self.parts = 0, 1
-        self.x0, self.reached = None, ""  # the last step's prediction for this batch; which step that was
+        self.x0: torch.Tensor | None = None  # the last step's prediction for this batch
+        self.reached = ""  # which step that was
         self.next_preview = time.monotonic() + PREVIEW_AFTER
 
     def __call__(self, done: int, total: int, x0: torch.Tensor) -> None:
         self.x0, self.reached = x0, f"{done} of {total}"
-        event = {"step": self.before * total + done, "steps": self.parts * total}
+        event: dict[str, Any] = {"step": self.before * total + done, "steps": self.parts * total}
         began = time.monotonic()
         if began >= self.next_preview and done < total:
             write_png(grid(self.pipe.preview(x0)), self.folder / "preview.png")

@@ -36,4 +36,5 @@ def embedding_shape(path: Path, changed: int) -> tuple[int, int]:
     """Return (vectors, their width) of an embedding file. changed: its time of change. Raises UserError."""
     content, metadata = read_image_embedding(path) if is_image(path) else read_tensors(path)
     rows = next(iter(find_vectors(path, content, metadata)[1].values()))
-    return rows.reshape(-1, rows.shape[-1]).shape
+    vectors, width = rows.reshape(-1, rows.shape[-1]).shape
+    return vectors, width

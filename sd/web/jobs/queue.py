@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,17 +32,17 @@ class Jobs:
     `tell` raises Cancelled, once, to stop it. An exception from `run` fails that job only.
     """
 
-    def __init__(self, folder: str | Path, run: Run | list[Run], limit: int = WAITING):
+    def __init__(self, folder: str | Path, run: Run | Sequence[Run], limit: int = WAITING):
         self.folder, self.limit = Path(folder), limit
         self.changed = threading.Condition()
         self.waiting: list[Job] = []
         self.live: dict[str, Job] = {}  # queued or running
         self.stop_requests: dict[str, type[Cancelled]] = {}  # what stops a running job, by its id
-        self.watchers: dict[str, list[Callable[[], None]]] = {}
+        self.watchers: dict[str, list[Callable[[], object]]] = {}
         self.closing = False
         self.folder.mkdir(parents=True, exist_ok=True)
         self.mark_interrupted()
-        self.runs = run if isinstance(run, list) else [run]
+        self.runs = [run] if callable(run) else list(run)
         self.threads = [threading.Thread(target=self.run_worker, args=[one], daemon=True) for one in self.runs]
         for thread in self.threads:
             thread.start()
@@ -139,7 +139,7 @@ class Jobs:
             return self.waiting.index(job) + sum(one.state == "running" for one in self.live.values())
 
     @contextmanager
-    def watch(self, id: str, notify: Callable[[], None]) -> Iterator[None]:
+    def watch(self, id: str, notify: Callable[[], object]) -> Iterator[None]:
         """Call `notify`, in any thread, at each change of the job while the context lasts."""
         with self.changed:
             self.watchers.setdefault(id, []).append(notify)

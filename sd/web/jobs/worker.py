@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Cancelled, Job, JobFailed, explain_failure
@@ -116,7 +116,7 @@ def serve(pipe: Connection, make: Callable[..., Run], *args: object) -> None:
         while True:
             job = pipe.recv()
             try:
-                answer = ["result", run(job, tell)]
+                answer: list[Any] = ["result", run(job, tell)]
             except (EOFError, ConnectionError):
                 return
             except Cancelled:

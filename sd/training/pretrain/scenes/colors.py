@@ -64,7 +64,8 @@ def color_rgb(word: str) -> tuple[int, int, int]:
     lightness, chroma, hue = COLORS[word]
     angle = math.radians(hue)
     lab = np.array([lightness, chroma * math.cos(angle), chroma * math.sin(angle)], np.float32)
-    return tuple(round(255 * float(value)) for value in from_oklab(lab))
+    red, green, blue = (round(255 * float(value)) for value in from_oklab(lab))
+    return red, green, blue
 
 
 def hue_distance(first: np.ndarray, second: float) -> np.ndarray:
@@ -94,7 +95,7 @@ def main_color(rgba: np.ndarray) -> MainColor | None:
         share = float(((chroma < 0.05) & (abs(lightness - middle) < 0.22)).mean())
         return MainColor(middle, 0.0, 0.0, share, float(colored.mean()))
     histogram = np.bincount((hue[colored] // 5).astype(int) % 72, np.minimum(chroma[colored], 0.2), 72)
-    smooth = sum(np.roll(histogram, k) * (4 - abs(k)) for k in range(-3, 4))
+    smooth = sum((np.roll(histogram, k) * (4 - abs(k)) for k in range(-3, 4)), np.zeros(72))
     peak = 5 * int(smooth.argmax()) + 2.5
     near = colored & (abs(hue_distance(hue, peak)) < 32)
     # The circular median, so that shades at one side do not pull the center.

@@ -7,6 +7,7 @@ held-out scenes, for evaluation, contain one each.
 import math
 import random
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from sd.training.pretrain.emoji_dataset import SIZE
 from sd.training.pretrain.scenes.backgrounds import WHITE, random_background
@@ -22,6 +23,13 @@ SIDES = {"small": (28, 42), "": (58, 112), "large": (112, 122)}  # pixels, of th
 SIDES_BY_NUMBER = {2: (44, 60), 3: (38, 52), 4: (36, 50)}  # of each object among several
 GAP, MARGIN = 3, 2  # minimum distance in pixels between objects and to the edge
 TRIES = 200
+
+
+class HasCenter(Protocol):
+    """An object with a center, (x, y) in pixels: a placed or a detected one."""
+
+    @property
+    def center(self) -> tuple[float, float]: ...
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,8 @@ def is_valid_layout(content: Content, placed: list[Placed], loose: bool) -> bool
         return False
     if not content.relation:
         return True
-    return relation_holds(content.relation, *placed, across=0.9 if loose else 0.55)
+    first, second = placed
+    return relation_holds(content.relation, first, second, across=0.9 if loose else 0.55)
 
 
 def overlap(a: Placed, b: Placed) -> bool:
@@ -224,7 +233,7 @@ def overlap(a: Placed, b: Placed) -> bool:
     return not (apart_x or apart_y)
 
 
-def relation_holds(relation: str, first: Placed, second: Placed, across: float = 1.0) -> bool:
+def relation_holds(relation: str, first: HasCenter, second: HasCenter, across: float = 1.0) -> bool:
     """Return whether `first` is `relation` of `second`: its center lies in that direction, at most `across` times as
     far aside.
     """
