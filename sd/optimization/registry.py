@@ -64,8 +64,8 @@ class Optimization:
     exact: bool = True
     default: bool = True
 
-    def fits(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether this device and dtype support it."""
+    def is_supported(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Return whether this device and dtype support it."""
         return not self.obstacle(device, dtype)
 
 
@@ -192,7 +192,7 @@ def current_name(name: str) -> str:
 
 def default_names(device: torch.device, dtype: torch.dtype) -> list[str]:
     """The optimizations that are enabled by default there."""
-    return [name for name, one in OPTIMIZATIONS.items() if one.default and one.fits(device, dtype)]
+    return [name for name, one in OPTIMIZATIONS.items() if one.default and one.is_supported(device, dtype)]
 
 
 def approximate_names(names: Collection[str] | None) -> list[str]:

@@ -117,5 +117,5 @@ def test_each_optimization_says_why_it_is_not_here_or_is_here():
     for device, dtype in ((CPU, FP32), (CPU, torch.float64), (torch.device("cuda"), torch.float16)):
         for name, one in OPTIMIZATIONS.items():
             reason = one.obstacle(device, dtype)
-            assert one.fits(device, dtype) == (not reason), name
+            assert one.is_supported(device, dtype) == (not reason), name
             assert not reason or reason.endswith("."), name
