@@ -62,10 +62,10 @@ def show_generating(page: Browser, args: argparse.Namespace) -> None:
 
 def draw(page: Browser, **fields: object) -> None:
     """Waits until it is in the gallery."""
-    before = len(page.pictures("gallery"))
+    before = len(page.images("gallery"))
     page.write(**fields)
     page.press("Generate")
-    page.until(lambda: len(page.pictures("gallery")) > before, "new pictures in the gallery")
+    page.until(lambda: len(page.images("gallery")) > before, "new images in the gallery")
 
 
 def show_inpainting(page: Browser, args: argparse.Namespace) -> None:

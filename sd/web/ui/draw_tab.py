@@ -56,8 +56,8 @@ class GenerateTab:
         widgets["hires"].change(lambda on: gr.Row(visible=on), widgets["hires"], form.hires_row, **EVENT)
         form.reset.click(lambda: form.defaults, None, form.inputs(), **EVENT)
         words = [prompt, widgets["negative_prompt"]]
-        form.write.click(
-            show_errors(self.write),
+        form.enhance.click(
+            show_errors(self.enhance),
             [*words, widgets["seed"], checkpoint],
             [*words, self.enhanced],
             **EVENT | {"concurrency_limit": 4},
@@ -82,8 +82,8 @@ class GenerateTab:
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
         given = [self.page, self.enhanced, *form.inputs()]
-        form.draw.click(show_errors(self.submit), given, None, js=with_page("draw"), **PRESS)
-        self.stage.input(self.tell_notes, None, None, **EVENT)
+        form.generate.click(show_errors(self.submit), given, None, js=with_page("draw"), **PRESS)
+        self.stage.input(self.show_notes, None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
         lists = [*chosen, form.addon, form.about]
         loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name != "painted"})
@@ -96,7 +96,7 @@ class GenerateTab:
         for one in expand_request(request.settings):
             self.followed.add(submit_request(self.jobs, self.models, replace(request, settings=one.settings)))
 
-    def tell_notes(self, event: gr.EventData) -> None:
+    def show_notes(self, event: gr.EventData) -> None:
         """Shows the notes of the jobs that have just ended, each once."""
         notes: dict[str, None] = {}
         for id in event.jobs:
@@ -142,7 +142,7 @@ class GenerateTab:
             raise UserError("there is no seed to use again yet: generate an image first.")
         return str(seeds[-1])
 
-    def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, EnhancedPrompt]:
+    def enhance(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, EnhancedPrompt]:
         """Enhances the prompt by an LLM, or by a style that the seed chooses if no endpoint is configured."""
         if not prompt.strip():
             raise UserError("the prompt is empty: write a word or two first.")

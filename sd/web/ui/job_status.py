@@ -120,11 +120,11 @@ def title(job: Job) -> str:
 
 def made(run: list[Job]) -> str:
     """Return the images of all jobs, each a button that opens it, and the jobs' notes."""
-    pictures = [thumb(job, *each) for job in run for each in images_of(job)]
+    thumbs = [thumb(job, *each) for job in run for each in images_of(job)]
     notes = dict.fromkeys(note for job in run for note in job.result.get("notes") or ())
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     notes_list = f'<ul class="notes" aria-label="Notes">{items}</ul>' if items else ""
-    return f'<div class="made" data-count="{min(len(pictures), 4)}">{"".join(pictures)}</div>{notes_list}'
+    return f'<div class="made" data-count="{min(len(thumbs), 4)}">{"".join(thumbs)}</div>{notes_list}'
 
 
 def images_of(job: Job) -> list[tuple[str, str]]:
@@ -135,7 +135,7 @@ def images_of(job: Job) -> list[tuple[str, str]]:
 def thumb(job: Job, name: str, text: str) -> str:
     label = escape(text.partition("\n")[0][:200])
     return (
-        f'<button type="button" data-picture="{job.id}/{escape(name)}" aria-label="{label}" title="{label}">'
+        f'<button type="button" data-image="{job.id}/{escape(name)}" aria-label="{label}" title="{label}">'
         f'<img src="{address_of(job, name)}" alt="" loading="lazy"></button>'
     )
 
