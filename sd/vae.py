@@ -221,7 +221,7 @@ class AutoencoderKL(nn.Module):
     """The encoder and the decoder with the 1 x 1 convolutions between them.
 
     Defaults are v1-5: 83,653,863 parameters, an eighth of the image's height and width, 4 channels. KL is the penalty
-    of training that draws every latent's distribution towards a standard normal one; v1's weight of 1e-6 is tiny, so
+    of training that pulls every latent's distribution towards a standard normal one; v1's weight of 1e-6 is tiny, so
     that the VAE is nearly a plain autoencoder.
     """
 

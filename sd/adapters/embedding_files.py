@@ -23,7 +23,7 @@ from sd.utils.files import replacing
 from sd.utils.images import open_image
 
 PNG_KEY = "sd-ti-embedding"
-MAX_HIDDEN_BYTES = 1 << 24  # bytes of a picture's margins, and of what they unpack to
+MAX_HIDDEN_BYTES = 1 << 24  # bytes of an image's margins, and of their unpacked content
 
 
 @dataclass
@@ -124,7 +124,7 @@ def is_image(path: Path) -> bool:
 
 
 def read_image_embedding(path: Path) -> tuple[dict, dict[str, str]]:
-    """The webui's pictures of embeddings: JSON in a text chunk, or else in the low bits of the picture's margins."""
+    """Read the webui's image format of embeddings: JSON in a text chunk, or in the low bits of the image's margins."""
     image = open_image(path)
     try:
         chunk = image.info.get(PNG_KEY)
@@ -133,7 +133,9 @@ def read_image_embedding(path: Path) -> tuple[dict, dict[str, str]]:
         if not isinstance(content, dict):
             raise ValueError("no table")
     except (ValueError, TypeError, RecursionError, binascii.Error, zlib.error) as error:
-        raise UserError(f"{path} is a picture without an embedding in it, or a damaged one.") from error
+        raise UserError(
+            f"{path} is an image without an embedding, or a damaged one; download the file again."
+        ) from error
     return content, {}
 
 
@@ -142,10 +144,10 @@ def as_tensor(table: dict):
 
 
 def read_margins(image: Image.Image) -> bytes:
-    """What the webui hid left and right of a picture, behind a black column each: low and high halves of bytes.
+    """Return the bytes that the webui stores in an image's margins, beyond a black column on the left and the right.
 
-    Each half is the low four bits of a pixel's channel, xor a fixed sequence of pseudo-random numbers. The bytes are
-    deflated JSON, with a rest after it.
+    The left margin has the low halves of the bytes, the right one the high halves: the low four bits of each channel,
+    xor a fixed sequence of pseudo-random numbers. The bytes are deflated JSON, with padding after it.
     """
     pixels = np.asarray(image.convert("RGB")) & 15  # (H, W, 3)
     (black,) = np.nonzero(pixels.sum(axis=(0, 2)) == 0)

@@ -48,7 +48,7 @@ FIELDS = [  # how a key ends, and the field that it is; None for its own name
     (r"\.b_norm", "diff_b"),
     (r"\.(oft_blocks|oft_diag|rescale|on_input)", None),
     (r"\.([ab][12])\.weight", None),
-    (r"\.weight", "ia3"),  # where `on_input` stands beside it
+    (r"\.weight", "ia3"),  # together with `on_input`
 ]
 # cloneofsimo's targets are classes of diffusers; their layers by our own names for them.
 TARGET_LAYERS = {

@@ -129,5 +129,8 @@ def load_embedding(
         vectors={word: len(rows) for word, rows in vectors.items()},
         lengths={word: rows.norm(dim=1).mean().item() / usual for word, rows in vectors.items()},
         about=file.about,
-        warnings=[*file.warnings, *(f"{word} stands for it now, and no longer for the usual word" for word in words)],
+        warnings=[
+            *file.warnings,
+            *(f"{word} now has the embedding's meaning instead of its usual one" for word in words),
+        ],
     )

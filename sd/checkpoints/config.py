@@ -60,7 +60,7 @@ def fill_defaults(config: dict | str, source: object) -> dict:
         raise
     except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{source}: its sd_sizes are malformed ({error}); save the file again.") from error
-    return check_bounds(json.loads(json.dumps(full)), source)  # tuples to lists: equal to what a file gives back
+    return check_bounds(json.loads(json.dumps(full)), source)  # tuples become lists, as in a loaded file
 
 
 def check_bounds(config: dict, source: object) -> dict:

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: what reading one may cost, and one kind of error for whatever is wrong with it.
+"""Untrusted files: limits on the cost of reading one, and one kind of error for every defect.
 
 Every reader of such a file, whatever its format, does two things. It runs inside `reading(path)`, or is decorated with
 `reads_file`, so that anything that goes wrong is one sentence. And it spends from a `Budget` before it allocates, so

@@ -9,7 +9,7 @@ their colors. It tolerates noise, blur, changes of brightness, mirroring, and a 
 
 A generated image counts as a copy from a similarity of 0.95 on. Measured: an image that is blurred, made noisy,
 brighter or paler, or moved by 6 % has 0.95 to 1 with itself; different photographs of one backpack or one dog have at
-most 0.82, most pairs below 0.5; different drawings of one cartoon figure, or the two most alike of 60 emoji, reach
+most 0.82, most pairs below 0.5; different images of one cartoon figure, or the two most alike of 60 emoji, reach
 0.95.
 """
 

@@ -53,7 +53,7 @@ class Optimization:
     """A patch with its name's line in the list.
 
     obstacle: a sentence why this device and dtype do not support it; empty where they do. exact: it does not change
-    the image. default: it is enabled unless other optimizations are asked for.
+    the image. default: it is enabled unless other optimizations are requested.
     enable, disable: may be called repeatedly; what is enabled already stays as it is.
     """
 
@@ -167,7 +167,7 @@ def optimize(
 
 
 def resolve_names(names: Collection[str] | None, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """The names of OPTIMIZATIONS that these stand for. Raises UserError as `optimize` does."""
+    """Returns the names of OPTIMIZATIONS that these names expand to. Raises UserError as `optimize` does."""
     if names is None:
         names = [EXACT]
     names = [current_name(name) for name in names]
@@ -212,7 +212,7 @@ def list_optimizations(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def parse_names(names: str | None) -> list[str] | None:
-    """Splits names with commas between them. None stands for the default ones."""
+    """Splits names with commas between them. None means the default ones."""
     if names is None:
         return None
     return [] if names == NO_OPTIMIZATIONS else [name.strip() for name in names.split(",")]

@@ -1,6 +1,6 @@
-"""The VAE on pictures too big for memory: in overlapping tiles, blended where they overlap.
+"""The VAE for images too large for memory, in overlapping tiles that are blended.
 
-A tile's group norms and attention see that tile only, so the result is close to the whole picture's, not equal to it.
+A tile's group norms and attention see that tile only, so the result is close to that of the whole image, not equal.
 """
 
 import math

@@ -18,7 +18,7 @@ GROUPS = ("prompt", "sampling", "img2img", "adapters", "performance", "output") 
 
 @dataclass(frozen=True)
 class Widget:
-    """The control of an option on the page. Options of one section stand in the order of the table, two a row.
+    """The control of an option on the page. Options of one section are in the order of the table, two per row.
 
     kind: "text", "slider", "number", "checkbox" or "dropdown" (of the option's choices). low, high, step: of a slider,
     where they differ from the option's bounds. info: the small print. default: None for the option's own.
@@ -53,7 +53,7 @@ class Option:
     """One row of the table. `name`, `type` and `default` are the dataclass field's.
 
     low, high: bounds of a number. choices: the values of a text with their labels for people, where it has a list.
-    noun: the option in a message, such as "number of steps". optional: None stands for `default_help`.
+    noun: the option in a message, such as "number of steps". optional: None means `default_help`.
     flags: of the command line, the first one documented. mode: "text" or "image" for an option of txt2img.py or of
     img2img.py and inpaint.py alone. a1111: the field of AUTOMATIC1111's API; a1111_default: its default there.
     missing: why one of the places has no such option, by the place ("flags", "infotext", "widget", "a1111").

@@ -170,7 +170,7 @@ class GenerationSettings:
         high=1,
         infotext=Infotext("Denoising strength", "specially", part_of="hires_scale"),
         widget=Widget("slider", "Hires denoising", "hires", step=0.05),
-        missing={"a1111": "denoising_strength stands for both passes there"},
+        missing={"a1111": "denoising_strength applies to both passes there"},
     )
     hires_steps: int = option(
         *(0, "number of steps of the second pass of --hires-scale; 0 takes as many as --steps", "sampling"),

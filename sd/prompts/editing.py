@@ -59,7 +59,7 @@ class Group:
 def parse_edits(prompt: str) -> list | None:
     """Return the prompt's pieces: texts, `Scheduled` and `Alternate`, whose parts are such lists themselves.
 
-    None stands for a prompt that the webui's grammar does not contain.
+    None means a prompt that the webui's grammar does not contain.
     """
     groups = [Group("")]  # the prompt itself, and the brackets that are open
     place = 0
@@ -111,7 +111,7 @@ def dissolve_group(groups: list[Group]) -> None:
 
 
 def edit_of(group: Group) -> list | None:
-    """Return the pieces that a pair of brackets stands for, or None where it has no meaning."""
+    """Return the pieces that a pair of brackets expands to, or None where it has no meaning."""
     marks, segments = group.marks, group.segments
     if group.bracket == "(":
         return ["(", *group.content(), ")"] if marks in ([], [":"]) else None

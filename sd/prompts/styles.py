@@ -1,6 +1,6 @@
 """Styles by name, from tables in the format of AUTOMATIC1111's webui: name, prompt, negative_prompt.
 
-`{prompt}` in a style's prompt stands for the user's prompt; a style without it is appended after a comma.
+`{prompt}` in a style's prompt is replaced by the user's prompt; a style without it is appended after a comma.
 """
 
 import csv

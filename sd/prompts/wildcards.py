@@ -4,7 +4,7 @@
     {red|dark blue}  one of these
 
 The files are those of `sd/data/wildcards` and the user's own, of `data/wildcards` beside `weights/`, which count first.
-Both may stand in each other, and in the lines of the files. The rest of the grammar, such as {2$$a|b|c}, weights,
+Both may be nested, and may occur in the lines of the files. The rest of the grammar, such as {2$$a|b|c}, weights,
 variables and __wild*cards__, is read by its own library, `dynamicprompts`, where that is installed.
 """
 

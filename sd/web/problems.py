@@ -72,7 +72,7 @@ async def answer_http_error(request: Request, error: HTTPException) -> JSONRespo
 
 
 def http_sentence(request: Request, error: HTTPException) -> str:
-    """The error's own detail, or what stands for the framework's two words where there is no such address or method."""
+    """Return the error's own detail, or a full sentence for the framework's messages on unknown addresses."""
     address = f"{request.method} {request.url.path[:100]}"
     if (error.status_code, error.detail) == (404, "Not Found"):
         return f"unknown address: {address}; /docs lists the addresses of this server."

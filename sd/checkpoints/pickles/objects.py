@@ -1,4 +1,4 @@
-"""What stands for the Python objects that a pickle names: descriptions that only hold data.
+"""Inert replacements of the Python objects that a pickle names: descriptions that only hold data.
 
 `resolve_name` decides which names a program may use at all:
 
@@ -21,7 +21,7 @@ LARGEST_KEY = 1 << 60  # integers below it cannot be chosen so that many have on
 class GlobalName:
     """A name that the program mentioned. Nothing is imported for it."""
 
-    full: str  # "module.name", in Python 3's spelling
+    full: str  # "module.name", as Python 3 names it
 
 
 class InertObject(dict):
@@ -176,7 +176,7 @@ def resolve_name(module: str, name: str) -> GlobalName | None:
 
 
 def describe_call(name: GlobalName, args: tuple, charge: Charge) -> Any:
-    """What stands for a call of the named class or function: plain data, or an inert object."""
+    """Return the replacement of a call of the named class or function: plain data, or an inert object."""
     usual = make_script_object if name.full.startswith("__torch__.") else make_inert
     return ALLOWED.get(name.full, usual)(name.full, args, charge)
 

@@ -44,7 +44,7 @@ NUMPY_DTYPES = {
 }
 LEAVES = {type(None), bool, int, float, str, bytes, set, frozenset, GlobalName}
 CONTAINERS = {list, dict, tuple}
-OPEN = object()  # stands for what is being made now
+OPEN = object()  # marks a value under construction
 
 # (dtype, key, count) -> (count,): a storage's numbers in the file
 ReadStorage = Callable[[torch.dtype, str, int], Tensor]

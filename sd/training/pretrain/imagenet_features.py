@@ -20,7 +20,7 @@ SIDE = 224  # pixels, the size of its training
 
 
 class FeatureExtractor(Protocol):
-    """Turns images into unit rows (B, P), whose products are cosines; `name` stands beside every result."""
+    """Turns images into unit rows (B, P), whose products are cosines; `name` is written with every result."""
 
     name: str
 

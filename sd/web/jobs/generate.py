@@ -1,4 +1,4 @@
-"""A job of the kind "draw", in the worker: generates images and saves each one at once, so that a stop loses none."""
+"""A generation job in the worker: saves each image at once, so that a stop loses none. The API names it "draw"."""
 
 import gc
 import time
