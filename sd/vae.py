@@ -144,7 +144,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From an image to the means and log-variances of its latent, before `quant_conv`.
+    """Maps an image to the means and log-variances of its latent, before `quant_conv`.
 
     For v1-5 and an image of 512 x 512:
 
@@ -180,7 +180,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From a latent, after `post_quant_conv`, to an image.
+    """Maps a latent, after `post_quant_conv`, to an image.
 
     For v1-5 and a latent of 64 x 64, an image of 512 x 512:
 

@@ -28,7 +28,9 @@ MAX_HIDDEN_BYTES = 1 << 24  # bytes of an image's margins, and of their unpacked
 
 @dataclass
 class EmbeddingFile:
-    """vectors: (n, D) fp32 by word. about: what the file says of its making, in words. warnings: in sentences."""
+    """The content of an embedding file.
+
+    vectors: (n, D) fp32 by word. about: the metadata on its training, as text. warnings: sentences."""
 
     format: str
     vectors: dict[str, Tensor]
@@ -38,7 +40,7 @@ class EmbeddingFile:
 
 @reads_file
 def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
-    """Reads a file of any format for a text encoder of this width. Where no word is in the file its name is the word.
+    """Reads a file of any format for a text encoder of this width. A file without a word is named by its file name.
 
     Raises UserError where it is unreadable, no embedding, for another model, or not finite.
     """
@@ -108,7 +110,7 @@ def is_rows(tensor: Tensor) -> bool:
 
 
 def tensors_in(value) -> dict[str, Tensor]:
-    """The tensors of a dict, or of a pickled ParameterDict: its attributes, and `_parameters` among them."""
+    """Returns the tensors of a dict, or of a pickled ParameterDict: its attributes and its `_parameters`."""
     if isinstance(value, InertObject):
         state = value.state if isinstance(value.state, dict) else {}
         value = {**value, **state, **tensors_in(state.get("_parameters"))}
@@ -172,7 +174,7 @@ def save_embedding(
     model_name: str | None = None,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """vectors: (n, D). A .safetensors has one key, the token, and is read by every program; a .pt is the webui's.
+    """Saves vectors (n, D). A .safetensors has one key, the token, and every program reads it; a .pt is the webui's.
 
     metadata: more of it, as text, which a .pt has no place for. Raises UserError for any other ending, or
     where the place is not writable.

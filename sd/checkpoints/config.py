@@ -119,7 +119,7 @@ def infer_vae_config(state: dict[str, Tensor]) -> dict:
 
 
 def infer_diffusers_vae_config(state: dict[str, Tensor]) -> dict:
-    """As `infer_vae_config`, for a VAE under diffusers' names."""
+    """Returns the result of `infer_vae_config` for a VAE under diffusers' names."""
     width = state["encoder.conv_in.weight"].shape[0]
     levels = range(max(block_numbers(r"encoder\.down_blocks\.(\d+)\.", state)) + 1)
     return {

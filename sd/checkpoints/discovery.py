@@ -195,7 +195,7 @@ class Candidate:
 
     @cached_property
     def possible_names(self) -> list[str]:
-        """All names that it may have, the shortest first."""
+        """Returns all names that it may have, the shortest first."""
         short, inside = self.path.name, self.path.relative_to(self.folder).as_posix()
         ending = 0 if self.path.is_dir() else len(self.path.suffix)
         return list(dict.fromkeys(name[: len(name) - cut] for cut in (ending, 0) for name in (short, inside)))

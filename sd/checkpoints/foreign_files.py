@@ -28,7 +28,7 @@ class Budget:
         self.path, self.left = path, min(COPIES * size + COPIES_OF_ANY, MOST_COPIES)
 
     def spend(self, size: int) -> None:
-        """Subtracts `size` bytes, before they are allocated. Raises UserError where they are not left."""
+        """Subtracts `size` bytes, before they are allocated. Raises UserError where the budget is exceeded."""
         self.left -= size
         if self.left < 0:
             raise UserError(
@@ -39,7 +39,7 @@ class Budget:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turns whatever goes wrong while a file is read into a UserError of one sentence that names the file."""
+    """Turns every error of reading a file into a UserError of one sentence that names the file."""
     try:
         yield
     except UserError:
@@ -66,7 +66,7 @@ def reads_file(read: Callable) -> Callable:
 
 
 def read_json_file(path: Path) -> dict:
-    """A JSON file's object. Raises UserError where the file is missing, too large, or holds anything else."""
+    """Returns a JSON file's object. Raises UserError where the file is missing, too large, or holds anything else."""
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise UserError(f"{path} is too large for a configuration: download it again.")
@@ -78,7 +78,7 @@ def read_json_file(path: Path) -> dict:
 
 
 def parse_json_object(text: str | bytes, path: Path) -> dict:
-    """The object that a JSON text holds; Infinity and NaN, which JSON has not and Python reads, become None.
+    """Returns the object in a JSON text; Infinity and NaN, which Python accepts and JSON does not, become None.
 
     path: the file that it stands in, for the message. Raises UserError where it holds anything else.
     """

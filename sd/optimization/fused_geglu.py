@@ -54,5 +54,5 @@ def try_kernels(dtype: torch.dtype) -> None:
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the patch does not work here; empty where it does."""
+    """Returns why the patch does not work here; empty where it does."""
     return onednn_obstacle(device, dtype) or trial_obstacle(try_kernels, dtype)

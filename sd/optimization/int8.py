@@ -51,7 +51,7 @@ def quantize(x: Tensor) -> tuple[Tensor, float, int]:
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(O, ...) to (int8 of that shape, (O,) scales)."""
+    """Quantizes (O, ...) to (int8 of that shape, (O,) scales)."""
     weight = weight.detach().float()
     scales = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-20) / 127
     return (weight / scales.view(-1, *[1] * (weight.dim() - 1))).round().to(torch.int8), scales
@@ -144,7 +144,7 @@ class Int8Conv2d(LayerPatch, nn.Conv2d):
 
 
 def can_multiply(x: Tensor) -> bool:
-    """Whether x is multiplied in bytes: there are no gradients and the CPU has the kernels."""
+    """Returns whether x is multiplied as int8: there are no gradients and the CPU has the kernels."""
     return not torch.is_grad_enabled() and fits(x.device, x.dtype)
 
 
@@ -165,12 +165,12 @@ def try_kernels(dtype: torch.dtype) -> None:
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the patch does not work here; empty where it does."""
+    """Returns why the patch does not work here; empty where it does."""
     return hardware_obstacle(device, dtype) or trial_obstacle(try_kernels, dtype)
 
 
 def hardware_obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why this device does not multiply bytes; empty where it does."""
+    """Returns why this device does not multiply int8; empty where it does."""
     if device.type != "cpu":
         return "it is for CPUs."
     if dtype not in FLOATS:
@@ -181,7 +181,7 @@ def hardware_obstacle(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def fits(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the patch works on this device, in this dtype."""
+    """Returns whether the patch works on this device, in this dtype."""
     return not obstacle(device, dtype)
 
 

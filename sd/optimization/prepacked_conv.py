@@ -1,4 +1,4 @@
-"""Prepacked convolutions: the weights lie in the blocked order that oneDNN's kernels read.
+"""Prepacked convolutions: the weights are stored in the blocked order that oneDNN's kernels read.
 
 oneDNN reorders the weights of a convolution into blocks before it multiplies. A plain layer does that in every call, a
 prepacked one once: the same sums in the same order, and in half the time at 8x8 positions, where the weights are most
@@ -31,17 +31,17 @@ class PackedWeight:
     strides: tuple[int, ...]
 
     def unpack(self) -> Tensor:
-        """A copy of the weight, (out, in, k, k), in its own memory layout."""
+        """Returns a copy of the weight, (out, in, k, k), in its own memory layout."""
         weight = torch.empty_strided(self.shape, self.strides, dtype=self.blocks.dtype)
         return weight.copy_(self.blocks.to_dense())
 
     def restore(self) -> nn.Parameter:
-        """The very same parameter where an optimizer or another network holds it, or else one with the same bits."""
+        """Returns the same parameter where an optimizer or another network holds it, otherwise one with the same bits."""
         original = self.original()
         return nn.Parameter(self.unpack(), self.requires_grad) if original is None else original
 
     def __deepcopy__(self, memo: dict) -> "PackedWeight":
-        """A copy that does not share the original parameter."""
+        """Returns a copy that does not share the original parameter."""
         return replace(self, original=lambda: None)
 
 
@@ -133,5 +133,5 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether prepacked convolutions work on this device, in this dtype."""
+    """Returns whether prepacked convolutions work on this device, in this dtype."""
     return not obstacle(device, dtype)

@@ -186,23 +186,23 @@ def resolve_names(names: Collection[str] | None, device: torch.device, dtype: to
 
 
 def current_name(name: str) -> str:
-    """The name of an optimization that may have an older one."""
+    """Returns the current name of an optimization, which may be given by an older name."""
     return ALIASES.get(name, name)
 
 
 def default_names(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """The optimizations that are enabled by default there."""
+    """Returns the optimizations that are enabled by default on a device."""
     return [name for name, one in OPTIMIZATIONS.items() if one.default and one.is_supported(device, dtype)]
 
 
 def approximate_names(names: Collection[str] | None) -> list[str]:
-    """Those of the names given to `optimize` that change the image."""
+    """Returns those of the names given to `optimize` that change the image."""
     names = [current_name(name) for name in names or ()]
     return [name for name in names if name in OPTIMIZATIONS and not OPTIMIZATIONS[name].exact]
 
 
 def list_optimizations(device: torch.device, dtype: torch.dtype) -> str:
-    """A line each: its name, whether it is enabled by default there, what it does, and why it is not supported."""
+    """Returns a line for each: its name, whether it is a default, what it does, and why it is not supported."""
     lines = []
     for name, one in OPTIMIZATIONS.items():
         reason = one.obstacle(device, dtype)

@@ -15,14 +15,14 @@ TILE, OVERLAP = 64, 16  # in latent places: 512 and 128 pixels of v1-5
 
 
 def encode_tiled(vae: AutoencoderKL, image: Tensor) -> tuple[Tensor, Tensor]:
-    """As `vae.encode`, tile by tile. image: (B, 3, H, W)."""
+    """Encodes tile by tile, otherwise like `vae.encode`. image: (B, 3, H, W)."""
     moments = in_tiles(lambda tile: torch.cat(vae.encode(tile), dim=1), image, vae.downsample, 1)
     mean, log_variance = moments.chunk(2, dim=1)
     return mean, log_variance
 
 
 def decode_tiled(vae: AutoencoderKL, latent: Tensor) -> Tensor:
-    """As `vae.decode`, tile by tile. latent: (B, 4, h, w), unscaled."""
+    """Decodes tile by tile, otherwise like `vae.decode`. latent: (B, 4, h, w), unscaled."""
     return in_tiles(vae.decode, latent, 1, vae.downsample)
 
 
@@ -45,7 +45,7 @@ def in_tiles(network: Callable[[Tensor], Tensor], x: Tensor, unit_in: int, unit_
 
 
 def starts(length: int) -> list[int]:
-    """Where the tiles of a side begin: evenly spaced, the last one ending with the side."""
+    """Returns the first positions of the tiles of a side: evenly spaced, the last one ending with the side."""
     if length <= TILE:
         return [0]
     steps = math.ceil((length - TILE) / (TILE - OVERLAP))
@@ -57,6 +57,6 @@ def cut(x: Tensor, top: int, left: int, unit: int) -> Tensor:
 
 
 def edge_ramp(length: int, overlap: int) -> Tensor:
-    """(length,): rises from almost 0 to 1 over `overlap` places, and falls again at the end."""
+    """Returns (length,) weights: it rises from almost 0 to 1 over `overlap` places, and falls again at the end."""
     place = torch.arange(length) + 0.5
     return torch.minimum(place, length - place).clamp(max=overlap) / overlap

@@ -311,19 +311,19 @@ class GenerationSettings:
 
     @property
     def hires_size(self) -> tuple[int, int]:
-        """The (width, height) of the second pass, cut to multiples of 8. Width and height must not be None."""
+        """Returns the (width, height) of the second pass, cut to multiples of 8. Width and height must not be None."""
         assert self.width is not None
         assert self.height is not None
         return int(self.width * self.hires_scale) // 8 * 8, int(self.height * self.hires_scale) // 8 * 8
 
     def seeds(self) -> list[int]:
-        """One seed per image: seed, seed + 1, ...; all are `seed` where the variation seeds count up instead."""
+        """Returns one seed per image: seed, seed + 1, ...; all are `seed` where the variation seeds count up instead."""
         assert self.seed is not None
         step = 0 if self.variation_strength > 0 else 1
         return [(self.seed + i * step) % (MAX_SEED + 1) for i in range(self.num_images)]
 
     def variation_seeds(self) -> list[int]:
-        """One variation seed per image, counting up."""
+        """Returns one variation seed per image, counting up."""
         assert self.variation_seed is not None
         return [(self.variation_seed + i) % (MAX_SEED + 1) for i in range(self.num_images)]
 

@@ -25,7 +25,7 @@ CLOSERS = {"(": ")", "[": "]"}
 
 @dataclass
 class Scheduled:
-    """`before` up to and including step `when`, then `after`."""
+    """A scheduled text: `before` up to and including step `when`, then `after`."""
 
     before: list
     after: list
@@ -34,7 +34,7 @@ class Scheduled:
 
 @dataclass
 class Alternate:
-    """`options` in turns, the first one at step 1."""
+    """Alternating texts: one of `options` at each step, the first one at step 1."""
 
     options: list[list]
 
@@ -135,7 +135,7 @@ def schedule_prompt(prompt: str, steps: int, first_pass_steps: int = 0) -> list[
     if pieces is None:
         return [(steps, prompt)]
     ends = {steps}
-    for node in walk_nodes(pieces):
+    for node in iterate_nodes(pieces):
         if isinstance(node, Alternate):
             ends |= set(range(1, steps + 1))
         else:
@@ -144,7 +144,7 @@ def schedule_prompt(prompt: str, steps: int, first_pass_steps: int = 0) -> list[
     return [(end, text_at(pieces, end)) for end in sorted(ends)]
 
 
-def walk_nodes(pieces: list) -> Iterator[Scheduled | Alternate]:
+def iterate_nodes(pieces: list) -> Iterator[Scheduled | Alternate]:
     """Yield every `Scheduled` and `Alternate`, nested ones too."""
     waiting = list(pieces)
     while waiting:

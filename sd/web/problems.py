@@ -23,7 +23,7 @@ LONGEST = 300  # characters of a path or a sentence on the console
 
 
 class Problem(BaseModel):
-    """detail: one sentence, what is wrong and what to do. error: the kind of error."""
+    """An error as an HTTP answer. detail: one sentence, what is wrong and what to do. error: the kind of error."""
 
     error: str
     detail: str

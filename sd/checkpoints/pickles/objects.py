@@ -62,7 +62,7 @@ Charge = Callable[[int], None]  # called with the number of bytes that a copy wi
 
 
 def make_dict(name: str, args: tuple, charge: Charge) -> dict:
-    """An OrderedDict, defaultdict or Counter as a plain dict, without the attributes of state dicts (`_metadata`)."""
+    """Returns an OrderedDict, defaultdict or Counter as a plain dict, without attributes (`_metadata`)."""
     has_items = len(args) > 0 and isinstance(args[0], (dict, list, tuple))  # a defaultdict's first argument is a type
     items = args[0] if has_items else ()
     charge(100 * len(items))
@@ -77,19 +77,19 @@ def make_set(name: str, args: tuple, charge: Charge) -> set:
 
 
 def make_tuple(name: str, args: tuple, charge: Charge) -> tuple:
-    """torch.Size"""
+    """Returns the replacement of a torch.Size, a tuple."""
     (items,) = args
     charge(10 * len(items))
     return tuple(items)
 
 
 def make_bytes(name: str, args: tuple, charge: Charge) -> bytes | InertObject:
-    """Protocol 2 writes b"" as a call of `bytes`."""
+    """Returns b"", which protocol 2 writes as a call of `bytes`."""
     return InertObject(name, args) if args else b""
 
 
 def encode_text(name: str, args: tuple, charge: Charge) -> bytes | InertObject:
-    """Protocol 2 writes any other bytes as a text in Latin-1."""
+    """Returns the bytes that protocol 2 writes as a text in Latin-1."""
     text, encoding = args
     if type(text) is not str or encoding != "latin1":
         return InertObject(name, args)
@@ -164,7 +164,7 @@ ALLOWED_DATA = set(
 
 
 def resolve_name(module: str, name: str) -> GlobalName | None:
-    """The description of a name that a program mentions, or None where that name is refused."""
+    """Returns the description of a name that a program mentions, or None where that name is refused."""
     if module.split(".")[0] == "__torch__":
         return GlobalName(f"{module}.{name}")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
@@ -182,7 +182,8 @@ def describe_call(name: GlobalName, args: tuple, charge: Charge) -> Any:
 
 
 def as_key(value: Any) -> Any:
-    """The value as a key of a dict: itself where hashing it is cheap and safe, otherwise wrapped in an inert object.
+    """Returns the value as a key of a dict: the value itself where hashing it is cheap and safe, otherwise wrapped in
+    an inert object.
 
     A tuple's hash descends into its items without a limit, and large integers can be chosen to have equal hashes.
     """

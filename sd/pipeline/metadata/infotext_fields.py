@@ -1,4 +1,4 @@
-"""From the webui's labels to the fields of `GenerationSettings`, with a note on what is not honored.
+"""Conversion from the webui's labels to the fields of `GenerationSettings`, with a note on what is not honored.
 
 Every label is honored (a row of the table, or one of the functions below), silent (it does not change the image), or
 named in a note.

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's mask options: what is done to an image and its mask before and after generating."""
+"""AUTOMATIC1111's mask options: processing of an image and its mask before and after generating."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ FILL_RADII = (256, 64, 16, 4, 2, 1)  # pixels; finer ones are pasted over coarse
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """How a mask is used.
+    """The options of a mask.
 
     invert: black is generated instead of white. blur: pixels. fill: the masked part is first filled with the colors
     around it. only_masked: the region around the mask is generated at the full size and pasted back; padding: pixels

@@ -52,7 +52,7 @@ def head(
     before: Callable[[Job], int],
     status: Callable[[Job, int], str] = plain_status,
 ) -> str:
-    """The progress bar and a sentence about the current job, then how the others ended; equal endings share a line."""
+    """Return the progress bar and a sentence about the current job, then how the others ended, one line per ending."""
     lines = [] if current is None else [bar(current) + status_line(current, status(current, before(current)))]
     endings: dict[str, list[Job]] = {}
     for job in sorted(run, key=lambda job: job.state != "done"):
@@ -64,7 +64,7 @@ def head(
 
 
 def ending_line(text: str, jobs: list[Job], total: int) -> str:
-    """One line about jobs that ended alike, of `total` jobs."""
+    """Return one line about jobs that ended alike, of `total` jobs."""
     if jobs[0].state == "done":
         text += f" in {duration(sum(job.ended - job.started for job in jobs))}"
     return status_line(jobs[-1], text + (f" ({len(jobs)} of {total} jobs)" if len(jobs) < total else ""))
