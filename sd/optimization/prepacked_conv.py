@@ -36,7 +36,7 @@ class PackedWeight:
         return weight.copy_(self.blocks.to_dense())
 
     def restore(self) -> nn.Parameter:
-        """Returns the same parameter where an optimizer or another network holds it, otherwise one with the same bits."""
+        """Returns the same parameter where an optimizer or another network holds it, or else one of the same bits."""
         original = self.original()
         return nn.Parameter(self.unpack(), self.requires_grad) if original is None else original
 

@@ -44,7 +44,7 @@ class MergeState:
         return groups, x.shape[1] - merged
 
     def choose_destinations(self) -> tuple[Tensor, Tensor]:
-        """Returns indices into h * w: one random token of each 2x2 block, and all others, those of odd edges included."""
+        """Returns indices into h * w: one random token of each 2x2 block, and all others, with those of odd edges."""
         h, w = self.size
         choice = torch.randint(4, (h // 2, w // 2), generator=self.generator)
         rows, columns = 2 * torch.arange(h // 2)[:, None] + choice // 2, 2 * torch.arange(w // 2) + choice % 2

@@ -317,7 +317,7 @@ class GenerationSettings:
         return int(self.width * self.hires_scale) // 8 * 8, int(self.height * self.hires_scale) // 8 * 8
 
     def seeds(self) -> list[int]:
-        """Returns one seed per image: seed, seed + 1, ...; all are `seed` where the variation seeds count up instead."""
+        """Returns one seed per image: seed, seed + 1, ...; all are `seed` where the variation seeds count up."""
         assert self.seed is not None
         step = 0 if self.variation_strength > 0 else 1
         return [(self.seed + i * step) % (MAX_SEED + 1) for i in range(self.num_images)]

@@ -32,7 +32,7 @@ def insert_text(style: str, text: str) -> str:
 
 
 def read_styles(folder: Path = DATA) -> dict[str, Style]:
-    """Returns all styles of styles.csv, of any styles-*.csv beside it and of those in `data/` beside `weights/`, by name.
+    """Returns all styles of styles.csv, any styles-*.csv beside it and those in `data/` beside `weights/`, by name.
 
     Of equal names the last one counts.
 

@@ -43,7 +43,7 @@ def check_device(device: torch.device) -> None:
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype that a flag means. "autocast", CompVis' word, is half precision where the device supports it."""
+    """Returns the dtype that a flag means. "autocast", CompVis' word, is half precision on a GPU."""
     if precision == "autocast" and device.type != "cpu":
         return torch.float16
     if precision == "autocast":
