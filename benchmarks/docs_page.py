@@ -4,7 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
-from benchmarks.report import COLUMNS, remark, results_of, rows, title_of
+from benchmarks.report import COLUMNS, remark, results_of, table_rows, title_of
 from benchmarks.results import Result
 from benchmarks.tasks import TASKS
 
@@ -37,7 +37,7 @@ COLORS = {
 }
 
 
-def write(folder: Path) -> Path:
+def write_page(folder: Path) -> Path:
     """Write the page to FOLDER.md, and a plot next to each JSON file in the folder. Needs matplotlib."""
     for path, kept in result_files(folder):
         plot(results_of(kept), title(kept), path.with_suffix(".png"))
@@ -69,7 +69,7 @@ def section(kept: dict, stem: str) -> str:
     """Return the page's section of one JSON file. stem: the link to the JSON and the plot, without the suffix."""
     options, found = kept["options"], results_of(kept)
     table = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    table += ["| " + " | ".join(row) + " |" for result in found for row in rows(result)]
+    table += ["| " + " | ".join(row) + " |" for result in found for row in table_rows(result)]
     versions = ", ".join(f"{name} {number}" for name, number in kept["versions"].items() if number)
     details = [
         f"{options['rounds']} rounds, {options['threads']} threads, {options['steps']} steps per image",

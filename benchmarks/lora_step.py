@@ -58,7 +58,7 @@ def our_step(model: RandomModel, pipe: StableDiffusion) -> Callable[[], Tensor]:
     patches = deltas_of(pipe.unet, NAME)
     downs = {name: patches[path].lora_down for path, name in unet_names(patches).items()}
     ups = {name: patches[path].lora_up for path, name in unet_names(patches).items()}
-    start(downs)
+    initialize_downs(downs)
     x0, noise, t, context = example(model)
     weights = snr_weights()
 
@@ -89,7 +89,7 @@ def their_step(model: RandomModel) -> Callable[[], Tensor]:
     cast_training_params(unet, dtype=torch.float32)
     layers = {name: layer for name, layer in unet.named_modules() if hasattr(layer, "lora_A")}
     ups = {name: layer.lora_B["default"].weight for name, layer in layers.items()}
-    start({name: layer.lora_A["default"].weight for name, layer in layers.items()})
+    initialize_downs({name: layer.lora_A["default"].weight for name, layer in layers.items()})
     x0, noise, t, context = example(model)
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8)
@@ -110,7 +110,7 @@ def their_step(model: RandomModel) -> Callable[[], Tensor]:
 
 
 @torch.no_grad()
-def start(downs: dict[str, Tensor]) -> None:
+def initialize_downs(downs: dict[str, Tensor]) -> None:
     """Initialize the `down` matrices of both backends with the same random numbers, by diffusers' layer names.
 
     The `up` matrices are 0, as always.

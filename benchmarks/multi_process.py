@@ -62,7 +62,7 @@ def seconds_per_image(launcher: list[str], cores: list[int], threads: int, proce
             done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
         if done.returncode != 0:
             raise UserError(f"generating many prompts failed: {done.stderr.strip().splitlines()[-1]}")
-        return 1 / sum(rates(sorted((Path(folder) / "generated").glob("*.png")), processes))
+        return 1 / sum(images_per_second(sorted((Path(folder) / "generated").glob("*.png")), processes))
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def cpu_affinity(cores: list[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def rates(paths: list[Path], processes: int) -> list[float]:
+def images_per_second(paths: list[Path], processes: int) -> list[float]:
     """Return the images per second of each process; files are numbered round robin, as `distributed.shard` does."""
     own = [[path.stat().st_mtime_ns / 1e9 for path in paths[rank::processes]] for rank in range(processes)]
     return [(len(times) - 1) / (max(times) - min(times)) for times in own]

@@ -52,7 +52,7 @@ def heading(names: list[str], options: Options) -> str:
     )
 
 
-def warning() -> str:
+def load_note() -> str:
     """Return a note where the machine is busy, "" where it is idle."""
     load = load_before()
     if load is None or load < 0.5:
@@ -67,7 +67,7 @@ def title_of(task: str, backend: str) -> str:
     return multi_process.BACKENDS[backend] if task == "many" else BACKENDS[backend].title
 
 
-def rows(result: Result) -> list[tuple[str, ...]]:
+def table_rows(result: Result) -> list[tuple[str, ...]]:
     """Return a row of cells for each backend, in the order of COLUMNS; unavailable backends are last."""
     found: list[tuple[str, ...]] = []
     for backend in result.backends:
@@ -101,7 +101,7 @@ def remark(result: Result) -> str:
     )
 
 
-def lines(cells: list[tuple[str, ...]]) -> list[str]:
+def format_rows(cells: list[tuple[str, ...]]) -> list[str]:
     """Return the rows as lines of text with aligned columns."""
     return ["".join(f"{cell:{width}}" for cell, width in zip(row, WIDTHS)).rstrip() for row in cells]
 

@@ -17,7 +17,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import docs_page
 from benchmarks.backends import BACKENDS, backends_of
-from benchmarks.report import COLUMNS, RESULTS_FOLDER, heading, lines, remark, results_path, rows, warning, write_report
+from benchmarks.report import (
+    COLUMNS,
+    RESULTS_FOLDER,
+    format_rows,
+    heading,
+    load_note,
+    remark,
+    results_path,
+    table_rows,
+    write_report,
+)
 from benchmarks.runner import run
 from benchmarks.tasks import DEFAULT_TASKS, TASKS, Options
 from sd.utils.errors import UserError, plain_errors
@@ -50,7 +60,7 @@ def split_names(text: str) -> tuple[str, ...]:
 def main():
     args = parser().parse_args()
     if args.report:
-        print(docs_page.write(RESULTS_FOLDER))
+        print(docs_page.write_page(RESULTS_FOLDER))
         return
     names = list(split_names(args.only))
     if unknown := [name for name in names if name not in TASKS]:
@@ -61,10 +71,10 @@ def main():
     path = results_path(names, options) if args.keep else args.json
     if path:
         write_report(path, results, options)  # refuses an unwritable path before the first run
-    print(*filter(None, [warning(), heading(names, options), *lines([COLUMNS])]), sep="\n\n", flush=True)
+    print(*filter(None, [load_note(), heading(names, options), *format_rows([COLUMNS])]), sep="\n\n", flush=True)
     for result in run(names, options):
         results.append(result)
-        print(*lines(rows(result)), *filter(None, [remark(result)]), sep="\n", flush=True)
+        print(*format_rows(table_rows(result)), *filter(None, [remark(result)]), sep="\n", flush=True)
         if path:
             write_report(path, results, options)
 

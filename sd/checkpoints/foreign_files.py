@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sd.utils.errors import NO_MEMORY, UserError, is_out_of_memory, refusal
+from sd.utils.errors import NO_MEMORY, UserError, is_out_of_memory, os_error_message
 
 COPIES = 4  # what copies of a file's parts may take, unpacked ones included, as a multiple of its size on disk
 COPIES_OF_ANY = 1 << 24  # bytes that any file may take besides
@@ -38,7 +38,7 @@ class Budget:
 
 
 @contextmanager
-def reading(path: str | Path) -> Iterator[None]:
+def convert_errors(path: str | Path) -> Iterator[None]:
     """Turns every error of reading a file into a UserError of one sentence that names the file."""
     try:
         yield
@@ -46,7 +46,7 @@ def reading(path: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         error.filename = error.filename or os.fspath(path)
-        raise UserError(refusal(error)) from error
+        raise UserError(os_error_message(error)) from error
     except Exception as error:  # a damaged file raises nearly anything
         if is_out_of_memory(error):
             raise UserError(f"{path} cannot be read: {NO_MEMORY}") from error
@@ -55,11 +55,11 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def reads_file(read: Callable) -> Callable:
-    """Decorates a function whose first parameter is the path of a file or folder: its body runs inside `reading`."""
+    """Decorates a function whose first parameter is the path of a file or folder: it runs inside `convert_errors`."""
 
     @functools.wraps(read)
     def wrapped(path, *args, **kwargs):
-        with reading(path):
+        with convert_errors(path):
             return read(path, *args, **kwargs)
 
     return wrapped
@@ -74,7 +74,7 @@ def read_json_file(path: Path) -> dict:
     except FileNotFoundError as error:
         raise UserError(f"file not found: {path}; download the whole folder again.") from error
     except OSError as error:
-        raise UserError(refusal(error)) from error
+        raise UserError(os_error_message(error)) from error
 
 
 def parse_json_object(text: str | bytes, path: Path) -> dict:

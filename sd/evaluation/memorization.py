@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sd.utils.images import fit, to_tensor
+from sd.utils.images import resize_and_crop, to_tensor
 
 THUMBNAIL, WINDOW = 32, 24  # pixels, in height and in width
 COPY_THRESHOLD = 0.95
@@ -38,7 +38,7 @@ def pixel_similarity(generated: Iterable[Image.Image], references: Iterable[Imag
 
 def thumbnails(images: Iterable[Image.Image]) -> Tensor:
     """Return the largest square in the middle of each image, as training crops it, reduced: (B, 3, 32, 32)."""
-    return torch.cat([to_tensor(fit(image, THUMBNAIL, THUMBNAIL)) for image in images])
+    return torch.cat([to_tensor(resize_and_crop(image, THUMBNAIL, THUMBNAIL)) for image in images])
 
 
 def standardize(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from sd.optimization.kernels import (
     FLOATS,
     PACK_BYTES_CONVOLUTION,
     PACK_BYTES_LINEAR,
-    kernel,
+    find_kernel,
     needs_floats,
     trial_obstacle,
 )
@@ -70,12 +70,12 @@ class Int8Matrix:
         """weight: (out, in). bias: (out,)."""
         rows, scales = quantize_rows(weight)
         bias = None if bias is None else bias.detach().float()
-        return cls(kernel(PACK_BYTES_LINEAR)(rows, None), scales, bias)
+        return cls(find_kernel(PACK_BYTES_LINEAR)(rows, None), scales, bias)
 
     def multiply(self, x: Tensor, scale: float, zero: int, dtype: torch.dtype, activation: str = "none") -> Tensor:
         """x, scale, zero: as `quantize` returns them. activation: "gelu" applies the exact GELU to the sums."""
         weights = (self.packed, self.scales, torch.zeros_like(self.scales, dtype=torch.int32), self.bias)
-        return kernel(BYTES_LINEAR)(x, scale, zero, *weights, 1.0, 0, dtype, activation, [], "none")
+        return find_kernel(BYTES_LINEAR)(x, scale, zero, *weights, 1.0, 0, dtype, activation, [], "none")
 
 
 class Int8Linear(LayerPatch, nn.Linear):
@@ -136,22 +136,22 @@ class Int8Conv2d(LayerPatch, nn.Conv2d):
         how = self.stride, padding, self.dilation, self.groups
         if self.quantized is None:
             rows, scales = quantize_rows(self.weight)
-            self.quantized = kernel(PACK_BYTES_CONVOLUTION)(rows, scales, ANY, ANY, *how, list(x.shape)), scales
+            self.quantized = find_kernel(PACK_BYTES_CONVOLUTION)(rows, scales, ANY, ANY, *how, list(x.shape)), scales
         packed, scales = self.quantized
         bias = None if self.bias is None else self.bias.float()
         weights = (packed, scales, torch.zeros_like(scales, dtype=torch.int32), bias)
-        return kernel(BYTES_CONVOLUTION)(*quantize(x), *weights, *how, 1.0, 0, x.dtype, "none", [], "none")
+        return find_kernel(BYTES_CONVOLUTION)(*quantize(x), *weights, *how, 1.0, 0, x.dtype, "none", [], "none")
 
 
 def can_multiply(x: Tensor) -> bool:
     """Returns whether x is multiplied as int8: there are no gradients and the CPU has the kernels."""
-    return not torch.is_grad_enabled() and fits(x.device, x.dtype)
+    return not torch.is_grad_enabled() and is_supported(x.device, x.dtype)
 
 
 def try_kernels(dtype: torch.dtype) -> None:
     """Raises where the operators are missing or compute something else."""
     for names in (PACK_BYTES_LINEAR, BYTES_LINEAR, PACK_BYTES_CONVOLUTION, BYTES_CONVOLUTION):
-        kernel(names)
+        find_kernel(names)
     x = torch.linspace(-1, 1, 16 * 16, dtype=dtype)
     for patch, layer, given in (
         (Int8Linear, nn.Linear(16, 16), x.view(1, 16, 16)),
@@ -180,7 +180,7 @@ def hardware_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     return "" if cpu_has_vnni() else "this CPU has no instruction that multiplies bytes (VNNI)."
 
 
-def fits(device: torch.device, dtype: torch.dtype) -> bool:
+def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
     """Returns whether the patch works on this device, in this dtype."""
     return not obstacle(device, dtype)
 

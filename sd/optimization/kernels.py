@@ -25,7 +25,7 @@ BYTES_CONVOLUTION = ("ops.onednn.qconv_pointwise", "ops.onednn.qconv2d_pointwise
 
 
 @cache
-def kernel(names: tuple[str, ...]) -> Callable:
+def find_kernel(names: tuple[str, ...]) -> Callable:
     """Returns the operator that has the first of these names.
 
     Raises AttributeError where this PyTorch has none of them.

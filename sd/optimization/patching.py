@@ -33,7 +33,7 @@ class LayerPatch:
 
 
 @cache
-def combine(patches: tuple[type, ...]) -> type:
+def patched_class(patches: tuple[type, ...]) -> type:
     """Returns the class of a layer with these patches, the outermost first."""
     if len(patches) == 1:
         return patches[0]
@@ -67,7 +67,7 @@ def apply_patch(layer: nn.Module, patch: type[LayerPatch], **state: Any) -> None
     """Adds a patch, with these values of its `STATE` (None where not given); an applied patch stays."""
     if patch in patches_on(layer):
         return
-    layer.__class__ = combine(tuple(sorted((patch, *patches_on(layer)), key=lambda one: one.GIVES_WAY)))
+    layer.__class__ = patched_class(tuple(sorted((patch, *patches_on(layer)), key=lambda one: one.GIVES_WAY)))
     for name in patch.STATE:
         setattr(layer, name, state.get(name))
 
@@ -80,7 +80,7 @@ def remove_patch(layer: nn.Module, patch: type[LayerPatch]) -> None:
     patch.restore(layer)  # type: ignore[arg-type]  # the layer is of the patch's class
     for name in patch.STATE:
         delattr(layer, name)
-    layer.__class__ = combine(rest) if rest else plain_class(layer)
+    layer.__class__ = patched_class(rest) if rest else plain_class(layer)
 
 
 def remove_patches(network: nn.Module, *patches: type) -> None:

@@ -26,7 +26,7 @@ class TiledAttention(LayerPatch, CrossAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Returns the same as `CrossAttention.attend`."""
-        if torch.is_grad_enabled() or k.shape[1] < MIN_TOKENS or not fits(q.device, q.dtype):
+        if torch.is_grad_enabled() or k.shape[1] < MIN_TOKENS or not is_faster(q.device, q.dtype):
             return super().attend(q, k, v)
         return tiled_attention(q, k, v, self.heads)
 
@@ -60,7 +60,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str:
 
 
 @cache
-def fits(device: torch.device, dtype: torch.dtype) -> bool:
+def is_faster(device: torch.device, dtype: torch.dtype) -> bool:
     """Returns whether tiles are faster on this device, in this dtype."""
     return not obstacle(device, dtype)
 

@@ -18,15 +18,15 @@ from benchmarks.diffusers_backend import have_compiler, load_single_file
 from benchmarks.openvino_backend import have_openvino
 from benchmarks.report import (
     RESULTS_FOLDER,
-    lines,
+    format_rows,
     load_before,
+    load_note,
     remark,
     report,
     results_of,
     results_path,
-    rows,
     short_name,
-    warning,
+    table_rows,
 )
 from benchmarks.results import Result
 from benchmarks.runner import alternate, count_flops, measure, peak_in_child, random_checkpoint, run
@@ -190,13 +190,13 @@ def test_figures_are_of_pairs():
     assert MEASURED.ratios("diffusers") == [0.5, 1, 1.5]
     assert MEASURED.ratios("openvino") == [0.25, 2, 1]
     assert MEASURED.share("ours") == 0.5  # 80 operations in 4 s, beside 20 in 0.5 s
-    assert rows(MEASURED) == [
+    assert table_rows(MEASURED) == [
         ("U-Net step", "ours", "4.000 s", "", "50%", "1.0e-06", "3.00 GB"),
         ("U-Net step", "diffusers", "4.000 s", "1.000 (0.500, 1.500)", "50%", "", "4.00 GB"),
         ("U-Net step", "OpenVINO", "4.000 s", "1.000 (0.250, 2.000)", "50%", "2.0e-03", ""),
         ("U-Net step", "diffusers, compiled", "no C++ compiler", "", "", "", ""),
     ]
-    assert lines(rows(MEASURED))[0].split() == "U-Net step ours 4.000 s 50% 1.0e-06 3.00 GB".split()
+    assert format_rows(table_rows(MEASURED))[0].split() == "U-Net step ours 4.000 s 50% 1.0e-06 3.00 GB".split()
 
 
 def test_flops_are_those_of_the_published_model():
@@ -255,7 +255,7 @@ def test_without_the_others_ours_alone(monkeypatch):
     assert not {"diffusers", "compiled", "openvino"} & result.seconds.keys()
     assert absent_peers(result.missing) == dict.fromkeys(("diffusers", "compiled", "openvino"), "not installed")
     assert result.share("ours") > 0
-    assert rows(result)[-1][:3] == ("U-Net step", "OpenVINO", "not installed")
+    assert table_rows(result)[-1][:3] == ("U-Net step", "OpenVINO", "not installed")
 
 
 def test_each_absent_package_is_named(monkeypatch):
@@ -290,8 +290,8 @@ def test_rates_are_from_each_process_first_picture_to_its_last(tmp_path):
         path.touch()
         os.utime(path, ns=(seconds * 10**9,) * 2)
     pictures = sorted(tmp_path.glob("*.png"))
-    assert multi_process.rates(pictures, 2) == [2 / 8, 2 / 4]
-    assert multi_process.rates(pictures, 1) == [5 / 15]
+    assert multi_process.images_per_second(pictures, 2) == [2 / 8, 2 / 4]
+    assert multi_process.images_per_second(pictures, 1) == [5 / 15]
 
 
 def test_many_are_compared_to_one_alone_on_its_share(monkeypatch):
@@ -341,8 +341,8 @@ def test_a_busy_machine_is_told(monkeypatch):
     for load, said in ((0.2, ""), (3.14, "note: other processes use this machine (load average 3.1")):
         load_before.cache_clear()
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 9, 9))
-        assert warning().startswith(said)
-        assert bool(warning()) == bool(said)
+        assert load_note().startswith(said)
+        assert bool(load_note()) == bool(said)
         assert report([MEASURED], SMALL)["load_before"] == load
     load_before.cache_clear()
 
@@ -353,7 +353,7 @@ def test_page_has_every_file_newest_first_with_its_plot(tmp_path):
     for name, date in (("old", "2026-01-02T00:00:00+00:00"), ("new", "2026-03-04T00:00:00+00:00")):
         kept = report([MEASURED], SMALL) | {"date": date}
         (folder / f"{name}.json").write_text(json.dumps(kept))
-    text = docs_page.write(folder).read_text()
+    text = docs_page.write_page(folder).read_text()
     assert text.index("2026-03-04") < text.index("2026-01-02")
     assert "| U-Net step | OpenVINO | 4.000 s | 1.000 (0.250, 2.000) | 50% | 2.0e-03 |  |" in text
     for name in ("old", "new"):

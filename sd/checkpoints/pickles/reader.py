@@ -140,7 +140,9 @@ def read_directory(file: MappedFile) -> dict[str, Record]:
             raise cut_short(file.path, "its table of contents is damaged")
         name = table[place + 46 : place + 46 + name_length].decode("utf-8", "replace")
         place += 46 + name_length
-        checksum, packed, size, header = widen(checksum, packed, size, header, table[place : place + extra_length])
+        checksum, packed, size, header = apply_zip64(
+            checksum, packed, size, header, table[place : place + extra_length]
+        )
         if method == STORED and packed != size:
             raise cut_short(file.path, "its table of contents is damaged")
         records[name] = Record(method, checksum, packed, size, header)
@@ -148,7 +150,7 @@ def read_directory(file: MappedFile) -> dict[str, Record]:
     return records
 
 
-def widen(checksum: int, packed: int, size: int, header: int, extra: bytes) -> tuple[int, int, int, int]:
+def apply_zip64(checksum: int, packed: int, size: int, header: int, extra: bytes) -> tuple[int, int, int, int]:
     """Returns a record's numbers, with those that do not fit into 32 bits taken from its ZIP64 field."""
     narrow = 0xFFFFFFFF
     place = 0

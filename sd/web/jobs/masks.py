@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from sd.pipeline.mask import check_painted, read_mask, soften
+from sd.pipeline.mask import blur_mask, check_painted, read_mask
 
 Region = tuple[int, int, int, int]  # left, top, right, bottom
 FILL_RADII = (256, 64, 16, 4, 2, 1)  # pixels; finer ones are pasted over coarser ones
@@ -32,7 +32,7 @@ def prepare_mask(mask: Image.Image, options: MaskOptions) -> Image.Image:
     if options.invert:
         mask = ImageOps.invert(mask)
     check_painted(mask)
-    return soften(mask, options.blur) if options.blur else mask
+    return blur_mask(mask, options.blur) if options.blur else mask
 
 
 def fill_masked(image: Image.Image, mask: Image.Image) -> Image.Image:

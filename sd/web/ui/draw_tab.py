@@ -22,7 +22,7 @@ from sd.web.ui.components import followed
 from sd.web.ui.follow import EVENT, PRESS, JobFollower, sentence, show_errors
 from sd.web.ui.form import CUSTOM, Form, about_model, is_bundled, seed_of, size_like, usual_size
 from sd.web.ui.gallery import Gallery
-from sd.web.ui.job_status import stage
+from sd.web.ui.job_status import generation_panel
 from sd.web.ui.keep import keep_form, with_page
 
 NOTES = "notes"  # in a job's result: sentences for the user
@@ -33,7 +33,7 @@ class GenerateTab:
 
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models = jobs, models
-        self.followed = JobFollower(jobs, "draw", stage)
+        self.followed = JobFollower(jobs, "draw", generation_panel)
         self.page = gr.Textbox(visible=False)  # its id, which the browser sends with each press
         self.enhanced = gr.State(None)  # the last enhanced prompt
         with gr.Row(elem_classes="columns"):

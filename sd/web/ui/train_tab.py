@@ -15,7 +15,7 @@ from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import followed, image_list
 from sd.web.ui.follow import EVENT, PRESS, JobFollower, show_errors
 from sd.web.ui.form import Form, usual_size
-from sd.web.ui.job_status import address_of, head, plain_status, queue
+from sd.web.ui.job_status import address_of, plain_status, queue, status_head
 from sd.web.ui.job_status import cancel_button as cancel
 from sd.web.ui.keep import keep_form, with_page
 
@@ -114,11 +114,11 @@ def training_panel(run: list[Job], before: Callable[[Job], int]) -> dict[str, st
         return {"head": NOTHING, "stop": "", "body": "", "queue": "", "made": ""}
     current = next((job for job in run if not job.has_ended), None)
     return {
-        "head": head(run, current, before, training_status),
+        "head": status_head(run, current, before, training_status),
         "stop": cancel("Stop training", current) if current else "",
         "body": progress(current or run[-1]),
         "queue": queue(run, current, before),
-        "made": "".join(trained(job) for job in run if job.state == "done"),
+        "made": "".join(training_result(job) for job in run if job.state == "done"),
     }
 
 
@@ -139,7 +139,7 @@ def progress(job: Job) -> str:
     return "".join(parts)
 
 
-def trained(job: Job) -> str:
+def training_result(job: Job) -> str:
     """Return how to use the result in a prompt, which step's weights were taken, and a button to try it."""
     result = job.result
     taken = ""
