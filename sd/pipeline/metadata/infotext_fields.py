@@ -163,7 +163,8 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
         sampler, _ = find_sampler(name)
     except UserError:
         reading.problems["sampler"] = (
-            f"the sampler {name[:40]!r} does not exist here: use --sampler, such as {nearest_sampler(name)}."
+            f"the sampler {name[:40]!r} does not exist here: choose one with --sampler, such as"
+            f" {nearest_sampler(name)}."
         )
         return
     reading.values["sampler"] = sampler
