@@ -1,18 +1,18 @@
-"""Measuring: our speed and memory beside our peers', at the same size, dtype and threads, with the same random weights.
+"""Benchmarks of speed and memory against other implementations, with equal size, dtype, threads and random weights.
 
-tasks           what is measured, and the random model that all sides share
-peers           diffusers' and transformers' networks with our weights in them
-openvino_peer   the same, converted to OpenVINO
-teaching        a training step of a LoRA, ours and diffusers'
-sides           who does the tasks: ours, as the textbook has it, diffusers, compiled, OpenVINO
-results         what was measured of one task, and what follows from it
-many            many prompts over several processes
-measure         the turns, the pairs, the peaks
-report          a table to read and a JSON file to keep
-docs_page       docs/benchmarks/performance.md: every file that was kept, with its plot
+tasks              the tasks, and the model with random weights that all backends share
+backends           the implementations: ours, ours without patches, diffusers, compiled diffusers, OpenVINO
+diffusers_backend  diffusers' and transformers' networks with our weights in them
+openvino_backend   the same networks, converted to OpenVINO
+lora_step          one training step of a LoRA, ours and diffusers'
+multi_process      many prompts over several processes
+runner             the rounds, the ratios, the peaks of memory
+results            the measurements of one task, and the figures computed from them
+report             the table on the terminal and the JSON file of results
+docs_page          docs/benchmarks/performance.md, made from every stored JSON file
 
-And of drawing sooner and less exactly, with the bundled model:
+Two modules measure approximations with the bundled model:
 
-approximations  guidance intervals, step caching and token merging beside the exact pictures of the same seeds
-fewer_steps     which sampler at how many steps reaches what 50 steps of DDPM give
+approximations     guidance intervals, step caching and token merging, against exact images of the same seeds
+sampler_steps      the number of steps at which each sampler reaches the quality of 50 steps of DDPM
 """

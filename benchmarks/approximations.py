@@ -1,4 +1,4 @@
-"""What an approximation costs and gives: the same seeds drawn exactly and with it, in turn, and what then differs."""
+"""Measure each approximation against exact generation with the same seeds: its time, PSNR and CLIP-T."""
 
 import math
 import statistics
@@ -43,12 +43,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "int8, step cache 3": dict(optimizations=[ALL_EXACT, "int8"], step_cache=3),
     "int8, step cache 4": dict(optimizations=[ALL_EXACT, "int8"], step_cache=4),
 }  # settings, or the pipeline's optimizations
-HIGHEST_PSNR = 99.0  # dB, for pictures that are equal, whose ratio is infinite
+HIGHEST_PSNR = 99.0  # dB, for equal images, whose ratio is infinite
 
 
 @dataclass
 class Measured:
-    """One way to draw. seconds: of each prompt's pictures; psnr: of each picture against the exact one, in dB."""
+    """The figures of one way to generate. seconds: per prompt; psnr: of each image against the exact one, in dB."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
@@ -57,30 +57,32 @@ class Measured:
     clip_t: list[float] = field(default_factory=list)
 
     def ratios(self, exact: "Measured") -> list[float]:
-        """This way's time / the exact way's, turn by turn."""
+        """Return this way's time / the exact way's time, for each prompt."""
         return [ours / theirs for ours, theirs in zip(self.seconds, exact.seconds)]
 
     def clip_t_change(self, exact: "Measured") -> MeanCI:
-        """Of CLIP-T, picture by picture."""
+        """Return the mean change of CLIP-T over all pairs of images."""
         return mean_with_ci([ours - theirs for ours, theirs in zip(self.clip_t, exact.clip_t)])
 
 
-def ways_here(device: torch.device, dtype: torch.dtype) -> dict[str, dict]:
-    """Those of WAYS that this machine has."""
+def available_ways(device: torch.device, dtype: torch.dtype) -> dict[str, dict]:
+    """Return the entries of WAYS that this machine supports."""
 
-    def fits(way: dict) -> bool:
-        return all(OPTIMIZATIONS[name].fits(device, dtype) for name in approximate_names(way.get("optimizations")))
+    def is_available(way: dict) -> bool:
+        return all(
+            OPTIMIZATIONS[name].is_supported(device, dtype) for name in approximate_names(way.get("optimizations"))
+        )
 
-    return {name: way for name, way in WAYS.items() if fits(way)}
+    return {name: way for name, way in WAYS.items() if is_available(way)}
 
 
-def settings_of(way: dict) -> tuple[dict, list[str] | None]:
-    """(what it changes of the settings, the pipeline's optimizations)"""
+def split_way(way: dict) -> tuple[dict, list[str] | None]:
+    """Split a value of WAYS into (changed settings, the pipeline's optimizations)."""
     return {key: value for key, value in way.items() if key != "optimizations"}, way.get("optimizations")
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Of two pictures of equal size, in dB; at most HIGHEST_PSNR."""
+    """Return the peak signal-to-noise ratio of two images of equal size, in dB, at most HIGHEST_PSNR."""
     error = np.square(np.asarray(a, float) - np.asarray(b, float)).mean() / 255**2
     return HIGHEST_PSNR if error == 0 else min(HIGHEST_PSNR, -10 * math.log10(error))
 
@@ -88,43 +90,46 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 def measure(
     pipe: StableDiffusion,
     scorer: Scorer,
-    asked: list[GenerationSettings],
+    requests: list[GenerationSettings],
     ways: dict[str, dict],
-    on_turn: Callable[[float], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> list[Measured]:
-    """Each of `asked` in each way, all ways in turn, after one turn that warms up. The first way is the exact one.
+    """Generate each of `requests` in every way, alternating between the ways, after one run to warm up.
 
-    on_turn: called with the part that is done, 0 to 1.
+    ways: the first is the exact one. on_progress: called with the fraction that is done, 0 to 1.
     """
     found = [Measured(name) for name in ways]
-    pipe.generate(asked[0].replace(steps=1))
-    for round_, settings in enumerate(asked, start=1):
-        for one, (changes, pipe.optimizations) in zip(found, map(settings_of, ways.values())):
+    pipe.generate(requests[0].replace(steps=1))
+    for round_, settings in enumerate(requests, start=1):
+        for measured, (changes, pipe.optimizations) in zip(found, map(split_way, ways.values())):
             pipe.optimize()
             began = time.perf_counter()
-            one.images += pipe.generate(settings.replace(**changes)).images
-            one.seconds.append(time.perf_counter() - began)
-        if on_turn is not None:
-            on_turn(round_ / len(asked))
-    texts = scorer.embed_texts([settings.prompt for settings in asked for _ in settings.seeds()])
-    for one in found:
-        one.psnr = [psnr(ours, exact) for ours, exact in zip(one.images, found[0].images)]
-        one.clip_t = (scorer.embed_images(one.images) * texts).sum(dim=1).tolist()
+            measured.images += pipe.generate(settings.replace(**changes)).images
+            measured.seconds.append(time.perf_counter() - began)
+        if on_progress is not None:
+            on_progress(round_ / len(requests))
+    texts = scorer.embed_texts([settings.prompt for settings in requests for _ in settings.seeds()])
+    for measured in found:
+        measured.psnr = [psnr(ours, exact) for ours, exact in zip(measured.images, found[0].images)]
+        measured.clip_t = (scorer.embed_images(measured.images) * texts).sum(dim=1).tolist()
     return found
 
 
 @torch.no_grad()
-def step_ratios(options: Options, ways: dict[str, dict]) -> dict[str, list[float]]:
-    """The U-Net alone, at v1-5's size with random weights: a walk's time / the exact walk's, round by round."""
+def step_time_ratios(options: Options, ways: dict[str, dict]) -> dict[str, list[float]]:
+    """Time the sampling loop alone, at v1-5's size with random weights.
+
+    Returns, for each way and round, the loop's time / the exact loop's time.
+    """
     model = RandomModel(options)
     context = torch.randn(1, 77, model.sizes["unet"]["context_dim"], dtype=model.dtype)
     sigmas = sigma_list(options.steps)
     noise = torch.randn(1, *model.latent_shape) * math.sqrt(1 + sigmas[0] ** 2)
 
-    def walk(changes: dict, optimizations: list[str] | None) -> float:
+    def time_sampling(changes: dict, optimizations: list[str] | None) -> float:
         way = GenerationSettings(**changes)
         optimize(model.unet, model.vae, optimizations)
-        model.unet(*model.step_inputs)  # what is packed at first use is packed
+        model.unet(*model.step_inputs)  # weights that are packed at the first use are packed here
         unet = model.unet if way.step_cache == 1 else StepCached(model.unet, way.step_cache)
         interval = sigmas_between(way.guidance_start, way.guidance_end)
         denoise = Guidance(unet, context, context.flip(1), GUIDANCE, interval=interval)
@@ -136,30 +141,30 @@ def step_ratios(options: Options, ways: dict[str, dict]) -> dict[str, list[float
 
     ratios = {name: [] for name in ways}
     for _ in range(options.rounds):
-        seconds = {name: walk(*settings_of(way)) for name, way in ways.items()}
+        seconds = {name: time_sampling(*split_way(way)) for name, way in ways.items()}
         for name, value in seconds.items():
             ratios[name].append(value / seconds[next(iter(ways))])
     return ratios
 
 
 def table(found: list[Measured], full_size: dict[str, list[float]]) -> str:
-    """Markdown; times are parts of the exact way's. full_size: what `step_ratios` gave, or nothing."""
+    """Return a Markdown table. Times are fractions of the exact way's. full_size: from `step_time_ratios`, or {}."""
     exact = found[0]
-    how = "Beside the exact way, with the same prompts and seeds: the time, in turn on the bundled model, and of a "
-    how += "step of v1-5's size; the PSNR of the pictures to the exact ones."
+    how = "Compared with exact generation, with the same prompts and seeds: the time on the bundled model, the time of "
+    how += "a step at v1-5's size, and the PSNR of the images to the exact ones."
     head = "| | time | at v1-5's size | PSNR, median (least) | CLIP-T | its change |\n|---|---|---|---|---|---|"
     rows = []
-    for one in found:
-        ratio = f"{statistics.median(one.ratios(exact)):.2f}"
-        large = f"{statistics.median(full_size[one.name]):.2f}" if one.name in full_size else ""
-        noise = "" if one is exact else f"{statistics.median(one.psnr):.1f} dB ({min(one.psnr):.1f})"
-        change = "" if one is exact else str(one.clip_t_change(exact))
-        rows.append(f"| {one.name} | {ratio} | {large} | {noise} | {mean_with_ci(one.clip_t)} | {change} |")
+    for measured in found:
+        ratio = f"{statistics.median(measured.ratios(exact)):.2f}"
+        large = f"{statistics.median(full_size[measured.name]):.2f}" if measured.name in full_size else ""
+        noise = "" if measured is exact else f"{statistics.median(measured.psnr):.1f} dB ({min(measured.psnr):.1f})"
+        change = "" if measured is exact else str(measured.clip_t_change(exact))
+        rows.append(f"| {measured.name} | {ratio} | {large} | {noise} | {mean_with_ci(measured.clip_t)} | {change} |")
     return "\n".join([how, "", head, *rows])
 
 
 def sheet(found: list[Measured], prompts: list[str]) -> Image.Image:
-    """Each prompt's first picture in every way, side by side."""
+    """Return a contact sheet with the first image of each prompt, a column for each way."""
     each = len(found[0].images) // len(prompts)
-    pictures = [list(row) for row in zip(*(one.images[::each] for one in found))]
-    return contact_sheet(pictures, prompts, [one.name for one in found])
+    image_rows = [list(row) for row in zip(*(measured.images[::each] for measured in found))]
+    return contact_sheet(image_rows, prompts, [measured.name for measured in found])

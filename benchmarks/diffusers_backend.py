@@ -1,7 +1,7 @@
-"""diffusers' and transformers' own networks with our weights in them, to be measured against.
+"""diffusers' and transformers' networks with our weights in them, for comparison.
 
-They are development packages: nothing but a comparison needs them, and nothing is imported before one is asked for.
-A peer shares our tensors, so that two networks take the memory of one.
+Both packages are development dependencies that only comparisons need; they are imported at the first use.
+The networks share our tensors, so that two networks take the memory of one.
 """
 
 import importlib.util
@@ -24,26 +24,26 @@ LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 PACKAGES = ("diffusers", "transformers", "accelerate")  # without accelerate diffusers loads far slower
 
 
-def have_peers() -> bool:
+def have_diffusers() -> bool:
     return all(importlib.util.find_spec(package) for package in PACKAGES)
 
 
 def have_compiler() -> bool:
-    """Whether torch.compile's inductor finds a C++ compiler, as it looks for one."""
+    """Return whether torch.compile's inductor would find a C++ compiler."""
     return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
 
 
-def quiet() -> None:
-    """Stops both packages from drawing progress bars and giving advice."""
+def silence_libraries() -> None:
+    """Disable the progress bars and log messages of both packages."""
     for package in ("transformers", "diffusers"):
         logging = importlib.import_module(f"{package}.utils.logging")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
 
-def meta_network(part: str, sizes: dict) -> nn.Module:
-    """Their network of this size, without weights."""
-    quiet()
+def network_without_weights(part: str, sizes: dict) -> nn.Module:
+    """Return diffusers' network with this config, on the meta device."""
+    silence_libraries()
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -55,31 +55,31 @@ def meta_network(part: str, sizes: dict) -> nn.Module:
         return CLIPTextModel(CLIPTextConfig.from_dict(clip_config(sizes)))
 
 
-def with_weights(peer: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    """The peer with these very tensors, in channels-last order."""
+def load_shared_weights(peer: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Return the network with these tensors as its parameters, without a copy, in channels-last order."""
     peer.load_state_dict(state, strict=True, assign=True)
     return peer.eval().to(memory_format=torch.channels_last)
 
 
-def peer_unet(unet: nn.Module, sizes: dict) -> nn.Module:
-    return with_weights(meta_network("unet", sizes), unet_to_diffusers(unet.state_dict()))
+def diffusers_unet(unet: nn.Module, sizes: dict) -> nn.Module:
+    return load_shared_weights(network_without_weights("unet", sizes), unet_to_diffusers(unet.state_dict()))
 
 
-def peer_vae(vae: nn.Module, sizes: dict) -> nn.Module:
-    return with_weights(meta_network("vae", sizes), vae_to_diffusers(vae.state_dict()))
+def diffusers_vae(vae: nn.Module, sizes: dict) -> nn.Module:
+    return load_shared_weights(network_without_weights("vae", sizes), vae_to_diffusers(vae.state_dict()))
 
 
-def peer_clip(clip: nn.Module, sizes: dict) -> nn.Module:
-    peer, state = meta_network("clip", sizes), clip.state_dict()
-    # Made by counting and not kept in files, so there is nothing on `meta` to replace it but another count.
+def diffusers_clip(clip: nn.Module, sizes: dict) -> nn.Module:
+    peer, state = network_without_weights("clip", sizes), clip.state_dict()
+    # position_ids is a constant that files do not store, so it is computed here in place of the one on `meta`.
     device = next(iter(state.values())).device
     peer.embeddings.position_ids = torch.arange(sizes["clip"]["max_length"], device=device)[None]
-    return with_weights(peer, state)
+    return load_shared_weights(peer, state)
 
 
-def shell(part: str, sizes: dict, dtype: torch.dtype, **methods: Callable) -> nn.Module:
-    """A peer with its config and nothing else, whose methods are these."""
-    peer = meta_network(part, sizes)
+def network_with_methods(part: str, sizes: dict, dtype: torch.dtype, **methods: Callable) -> nn.Module:
+    """Return diffusers' network with its config but without layers, and with these methods."""
+    peer = network_without_weights(part, sizes)
     for name, _ in list(peer.named_children()):
         delattr(peer, name)
     peer.nothing = nn.Parameter(torch.zeros(1, dtype=dtype))  # pipelines ask for a parameter's dtype and device
@@ -88,8 +88,8 @@ def shell(part: str, sizes: dict, dtype: torch.dtype, **methods: Callable) -> nn
     return peer
 
 
-def peer_pipeline(clip: nn.Module, vae: nn.Module, unet: nn.Module):
-    """diffusers' StableDiffusionPipeline of their own networks, with the DDIM that our "ddim" is."""
+def diffusers_pipeline(clip: nn.Module, vae: nn.Module, unet: nn.Module):
+    """Return diffusers' StableDiffusionPipeline of these networks, with the DDIM scheduler that equals our "ddim"."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
@@ -112,12 +112,12 @@ def peer_pipeline(clip: nn.Module, vae: nn.Module, unet: nn.Module):
 
 
 def load_single_file(path: Path, configs: Path, dtype: torch.dtype) -> list[nn.Module]:
-    """The three networks of a checkpoint, by diffusers' own `from_single_file`; `configs` as `write_configs` wrote."""
-    quiet()
+    """Load the three networks of a checkpoint by diffusers' `from_single_file`. configs: folder of `write_configs`."""
+    silence_libraries()
     from diffusers import StableDiffusionPipeline
 
     class ModelCheckpoint:
-        """Stands for Lightning's, which v1-5's pickle names and diffusers then refuses to read."""
+        """Replaces Lightning's class of this name, which v1-5's pickle contains and diffusers refuses to load."""
 
     scalar = np.float64(0).__reduce__()[0]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]

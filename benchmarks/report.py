@@ -1,4 +1,4 @@
-"""A table to read and a JSON file to keep."""
+"""The table of results on the terminal, and the JSON file of results."""
 
 import importlib.metadata
 import json
@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import multi_process as many
+from benchmarks import multi_process
 from benchmarks.backends import BACKENDS
 from benchmarks.results import Result
-from benchmarks.tasks import DRAWING, GUIDANCE, TASKS, Options, RandomModel
+from benchmarks.tasks import DEFAULT_TASKS, GUIDANCE, TASKS, Options, RandomModel
 from sd.utils.errors import UserError
 
-KEPT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "performance"
+RESULTS_FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "performance"
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "peft", "openvino")
-# What a processor has for such work, the best first: the first one is part of a file's name.
+# The processor's relevant instruction sets, the best first: the first one is part of a file's name.
 ABILITIES = {
     "amx_bf16": "amx",
     "amx_int8": "amx-int8",
@@ -32,82 +32,82 @@ ABILITIES = {
     "avx512f": "avx512",
     "avx2": "avx2",
 }
-COLUMNS = ("", "side", "median", "ours / side (least, most)", "of peak", "differs by", "peak memory")
-WIDTHS = (24, 44, 11, 28, 9, 12, 12)
+COLUMNS = ("", "backend", "median", "ours / backend (min, max)", "of peak", "relative error", "peak memory")
+WIDTHS = (26, 44, 11, 28, 9, 16, 12)
 
 
 def heading(names: list[str], options: Options) -> str:
-    """What the table's figures are of."""
+    """Return the text above the table: the settings, and how to read the columns."""
     threads = options.threads or torch.get_num_threads()
-    said = f"{options.dtype}, {threads} threads; {options.rounds} rounds in turn; {options.steps} steps a picture"
+    conditions = f"{options.dtype}, {threads} threads; {options.rounds} rounds; {options.steps} steps per image"
     if names == ["many"]:
-        return f"{many.PICTURES} pictures by the bundled model, {said}."
+        return f"{multi_process.IMAGES} images by the bundled model, {conditions}."
     size = RandomModel(options, "meta").size
     return (
-        f"{size}x{size}, {said} (guidance {GUIDANCE}); one turn each to warm up.\n"
-        "All sides have the same random weights. Ratios are of turns that follow each other. Memory is the peak of a"
-        " process that does the one thing.\n"
-        '"of peak": the operations of the textbook\'s model a second beside those of a large matrix product. "differs'
-        " by\": of the answers, relative to diffusers'."
+        f"{size}x{size}, {conditions} (guidance {GUIDANCE}); one run of each backend to warm up.\n"
+        "All backends have the same random weights. Ratios compare runs of the same round. Memory is the peak of a"
+        " separate process that does only this task.\n"
+        '"of peak": operations per second of the unpatched model, relative to a large matrix product. "relative error":'
+        " of the outputs, relative to diffusers'."
     )
 
 
-def warning() -> str:
-    """What to say beforehand on a busy machine, "" on an idle one."""
+def load_note() -> str:
+    """Return a note where the machine is busy, "" where it is idle."""
     load = load_before()
     if load is None or load < 0.5:
         return ""
     return (
-        f"note: something else keeps this machine busy (load {load:.1f} on {os.cpu_count()} cores): ratios are not"
-        " those of an idle one, since some sides' threads wait for one another more than others' do."
+        f"note: other processes use this machine (load average {load:.1f} on {os.cpu_count()} cores): ratios differ"
+        " from those of an idle machine, because backends synchronize their threads to different degrees."
     )
 
 
-def title_of(task: str, side: str) -> str:
-    return many.BACKENDS[side] if task == "many" else BACKENDS[side].title
+def title_of(task: str, backend: str) -> str:
+    return multi_process.BACKENDS[backend] if task == "many" else BACKENDS[backend].title
 
 
-def rows(result: Result) -> list[tuple[str, ...]]:
-    """A row for each side, those that are missing last: as many cells as there are COLUMNS."""
+def table_rows(result: Result) -> list[tuple[str, ...]]:
+    """Return a row of cells for each backend, in the order of COLUMNS; unavailable backends are last."""
     found: list[tuple[str, ...]] = []
-    for side in result.sides:
-        ratios, share, peak = result.ratios(side), result.share(side), result.peak_bytes.get(side)
+    for backend in result.backends:
+        ratios, share, peak = result.ratios(backend), result.share(backend), result.peak_bytes.get(backend)
         spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})" if ratios else ""
-        difference = f"{result.differences[side]:.1e}" if side in result.differences else ""
+        difference = f"{result.differences[backend]:.1e}" if backend in result.differences else ""
         found.append(
             (
                 TASKS[result.name].title,
-                title_of(result.name, side),
-                f"{result.median(side):.3f} s",
-                "" if side == "ours" else spread,
+                title_of(result.name, backend),
+                f"{result.median(backend):.3f} s",
+                "" if backend == "ours" else spread,
                 "" if share is None else f"{share:.0%}",
                 difference,
                 "" if peak is None else f"{peak / 1e9:.2f} GB",
             )
         )
-    for side, why in result.missing.items():
-        found.append((TASKS[result.name].title, title_of(result.name, side), why, "", "", "", ""))
+    for backend, why in result.missing.items():
+        found.append((TASKS[result.name].title, title_of(result.name, backend), why, "", "", "", ""))
     return found
 
 
 def remark(result: Result) -> str:
-    """What the figures of a task come to, where that is not plain from them; "" elsewhere."""
+    """Return the summary below a task's rows: the parallel efficiency of "many", "" for other tasks."""
     if result.name != "many":
         return ""
     shares = [1 / ratio for ratio in result.ratios("alone")]
     return (
-        f"{many.PROCESSES} processes draw {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}) of"
-        f" {many.PROCESSES} times what one draws alone."
+        f"{multi_process.PROCESSES} processes reach {statistics.median(shares):.1%} ({min(shares):.1%} to"
+        f" {max(shares):.1%}) of {multi_process.PROCESSES} times the throughput of one process alone."
     )
 
 
-def lines(cells: list[tuple[str, ...]]) -> list[str]:
-    """Rows of the table, as wide as a terminal likes them."""
+def format_rows(cells: list[tuple[str, ...]]) -> list[str]:
+    """Return the rows as lines of text with aligned columns."""
     return ["".join(f"{cell:{width}}" for cell, width in zip(row, WIDTHS)).rstrip() for row in cells]
 
 
 def report(results: list[Result], options: Options) -> dict:
-    """All there is to know about a run, for a JSON file."""
+    """Return the settings, the machine and all measurements of a run, for a JSON file."""
     own = {"ckpt": options.ckpt and options.ckpt.name, "threads": options.threads or torch.get_num_threads()}
     own |= {"size": RandomModel(options, "meta").size, "work": None}
     return {
@@ -117,21 +117,21 @@ def report(results: list[Result], options: Options) -> dict:
         "load_before": load_before(),
         "versions": {name: version(name) for name in VERSIONS},
         "options": asdict(options) | own,
-        "results": {result.name: asdict(result) | follows(result) for result in results},
+        "results": {result.name: asdict(result) | derived_figures(result) for result in results},
     }
 
 
-def follows(result: Result) -> dict:
-    """What other programs need not work out again."""
+def derived_figures(result: Result) -> dict:
+    """Return the figures computed from the measurements, for readers of the JSON file."""
     return {
-        "medians": {side: result.median(side) for side in result.seconds},
-        "ratios": {side: result.ratios(side) for side in result.sides},
-        "shares_of_peak": {side: result.share(side) for side in result.sides},
+        "medians": {backend: result.median(backend) for backend in result.seconds},
+        "ratios": {backend: result.ratios(backend) for backend in result.backends},
+        "shares_of_peak": {backend: result.share(backend) for backend in result.backends},
     }
 
 
 def results_of(kept: dict) -> list[Result]:
-    """The other way round."""
+    """Return the measurements in the contents of a JSON file, the inverse of `report`."""
     names = {field.name for field in fields(Result)}
     return [Result(**{name: one[name] for name in one if name in names}) for one in kept["results"].values()]
 
@@ -152,24 +152,24 @@ def machine() -> dict:
 
 @cache
 def load_before() -> float | None:
-    """How many processes wanted a core in the minute before the first call; a system may not say."""
+    """Return the load average of the minute before the first call, or None where the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def short_name(machine: dict) -> str:
-    """Of a machine, for the name of a file: intel-xeon-amx-2-cores."""
+    """Return a machine's name for file names, such as intel-xeon-amx-2-cores."""
     words = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*", " ", (machine["gpu"] or machine["processor"]).lower())
     best = [ABILITIES[flag] for flag in machine["abilities"][:1]]
     cores = [] if machine["gpu"] else [*best, str(machine["cores"]), "cores"]
     return "-".join([*re.findall(r"[a-z0-9]+", words), *cores])
 
 
-def kept_path(names: list[str], options: Options) -> Path:
-    """Where the figures of these tasks on this machine are kept, over earlier ones of the same."""
+def results_path(names: list[str], options: Options) -> Path:
+    """Return the path of the JSON file of these tasks on this machine, which replaces an earlier one."""
     own_size = RandomModel(options, "meta").sizes["image_size"]
-    more = [] if tuple(names) == DRAWING else names
+    more = [] if tuple(names) == DEFAULT_TASKS else names
     more = [*more, *[f"{options.size}px"] * (options.size not in (None, own_size))]
-    return KEPT / f"{'-'.join([options.dtype, *more, short_name(machine())])}.json"
+    return RESULTS_FOLDER / f"{'-'.join([options.dtype, *more, short_name(machine())])}.json"
 
 
 def version(package: str) -> str | None:
@@ -180,7 +180,7 @@ def version(package: str) -> str | None:
 
 
 def revision() -> str | None:
-    """The git revision of this code, with `-dirty` where files have changed since; None outside of git."""
+    """Return the git revision of this code, with `-dirty` where files differ from it; None outside of git."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What was measured of one task, and what follows from it."""
+"""The measurements of one task, and the figures computed from them."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Result:
-    """seconds: of every turn, by side, and of a matrix product as "matmul"; flops: of a turn, and of that product.
+    """The measurements of one task.
 
-    differences: of each side's answer from diffusers', relative. peak_bytes: of a process that does the task once,
-    by side. missing: sides that could not take part, and why.
+    seconds: of every run, by backend, and of a matrix product as "matmul". flops: of a run, and of that product.
+    differences: relative error of each backend's output against diffusers'. peak_bytes: of a process that does the task
+    once, by backend. missing: unavailable backends, and why.
     """
 
     name: str
@@ -20,19 +21,19 @@ class Result:
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
-    def sides(self) -> list[str]:
-        return [side for side in self.seconds if side != "matmul"]
+    def backends(self) -> list[str]:
+        return [backend for backend in self.seconds if backend != "matmul"]
 
-    def median(self, side: str) -> float:
-        return statistics.median(self.seconds[side])
+    def median(self, backend: str) -> float:
+        return statistics.median(self.seconds[backend])
 
-    def ratios(self, side: str) -> list[float]:
-        """ours / this side, turn by turn."""
-        return [ours / theirs for ours, theirs in zip(self.seconds.get("ours", []), self.seconds[side])]
+    def ratios(self, backend: str) -> list[float]:
+        """Return our time / this backend's time, for each round."""
+        return [ours / theirs for ours, theirs in zip(self.seconds.get("ours", []), self.seconds[backend])]
 
-    def share(self, side: str) -> float | None:
-        """How much of the fastest matrix product's operations a second this side reaches; None where none counted."""
+    def share(self, backend: str) -> float | None:
+        """Return the operations per second as a share of the fastest matrix product's; None where none are counted."""
         if not self.flops:
             return None
         peak = self.flops["matmul"] / min(self.seconds["matmul"])
-        return self.flops["task"] / self.median(side) / peak
+        return self.flops["task"] / self.median(backend) / peak

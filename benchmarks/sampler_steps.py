@@ -1,4 +1,4 @@
-"""Which sampler at how many steps reaches what 50 steps of DDPM give, in the bundled model's small world."""
+"""Measure at how many steps each sampler reaches the quality of 50 steps of DDPM, with the bundled model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from sd.utils.images import from_tensor
 
 REFERENCE = ("ddpm", 50)
 STEPS = (5, 8, 10, 15, 20, 30, 50)
-LEFT_OUT = ("lcm", "euler_a")  # one needs a model of its own, the other is ddpm under another name
-GUIDANCE = 3.0  # where the bundled model draws best, see weights/README.md
+EXCLUDED = ("lcm", "euler_a")  # lcm needs a special model; euler_a equals ddpm
+GUIDANCE = 3.0  # the bundled model's best scale, see weights/README.md
 
 
 @dataclass
 class Row:
-    """One sampler at a number of steps, over the same prompts and seeds as the others. calls: of the U-Net, a picture.
+    """The figures of one sampler at a number of steps, over the same prompts and seeds as the others.
 
-    right: the share of pictures whose nearest picture of the dataset has the name that was asked for.
-    clip_t_change: against the reference, picture by picture; None for the reference itself.
+    calls: of the U-Net, per image. right: the share of images whose nearest image of the dataset has the prompt's name.
+    clip_t_change: the mean of pairwise differences to the reference; None for the reference itself.
     """
 
     sampler: str
@@ -34,9 +34,10 @@ class Row:
     clip_t_change: MeanCI | None = None
 
     def reaches(self, reference: "Row") -> bool:
-        """As good as the reference, as far as so many pictures can tell.
+        """Return whether the row is not significantly worse than the reference.
 
-        As many names right but for one standard error, and 0 within CLIP-T's interval of change or below it.
+        The share of right names is at most one standard error lower, and the confidence interval of CLIP-T's change
+        contains 0 or lies above it.
         """
         error = (2 * reference.right * (1 - reference.right) / reference.clip_t.count) ** 0.5
         change = self.clip_t_change
@@ -46,31 +47,34 @@ class Row:
 def measure(
     pipe: StableDiffusion,
     scorer: Scorer,
-    asked: list[Emoji],
-    pictures: EmojiDataset,
+    wanted: list[Emoji],
+    dataset: EmojiDataset,
     samplers: list[str],
     steps: tuple[int, ...] = STEPS,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """asked: what to draw, the k-th with seed k. pictures: all that drawings might be. The reference comes first."""
-    prompts = [emoji.captions[0] for emoji in asked]
-    texts, known, exact, rows = scorer.embed_texts(prompts), features_of_all(pictures), None, []
+    """Measure every sampler at every number of steps, the reference first.
+
+    wanted: the emoji to generate, the k-th with seed k. dataset: all candidates for the nearest image.
+    """
+    prompts = [emoji.captions[0] for emoji in wanted]
+    texts, dataset_features, exact, rows = scorer.embed_texts(prompts), features_of_all(dataset), None, []
     pairs = [REFERENCE] + [(s, n) for s in samplers for n in steps if (s, n) != REFERENCE]
     for sampler, count in pairs:
         calls = CountCalls(pipe)
-        drawn = generate_images(pipe, prompts, sampler=sampler, steps=count, guidance_scale=GUIDANCE)
-        values = (scorer.embed_images(from_tensor(drawn)) * texts).sum(dim=1)
+        generated = generate_images(pipe, prompts, sampler=sampler, steps=count, guidance_scale=GUIDANCE)
+        values = (scorer.embed_images(from_tensor(generated)) * texts).sum(dim=1)
         exact = values if exact is None else exact
         change = None if exact is values else mean_with_ci(values - exact)
-        right = nearest_shares(drawn, asked, pictures.emoji, known)["name"]
-        rows.append(Row(sampler, count, calls.stop() // len(asked), right, mean_with_ci(values), change))
+        right = nearest_shares(generated, wanted, dataset.emoji, dataset_features)["name"]
+        rows.append(Row(sampler, count, calls.stop() // len(wanted), right, mean_with_ci(values), change))
         if on_row is not None:
             on_row(rows[-1])
     return rows
 
 
 class CountCalls:
-    """How often the U-Net's last layer is asked, from now until `stop`."""
+    """Counts the calls of the U-Net's last layer until `stop`."""
 
     def __init__(self, pipe: StableDiffusion):
         self.count = 0
@@ -85,7 +89,7 @@ class CountCalls:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: how to read it, then each sampler's figures by steps."""
+    """Return Markdown: an explanation, then a table with a row for each sampler and a column for each step count."""
     reference, counts = rows[0], sorted({row.steps for row in rows})
     lines = ["| sampler | " + " | ".join(map(str, counts)) + " | enough |", "|---" * (len(counts) + 2) + "|"]
     for sampler in dict.fromkeys(row.sampler for row in rows):
@@ -94,8 +98,8 @@ def table(rows: list[Row]) -> str:
         cells = [cell(own.get(count), reference) for count in counts]
         least = f"{enough[0].steps} steps, {enough[0].calls} calls" if enough else "none"
         lines.append(f"| {SAMPLERS[sampler].label} | " + " | ".join(cells) + f" | {least} |")
-    how = "By sampler and steps: pictures with the right name, and CLIP-T, over the same prompts and seeds. Bold is as "
-    how += "good as 50 steps of DDPM, as far as so many pictures can tell; `enough` is the first that is."
+    how = "By sampler and steps: images with the right name, and CLIP-T, over the same prompts and seeds. Bold: no "
+    how += f"significant difference from 50 DDPM steps (n = {reference.clip_t.count}); `enough` is the first bold one."
     return "\n".join([how, "", *lines])
 
 
@@ -107,7 +111,7 @@ def cell(row: Row | None, reference: Row) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Both figures over the calls of the U-Net, a line for each sampler. Needs matplotlib."""
+    """Plot both figures over the calls of the U-Net, a line for each sampler. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -115,7 +119,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for title, axis, value in (
-        ("pictures with the right name", axes[0], lambda row: row.right),
+        ("images with the right name", axes[0], lambda row: row.right),
         ("CLIP-T", axes[1], lambda row: row.clip_t.value),
     ):
         for sampler in dict.fromkeys(row.sampler for row in rows):

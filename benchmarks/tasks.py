@@ -1,4 +1,4 @@
-"""What is measured, and the model with random weights that every side has. `sides` has who does it, and how."""
+"""The tasks that are measured, and the model with random weights that all backends share."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -24,17 +24,18 @@ TINY = {
     "image_size": 64,
 }
 PROMPT, GUIDANCE, SEED, TIME = "a photograph of an astronaut riding a horse", 7.5, 0, 500
-RANK = 4  # of the LoRA that is taught
+RANK = 4  # of the LoRA that is trained
 
 
 @dataclass(frozen=True)
 class Options:
-    """dtype: "fp32" or "bf16". size: pixels each way, a multiple of 8; None is the model's own. steps: of a picture.
+    """The settings of a benchmark. Raises UserError for values that cannot be measured.
 
-    rounds: how often each side takes its turn, not counting one turn to warm up. threads: torch's own number if None.
-    tiny: small networks, for tests. ckpt: what to load; one is made, and deleted afterwards, if None. device: "cpu" or
-    "cuda". sides: some of them, or all if None. work: a folder for what sides make beforehand; `measure.run` has one.
-    Raises UserError for what cannot be measured.
+    dtype: "fp32" or "bf16". size: width and height in pixels, a multiple of 8; None is the model's own. steps: sampling
+    steps of an image. rounds: runs of each backend, without the one to warm up. threads: torch's own number if None.
+    tiny: small networks, for tests. ckpt: the checkpoint to load; a random one is made, and deleted afterwards, if
+    None. device: "cpu" or "cuda". backends: names, or None for all. work: a folder for files that backends prepare;
+    `runner.run` sets it.
     """
 
     dtype: str = "fp32"
@@ -45,7 +46,7 @@ class Options:
     tiny: bool = False
     ckpt: Path | None = None
     device: str = "cpu"
-    sides: tuple[str, ...] | None = None
+    backends: tuple[str, ...] | None = None
     work: Path | None = None
 
     def __post_init__(self):
@@ -56,15 +57,15 @@ class Options:
         if self.size is not None and self.size % 8:
             raise UserError(f"the size must be a multiple of 8, not {self.size}.")
         if self.ckpt is not None and not self.ckpt.exists():
-            raise UserError(f"there is no file {self.ckpt}: leave the flag out, and a random checkpoint is made.")
+            raise UserError(f"file not found: {self.ckpt}; leave the flag out to load a random checkpoint.")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("there is no GPU here that PyTorch can use: leave out --device.")
+            raise UserError("PyTorch finds no GPU; leave out --device.")
 
 
 class RandomModel:
-    """The networks with random weights, and something for each to work on; each is made when it is first asked for.
+    """The networks with random weights and their inputs, each created at its first use.
 
-    The weights are the same ones in every process.
+    The weights are the same in every process.
     """
 
     def __init__(self, options: Options, device: str | None = None):
@@ -74,7 +75,7 @@ class RandomModel:
         self.dtype, self.device = DTYPES[options.dtype], options.device if device is None else device
 
     def network(self, part: str) -> nn.Module:
-        """In channels-last order, as our pipeline lays them out and as diffusers recommends."""
+        """Return a network in channels-last order, as our pipeline has it and diffusers recommends."""
         network = random_network(build_networks(self.sizes, "the benchmark")[part], self.dtype, self.device)
         return network.to(memory_format=torch.channels_last)
 
@@ -101,7 +102,7 @@ class RandomModel:
 
     @cached_property
     def step_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """x, t and context of one step with guidance: a batch of two."""
+        """Return x, t and context of one step with guidance: a batch of two."""
         x = torch.randn(2, *self.latent_shape, dtype=self.dtype, device=self.device)
         length, width = self.sizes["clip"]["max_length"], self.sizes["unet"]["context_dim"]
         context = torch.randn(2, length, width, dtype=self.dtype, device=self.device)
@@ -109,13 +110,13 @@ class RandomModel:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """A prompt and a negative prompt, (2, 77)."""
+        """Return the token ids of a prompt and a negative prompt, (2, 77)."""
         length, words = self.sizes["clip"]["max_length"], self.sizes["clip"]["vocab_size"]
         return torch.randint(words, (2, length), device=self.device)
 
 
 def random_network(network: nn.Module, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
-    """A network of the meta device with torch's own random weights, made in `dtype`: no second copy at any time."""
+    """Fill a network on the meta device with torch's initial weights, in `dtype` from the start, without a copy."""
     network = network.to(dtype).to_empty(device=device)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
@@ -125,15 +126,15 @@ def random_network(network: nn.Module, dtype: torch.dtype, device: str = "cpu") 
     return network.eval()
 
 
-def twin(network: nn.Module) -> nn.Module:
-    """Another network with the very same tensors: what is patched in one is not in the other."""
+def shared_copy(network: nn.Module) -> nn.Module:
+    """Return a copy of the network that shares its tensors; patches of one do not affect the other."""
     return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
-def guided(unet: Callable, model: RandomModel, dtype: torch.dtype | None = None) -> Callable[[], Tensor]:
-    """A step with guidance, as a picture has them: (x, t, context) -> eps goes in; a turn gives sigma * eps, fp32.
+def guided_step(unet: Callable, model: RandomModel, dtype: torch.dtype | None = None) -> Callable[[], Tensor]:
+    """Return a function that does one step with classifier-free guidance and returns sigma * eps in fp32.
 
-    dtype: of the latents and the text states that `unet` is given, if not the model's own.
+    unet: (x, t, context) -> eps. dtype: of its latents and text states, if not the model's own.
     """
     x, _, context = model.step_inputs
     x, sigma = x[:1].float(), SD1_SCHEDULE.sigma_of(TIME)
@@ -142,17 +143,18 @@ def guided(unet: Callable, model: RandomModel, dtype: torch.dtype | None = None)
     return lambda: x - denoise(x, sigma)
 
 
-def touch(networks: Sequence[nn.Module]) -> Tensor:
-    """Reads every weight. Returns the largest of each tensor, in order: the same for the same weights by any names."""
+def read_weights(networks: Sequence[nn.Module]) -> Tensor:
+    """Read every weight, and return the sorted maxima of all tensors, which do not depend on the names of weights."""
     return torch.stack([p.max().float() for network in networks for p in network.parameters()]).sort().values
 
 
 @dataclass(frozen=True)
 class Task:
-    """answer: from what a turn gives, a tensor that is to be the same on all sides.
+    """A task of the benchmark.
 
-    turns: in a round; what is soon done is done more often. memory: whether its peak is measured. parts: the networks
-    that it runs. work: the same by the textbook's networks, to count its operations, where one pass tells them.
+    parts: the networks that it runs. work: the same by the unpatched networks, to count its operations; None where one
+    pass does not give them. answer: turns a run's result into the tensor that is compared between backends. turns: runs
+    per round, more for fast tasks. memory: whether the peak of memory is measured.
     """
 
     title: str
@@ -165,12 +167,12 @@ class Task:
 
 PARTS = ("clip", "vae", "unet")
 TASKS = {
-    "unet": Task("U-Net step", ("unet",), lambda model: guided(model.unet, model)()),
+    "unet": Task("U-Net step", ("unet",), lambda model: guided_step(model.unet, model)()),
     "vae": Task("VAE decode", ("vae",), lambda model: model.vae.decode(model.latent)),
     "text": Task("text encode", ("clip",), lambda model: model.clip(model.tokens), turns=10),
-    "txt2img": Task("whole picture", PARTS, answer=to_tensor, memory=True),
-    "load": Task("load", PARTS, answer=touch, memory=True),
+    "txt2img": Task("whole image", PARTS, answer=to_tensor, memory=True),
+    "load": Task("load", PARTS, answer=read_weights, memory=True),
     "train": Task("LoRA training step", PARTS, memory=True),
-    "many": Task("many prompts, a picture", PARTS),
+    "many": Task("many prompts, per image", PARTS),
 }
-DRAWING = ("unet", "vae", "text", "txt2img", "load")  # what is measured unless something else is asked for
+DEFAULT_TASKS = ("unet", "vae", "text", "txt2img", "load")  # measured unless --only names others

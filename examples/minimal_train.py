@@ -44,8 +44,8 @@ def train(images, caption, checkpoint=ROOT / "weights/emoji.safetensors", steps=
     losses = []
     for step in range(steps):
         chosen = torch.randint(len(images), (batch,), generator=generator)
-        draw = torch.randn(mean[chosen].shape, generator=generator)
-        x0 = LATENT_SCALE * sample_latent(mean[chosen], logvar[chosen], draw)
+        normal = torch.randn(mean[chosen].shape, generator=generator)
+        x0 = LATENT_SCALE * sample_latent(mean[chosen], logvar[chosen], normal)
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.randint(1000, (batch,), generator=generator)
         eps = unet(SD1_SCHEDULE.add_noise(x0, noise, t), t, context)  # DDPM (Ho et al. 2020), eq. 4

@@ -1,7 +1,7 @@
-"""What is quicker and not quite the same, measured with the bundled model, the same seeds each way.
+"""Measure approximations and samplers with the bundled model, with the same seeds for each.
 
 python scripts/approximations.py --full-size 2              guidance intervals, step caching, token merging
-python scripts/approximations.py --samplers --count 100     which sampler at how many steps reaches 50 of ddpm
+python scripts/approximations.py --samplers --count 100     the steps at which each sampler reaches 50 steps of DDPM
 
 Writes {approximations,samplers}.{md,json,png} in docs/benchmarks; the samplers need data/emoji and matplotlib.
 """
@@ -31,14 +31,14 @@ PROMPTS = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart,
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--count", type=int, default=14, help="prompts (14)")
-    add("--images", type=int, default=4, help="pictures of each prompt, of the approximations (4)")
-    add("--steps", type=int, default=30, help="of dpmpp_2m, for the approximations (30)")
-    add("--samplers", action="store_true", help="the table of samplers instead, over --count pictures")
-    add("--only", nargs="+", choices=SAMPLERS, help="some samplers (all but lcm and euler_a)")
-    add("--full-size", type=int, default=0, metavar="ROUNDS", help="the U-Net's time at v1-5's size too, in bf16 (0)")
-    add("--data", type=Path, default=ROOT / "data" / "emoji", help="default: data/emoji")
-    add("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="default: docs/benchmarks")
+    add("--count", type=int, default=14, help="number of prompts (default: 14)")
+    add("--images", type=int, default=4, help="images per prompt, for the approximations (default: 4)")
+    add("--steps", type=int, default=30, help="steps of dpmpp_2m, for the approximations (default: 30)")
+    add("--samplers", action="store_true", help="compare the samplers instead, over --count images")
+    add("--only", nargs="+", choices=SAMPLERS, help="samplers to compare (default: all but lcm and euler_a)")
+    add("--full-size", type=int, default=0, metavar="ROUNDS", help="also time the U-Net at v1-5's size in bf16 (0)")
+    add("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the dataset (default: data/emoji)")
+    add("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="output folder (default: docs/benchmarks)")
     return parser
 
 
@@ -47,31 +47,34 @@ def main() -> None:
     args = parser().parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     pipe, scorer = StableDiffusion.from_pretrained(BUNDLED), load_clip()
-    name, text, figures = (by_samplers if args.samplers else by_ways)(args, pipe, scorer)
-    text += f"\n\nCLIP-T is by {scorer.name}.\n\n![the same as a picture]({name}.png)\n"
+    name, text, figures = (compare_samplers if args.samplers else compare_approximations)(args, pipe, scorer)
+    caption = "The table as a plot" if args.samplers else "The first images of each prompt, by each way"
+    text += f"\n\nCLIP-T is by {scorer.name}.\n\n![{caption}]({name}.png)\n"
     (args.out / f"{name}.md").write_text(text, encoding="utf-8")
     (args.out / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(text, end="")
 
 
-def by_ways(args, pipe, scorer):
+def compare_approximations(args, pipe, scorer):
+    """Return the name, the Markdown and the figures of the table of approximations, and save its contact sheet."""
     prompts = [f"a {name}" for name in PROMPTS.split(", ")[: args.count]]
     every = dict(steps=args.steps, sampler="dpmpp_2m", guidance_scale=sampler_steps.GUIDANCE, num_images=args.images)
-    asked = [GenerationSettings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
-    ways = approximations.ways_here(pipe.device, pipe.dtype)
-    found = approximations.measure(pipe, scorer, asked, ways, lambda part: print(f"{part:.0%}", file=sys.stderr))
+    requests = [GenerationSettings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
+    ways = approximations.available_ways(pipe.device, pipe.dtype)
+    found = approximations.measure(pipe, scorer, requests, ways, lambda done: print(f"{done:.0%}", file=sys.stderr))
     at_512 = {"dtype": "bf16", "size": 512, "steps": 10, "rounds": args.full_size}
-    large = approximations.step_ratios(Options(**at_512), ways) if args.full_size else {}
+    large = approximations.step_time_ratios(Options(**at_512), ways) if args.full_size else {}
     approximations.sheet(found, prompts).save(args.out / "approximations.png", optimize=True)
     figures = [{key: value for key, value in vars(one).items() if key != "images"} for one in found]
     return "approximations", approximations.table(found, large), {"ways": figures, "full size": large}
 
 
-def by_samplers(args, pipe, scorer):
-    pictures = EmojiDataset(args.data, ("train", "pair"))
-    asked = random.Random(0).sample(pictures.emoji, args.count)
-    samplers = args.only or [name for name in SAMPLERS if name not in sampler_steps.LEFT_OUT]
-    rows = sampler_steps.measure(pipe, scorer, asked, pictures, samplers, lambda row: print(row, file=sys.stderr))
+def compare_samplers(args, pipe, scorer):
+    """Return the name, the Markdown and the figures of the table of samplers, and save its plot."""
+    dataset = EmojiDataset(args.data, ("train", "pair"))
+    wanted = random.Random(0).sample(dataset.emoji, args.count)
+    samplers = args.only or [name for name in SAMPLERS if name not in sampler_steps.EXCLUDED]
+    rows = sampler_steps.measure(pipe, scorer, wanted, dataset, samplers, lambda row: print(row, file=sys.stderr))
     sampler_steps.plot(rows, args.out / "samplers.png")
     return "samplers", sampler_steps.table(rows), [asdict(row) for row in rows]
 

@@ -1,12 +1,12 @@
-"""Measures this code beside diffusers, diffusers under torch.compile, and OpenVINO, in turn.
+"""Compare the speed and memory of this code with diffusers, diffusers under torch.compile, and OpenVINO.
 
-python scripts/bench.py --dtype bf16 --keep     a step, the VAE, the text encoder, a picture, loading
+python scripts/bench.py --dtype bf16 --keep     a step, the VAE, the text encoder, an image, loading
 python scripts/bench.py --only train,many       a LoRA training step; many prompts over two processes
-python scripts/bench.py --report                docs/benchmarks/performance.md from every file that was kept
+python scripts/bench.py --report                docs/benchmarks/performance.md from every stored JSON file
 
-What is not installed is left out and named. diffusers, transformers, accelerate, peft and matplotlib are in
-requirements-dev.txt; torch.compile needs a C++ compiler; OpenVINO is `pip install --no-deps openvino`, which leaves its
-telemetry out.
+Backends that are not installed are left out and named. diffusers, transformers, accelerate, peft and matplotlib are in
+requirements-dev.txt; torch.compile needs a C++ compiler; OpenVINO is `pip install --no-deps openvino`, which does not
+install its telemetry.
 """
 
 import argparse
@@ -15,38 +15,44 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import docs_page as performance
+from benchmarks import docs_page
 from benchmarks.backends import BACKENDS, backends_of
-from benchmarks.report import COLUMNS, KEPT, heading, kept_path, lines, remark, rows, warning, write_report
+from benchmarks.report import (
+    COLUMNS,
+    RESULTS_FOLDER,
+    format_rows,
+    heading,
+    load_note,
+    remark,
+    results_path,
+    table_rows,
+    write_report,
+)
 from benchmarks.runner import run
-from benchmarks.tasks import DRAWING, TASKS, Options
+from benchmarks.tasks import DEFAULT_TASKS, TASKS, Options
 from sd.utils.errors import UserError, plain_errors
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--dtype", choices=["fp32", "bf16"], default=Options.dtype, help="the precision of all sides (fp32)")
-    add("--size", type=int, help="of the picture, in pixels each way (512)")
-    add("--steps", type=int, default=Options.steps, help=f"of the whole picture ({Options.steps})")
-    add("--rounds", type=int, default=Options.rounds, help=f"how often each side takes its turn ({Options.rounds})")
-    add("--threads", type=int, help="of all sides (as many as there are cores)")
-    add("--only", default=",".join(DRAWING), help=f"some of {','.join(TASKS)} ({','.join(DRAWING)})")
-    add("--backends", "--sides", dest="sides", type=names_of, help=f"some of {','.join(BACKENDS)} (all)")
-    add("--device", choices=["cpu", "cuda"], default=Options.device, help="cpu, or a GPU (cpu)")
-    add("--ckpt", type=Path, metavar="FILE", help="the checkpoint to load (a random one, made and deleted)")
-    add("--json", type=Path, metavar="FILE", help="write every figure here")
-    add(
-        "--keep",
-        action="store_true",
-        help="write every figure to docs/benchmarks/performance/, by machine",
-    )
-    add("--report", action="store_true", help="measure nothing: make docs/benchmarks/performance.md and its plots")
-    add("--tiny", action="store_true", help="small networks, to see that all of this works")
+    add("--dtype", choices=["fp32", "bf16"], default=Options.dtype, help="precision of all backends (default: fp32)")
+    add("--size", type=int, help="image size in pixels each way (default: 512)")
+    add("--steps", type=int, default=Options.steps, help=f"sampling steps of an image (default: {Options.steps})")
+    add("--rounds", type=int, default=Options.rounds, help=f"timed runs of each backend (default: {Options.rounds})")
+    add("--threads", type=int, help="threads of all backends (default: one per core)")
+    add("--only", default=",".join(DEFAULT_TASKS), help=f"some of {','.join(TASKS)} ({','.join(DEFAULT_TASKS)})")
+    add("--backends", "--sides", type=split_names, help=f"some of {','.join(BACKENDS)} (default: all)")
+    add("--device", choices=["cpu", "cuda"], default=Options.device, help="device of all backends (default: cpu)")
+    add("--ckpt", type=Path, metavar="FILE", help="checkpoint to load (default: a random one, deleted afterwards)")
+    add("--json", type=Path, metavar="FILE", help="write the results to this file")
+    add("--keep", action="store_true", help="write the results to docs/benchmarks/performance/, named by machine")
+    add("--report", action="store_true", help="measure nothing; write docs/benchmarks/performance.md and its plots")
+    add("--tiny", action="store_true", help="small networks, to test the benchmark itself")
     return parser
 
 
-def names_of(text: str) -> tuple[str, ...]:
+def split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
@@ -54,21 +60,21 @@ def names_of(text: str) -> tuple[str, ...]:
 def main():
     args = parser().parse_args()
     if args.report:
-        print(performance.write(KEPT))
+        print(docs_page.write_page(RESULTS_FOLDER))
         return
-    names = list(names_of(args.only))
+    names = list(split_names(args.only))
     if unknown := [name for name in names if name not in TASKS]:
-        raise UserError(f"there is nothing called {unknown[0]!r} to measure: choose from {', '.join(TASKS)}.")
+        raise UserError(f"unknown task {unknown[0]!r}; choose from {', '.join(TASKS)}.")
     given = Options.__dataclass_fields__.keys() & vars(args).keys()
     options, results = Options(**{name: getattr(args, name) for name in given}), []
-    backends_of(names[0], options)  # better refused now
-    path = kept_path(names, options) if args.keep else args.json
+    backends_of(names[0], options)  # refuses unknown names before the first run
+    path = results_path(names, options) if args.keep else args.json
     if path:
-        write_report(path, results, options)  # likewise, than after many minutes
-    print(*filter(None, [warning(), heading(names, options), *lines([COLUMNS])]), sep="\n\n", flush=True)
+        write_report(path, results, options)  # refuses an unwritable path before the first run
+    print(*filter(None, [load_note(), heading(names, options), *format_rows([COLUMNS])]), sep="\n\n", flush=True)
     for result in run(names, options):
         results.append(result)
-        print(*lines(rows(result)), *filter(None, [remark(result)]), sep="\n", flush=True)
+        print(*format_rows(table_rows(result)), *filter(None, [remark(result)]), sep="\n", flush=True)
         if path:
             write_report(path, results, options)
 

@@ -31,7 +31,7 @@ __all__ = ["StableDiffusion"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the pipeline when it is first asked for, so that `import sd.unet` loads the U-Net and nothing else."""
+    """Imports the pipeline at its first use, so that `import sd.unet` loads the U-Net and nothing else."""
     if name == "StableDiffusion":
         from sd.pipeline.stable_diffusion import StableDiffusion
 

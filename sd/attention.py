@@ -45,10 +45,10 @@ def attention_written_out(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: b
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, heads * d) -> (B, heads, N, d)"""
+    """Reshape (B, N, heads * d) to (B, heads, N, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """(B, heads, N, d) -> (B, N, heads * d)"""
+    """Reshape (B, heads, N, d) to (B, N, heads * d)."""
     return x.transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""From a U-Net that predicts noise to a denoiser: a callable (x, sigma) -> x0.
+"""Denoisers: a U-Net that predicts noise becomes a callable (x, sigma) -> x0.
 
 That is all a sampler knows of the model (Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based
 Generative Models", table 1, column "VP"). Here x (B, 4, h, w) is in sigma space (see schedule.py), sigma is one float

@@ -64,7 +64,7 @@ class Tokenizer:
         self.ids = {token: i for i, token in enumerate(self.vocabulary)}
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}  # lower: merged earlier, because more frequent
         self.start, self.end = self.ids[START], self.ids[END]
-        self.added: dict[str, list[int]] = {}  # placeholder -> the ids that stand for it
+        self.added: dict[str, list[int]] = {}  # placeholder -> its ids
         self.merge_pairs_cached = lru_cache(maxsize=65536)(self.merge_pairs)
 
     def __call__(self, text: str | list[str], length: int = MAX_LENGTH) -> Tensor:
@@ -140,7 +140,7 @@ class Tokenizer:
         return text.decode("utf-8", errors="replace").strip()
 
     def add_token(self, name: str, vectors: int = 1) -> list[int]:
-        """Let `name` stand for `vectors` new ids after the highest one in use, and return these ids.
+        """Add `name` as a placeholder for `vectors` new ids after the highest one in use, and return these ids.
 
         A word of the vocabulary is a valid name too: its own id is then out of use. Raises UserError if the name is
         empty, contains a special token of CLIP's, or is a placeholder already, in upper or lower case.
@@ -192,7 +192,7 @@ def clean_text(text: str) -> str:
 def byte_chars() -> dict[int, str]:
     """Return a character for each of the 256 bytes, as GPT-2 does, so that tokens of bytes can be written as text.
 
-    Printable Latin-1 stands for itself, and the rest has the characters from U+0100 on.
+    Printable Latin-1 maps to itself, and the rest has the characters from U+0100 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

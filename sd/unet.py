@@ -142,7 +142,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x: (B, C, H, W). context: (B, M, context_dim). Returns (B, C, H, W)."""
-        # No position embedding: the convolutions around it have told every position where it is, by its surroundings.
+        # No position embedding: through zero padding, the convolutions around it have encoded every position.
         h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H*W, C)
         for block in self.transformer_blocks:
             h = block(h, context)
@@ -207,7 +207,7 @@ class UNetModel(nn.Module):
     After the last block on the way up: norm, SiLU, conv.
 
     Skip connections: each block's output on the way down is concatenated to the input of the matching block on the way
-    up. The small levels see the whole image at once and decide what is where; the large ones draw edges and texture.
+    up. The small levels see the whole image at once and decide what is where; the large ones add edges and texture.
     The skips let the large levels on the way up see the input at full resolution, which the noise has to be predicted
     at: without them everything would pass through 8 x 8 positions.
 

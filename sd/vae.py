@@ -144,7 +144,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From an image to the means and log-variances of its latent, before `quant_conv`.
+    """Maps an image to the means and log-variances of its latent, before `quant_conv`.
 
     For v1-5 and an image of 512 x 512:
 
@@ -180,7 +180,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From a latent, after `post_quant_conv`, to an image.
+    """Maps a latent, after `post_quant_conv`, to an image.
 
     For v1-5 and a latent of 64 x 64, an image of 512 x 512:
 
@@ -221,7 +221,7 @@ class AutoencoderKL(nn.Module):
     """The encoder and the decoder with the 1 x 1 convolutions between them.
 
     Defaults are v1-5: 83,653,863 parameters, an eighth of the image's height and width, 4 channels. KL is the penalty
-    of training that draws every latent's distribution towards a standard normal one; v1's weight of 1e-6 is tiny, so
+    of training that pulls every latent's distribution towards a standard normal one; v1's weight of 1e-6 is tiny, so
     that the VAE is nearly a plain autoencoder.
     """
 

@@ -99,13 +99,13 @@ class Browser:
         path = " | ".join(f"//*[@role='status' and @data-state='{state}']" for state in states)
         return self.until(lambda: self.find(path), f"state {states}")[0].text
 
-    def pictures(self, place: str) -> list:
-        """Buttons with pictures: place is "made" or "gallery"."""
-        return self.find(f"//div[contains(concat(' ', @class, ' '), ' {place} ')]//button[@data-picture]")
+    def images(self, place: str) -> list:
+        """Returns the buttons with images; place is "made" or "gallery"."""
+        return self.find(f"//div[contains(concat(' ', @class, ' '), ' {place} ')]//button[@data-image]")
 
     def enlarge(self, index: int) -> None:
         """One of the gallery's images."""
-        button = self.until(lambda: self.pictures("gallery")[index:], "image in the gallery")[0]
+        button = self.until(lambda: self.images("gallery")[index:], "image in the gallery")[0]
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
         button.click()
         self.until(lambda: self.find("//dialog[@open]"), "enlarged image")

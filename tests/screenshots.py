@@ -56,16 +56,16 @@ def show_generating(page: Browser, args: argparse.Namespace) -> None:
     page.press("Generate")
     page.until(lambda: page.find("//img[@alt='Preview']"), "preview")
     page.until(lambda: int(page.state("running", "done").split()[1]) > steps * 0.6, "later step")
-    save(page, args.folder / "page-draw.png")
+    save(page, args.folder / "page-generate.png")
     page.state("done")
 
 
 def draw(page: Browser, **fields: object) -> None:
     """Waits until it is in the gallery."""
-    before = len(page.pictures("gallery"))
+    before = len(page.images("gallery"))
     page.write(**fields)
     page.press("Generate")
-    page.until(lambda: len(page.pictures("gallery")) > before, "new pictures in the gallery")
+    page.until(lambda: len(page.images("gallery")) > before, "new images in the gallery")
 
 
 def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
@@ -86,7 +86,7 @@ def show_training(page: Browser, args: argparse.Namespace, folder: Path) -> None
     page.press("Train")
     page.state("done")
     page.until(lambda: page.find("//img[@alt='Contact sheet, step by step']"), "contact sheet")
-    save(page, args.folder / "page-teach.png")
+    save(page, args.folder / "page-train.png")
 
 
 def creature(i: int, folder: Path) -> Path:

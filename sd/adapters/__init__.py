@@ -1,1 +1,1 @@
-"""LoRA and its variants, and textual inversion: files, keys, and their places in the networks."""
+"""LoRA and its variants, and textual inversion: files, keys, and injection into the networks."""

@@ -11,25 +11,25 @@ from sd.utils.errors import UserError
 
 
 class AdapterCalls:
-    """For a class with `adapters`."""
+    """Methods for adapters; the class that inherits them has an attribute `adapters`."""
 
     adapters: Adapters
 
     def load_lora(
         self, path: str | Path, strength: float = 1.0, text_strength: float | None = None, name: str | None = None
     ) -> LoraReport:
-        """A LoRA of any format, by its path or its name in weights/loras/, into both networks, until `unload`.
+        """Loads a LoRA of any format, by its path or its name in weights/loras/, into both networks.
 
         Print what it returns: it says what matched.
         """
         return self.adapters.load_lora(path, strength, text_strength, name)
 
     def load_embedding(self, path: str | Path, token: str | None = None) -> EmbeddingReport:
-        """An embedding of any format, by its path or its name in weights/embeddings/, as a new word, until `unload`."""
+        """Loads an embedding of any format, by its path or its name in weights/embeddings/, as a new word."""
         return self.adapters.load_embedding(path, token)
 
     def unload(self, name: str | None = None) -> None:
-        """Takes out one LoRA by its name or one embedding by its word, or everything."""
+        """Unloads one LoRA by its name or one embedding by its word, or all of them."""
         self.adapters.unload(name)
 
     def fuse_lora(self) -> None:
@@ -40,15 +40,15 @@ class AdapterCalls:
         self.adapters.fuse()
 
     def unfuse_lora(self) -> None:
-        """The weights as they were before `fuse_lora`, bit for bit; the LoRAs are loaded still."""
+        """Restores the weights before `fuse_lora`, bit for bit; the LoRAs stay loaded."""
         self.adapters.unfuse()
 
     def load_lora_weights(self, path: str | Path, weight_name: str = "", adapter_name: str | None = None) -> LoraReport:
-        """diffusers' name for `load_lora`. weight_name: the file in a folder."""
+        """Loads a LoRA, under diffusers' name for `load_lora`. weight_name: the file in a folder."""
         return self.load_lora(Path(path) / weight_name if weight_name else path, name=adapter_name)
 
     def unload_lora_weights(self) -> None:
-        """Takes out all LoRAs, and leaves the embeddings."""
+        """Unloads all LoRAs; the embeddings stay loaded."""
         for name in self.adapters.loras():
             self.unload(name)
 
@@ -71,11 +71,11 @@ class AdapterCalls:
                 lora.set_strength(network, name, wanted.get(name, 0.0))
 
     def load_textual_inversion(self, path: str | Path, token: str | None = None) -> EmbeddingReport:
-        """diffusers' name for `load_embedding`."""
+        """Loads an embedding, under diffusers' name for `load_embedding`."""
         return self.load_embedding(path, token)
 
     def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
-        """Takes out the embeddings of these words, or all of them, and leaves the LoRAs."""
+        """Unloads the embeddings of these words, or all of them; the LoRAs stay loaded."""
         words = list(self.adapters.tokenizer.added) if tokens is None else tokens
         for word in [words] if isinstance(words, str) else words:
             self.unload(word)

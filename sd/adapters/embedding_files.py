@@ -23,12 +23,14 @@ from sd.utils.files import replacing
 from sd.utils.images import open_image
 
 PNG_KEY = "sd-ti-embedding"
-MAX_HIDDEN_BYTES = 1 << 24  # bytes of a picture's margins, and of what they unpack to
+MAX_HIDDEN_BYTES = 1 << 24  # bytes of an image's margins, and of their unpacked content
 
 
 @dataclass
 class EmbeddingFile:
-    """vectors: (n, D) fp32 by word. about: what the file says of its making, in words. warnings: in sentences."""
+    """The content of an embedding file.
+
+    vectors: (n, D) fp32 by word. about: the metadata on its training, as text. warnings: sentences."""
 
     format: str
     vectors: dict[str, Tensor]
@@ -38,7 +40,7 @@ class EmbeddingFile:
 
 @reads_file
 def read_embeddings(path: str | Path, width: int) -> EmbeddingFile:
-    """Reads a file of any format for a text encoder of this width. Where no word is in the file its name is the word.
+    """Reads a file of any format for a text encoder of this width. A file without a word is named by its file name.
 
     Raises UserError where it is unreadable, no embedding, for another model, or not finite.
     """
@@ -108,7 +110,7 @@ def is_rows(tensor: Tensor) -> bool:
 
 
 def tensors_in(value) -> dict[str, Tensor]:
-    """The tensors of a dict, or of a pickled ParameterDict: its attributes, and `_parameters` among them."""
+    """Returns the tensors of a dict, or of a pickled ParameterDict: its attributes and its `_parameters`."""
     if isinstance(value, InertObject):
         state = value.state if isinstance(value.state, dict) else {}
         value = {**value, **state, **tensors_in(state.get("_parameters"))}
@@ -124,7 +126,7 @@ def is_image(path: Path) -> bool:
 
 
 def read_image_embedding(path: Path) -> tuple[dict, dict[str, str]]:
-    """The webui's pictures of embeddings: JSON in a text chunk, or else in the low bits of the picture's margins."""
+    """Read the webui's image format of embeddings: JSON in a text chunk, or in the low bits of the image's margins."""
     image = open_image(path)
     try:
         chunk = image.info.get(PNG_KEY)
@@ -133,7 +135,9 @@ def read_image_embedding(path: Path) -> tuple[dict, dict[str, str]]:
         if not isinstance(content, dict):
             raise ValueError("no table")
     except (ValueError, TypeError, RecursionError, binascii.Error, zlib.error) as error:
-        raise UserError(f"{path} is a picture without an embedding in it, or a damaged one.") from error
+        raise UserError(
+            f"{path} is an image without an embedding, or a damaged one; download the file again."
+        ) from error
     return content, {}
 
 
@@ -142,10 +146,10 @@ def as_tensor(table: dict):
 
 
 def read_margins(image: Image.Image) -> bytes:
-    """What the webui hid left and right of a picture, behind a black column each: low and high halves of bytes.
+    """Return the bytes that the webui stores in an image's margins, beyond a black column on the left and the right.
 
-    Each half is the low four bits of a pixel's channel, xor a fixed sequence of pseudo-random numbers. The bytes are
-    deflated JSON, with a rest after it.
+    The left margin has the low halves of the bytes, the right one the high halves: the low four bits of each channel,
+    xor a fixed sequence of pseudo-random numbers. The bytes are deflated JSON, with padding after it.
     """
     pixels = np.asarray(image.convert("RGB")) & 15  # (H, W, 3)
     (black,) = np.nonzero(pixels.sum(axis=(0, 2)) == 0)
@@ -170,7 +174,7 @@ def save_embedding(
     model_name: str | None = None,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """vectors: (n, D). A .safetensors has one key, the token, and is read by every program; a .pt is the webui's.
+    """Saves vectors (n, D). A .safetensors has one key, the token, and every program reads it; a .pt is the webui's.
 
     metadata: more of it, as text, which a .pt has no place for. Raises UserError for any other ending, or
     where the place is not writable.

@@ -1,4 +1,4 @@
-"""Adapters as patches: a layer keeps its weight W and gains a change of it, ΔW, that can be taken out again.
+"""Adapters as patches: a layer keeps its weight W and gets a change of it, ΔW, that can be removed again.
 
 A patched layer is the same object as before, of a class that adds the change; its `weight` and `bias` are not touched.
 So `eject` undoes `inject` without a trace: same bits, same keys, same `repr`.
@@ -16,7 +16,7 @@ from sd.utils.errors import UserError
 
 
 class Patched(LayerPatch, nn.Module):
-    """Beside a layer's own class: its output plus what its deltas add. `through` is the layer with other weights."""
+    """Base of patched layers: the output plus that of the deltas. `through` is the layer with other weights."""
 
     STATE = ("deltas",)
     deltas: nn.ModuleList
@@ -59,23 +59,23 @@ PATCHED = {
 
 
 def patchable_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Path to layer, for every layer that an adapter can change."""
+    """Returns the layers that an adapter can change, by path."""
     return {path: layer for path, layer in network.named_modules() if plain_class(layer) in PATCHED}
 
 
 def patched_layers(network: nn.Module) -> dict[str, Patched]:
-    """Path to layer, for every layer that an adapter changes."""
+    """Returns the layers that an adapter changes, by path."""
     return {path: layer for path, layer in network.named_modules() if isinstance(layer, Patched)}
 
 
 def deltas_of(network: nn.Module, name: str) -> dict[str, WeightDelta]:
-    """Path to delta, of one adapter."""
+    """Returns the deltas of one adapter, by path."""
     layers = patched_layers(network).items()
     return {path: delta for path, layer in layers for delta in layer.deltas if delta.name == name}
 
 
 def adapter_names(network: nn.Module) -> list[str]:
-    """The adapters of a network, in the order in which they were injected."""
+    """Returns the names of a network's adapters, in the order of their injection."""
     return list(dict.fromkeys(delta.name for layer in patched_layers(network).values() for delta in layer.deltas))
 
 
@@ -86,7 +86,7 @@ def patch_layer(layer: nn.Module, deltas: nn.ModuleList) -> None:
 
 
 def unpatch_layer(layer: nn.Module) -> None:
-    """Makes a layer a plain one again."""
+    """Removes all deltas from a layer, which becomes a plain one again."""
     remove_patch(layer, PATCHED[plain_class(layer)])
 
 
@@ -146,7 +146,7 @@ def merge_adapters(network: nn.Module) -> Originals:
 
 
 def unmerge_adapters(network: nn.Module, originals: Originals) -> None:
-    """Puts back what `merge_adapters` replaced: the very same parameters, and their deltas."""
+    """Restores the parameters that `merge_adapters` replaced, and their deltas."""
     for path, (weight, bias, deltas) in originals.items():
         layer = network.get_submodule(path)
         patch_layer(layer, deltas)

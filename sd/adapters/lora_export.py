@@ -64,7 +64,7 @@ def is_mixed(part: Part) -> bool:
 
 
 def shaped_fields(delta: WeightDelta, layer: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a delta; those of a LoRA have the layer's own number of dimensions."""
+    """Returns the tensors of a delta; those of a LoRA have the layer's own number of dimensions."""
     fields = delta.fields()
     if "lora_up" in fields and "lora_mid" not in fields:
         shape = layer.weight.shape
@@ -110,7 +110,7 @@ def kohya_metadata(parts: dict[str, Part]) -> dict[str, str]:
 
 
 def tensors_hash(path: Path) -> str:
-    """The SHA-256 of a .safetensors file without its header, by which the webui identifies a LoRA."""
+    """Returns the SHA-256 of a .safetensors file without its header, by which the webui identifies a LoRA."""
     with open(path, "rb") as file:
         file.seek(int.from_bytes(file.read(8), "little"), 1)
         return hashlib.sha256(file.read()).hexdigest()

@@ -94,7 +94,10 @@ def read_named_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def without_adapter_name(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`lora_A.dog.weight` as `lora_A.weight`. Raises UserError where there are several such names."""
+    """Returns a key without an adapter's name: `lora_A.dog.weight` becomes `lora_A.weight`.
+
+    Raises UserError where there are several such names.
+    """
     names = dict.fromkeys(found["name"] for key in tensors if (found := ADAPTER_NAME.search(key)))
     if len(names) > 1:
         raise UserError(f"{path} holds {len(names)} LoRAs, {', '.join(names)}: save each to a file of its own.")

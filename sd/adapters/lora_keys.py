@@ -48,7 +48,7 @@ FIELDS = [  # how a key ends, and the field that it is; None for its own name
     (r"\.b_norm", "diff_b"),
     (r"\.(oft_blocks|oft_diag|rescale|on_input)", None),
     (r"\.([ab][12])\.weight", None),
-    (r"\.weight", "ia3"),  # where `on_input` stands beside it
+    (r"\.weight", "ia3"),  # together with `on_input`
 ]
 # cloneofsimo's targets are classes of diffusers; their layers by our own names for them.
 TARGET_LAYERS = {
@@ -66,8 +66,9 @@ Layers = dict[str, dict[str, nn.Module]]  # "unet" or "clip" -> path -> layer
 
 @dataclass
 class LoraFile:
-    """deltas: "unet" or "clip" -> path -> delta. total: how many layers the file names. unmatched: key -> why not.
+    """The layers that a file changes.
 
+    deltas: "unet" or "clip" -> path -> delta. total: how many layers the file names. unmatched: key -> why not.
     scale: where the scale came from, in words. embeddings: vectors by token, where some came along.
     """
 
@@ -237,7 +238,7 @@ def build_layer_delta(
 
 @lru_cache(maxsize=1024)
 def delta_shape(fields: tuple[tuple[str, torch.Size], ...], weight: torch.Size) -> torch.Size | None:
-    """The shape of the ΔW that fields of these shapes make, found without numbers; None where they do not agree."""
+    """Returns the shape of the ΔW of fields of these shapes; None where they do not agree."""
     delta = build_delta({field: torch.empty(shape, device="meta") for field, shape in fields})
     try:
         return delta.delta(torch.empty(weight, device="meta")).shape
@@ -246,7 +247,7 @@ def delta_shape(fields: tuple[tuple[str, torch.Size], ...], weight: torch.Size) 
 
 
 def config_scale(config: dict, module: str, rank: int | None) -> float:
-    """alpha / r as PEFT's settings have it for a layer; r is the tensors' own where they have one."""
+    """Returns alpha / r of a layer from PEFT's config; r is that of the tensors where they have one."""
 
     def lookup(patterns: dict | None, otherwise):
         return next((v for name, v in (patterns or {}).items() if f".{module}".endswith(f".{name}")), otherwise)

@@ -20,7 +20,7 @@ SHOWN = 8  # unmatched keys in the printed report; the report object has them al
 
 @dataclass
 class LoraReport:
-    """What loading did. matched and total count layers; unmatched: key -> why not; scale: its origin, in words.
+    """The result of loading. matched and total count layers; unmatched: key -> why not; scale: its origin, in words.
 
     strengths and sizes are by network, "unet" and "clip"; a size is |ΔW| / |W| over the matched layers, at strength 1.
     embeddings: vectors (n, D) by token that came along in the file; words: those of them that are loaded.
@@ -42,7 +42,7 @@ class LoraReport:
 
     @property
     def notes(self) -> list[str]:
-        """The warnings as whole sentences."""
+        """Returns the warnings as whole sentences."""
         return [f"the LoRA {self.name}: {warning}." for warning in self.warnings]
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ def is_finite(delta: WeightDelta) -> bool:
 
 @torch.no_grad()
 def relative_size(network: nn.Module, deltas: dict[str, WeightDelta]) -> float:
-    """|ΔW| / |W| over the patched layers, at strength 1."""
+    """Returns |ΔW| / |W| over the patched layers, at strength 1."""
     change = weight = 0.0
     for path, delta in deltas.items():
         own = network.get_submodule(path).weight
@@ -150,7 +150,7 @@ def describe_delta(delta: WeightDelta) -> str:
 
 
 def loaded_adapters(unet: nn.Module, clip: nn.Module) -> list[str]:
-    """The names of the adapters that are in either network."""
+    """Returns the names of the adapters in either network."""
     return list(dict.fromkeys(adapter_names(unet) + adapter_names(clip)))
 
 

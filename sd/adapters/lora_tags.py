@@ -1,4 +1,4 @@
-"""`<lora:name:0.8>` in a prompt, as AUTOMATIC1111's webui has it.
+"""Tags such as `<lora:name:0.8>` in a prompt, as in AUTOMATIC1111's webui.
 
 <lora:name>            at strength 1
 <lora:name:0.8>        at 0.8 in both networks
@@ -28,7 +28,7 @@ class Tag(NamedTuple):
 
 
 class Tags(NamedTuple):
-    """text: the prompt without its tags. notes: what of them is not honored, in sentences."""
+    """A prompt split from its tags. text: the prompt without them. notes: sentences on what is not honored."""
 
     text: str
     tags: list[Tag]
@@ -36,7 +36,7 @@ class Tags(NamedTuple):
 
 
 def split_tags(prompt: str) -> Tags:
-    """Takes the tags out of a prompt. Raises UserError where one is not closed, or its strength is no number."""
+    """Splits a prompt from its tags. Raises UserError where one is not closed, or its strength is no number."""
     tags, notes = [], []
     for found in TAG.finditer(prompt):
         if found[1].lower() in LORA:
@@ -52,7 +52,7 @@ def split_tags(prompt: str) -> Tags:
 
 
 def read_tag(found: re.Match) -> tuple[Tag, list[str]]:
-    """The tag, and those of its arguments that are unknown."""
+    """Returns the tag, and its unknown arguments."""
     name, *arguments = found[2].split(":")
     values: dict[str, float] = {}
     unknown = []

@@ -15,7 +15,7 @@ from sd.utils.errors import UserError
 
 
 class Adapters:
-    """What is loaded into these networks. models: where the LoRAs and embeddings lie that a prompt may name."""
+    """The adapters that are loaded into these networks. models: the LoRAs and embeddings that a prompt may name."""
 
     def __init__(self, tokenizer: Tokenizer, clip: CLIPTextModel, unet: UNetModel, models: Models | None = None):
         self.tokenizer, self.clip, self.unet = tokenizer, clip, unet
@@ -28,7 +28,7 @@ class Adapters:
     def load_lora(
         self, path: str | Path, strength: float = 1.0, text_strength: float | None = None, name: str | None = None
     ) -> LoraReport:
-        """See `lora_files.load_lora`: any format, into both networks, with a report to print. `path` may be a name."""
+        """Loads a LoRA of any format by its path or name into both networks, see `lora_loader.load_lora`."""
         path = locate("LoRA", path, self.models)
         name = path.stem if name is None else name
         if name in self.names():
@@ -38,7 +38,7 @@ class Adapters:
         return report
 
     def load_bundled(self, report: LoraReport) -> None:
-        """The embeddings that came along with a LoRA; one that cannot be used is a warning."""
+        """Loads the embeddings in a LoRA's file; one that cannot be used becomes a warning."""
         width = self.clip.embeddings.token_embedding.embedding_dim
         for word, vectors in report.embeddings.items():
             rows = vectors.reshape(-1, vectors.shape[-1])
@@ -54,21 +54,21 @@ class Adapters:
             self.bundled[report.name] = report.words
 
     def load_embedding(self, path: str | Path, token: str | None = None) -> EmbeddingReport:
-        """See `textual_inversion.load_embedding`: any format, as a new word of the text encoder. Or give its name."""
+        """Loads an embedding by its path or name as a new word, see `textual_inversion.load_embedding`."""
         return textual_inversion.load_embedding(
             self.tokenizer, self.clip, locate("embedding", path, self.models), token
         )
 
     def loras(self) -> list[str]:
-        """The LoRAs that are loaded, those that are fused first."""
+        """Returns the names of the loaded LoRAs, the fused ones first."""
         return list(dict.fromkeys([*self.fused, *lora_files.loaded_adapters(self.unet, self.clip)]))
 
     def names(self) -> list[str]:
-        """LoRAs by name, then embeddings by word."""
+        """Returns the names of the LoRAs, then the words of the embeddings."""
         return [*self.loras(), *self.tokenizer.added]
 
     def unload(self, name: str | None = None) -> None:
-        """Takes one out, or everything; the networks are then bit for bit as before. UserError for an unknown name."""
+        """Unloads one adapter, or all, and restores the networks' bits. Raises UserError for an unknown name."""
         if name is not None and name not in self.names():
             raise UserError(f"no adapter named {name} is loaded: loaded are {', '.join(self.names()) or 'none'}.")
         if name is None or name in self.fused:
@@ -92,7 +92,7 @@ class Adapters:
         self.fused = dict.fromkeys(names, kept)
 
     def unfuse(self) -> None:
-        """The weights as they were before `fuse`, bit for bit, and the LoRAs in layers of their own again."""
+        """Restores the weights before `fuse`, bit for bit; the LoRAs are deltas again."""
         if not self.fused:
             return
         kept = next(iter(self.fused.values()))
@@ -104,7 +104,7 @@ class Adapters:
         self.fused = {}
 
     def check_saving(self) -> None:
-        """Raises UserError where something is loaded that the weights of a checkpoint do not hold."""
+        """Raises UserError where an adapter is loaded that a checkpoint cannot contain."""
         if beside := lora_files.loaded_adapters(self.unet, self.clip):
             raise UserError(
                 f"the LoRA {beside[0]} is loaded beside the weights, and a checkpoint holds weights only: call "

@@ -1,4 +1,4 @@
-"""Textual inversion: rows added to the text encoder's embedding table, and removed again without a trace.
+"""Textual inversion: rows added to the text encoder's embedding table, and removed again.
 
 Gal et al. 2022, "An Image is Worth One Word". The table itself is not touched: the new rows are parameters of their
 own, and only they are trained.
@@ -52,7 +52,7 @@ def inject(tokenizer: Tokenizer, clip: CLIPTextModel, token: str, vectors: Tenso
 
 
 def rows_of(tokenizer: Tokenizer, clip: CLIPTextModel, token: str) -> nn.Parameter:
-    """The vectors of a word that `inject` made, (n, D)."""
+    """Returns the vectors of a word that `inject` added, (n, D)."""
     if token not in tokenizer.added:
         words = ", ".join(tokenizer.added) or "none"
         raise UserError(f"no embedding named {token} is loaded: loaded are {words}.")
@@ -72,7 +72,10 @@ def eject(tokenizer: Tokenizer, clip: CLIPTextModel, token: str) -> Tensor:
 
 @dataclass
 class EmbeddingReport:
-    """vectors: how many, by word. length: their mean norm over that of the vocabulary's, by word."""
+    """The result of loading.
+
+    vectors: their number, by word. length: their mean norm over that of the vocabulary's, by word.
+    """
 
     path: Path
     format: str
@@ -83,7 +86,7 @@ class EmbeddingReport:
 
     @property
     def notes(self) -> list[str]:
-        """The warnings as whole sentences."""
+        """Returns the warnings as whole sentences."""
         return [f"the embedding {' and '.join(self.vectors)}: {warning}." for warning in self.warnings]
 
     def __str__(self) -> str:
@@ -129,5 +132,8 @@ def load_embedding(
         vectors={word: len(rows) for word, rows in vectors.items()},
         lengths={word: rows.norm(dim=1).mean().item() / usual for word, rows in vectors.items()},
         about=file.about,
-        warnings=[*file.warnings, *(f"{word} stands for it now, and no longer for the usual word" for word in words)],
+        warnings=[
+            *file.warnings,
+            *(f"{word} now has the embedding's meaning instead of its usual one" for word in words),
+        ],
     )

@@ -37,25 +37,25 @@ class WeightDelta(nn.Module):
         return None if self.rank is None else self.scale * self.rank
 
     def scale_for(self, alpha: float | None) -> float:
-        """The scale that a file means by its alpha, if it has one."""
+        """Returns the scale that a file's alpha means, if it has one."""
         return alpha / self.rank if alpha is not None and self.rank else 1.0
 
     def fields(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     def delta(self, weight: Tensor) -> Tensor:
-        """ΔW at strength 1, fp32, of the shape of `weight`, the layer's own."""
+        """Returns ΔW at strength 1, in fp32, of the shape of `weight`, the layer's own."""
         raise NotImplementedError
 
     def delta_bias(self) -> Tensor | None:
         return self.diff_b
 
     def norm(self, weight: Tensor) -> float:
-        """|ΔW| at strength 1, in the Frobenius norm."""
+        """Returns |ΔW| at strength 1, in the Frobenius norm."""
         return self.delta(weight).norm().item()
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """What the change adds to the layer's output for x; computed in x's dtype."""
+        """Returns the addition to the layer's output for x, computed in x's dtype."""
         return layer.through(x, (self.strength * self.delta(layer.weight)).to(x.dtype), self.bias_for(x))
 
     def bias_for(self, x: Tensor) -> Tensor | None:
@@ -73,7 +73,7 @@ class LoRA(WeightDelta):
 
     @classmethod
     def initialize(cls, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator) -> "LoRA":
-        """A new one that changes nothing yet. down ~ U(±1/sqrt(fan in)), as in kohya's and Hu et al.'s code."""
+        """Returns a new delta that is zero. down ~ U(±1/sqrt(fan in)), as in kohya's and Hu et al.'s code."""
         shape = layer.weight.shape
         bound = 1 / math.sqrt(shape[1:].numel())
         down = (torch.rand(rank, *shape[1:], generator=generator) * 2 - 1) * bound
@@ -150,7 +150,7 @@ class LoKr(WeightDelta):
 
 
 def multiply_factors(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
-    """a @ b, (out, r) by (r, ...); or the Tucker product of a (r, out), core (r, r, k, k) and b (r, in)."""
+    """Returns a @ b, (out, r) by (r, ...); or the Tucker product of a (r, out), core (r, r, k, k) and b (r, in)."""
     if core is None:
         return a @ b.flatten(1)
     return torch.einsum("pq..., po, qi -> oi...", core, a, b).contiguous()  # `kron` takes nothing else

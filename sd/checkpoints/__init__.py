@@ -1,1 +1,1 @@
-"""Weights in and out of files: .ckpt, .safetensors and diffusers folders, found by name or downloaded."""
+"""Loading and saving of weights: .ckpt, .safetensors and diffusers folders, found by name or downloaded."""

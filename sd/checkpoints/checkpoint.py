@@ -177,7 +177,7 @@ def warn_unknown_keys(checkpoint: Checkpoint, unknown: list[str]) -> None:
 
 
 def belongs_to(part: str, key: str) -> bool:
-    """Whether a key may belong to that network. All may to the U-Net: one layer more is another network."""
+    """Returns whether a key may belong to that network. All may to the U-Net: one layer more is another network."""
     return part not in PART_ROOTS or key.removeprefix("text_model.").startswith(PART_ROOTS[part])
 
 

@@ -60,7 +60,7 @@ def fill_defaults(config: dict | str, source: object) -> dict:
         raise
     except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{source}: its sd_sizes are malformed ({error}); save the file again.") from error
-    return check_bounds(json.loads(json.dumps(full)), source)  # tuples to lists: equal to what a file gives back
+    return check_bounds(json.loads(json.dumps(full)), source)  # tuples become lists, as in a loaded file
 
 
 def check_bounds(config: dict, source: object) -> dict:
@@ -119,7 +119,7 @@ def infer_vae_config(state: dict[str, Tensor]) -> dict:
 
 
 def infer_diffusers_vae_config(state: dict[str, Tensor]) -> dict:
-    """As `infer_vae_config`, for a VAE under diffusers' names."""
+    """Returns the result of `infer_vae_config` for a VAE under diffusers' names."""
     width = state["encoder.conv_in.weight"].shape[0]
     levels = range(max(block_numbers(r"encoder\.down_blocks\.(\d+)\.", state)) + 1)
     return {

@@ -87,7 +87,7 @@ class Models:
         wanted = text.replace("\\", "/")
         if (wanted == "" and not digits) or re.search(r"\0|^/|(^|/)\.{1,2}(/|$)", wanted):
             raise UserError(f"that is not the name of a {kind}: give its file's name without folder and ending.")
-        for one in self.match_spelling(kind, wanted):
+        for one in self.match_name(kind, wanted):
             if one.is_of(kind):
                 return one.path
         found = self.find_alias(kind, wanted) or self.find_hash(kind, digits or wanted)
@@ -142,18 +142,18 @@ class Models:
         named: dict[str, Path] = {}
         for one in self.files(kind):
             if one.is_of(kind):
-                free = [name for name in one.spellings if name not in named]
+                free = [name for name in one.possible_names if name not in named]
                 named |= dict.fromkeys(free[:1], one.path)
         return named
 
-    def match_spelling(self, kind: str, wanted: str) -> list["Candidate"]:
+    def match_name(self, kind: str, wanted: str) -> list["Candidate"]:
         """Returns the candidates for a name, the best first: exact case before any case, the name before the folder."""
         ranked = []
         for one in self.files(kind):
             ranks = [
-                (spelling != wanted, rank)
-                for rank, spelling in enumerate(one.spellings)
-                if spelling.lower() == wanted.lower()
+                (alias != wanted, rank)
+                for rank, alias in enumerate(one.possible_names)
+                if alias.lower() == wanted.lower()
             ]
             ranked += [(min(ranks), one)] if ranks else []
         return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
@@ -175,7 +175,7 @@ class Models:
         """Returns the message for a name that is not found, with similar names."""
         shown = name[:LONGEST]
         for other in self.folders:
-            for one in self.match_spelling(other, name.replace("\\", "/")):
+            for one in self.match_name(other, name.replace("\\", "/")):
                 if (content := content_of(one.path)).kind not in ("", kind):
                     instead = INSTEAD[content.kind].replace("NAME", one.path.stem)
                     return f"{shown} is {content.what}, not {with_article(kind)}: {instead}."
@@ -194,8 +194,8 @@ class Candidate:
     is_own: bool
 
     @cached_property
-    def spellings(self) -> list[str]:
-        """All names that it may have, the shortest first."""
+    def possible_names(self) -> list[str]:
+        """Returns all names that it may have, the shortest first."""
         short, inside = self.path.name, self.path.relative_to(self.folder).as_posix()
         ending = 0 if self.path.is_dir() else len(self.path.suffix)
         return list(dict.fromkeys(name[: len(name) - cut] for cut in (ending, 0) for name in (short, inside)))

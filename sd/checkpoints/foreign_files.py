@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: what reading one may cost, and one kind of error for whatever is wrong with it.
+"""Untrusted files: limits on the cost of reading one, and one kind of error for every defect.
 
 Every reader of such a file, whatever its format, does two things. It runs inside `reading(path)`, or is decorated with
 `reads_file`, so that anything that goes wrong is one sentence. And it spends from a `Budget` before it allocates, so
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sd.utils.errors import NO_MEMORY, UserError, is_out_of_memory, refusal
+from sd.utils.errors import NO_MEMORY, UserError, is_out_of_memory, os_error_message
 
 COPIES = 4  # what copies of a file's parts may take, unpacked ones included, as a multiple of its size on disk
 COPIES_OF_ANY = 1 << 24  # bytes that any file may take besides
@@ -28,7 +28,7 @@ class Budget:
         self.path, self.left = path, min(COPIES * size + COPIES_OF_ANY, MOST_COPIES)
 
     def spend(self, size: int) -> None:
-        """Subtracts `size` bytes, before they are allocated. Raises UserError where they are not left."""
+        """Subtracts `size` bytes, before they are allocated. Raises UserError where the budget is exceeded."""
         self.left -= size
         if self.left < 0:
             raise UserError(
@@ -38,15 +38,15 @@ class Budget:
 
 
 @contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Turns whatever goes wrong while a file is read into a UserError of one sentence that names the file."""
+def convert_errors(path: str | Path) -> Iterator[None]:
+    """Turns every error of reading a file into a UserError of one sentence that names the file."""
     try:
         yield
     except UserError:
         raise
     except OSError as error:
         error.filename = error.filename or os.fspath(path)
-        raise UserError(refusal(error)) from error
+        raise UserError(os_error_message(error)) from error
     except Exception as error:  # a damaged file raises nearly anything
         if is_out_of_memory(error):
             raise UserError(f"{path} cannot be read: {NO_MEMORY}") from error
@@ -55,18 +55,18 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def reads_file(read: Callable) -> Callable:
-    """Decorates a function whose first parameter is the path of a file or folder: its body runs inside `reading`."""
+    """Decorates a function whose first parameter is the path of a file or folder: it runs inside `convert_errors`."""
 
     @functools.wraps(read)
     def wrapped(path, *args, **kwargs):
-        with reading(path):
+        with convert_errors(path):
             return read(path, *args, **kwargs)
 
     return wrapped
 
 
 def read_json_file(path: Path) -> dict:
-    """A JSON file's object. Raises UserError where the file is missing, too large, or holds anything else."""
+    """Returns a JSON file's object. Raises UserError where the file is missing, too large, or holds anything else."""
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise UserError(f"{path} is too large for a configuration: download it again.")
@@ -74,11 +74,11 @@ def read_json_file(path: Path) -> dict:
     except FileNotFoundError as error:
         raise UserError(f"file not found: {path}; download the whole folder again.") from error
     except OSError as error:
-        raise UserError(refusal(error)) from error
+        raise UserError(os_error_message(error)) from error
 
 
 def parse_json_object(text: str | bytes, path: Path) -> dict:
-    """The object that a JSON text holds; Infinity and NaN, which JSON has not and Python reads, become None.
+    """Returns the object in a JSON text; Infinity and NaN, which Python accepts and JSON does not, become None.
 
     path: the file that it stands in, for the message. Raises UserError where it holds anything else.
     """

@@ -69,7 +69,7 @@ def torch_file(content: Any, file: MappedFile) -> WeightFile:
 
 
 def encodable(text: str) -> str:
-    """The text without half characters (lone surrogates), which no file can be written with."""
+    """Returns the text without lone surrogates, which cannot be encoded in a file."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

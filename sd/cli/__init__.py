@@ -1,1 +1,1 @@
-"""What the scripts share: flags, running, and work in several processes."""
+"""Shared code of the scripts: flags, running, and work in several processes."""

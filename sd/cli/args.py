@@ -21,13 +21,13 @@ from sd.utils.errors import UserError
 
 
 def generation_parser(description: str, mode: str = "text", defaults: Mapping[str, Any] | None = None) -> "FlagGroups":
-    """Returns the flags of a generating script, in groups; CompVis' spellings are accepted beside ours.
+    """Returns the flags of a generating script, in groups; CompVis' names of flags are accepted as aliases.
 
     mode: "text" for txt2img, "image" for img2img and inpainting. defaults: where they differ from the table's.
     """
     flags = FlagGroups(argparse.ArgumentParser(description=description))
     add_prompt_flags(flags)
-    without_default = {"prompt": None}  # so that an empty --prompt is told from none
+    without_default = {"prompt": None}  # distinguishes an empty --prompt from a missing one
     add_options(flags, [row for row in OPTIONS if row.mode in ("", mode)], without_default | dict(defaults or {}))
     add = flags.add
     add("sampling", "--plms", dest="sampler", action="store_const", const="plms", help="same as --sampler plms")
@@ -52,7 +52,7 @@ def generation_parser(description: str, mode: str = "text", defaults: Mapping[st
 
 
 class FlagGroups:
-    """A parser whose flags stand in titled groups; the help of each flag ends with its default."""
+    """A parser with titled groups of flags; the help of each flag ends with its default."""
 
     def __init__(self, parser: argparse.ArgumentParser):
         self.parser = parser
@@ -63,7 +63,7 @@ class FlagGroups:
 
 
 def with_default(help: str, default: object, default_help: str = "") -> str:
-    """Returns a flag's help text with its default, or with what stands for one, at the end."""
+    """Returns a flag's help text with its default, or the description of the default, at the end."""
     if default_help:
         return f"{help} (default: {default_help})"
     if isinstance(default, bool) or default in (None, "", []):

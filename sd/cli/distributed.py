@@ -30,7 +30,7 @@ from sd.utils.files import next_number
 
 @contextmanager
 def worker_context() -> Iterator[None]:
-    """Within the context, a rank has its own GPU and its share of the cores; all but rank 0 print errors only."""
+    """Gives a rank, within the context, its own GPU and its share of the cores; all but rank 0 print errors only."""
     rank, count = rank_and_world_size()
     if count == 1:
         yield

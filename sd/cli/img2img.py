@@ -1,4 +1,4 @@
-"""What img2img.py and inpaint.py share once their images are open."""
+"""Shared code of img2img.py and inpaint.py, after their images are open."""
 
 import argparse
 

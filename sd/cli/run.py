@@ -1,4 +1,4 @@
-"""What the generating scripts do with their settings: expand prompts, generate, save, report."""
+"""The main part of the generating scripts: expand prompts, generate, save, report."""
 
 import argparse
 import time

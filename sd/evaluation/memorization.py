@@ -9,7 +9,7 @@ their colors. It tolerates noise, blur, changes of brightness, mirroring, and a 
 
 A generated image counts as a copy from a similarity of 0.95 on. Measured: an image that is blurred, made noisy,
 brighter or paler, or moved by 6 % has 0.95 to 1 with itself; different photographs of one backpack or one dog have at
-most 0.82, most pairs below 0.5; different drawings of one cartoon figure, or the two most alike of 60 emoji, reach
+most 0.82, most pairs below 0.5; different images of one cartoon figure, or the two most alike of 60 emoji, reach
 0.95.
 """
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sd.utils.images import fit, to_tensor
+from sd.utils.images import resize_and_crop, to_tensor
 
 THUMBNAIL, WINDOW = 32, 24  # pixels, in height and in width
 COPY_THRESHOLD = 0.95
@@ -38,7 +38,7 @@ def pixel_similarity(generated: Iterable[Image.Image], references: Iterable[Imag
 
 def thumbnails(images: Iterable[Image.Image]) -> Tensor:
     """Return the largest square in the middle of each image, as training crops it, reduced: (B, 3, 32, 32)."""
-    return torch.cat([to_tensor(fit(image, THUMBNAIL, THUMBNAIL)) for image in images])
+    return torch.cat([to_tensor(resize_and_crop(image, THUMBNAIL, THUMBNAIL)) for image in images])
 
 
 def standardize(x: Tensor) -> Tensor:

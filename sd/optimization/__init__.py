@@ -1,1 +1,1 @@
-"""Patches for speed and memory, each by name, on and off."""
+"""Patches for speed and memory, which are enabled and disabled by name."""

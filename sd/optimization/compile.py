@@ -59,7 +59,7 @@ class Compiled:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message that is not empty, or the error's type."""
+    """Returns the first line of an error's message that is not empty, or the error's type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -58,5 +58,5 @@ class StepCached:
 
 
 def expand_dims_like(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, 1, 1) in the dtype of `like`."""
+    """Reshapes (B,) to (B, 1, 1, 1) in the dtype of `like`."""
     return values.to(like.dtype).view(-1, 1, 1, 1)

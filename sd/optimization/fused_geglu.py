@@ -7,7 +7,7 @@ widest tensor of the U-Net, (B, N, 8 D), is never materialized.
 import torch
 from torch import Tensor, nn
 
-from sd.optimization.kernels import LINEAR, LINEAR_BINARY, kernel, onednn_obstacle, trial_obstacle
+from sd.optimization.kernels import LINEAR, LINEAR_BINARY, find_kernel, onednn_obstacle, trial_obstacle
 from sd.optimization.patching import LayerPatch, apply_patch, is_plain, plain_layers, remove_patches
 from sd.unet import GEGLU
 
@@ -31,8 +31,8 @@ def fused_geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     value, gate = weight.chunk(2)  # (4 D, D) each
     value_bias, gate_bias = bias.chunk(2)
     # "none": the exact GELU, not its approximation by tanh.
-    activated = kernel(LINEAR)(x, gate, gate_bias, "gelu", [], "none")  # (B, N, 4 D)
-    return kernel(LINEAR_BINARY)(x, activated, value, value_bias, "mul")
+    activated = find_kernel(LINEAR)(x, gate, gate_bias, "gelu", [], "none")  # (B, N, 4 D)
+    return find_kernel(LINEAR_BINARY)(x, activated, value, value_bias, "mul")
 
 
 def fuse_geglu(network: nn.Module) -> None:
@@ -54,5 +54,5 @@ def try_kernels(dtype: torch.dtype) -> None:
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the patch does not work here; empty where it does."""
+    """Returns why the patch does not work here; empty where it does."""
     return onednn_obstacle(device, dtype) or trial_obstacle(try_kernels, dtype)

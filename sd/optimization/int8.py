@@ -19,7 +19,7 @@ from sd.optimization.kernels import (
     FLOATS,
     PACK_BYTES_CONVOLUTION,
     PACK_BYTES_LINEAR,
-    kernel,
+    find_kernel,
     needs_floats,
     trial_obstacle,
 )
@@ -51,7 +51,7 @@ def quantize(x: Tensor) -> tuple[Tensor, float, int]:
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(O, ...) to (int8 of that shape, (O,) scales)."""
+    """Quantizes (O, ...) to (int8 of that shape, (O,) scales)."""
     weight = weight.detach().float()
     scales = weight.flatten(1).abs().amax(dim=1).clamp(min=1e-20) / 127
     return (weight / scales.view(-1, *[1] * (weight.dim() - 1))).round().to(torch.int8), scales
@@ -70,12 +70,12 @@ class Int8Matrix:
         """weight: (out, in). bias: (out,)."""
         rows, scales = quantize_rows(weight)
         bias = None if bias is None else bias.detach().float()
-        return cls(kernel(PACK_BYTES_LINEAR)(rows, None), scales, bias)
+        return cls(find_kernel(PACK_BYTES_LINEAR)(rows, None), scales, bias)
 
     def multiply(self, x: Tensor, scale: float, zero: int, dtype: torch.dtype, activation: str = "none") -> Tensor:
         """x, scale, zero: as `quantize` returns them. activation: "gelu" applies the exact GELU to the sums."""
         weights = (self.packed, self.scales, torch.zeros_like(self.scales, dtype=torch.int32), self.bias)
-        return kernel(BYTES_LINEAR)(x, scale, zero, *weights, 1.0, 0, dtype, activation, [], "none")
+        return find_kernel(BYTES_LINEAR)(x, scale, zero, *weights, 1.0, 0, dtype, activation, [], "none")
 
 
 class Int8Linear(LayerPatch, nn.Linear):
@@ -136,22 +136,22 @@ class Int8Conv2d(LayerPatch, nn.Conv2d):
         how = self.stride, padding, self.dilation, self.groups
         if self.quantized is None:
             rows, scales = quantize_rows(self.weight)
-            self.quantized = kernel(PACK_BYTES_CONVOLUTION)(rows, scales, ANY, ANY, *how, list(x.shape)), scales
+            self.quantized = find_kernel(PACK_BYTES_CONVOLUTION)(rows, scales, ANY, ANY, *how, list(x.shape)), scales
         packed, scales = self.quantized
         bias = None if self.bias is None else self.bias.float()
         weights = (packed, scales, torch.zeros_like(scales, dtype=torch.int32), bias)
-        return kernel(BYTES_CONVOLUTION)(*quantize(x), *weights, *how, 1.0, 0, x.dtype, "none", [], "none")
+        return find_kernel(BYTES_CONVOLUTION)(*quantize(x), *weights, *how, 1.0, 0, x.dtype, "none", [], "none")
 
 
 def can_multiply(x: Tensor) -> bool:
-    """Whether x is multiplied in bytes: there are no gradients and the CPU has the kernels."""
-    return not torch.is_grad_enabled() and fits(x.device, x.dtype)
+    """Returns whether x is multiplied as int8: there are no gradients and the CPU has the kernels."""
+    return not torch.is_grad_enabled() and is_supported(x.device, x.dtype)
 
 
 def try_kernels(dtype: torch.dtype) -> None:
     """Raises where the operators are missing or compute something else."""
     for names in (PACK_BYTES_LINEAR, BYTES_LINEAR, PACK_BYTES_CONVOLUTION, BYTES_CONVOLUTION):
-        kernel(names)
+        find_kernel(names)
     x = torch.linspace(-1, 1, 16 * 16, dtype=dtype)
     for patch, layer, given in (
         (Int8Linear, nn.Linear(16, 16), x.view(1, 16, 16)),
@@ -165,12 +165,12 @@ def try_kernels(dtype: torch.dtype) -> None:
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the patch does not work here; empty where it does."""
+    """Returns why the patch does not work here; empty where it does."""
     return hardware_obstacle(device, dtype) or trial_obstacle(try_kernels, dtype)
 
 
 def hardware_obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why this device does not multiply bytes; empty where it does."""
+    """Returns why this device does not multiply int8; empty where it does."""
     if device.type != "cpu":
         return "it is for CPUs."
     if dtype not in FLOATS:
@@ -180,8 +180,8 @@ def hardware_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     return "" if cpu_has_vnni() else "this CPU has no instruction that multiplies bytes (VNNI)."
 
 
-def fits(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the patch works on this device, in this dtype."""
+def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns whether the patch works on this device, in this dtype."""
     return not obstacle(device, dtype)
 
 

@@ -25,8 +25,11 @@ BYTES_CONVOLUTION = ("ops.onednn.qconv_pointwise", "ops.onednn.qconv2d_pointwise
 
 
 @cache
-def kernel(names: tuple[str, ...]) -> Callable:
-    """The operator that has the first of these names. Raises AttributeError where this PyTorch has none of them."""
+def find_kernel(names: tuple[str, ...]) -> Callable:
+    """Returns the operator that has the first of these names.
+
+    Raises AttributeError where this PyTorch has none of them.
+    """
     for name in names:
         if (found := find_private(name)) is not None:
             return found
@@ -35,7 +38,7 @@ def kernel(names: tuple[str, ...]) -> Callable:
 
 @cache
 def trial_obstacle(trial: Callable[[torch.dtype], None], dtype: torch.dtype) -> str:
-    """Why a trial of some operators on a small input fails in this version of PyTorch; empty where it succeeds."""
+    """Returns why a trial of some operators on a small input fails with this PyTorch; empty where it succeeds."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # it leaves the caller's random numbers as they are
             trial(dtype)
@@ -49,7 +52,7 @@ def trial_obstacle(trial: Callable[[torch.dtype], None], dtype: torch.dtype) -> 
 
 @cache
 def onednn_obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why oneDNN does not compute in this dtype here, which it does in fp32, and in bf16 where the CPU has it."""
+    """Returns why oneDNN does not compute in this dtype; it does in fp32, and in bf16 where the CPU has it."""
     if device.type != "cpu":
         return "it is for CPUs."
     if not torch.backends.mkldnn.is_available():

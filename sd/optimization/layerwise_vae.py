@@ -47,12 +47,12 @@ class LayerwiseDecoder(LayerPatch, Decoder):
 
 
 def level_layers(level: nn.Module) -> list[nn.Module]:
-    """The residual blocks of a level, then its change of size, where it has one."""
+    """Returns the residual blocks of a level, then its change of size, where it has one."""
     return [*level.block, *(part for name, part in level.named_children() if name != "block")]
 
 
 def silu_in_place(x: Tensor) -> Tensor:
-    """x * sigmoid(x), in place unless a gradient needs x."""
+    """Returns x * sigmoid(x), in place unless a gradient needs x."""
     return F.silu(x, inplace=not x.requires_grad)
 
 

@@ -1,4 +1,4 @@
-"""One mechanism for every patch of a layer: its class is swapped for a subclass, and swapped back without a trace.
+"""One mechanism for every patch of a layer: its class is swapped for a subclass, and restored exactly.
 
 The layer stays the same object with the same parameters, so weights, keys and references to it are not affected. A
 patch is an ordinary subclass of the class that it patches, with `LayerPatch` beside it:
@@ -29,30 +29,30 @@ class LayerPatch:
     GIVES_WAY = False
 
     def restore(self) -> None:
-        """Puts back what the patch changed in the layer beside `STATE`; called before the patch is removed."""
+        """Restores what the patch changed in the layer besides `STATE`; called before the patch is removed."""
 
 
 @cache
-def combine(patches: tuple[type, ...]) -> type:
-    """The class of a layer with these patches, the outermost first."""
+def patched_class(patches: tuple[type, ...]) -> type:
+    """Returns the class of a layer with these patches, the outermost first."""
     if len(patches) == 1:
         return patches[0]
     return type("And".join(patch.__name__ for patch in patches), patches, {"combined": patches})
 
 
 def patches_on(layer: nn.Module) -> tuple[type[LayerPatch], ...]:
-    """The patches of a layer, the outermost first."""
+    """Returns the patches of a layer, the outermost first."""
     kind = type(layer)
     return vars(kind).get("combined", (kind,)) if issubclass(kind, LayerPatch) else ()
 
 
 def plain_class(layer: nn.Module) -> type:
-    """The layer's class without its patches."""
+    """Returns the layer's class without its patches."""
     return next(kind for kind in type(layer).__mro__ if not issubclass(kind, LayerPatch))
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer has no patch: its output is what its class computes from its parameters."""
+    """Returns whether a layer has no patch: its output is what its class computes from its parameters."""
     return not isinstance(layer, LayerPatch)
 
 
@@ -64,23 +64,23 @@ def make_plain(layer: nn.Module) -> None:
 
 
 def apply_patch(layer: nn.Module, patch: type[LayerPatch], **state: Any) -> None:
-    """Adds a patch, with these values of its `STATE` (None where not given); nothing happens where it is on already."""
+    """Adds a patch, with these values of its `STATE` (None where not given); an applied patch stays."""
     if patch in patches_on(layer):
         return
-    layer.__class__ = combine(tuple(sorted((patch, *patches_on(layer)), key=lambda one: one.GIVES_WAY)))
+    layer.__class__ = patched_class(tuple(sorted((patch, *patches_on(layer)), key=lambda one: one.GIVES_WAY)))
     for name in patch.STATE:
         setattr(layer, name, state.get(name))
 
 
 def remove_patch(layer: nn.Module, patch: type[LayerPatch]) -> None:
-    """Removes a patch with its state, whatever was applied after it; nothing happens where it is not on."""
+    """Removes a patch with its state, whatever was applied after it; nothing happens where it is not applied."""
     rest = tuple(other for other in patches_on(layer) if other is not patch)
     if len(rest) == len(patches_on(layer)):
         return
     patch.restore(layer)  # type: ignore[arg-type]  # the layer is of the patch's class
     for name in patch.STATE:
         delattr(layer, name)
-    layer.__class__ = combine(rest) if rest else plain_class(layer)
+    layer.__class__ = patched_class(rest) if rest else plain_class(layer)
 
 
 def remove_patches(network: nn.Module, *patches: type) -> None:
@@ -91,5 +91,5 @@ def remove_patches(network: nn.Module, *patches: type) -> None:
 
 
 def plain_layers(network: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:
-    """The layers of exactly this class that have no patch."""
+    """Returns the layers of exactly this class that have no patch."""
     return (layer for layer in network.modules() if type(layer) is kind)

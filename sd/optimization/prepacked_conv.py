@@ -1,4 +1,4 @@
-"""Prepacked convolutions: the weights lie in the blocked order that oneDNN's kernels read.
+"""Prepacked convolutions: the weights are stored in the blocked order that oneDNN's kernels read.
 
 oneDNN reorders the weights of a convolution into blocks before it multiplies. A plain layer does that in every call, a
 prepacked one once: the same sums in the same order, and in half the time at 8x8 positions, where the weights are most
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.optimization.kernels import CONVOLUTION, REORDER, kernel, onednn_obstacle, trial_obstacle
+from sd.optimization.kernels import CONVOLUTION, REORDER, find_kernel, onednn_obstacle, trial_obstacle
 from sd.optimization.malloc_trim import trim_heap
 from sd.optimization.patching import LayerPatch, apply_patch, plain_layers, remove_patch, remove_patches
 
@@ -31,17 +31,17 @@ class PackedWeight:
     strides: tuple[int, ...]
 
     def unpack(self) -> Tensor:
-        """A copy of the weight, (out, in, k, k), in its own memory layout."""
+        """Returns a copy of the weight, (out, in, k, k), in its own memory layout."""
         weight = torch.empty_strided(self.shape, self.strides, dtype=self.blocks.dtype)
         return weight.copy_(self.blocks.to_dense())
 
     def restore(self) -> nn.Parameter:
-        """The very same parameter where an optimizer or another network holds it, or else one with the same bits."""
+        """Returns the same parameter where an optimizer or another network holds it, or else one of the same bits."""
         original = self.original()
         return nn.Parameter(self.unpack(), self.requires_grad) if original is None else original
 
     def __deepcopy__(self, memo: dict) -> "PackedWeight":
-        """A copy that does not share the original parameter."""
+        """Returns a copy that does not share the original parameter."""
         return replace(self, original=lambda: None)
 
 
@@ -71,7 +71,7 @@ class PackedConv2d(LayerPatch, nn.Conv2d):
         if self.packed is None:
             self.pack(x.shape)
         # The last three arguments: no operation is fused onto the sums.
-        return kernel(CONVOLUTION)(
+        return find_kernel(CONVOLUTION)(
             x, self.packed.blocks, self.bias, padding, self.stride, self.dilation, self.groups, "none", [], ""
         )
 
@@ -82,7 +82,7 @@ class PackedConv2d(LayerPatch, nn.Conv2d):
     def pack(self, shape: torch.Size) -> None:
         """shape: (B, C, H, W) of the input; any other size works too, but may be slower."""
         parameter = self._parameters["weight"]
-        blocks = kernel(REORDER)(
+        blocks = find_kernel(REORDER)(
             parameter.detach().to_mkldnn(), self.padding, self.stride, self.dilation, self.groups, list(shape)
         )
         self.packed = PackedWeight(blocks, ref(parameter), parameter.requires_grad, parameter.shape, parameter.stride())
@@ -121,8 +121,8 @@ def try_kernels(dtype: torch.dtype) -> None:
     layer = nn.Conv2d(MIN_CHANNELS, MIN_CHANNELS, 3, padding=1).to(dtype)
     x = torch.linspace(-1, 1, MIN_CHANNELS * 16, dtype=dtype).view(1, MIN_CHANNELS, 4, 4)
     how = layer.padding, layer.stride, layer.dilation, layer.groups
-    blocks = kernel(REORDER)(layer.weight.detach().to_mkldnn(), *how, list(x.shape))
-    made = kernel(CONVOLUTION)(x, blocks, layer.bias, *how, "none", [], "")
+    blocks = find_kernel(REORDER)(layer.weight.detach().to_mkldnn(), *how, list(x.shape))
+    made = find_kernel(CONVOLUTION)(x, blocks, layer.bias, *how, "none", [], "")
     torch.testing.assert_close(made, layer(x), rtol=0.02, atol=0.02)
     assert torch.equal(blocks.to_dense(), layer.weight), "a packed weight does not unpack to the same bits."
 
@@ -133,5 +133,5 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether prepacked convolutions work on this device, in this dtype."""
+    """Returns whether prepacked convolutions work on this device, in this dtype."""
     return not obstacle(device, dtype)

@@ -53,7 +53,7 @@ class Optimization:
     """A patch with its name's line in the list.
 
     obstacle: a sentence why this device and dtype do not support it; empty where they do. exact: it does not change
-    the image. default: it is enabled unless other optimizations are asked for.
+    the image. default: it is enabled unless other optimizations are requested.
     enable, disable: may be called repeatedly; what is enabled already stays as it is.
     """
 
@@ -64,8 +64,8 @@ class Optimization:
     exact: bool = True
     default: bool = True
 
-    def fits(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether this device and dtype support it."""
+    def is_supported(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Return whether this device and dtype support it."""
         return not self.obstacle(device, dtype)
 
 
@@ -177,7 +177,7 @@ def optimize(
 
 
 def resolve_names(names: Collection[str] | None, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """The names of OPTIMIZATIONS that these stand for. Raises UserError as `optimize` does."""
+    """Returns the names of OPTIMIZATIONS that these names expand to. Raises UserError as `optimize` does."""
     if names is None:
         names = [EXACT]
     names = [current_name(name) for name in names]
@@ -196,23 +196,23 @@ def resolve_names(names: Collection[str] | None, device: torch.device, dtype: to
 
 
 def current_name(name: str) -> str:
-    """The name of an optimization that may have an older one."""
+    """Returns the current name of an optimization, which may be given by an older name."""
     return ALIASES.get(name, name)
 
 
 def default_names(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """The optimizations that are enabled by default there."""
-    return [name for name, one in OPTIMIZATIONS.items() if one.default and one.fits(device, dtype)]
+    """Returns the optimizations that are enabled by default on a device."""
+    return [name for name, one in OPTIMIZATIONS.items() if one.default and one.is_supported(device, dtype)]
 
 
 def approximate_names(names: Collection[str] | None) -> list[str]:
-    """Those of the names given to `optimize` that change the image."""
+    """Returns those of the names given to `optimize` that change the image."""
     names = [current_name(name) for name in names or ()]
     return [name for name in names if name in OPTIMIZATIONS and not OPTIMIZATIONS[name].exact]
 
 
 def list_optimizations(device: torch.device, dtype: torch.dtype) -> str:
-    """A line each: its name, whether it is enabled by default there, what it does, and why it is not supported."""
+    """Returns a line for each: its name, whether it is a default, what it does, and why it is not supported."""
     lines = []
     for name, one in OPTIMIZATIONS.items():
         reason = one.obstacle(device, dtype)
@@ -222,7 +222,7 @@ def list_optimizations(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def parse_names(names: str | None) -> list[str] | None:
-    """Splits names with commas between them. None stands for the default ones."""
+    """Splits names with commas between them. None means the default ones."""
     if names is None:
         return None
     return [] if names == NO_OPTIMIZATIONS else [name.strip() for name in names.split(",")]

@@ -25,14 +25,14 @@ class TiledAttention(LayerPatch, CrossAttention):
     """A self-attention that is computed in tiles where the sequence is long and there are no gradients."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As `CrossAttention.attend`."""
-        if torch.is_grad_enabled() or k.shape[1] < MIN_TOKENS or not fits(q.device, q.dtype):
+        """Returns the same as `CrossAttention.attend`."""
+        if torch.is_grad_enabled() or k.shape[1] < MIN_TOKENS or not is_faster(q.device, q.dtype):
             return super().attend(q, k, v)
         return tiled_attention(q, k, v, self.heads)
 
 
 def tiled_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """As `attention`. q: (B, N, heads * d). k, v: (B, M, heads * d). Returns (B, N, heads * d)."""
+    """Returns the same as `attention`. q: (B, N, heads * d). k, v: (B, M, heads * d). Returns (B, N, heads * d)."""
     k = k - k.mean(dim=1, keepdim=True)
     scale, zero = 1 / math.sqrt(q.shape[-1] // heads), q.new_zeros(())
     q, k, v = (split_heads(x, heads).flatten(0, 1) for x in (q, k, v))  # (B * heads, N, d), (B * heads, M, d) twice
@@ -49,7 +49,7 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the fused kernel is the better one here; empty where the tiles are faster."""
+    """Returns why the fused kernel is better here; empty where the tiles are faster."""
     if device.type != "cpu":
         return "it is for CPUs."
     if dtype != torch.bfloat16:
@@ -60,8 +60,8 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str:
 
 
 @cache
-def fits(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether tiles are faster on this device, in this dtype."""
+def is_faster(device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns whether tiles are faster on this device, in this dtype."""
     return not obstacle(device, dtype)
 
 

@@ -19,7 +19,7 @@ MAX_RATIO = 0.75  # one token of every 2x2 block stays
 
 
 class MergeState:
-    """What the patched layers of one sampling run share: the ratio, and a generator with the same seed in every run.
+    """The shared state of the patched layers in one sampling run: the ratio, and a generator of fixed seed.
 
     size: (h, w) of the feature map that is being processed.
     """
@@ -44,7 +44,7 @@ class MergeState:
         return groups, x.shape[1] - merged
 
     def choose_destinations(self) -> tuple[Tensor, Tensor]:
-        """Indices into h * w: one random token of each 2x2 block, and all others, those of odd edges included."""
+        """Returns indices into h * w: one random token of each 2x2 block, and all others, with those of odd edges."""
         h, w = self.size
         choice = torch.randint(4, (h // 2, w // 2), generator=self.generator)
         rows, columns = 2 * torch.arange(h // 2)[:, None] + choice // 2, 2 * torch.arange(w // 2) + choice % 2
@@ -54,7 +54,7 @@ class MergeState:
 
 
 def merge_tokens(x: Tensor, groups: Tensor, count: int) -> Tensor:
-    """The mean of each group: (B, N, D) to (B, count, D)."""
+    """Returns the mean of each group: (B, N, D) to (B, count, D)."""
     batch, _, dim = x.shape
     rows = groups + count * torch.arange(batch, device=x.device)[:, None]  # (B, N), into the groups of all images
     index = rows.flatten()[:, None].expand(-1, dim)  # along dimension 0, where torch is ten times as fast
@@ -110,13 +110,13 @@ def token_merging(unet: UNetModel, ratio: float) -> Iterator[None]:
 
 
 def finest_transformers(unet: UNetModel) -> list[SpatialTransformer]:
-    """The transformers of the highest resolution that has any, in the input blocks and in the output blocks."""
+    """Returns the transformers of the highest resolution that has any, in the input blocks and in the output blocks."""
     up = reversed(unet.output_blocks)
     return transformers_until(unet.input_blocks, Downsample) + transformers_until(up, Upsample)
 
 
 def transformers_until(blocks: Iterator[TimestepEmbedSequential], change: type[nn.Module]) -> list[SpatialTransformer]:
-    """The transformers of the first resolution with any. blocks: those of full resolution first."""
+    """Returns the transformers of the first resolution with any. blocks: those of full resolution first."""
     found = []
     for block in blocks:
         if found and any(isinstance(layer, change) for layer in block):

@@ -9,7 +9,7 @@ from sd.unet import UNetModel, timestep_embedding
 
 
 def embed_time(unet: UNetModel, t: Tensor, dtype: torch.dtype) -> Tensor:
-    """t: (B,), 0..999. Returns (B, time_dim)."""
+    """Returns the embedding (B, time_dim) of t, (B,), 0..999."""
     return unet.time_embed(timestep_embedding(t, unet.model_channels).to(dtype))
 
 

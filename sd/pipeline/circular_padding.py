@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def circular_padding(*networks: nn.Module) -> Iterator[None]:
-    """Within the context, every convolution of the networks pads with the opposite edge instead of zeros."""
+    """Lets every convolution of the networks, within the context, pad with the opposite edge instead of zeros."""
     convolutions = [m for network in networks for m in network.modules() if isinstance(m, nn.Conv2d)]
     before = [convolution.padding_mode for convolution in convolutions]
     try:

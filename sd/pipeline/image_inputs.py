@@ -1,4 +1,4 @@
-"""Images as Python code holds them: PIL images, paths, open files, numpy arrays and torch tensors."""
+"""Images in Python code: PIL images, paths, open files, numpy arrays and torch tensors."""
 
 import io
 from pathlib import Path

@@ -45,7 +45,7 @@ SIZE = re.compile(r"(\d+)x(\d+)")
 
 def write_infotext(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
     """Returns infotext. settings: values by the webui's labels, in any order; those that are None are left out."""
-    given = {label: show(value) for label, value in settings.items() if value is not None}
+    given = {label: format_value(value) for label, value in settings.items() if value is not None}
     given = {label: value for label, value in given.items() if DEFAULTS.get(label) != value}
     middle = [label for label in given if label not in FIRST + LAST]
     labels = [label for label in (*FIRST, *middle, *LAST) if label in given]
@@ -155,7 +155,7 @@ def foreign_infotext(found: Foreign) -> str:
     return write_infotext(found.prompt, found.negative_prompt, blanks | given | version)
 
 
-def show(value: object) -> str:
+def format_value(value: object) -> str:
     """Returns a value as text; the webui writes 7.0 as 7."""
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from sd.pipeline.latents import encode_image
 from sd.pipeline.mask import latent_mask, mask_notes, mask_to_tensor
 from sd.unet import UNetModel
-from sd.utils.images import fit, to_tensor, upright
+from sd.utils.images import apply_orientation, resize_and_crop, to_tensor
 from sd.vae import AutoencoderKL
 
 
@@ -47,15 +47,15 @@ def prepare_init_image(
     for_inpainting = unet.in_channels == 9
     if image is None and not for_inpainting:
         return InitImage()
-    pixels = torch.zeros(1, 3, height, width) if image is None else to_tensor(fit(image, width, height))
+    pixels = torch.zeros(1, 3, height, width) if image is None else to_tensor(resize_and_crop(image, width, height))
     if mask is None or image is None:
         full_mask = torch.ones_like(pixels[:, :1])  # (1, 1, H, W)
     else:
-        full_mask = mask_to_tensor(mask, width, height, over=upright(image).size)
+        full_mask = mask_to_tensor(mask, width, height, over=apply_orientation(image).size)
     cells = latent_mask(full_mask, vae.downsample).to(vae.post_quant_conv.weight.device)  # (1, 1, h, w)
     init = InitImage(init_latent=None if image is None else encode_image(vae, pixels))
     if mask is not None and image is not None:
-        init.notes = mask_notes(mask, upright(image).size, cells)
+        init.notes = mask_notes(mask, apply_orientation(image).size, cells)
         init.latent_mask, init.pixels, init.mask = cells, pixels, full_mask
     if for_inpainting:
         masked_latent = encode_image(vae, pixels * (full_mask < 0.5))  # the masked part is mid-gray, 0

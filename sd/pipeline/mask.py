@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from sd.utils.errors import UserError
-from sd.utils.images import in_8_bits, to_rgb, upright
+from sd.utils.images import apply_orientation, in_8_bits, to_rgb
 
 OUTSIDE = "the whole masked part is cut off, as the image has another shape: choose a width and height of its shape."
 EMPTY = "the mask is empty, as nothing in it is at least half white: paint white where the image is to be regenerated."
@@ -23,7 +23,7 @@ HALF = 128  # of 255: a pixel at least this white is painted
 
 def read_mask(mask: Image.Image) -> Image.Image:
     """Returns any PIL image as an upright mask, L, of its own size."""
-    mask = upright(mask)
+    mask = apply_orientation(mask)
     if mask.mode.startswith("I") and np.asarray(mask).max() == 1:  # 1 of 65535 would be black
         return Image.fromarray(np.asarray(mask).clip(0, 1).astype(np.uint8) * 255)
     mask = in_8_bits(mask)
@@ -50,7 +50,7 @@ def check_painted(mask: Image.Image) -> None:
         raise UserError(EMPTY)
 
 
-def soften(mask: Image.Image, radius: float) -> Image.Image:
+def blur_mask(mask: Image.Image, radius: float) -> Image.Image:
     """Returns a mask, L, with a Gaussian blur on its edge. A painted pixel stays at least half white."""
     painted = mask.point([0] * HALF + [HALF] * HALF)
     return Image.fromarray(np.maximum(np.asarray(mask.filter(ImageFilter.GaussianBlur(radius))), np.asarray(painted)))
@@ -80,7 +80,7 @@ def mask_to_tensor(
     return torch.maximum(soft, 0.5 * F.adaptive_max_pool2d(painted, (height, width)))
 
 
-def stretch(mask: Image.Image, width: int, height: int) -> Image.Image:
+def stretch_mask(mask: Image.Image, width: int, height: int) -> Image.Image:
     """Returns any mask as L, stretched to this size. Thin strokes are kept."""
     tensor = mask_to_tensor(mask, width, height, over=(width, height))
     return Image.fromarray((tensor[0, 0] * 255).round().to(torch.uint8).numpy())
@@ -111,7 +111,7 @@ def mask_notes(mask: Image.Image, image_size: tuple[int, int], cells: Tensor) ->
     if not cells.any():
         raise UserError(EMPTY if brightest(read_mask(mask)) < HALF else OUTSIDE)
     notes = []
-    width, height = upright(mask).size
+    width, height = apply_orientation(mask).size
     if abs(math.log(width / height * image_size[1] / image_size[0])) > 0.05:
         notes.append(
             f"The mask is {width}x{height} and is stretched over the image, which is {image_size[0]}x{image_size[1]}."

@@ -1,4 +1,4 @@
-"""One row per generation option: what a field of `GenerationSettings` is called and allowed to be everywhere.
+"""One row per generation option: the names and the bounds of a field of `GenerationSettings`, for every interface.
 
 `option(default, help, ...)` stands as the default of a dataclass field. The field's name, type and default and the row
 together make the check of its value, its command-line flag, its label in infotext (written and read), its widget on the
@@ -18,7 +18,7 @@ GROUPS = ("prompt", "sampling", "img2img", "adapters", "performance", "output") 
 
 @dataclass(frozen=True)
 class Widget:
-    """The control of an option on the page. Options of one section stand in the order of the table, two a row.
+    """The control of an option on the page. Options of one section are in the order of the table, two per row.
 
     kind: "text", "slider", "number", "checkbox" or "dropdown" (of the option's choices). low, high, step: of a slider,
     where they differ from the option's bounds. info: the small print. default: None for the option's own.
@@ -53,7 +53,7 @@ class Option:
     """One row of the table. `name`, `type` and `default` are the dataclass field's.
 
     low, high: bounds of a number. choices: the values of a text with their labels for people, where it has a list.
-    noun: the option in a message, such as "number of steps". optional: None stands for `default_help`.
+    noun: the option in a message, such as "number of steps". optional: None means `default_help`.
     flags: of the command line, the first one documented. mode: "text" or "image" for an option of txt2img.py or of
     img2img.py and inpaint.py alone. a1111: the field of AUTOMATIC1111's API; a1111_default: its default there.
     missing: why one of the places has no such option, by the place ("flags", "infotext", "widget", "a1111").
@@ -100,12 +100,12 @@ class Option:
 
 
 def option(default: T, help: str, group: str, **row: Any) -> T:
-    """A dataclass field with a row of the table; typed as its value, so that the field's annotation holds."""
+    """Returns a dataclass field with a row of the table; typed as its value, so that the field's annotation holds."""
     return field(default=default, metadata={"row": {"help": help, "group": group} | row})
 
 
 def options_of(settings: type) -> tuple[Option, ...]:
-    """The table of a dataclass whose fields were made by `option`."""
+    """Returns the table of a dataclass whose fields were created by `option`."""
     return tuple(
         Option(one.name, plain_type(one.type), one.default, optional=one.default is None, **one.metadata["row"])
         for one in fields(settings)
@@ -113,7 +113,7 @@ def options_of(settings: type) -> tuple[Option, ...]:
 
 
 def plain_type(annotation: Any) -> type:
-    """`int` of `int` and of `int | None`."""
+    """Returns a type without None: `int` for `int` and for `int | None`."""
     if isinstance(annotation, type):
         return annotation
     return next(one for one in annotation.__args__ if one is not type(None))

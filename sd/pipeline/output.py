@@ -27,7 +27,7 @@ class GenerationOutput:
 
     @classmethod
     def concatenate(cls, parts: Sequence["GenerationOutput"]) -> "GenerationOutput":
-        """Returns several results as one; equal notes stand in it once."""
+        """Returns several results as one; equal notes occur in it once."""
         return cls(
             images=[image for part in parts for image in part.images],
             seeds=[seed for part in parts for seed in part.seeds],

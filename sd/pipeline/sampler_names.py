@@ -1,7 +1,7 @@
-"""All samplers and schedules that there are, and how to find them by the names that other programs give them.
+"""All samplers and schedules, and the names that other programs have for them.
 
 `find_sampler` reads a name as this program means it. `find_foreign_sampler` reads the names in other programs' files,
-where "Automatic" or a missing schedule stands for that program's choice.
+where "Automatic" or a missing schedule means that program's choice.
 """
 
 import re
@@ -81,7 +81,7 @@ FIXED_TIMES = ("ddim", "ddim_cfgpp", "plms", "ddpm", "unipc", "lcm", "tcd", "dei
 
 
 def normalize_name(name: str) -> str:
-    """Reduce a name to what its spellings share: "DPM++ 2M" is "dpmpp2m", "KDPM2AncestralDiscreteScheduler" "dpm2a"."""
+    """Reduce a name to what its variants share: "DPM++ 2M" is "dpmpp2m", "KDPM2AncestralDiscreteScheduler" "dpm2a"."""
     letters = re.sub("[^a-z0-9]", "", name.lower().replace("++", "pp"))
     letters = letters.replace("ancestral", "a").removesuffix("gpu")
     return re.sub("^k(?=euler|heun|dpm|lms)|(discrete|multistep)?scheduler$", "", letters)
@@ -103,7 +103,7 @@ def find_sampler(name: str, schedule: str = "") -> tuple[str, str]:
 
 
 def schedule_names() -> dict[str, str]:
-    """Map every known spelling of a schedule, normalized, to our name for it, or "" for the sampler's own."""
+    """Map every known name of a schedule, normalized, to our name for it, or "" for the sampler's own."""
     return {normalize_name(known): known for known in ALL_SCHEDULES} | OTHER_SCHEDULES
 
 
@@ -123,7 +123,7 @@ def find_foreign_sampler(name: str, schedule: str = "", missing: str = "automati
     """Return (sampler, schedule) for names from another program's file, as the webui 1.10 understands them.
 
     "Automatic" is the webui's choice for the sampler; "Uniform" is even in time from 999 to 0. missing: what no
-    schedule at all stands for, "automatic" or "uniform". Samplers with times of their own keep them.
+    schedule at all means, "automatic" or "uniform". Samplers with times of their own keep them.
     Raises UserError as `find_sampler` does.
     """
     found, _ = find_sampler(name, schedule)

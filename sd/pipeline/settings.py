@@ -170,7 +170,7 @@ class GenerationSettings:
         high=1,
         infotext=Infotext("Denoising strength", "specially", part_of="hires_scale"),
         widget=Widget("slider", "Hires denoising", "hires", step=0.05),
-        missing={"a1111": "denoising_strength stands for both passes there"},
+        missing={"a1111": "denoising_strength applies to both passes there"},
     )
     hires_steps: int = option(
         *(0, "number of steps of the second pass of --hires-scale; 0 takes as many as --steps", "sampling"),
@@ -311,19 +311,19 @@ class GenerationSettings:
 
     @property
     def hires_size(self) -> tuple[int, int]:
-        """The (width, height) of the second pass, cut to multiples of 8. Width and height must not be None."""
+        """Returns the (width, height) of the second pass, cut to multiples of 8. Width and height must not be None."""
         assert self.width is not None
         assert self.height is not None
         return int(self.width * self.hires_scale) // 8 * 8, int(self.height * self.hires_scale) // 8 * 8
 
     def seeds(self) -> list[int]:
-        """One seed per image: seed, seed + 1, ...; all are `seed` where the variation seeds count up instead."""
+        """Returns one seed per image: seed, seed + 1, ...; all are `seed` where the variation seeds count up."""
         assert self.seed is not None
         step = 0 if self.variation_strength > 0 else 1
         return [(self.seed + i * step) % (MAX_SEED + 1) for i in range(self.num_images)]
 
     def variation_seeds(self) -> list[int]:
-        """One variation seed per image, counting up."""
+        """Returns one variation seed per image, counting up."""
         assert self.variation_seed is not None
         return [(self.variation_seed + i) % (MAX_SEED + 1) for i in range(self.num_images)]
 

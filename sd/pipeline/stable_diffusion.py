@@ -46,7 +46,7 @@ from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.utils.device import default_device, default_dtype
 from sd.utils.errors import UserError
-from sd.utils.images import from_tensor, to_tensor, upright
+from sd.utils.images import apply_orientation, from_tensor, to_tensor
 from sd.vae import AutoencoderKL
 
 FIELDS = {row.name for row in OPTIONS}
@@ -213,7 +213,7 @@ class StableDiffusion(AdapterCalls):
         passes = sigmas_for_passes(settings, from_image=image is not None)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in passes) * len(rows))
 
-        init = prepare_init_image(self.unet, self.vae, image, mask, *sides(settings))
+        init = prepare_init_image(self.unet, self.vae, image, mask, *width_and_height(settings))
         latents, images = [], []
         padding = circular_padding(self.unet, self.vae) if settings.tiling else nullcontext()
         with padding, load_prompt_adapters(self.adapters, settings.prompt, settings.negative_prompt) as named:
@@ -240,7 +240,7 @@ class StableDiffusion(AdapterCalls):
         on_each: Callable[[Tensor], None],
     ) -> Tensor:
         """Returns the final latents (B, 4, h, w), scaled, of the B images in `row`, after one pass or two."""
-        width, height = sides(settings)
+        width, height = width_and_height(settings)
         shape = (4, height // self.vae.downsample, width // self.vae.downsample)
         seeds, variation_seeds = settings.seeds()[row], settings.variation_seeds()[row]
         noise = SeededNoise(seeds, shape, self.device, variation_seeds, settings.variation_strength)
@@ -254,7 +254,9 @@ class StableDiffusion(AdapterCalls):
 
     def resolve_size(self, settings: GenerationSettings, image: Image.Image | None) -> GenerationSettings:
         """Returns the settings with a size: as given, else the image's, cut to multiples of 8, else the model's."""
-        width, height = [self.image_size] * 2 if image is None else [side // 8 * 8 for side in upright(image).size]
+        width, height = (
+            [self.image_size] * 2 if image is None else [side // 8 * 8 for side in apply_orientation(image).size]
+        )
         return settings.replace(
             width=width if settings.width is None else settings.width,
             height=height if settings.height is None else settings.height,
@@ -314,7 +316,7 @@ def check_inputs(settings: GenerationSettings, image: Image.Image | None, mask: 
         raise UserError("a second pass (hires_scale) is for txt2img: leave out hires_scale or the image.")
 
 
-def sides(settings: GenerationSettings) -> tuple[int, int]:
+def width_and_height(settings: GenerationSettings) -> tuple[int, int]:
     """Returns the (width, height) of settings that have both."""
     assert settings.width is not None
     assert settings.height is not None

@@ -25,7 +25,7 @@ CLOSERS = {"(": ")", "[": "]"}
 
 @dataclass
 class Scheduled:
-    """`before` up to and including step `when`, then `after`."""
+    """A scheduled text: `before` up to and including step `when`, then `after`."""
 
     before: list
     after: list
@@ -34,7 +34,7 @@ class Scheduled:
 
 @dataclass
 class Alternate:
-    """`options` in turns, the first one at step 1."""
+    """Alternating texts: one of `options` at each step, the first one at step 1."""
 
     options: list[list]
 
@@ -59,7 +59,7 @@ class Group:
 def parse_edits(prompt: str) -> list | None:
     """Return the prompt's pieces: texts, `Scheduled` and `Alternate`, whose parts are such lists themselves.
 
-    None stands for a prompt that the webui's grammar does not contain.
+    None means a prompt that the webui's grammar does not contain.
     """
     groups = [Group("")]  # the prompt itself, and the brackets that are open
     place = 0
@@ -111,7 +111,7 @@ def dissolve_group(groups: list[Group]) -> None:
 
 
 def edit_of(group: Group) -> list | None:
-    """Return the pieces that a pair of brackets stands for, or None where it has no meaning."""
+    """Return the pieces that a pair of brackets expands to, or None where it has no meaning."""
     marks, segments = group.marks, group.segments
     if group.bracket == "(":
         return ["(", *group.content(), ")"] if marks in ([], [":"]) else None
@@ -135,7 +135,7 @@ def schedule_prompt(prompt: str, steps: int, first_pass_steps: int = 0) -> list[
     if pieces is None:
         return [(steps, prompt)]
     ends = {steps}
-    for node in walk_nodes(pieces):
+    for node in iterate_nodes(pieces):
         if isinstance(node, Alternate):
             ends |= set(range(1, steps + 1))
         else:
@@ -144,7 +144,7 @@ def schedule_prompt(prompt: str, steps: int, first_pass_steps: int = 0) -> list[
     return [(end, text_at(pieces, end)) for end in sorted(ends)]
 
 
-def walk_nodes(pieces: list) -> Iterator[Scheduled | Alternate]:
+def iterate_nodes(pieces: list) -> Iterator[Scheduled | Alternate]:
     """Yield every `Scheduled` and `Alternate`, nested ones too."""
     waiting = list(pieces)
     while waiting:

@@ -66,7 +66,7 @@ def chat_completion(endpoint: Endpoint, messages: list[dict[str, str]]) -> str:
         raise EndpointError(f"the chat endpoint answered with HTTP status {error.status_code}") from error
     except openai.APIConnectionError as error:
         raise EndpointError("the chat endpoint cannot be reached") from error
-    except Exception as error:  # a malformed URL, or a page instead of JSON; generation goes on without it
+    except Exception as error:  # a malformed URL, or a page instead of JSON; generation continues without it
         raise EndpointError(f"the chat endpoint does not speak the chat protocol ({type(error).__name__})") from error
     if refusal or finish == "content_filter":
         raise LLMError("the chat model refused")

@@ -37,7 +37,7 @@ class PromptAdapters:
 
 @contextmanager
 def load_prompt_adapters(adapters: Adapters, prompt: str, negative_prompt: str) -> Iterator[PromptAdapters]:
-    """Within the context, the LoRAs and embeddings that these prompts name are loaded, in addition to all others."""
+    """Loads, within the context, the LoRAs and embeddings that these prompts name, in addition to all others."""
     positive, negative = split_tags(prompt), split_tags(negative_prompt)
     named = PromptAdapters(positive.text, negative.text, [*positive.notes, *negative.notes])
     named.notes += [

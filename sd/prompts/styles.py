@@ -1,6 +1,6 @@
 """Styles by name, from tables in the format of AUTOMATIC1111's webui: name, prompt, negative_prompt.
 
-`{prompt}` in a style's prompt stands for the user's prompt; a style without it is appended after a comma.
+`{prompt}` in a style's prompt is replaced by the user's prompt; a style without it is appended after a comma.
 """
 
 import csv
@@ -32,7 +32,7 @@ def insert_text(style: str, text: str) -> str:
 
 
 def read_styles(folder: Path = DATA) -> dict[str, Style]:
-    """All styles of styles.csv, of any styles-*.csv beside it and of those in `data/` beside `weights/`, by name.
+    """Returns all styles of styles.csv, any styles-*.csv beside it and those in `data/` beside `weights/`, by name.
 
     Of equal names the last one counts.
 
@@ -52,7 +52,7 @@ def read_styles(folder: Path = DATA) -> dict[str, Style]:
 
 
 def find_style(name: str, folder: Path = DATA) -> Style:
-    """Raises UserError for an unknown name, which names those that there are."""
+    """Returns the style of a name. Raises UserError, which lists the known names, for an unknown one."""
     styles = read_styles(folder)
     if name not in styles:
         raise UserError(f"unknown style {name!r}; choose from {', '.join(styles) or 'none, as there are no styles'}.")
@@ -60,7 +60,7 @@ def find_style(name: str, folder: Path = DATA) -> Style:
 
 
 def styles_for(emoji: bool, folder: Path = DATA) -> list[Style]:
-    """Those that change a prompt, for the bundled model (`emoji`) or for all others."""
+    """Returns the styles that change a prompt, for the bundled model (`emoji`) or for all others."""
     return [
         style for style in read_styles(folder).values() if style.prompt and style.name.startswith(FOR_EMOJI) == emoji
     ]

@@ -4,7 +4,7 @@
     {red|dark blue}  one of these
 
 The files are those of `sd/data/wildcards` and the user's own, of `data/wildcards` beside `weights/`, which count first.
-Both may stand in each other, and in the lines of the files. The rest of the grammar, such as {2$$a|b|c}, weights,
+Both may be nested, and may occur in the lines of the files. The rest of the grammar, such as {2$$a|b|c}, weights,
 variables and __wild*cards__, is read by its own library, `dynamicprompts`, where that is installed.
 """
 
@@ -111,7 +111,7 @@ def choose_variants(prompt: str, one_of: Callable[[list[str]], str]) -> str:
 
 
 def wildcard_files(folder: Path = WILDCARDS) -> dict[str, Path]:
-    """Every file by the name that a prompt gives it. Only these are ever read: a name is not a path."""
+    """Returns every file by the name that prompts use. Only these are ever read: a name is not a path."""
     folders = [folder, OWN_WILDCARDS] if folder == WILDCARDS else [folder]
     return {
         path.relative_to(one).with_suffix("").as_posix(): path for one in folders for path in sorted(one.rglob("*.txt"))

@@ -43,7 +43,7 @@ def check_device(device: torch.device) -> None:
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """What a flag means. "autocast", CompVis' word, is half precision where the device is made for it."""
+    """Returns the dtype that a flag means. "autocast", CompVis' word, is half precision on a GPU."""
     if precision == "autocast" and device.type != "cpu":
         return torch.float16
     if precision == "autocast":
@@ -60,21 +60,21 @@ def find_private(name: str) -> Callable | None:
 
 
 def cpu_has(name: str) -> bool:
-    """What a private predicate of PyTorch says of this CPU; False where this version does not have the predicate."""
+    """Returns the result of one of PyTorch's private predicates on this CPU; False where PyTorch lacks it."""
     predicate = find_private(name)
     return predicate is not None and bool(predicate())
 
 
 def cpu_has_bf16() -> bool:
-    """Whether oneDNN computes in bf16 here."""
+    """Returns whether oneDNN computes in bf16 here."""
     return cpu_has("ops.mkldnn._is_mkldnn_bf16_supported")
 
 
 def cpu_has_amx() -> bool:
-    """Whether the CPU has a matrix unit (AMX)."""
+    """Returns whether the CPU has a matrix unit (AMX)."""
     return cpu_has("cpu._is_amx_tile_supported")
 
 
 def cpu_has_vnni() -> bool:
-    """Whether the CPU multiplies and adds bytes in one instruction (VNNI)."""
+    """Returns whether the CPU multiplies and adds bytes in one instruction (VNNI)."""
     return cpu_has("cpu._is_vnni_supported")

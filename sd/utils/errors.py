@@ -42,7 +42,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def refusal(error: OSError) -> str:
+def os_error_message(error: OSError) -> str:
     """Return one sentence for an error of the operating system: the file, the reason, and a remedy."""
     what = "a file" if error.filename is None else os.fsdecode(error.filename)
     remedy = REMEDIES.get(error.errno, "check the path and the disk")
@@ -65,16 +65,16 @@ def plain_errors(main):
                 finally:
                     flush_output()
             except KeyboardInterrupt:
-                leave(STOPPED, "stopped.")
+                exit_process(STOPPED, "stopped.")
             except Exception as error:
                 if is_without_reader(error):
-                    leave(NO_READER)
+                    exit_process(NO_READER)
                 if isinstance(error, UserError):
-                    leave(2, f"error: {error}")
+                    exit_process(2, f"error: {error}")
                 if isinstance(error, (MemoryError, RuntimeError, OSError)) and is_out_of_memory(error):
-                    leave(2, f"error: {NO_MEMORY}")
+                    exit_process(2, f"error: {NO_MEMORY}")
                 if isinstance(error, OSError):
-                    leave(2, f"error: {refusal(error)}")
+                    exit_process(2, f"error: {os_error_message(error)}")
                 raise
 
     return wrapped
@@ -85,7 +85,7 @@ def is_without_reader(error: BaseException | None) -> bool:
     return error is not None and (isinstance(error, BrokenPipeError) or is_without_reader(error.__cause__))
 
 
-def leave(code: int, words: str = "") -> None:
+def exit_process(code: int, words: str = "") -> None:
     """Exit with a code, after a message on stderr if there is one."""
     if words:
         with suppress(OSError):

@@ -139,7 +139,7 @@ def save_png(
         add(INFOTEXT_KEY, infotext)
     folder = check_outdir(outdir)
     try:
-        target, part = claim(folder, prefix, next_number(folder, prefix) if number is None else number)
+        target, part = reserve_path(folder, prefix, next_number(folder, prefix) if number is None else number)
         try:
             image.save(part, format="PNG", pnginfo=info)
             part.replace(target)
@@ -166,7 +166,7 @@ def next_number(folder: Path, prefix: str) -> int:
     return 1 + max((int(match[1]) for match in map(numbered.fullmatch, os.listdir(folder)) if match), default=-1)
 
 
-def claim(folder: Path, prefix: str, number: int) -> tuple[Path, Path]:
+def reserve_path(folder: Path, prefix: str, number: int) -> tuple[Path, Path]:
     """Return a free file name from `number` on, and a hidden file beside it whose exclusive creation reserves it."""
     while True:
         target = folder / f"{prefix}{number:05}.png"

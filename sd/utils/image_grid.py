@@ -38,13 +38,28 @@ def contact_sheet(
 
     margin, nothing = max(text.width for text in left), Image.new("RGB", (0, 0))
     head_height, foot_height = (max(text.height for text in texts) for texts in (above, below))
-    table = [[pad(nothing, margin, head_height), *(pad(text, width, head_height, 0, 1) for text in above)]]
+    table = [
+        [
+            paste_on_cell(nothing, margin, head_height),
+            *(paste_on_cell(text, width, head_height, 0, 1) for text in above),
+        ]
+    ]
     for text, row in zip(left, images):
         row_height = max(height, text.height)
-        contained = [nothing if image is None else contain(image, width, height) for image in row]
-        table.append([pad(text, margin, row_height, 1, 0.5), *(pad(image, width, row_height) for image in contained)])
+        contained = [nothing if image is None else resize_to_fit(image, width, height) for image in row]
+        table.append(
+            [
+                paste_on_cell(text, margin, row_height, 1, 0.5),
+                *(paste_on_cell(image, width, row_height) for image in contained),
+            ]
+        )
     if foot_height > 0:
-        table.append([pad(nothing, margin, foot_height), *(pad(text, width, foot_height, 0, 0) for text in below)])
+        table.append(
+            [
+                paste_on_cell(nothing, margin, foot_height),
+                *(paste_on_cell(text, width, foot_height, 0, 0) for text in below),
+            ]
+        )
     return ImageOps.expand(join_cells(table, GAP), GAP, "white")
 
 
@@ -60,7 +75,7 @@ def grid(images: list[Image.Image], columns: int | None = None, labels: list[str
     text_height = max(text.height for text in texts)
     cells = []
     for image, text in zip(images, texts):
-        cells.append(pad(to_rgb(image), width, height + text_height, 0, 0))
+        cells.append(paste_on_cell(to_rgb(image), width, height + text_height, 0, 0))
         cells[-1].paste(text, (0, height))
     table = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     return join_cells(table, gap=2 if text_height == 0 else 4)
@@ -84,14 +99,14 @@ def join_cells(table: list[list[Image.Image]], gap: int) -> Image.Image:
     return sheet
 
 
-def pad(image: Image.Image, width: int, height: int, across: float = 0.5, down: float = 0.5) -> Image.Image:
+def paste_on_cell(image: Image.Image, width: int, height: int, across: float = 0.5, down: float = 0.5) -> Image.Image:
     """Return an image on a white cell. across, down: its place in the free space, from 0 (left, top) to 1."""
     cell = Image.new("RGB", (width, height), "white")
     cell.paste(image, (int((width - image.width) * across), int((height - image.height) * down)))
     return cell
 
 
-def contain(image: Image.Image, width: int, height: int) -> Image.Image:
+def resize_to_fit(image: Image.Image, width: int, height: int) -> Image.Image:
     """Return an image resized to fit into this size, with its proportions."""
     return ImageOps.contain(image, (width, height), Image.Resampling.LANCZOS)
 

@@ -45,10 +45,10 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     try:
         try:
             with open_header(source) as image:
-                return load(image)
+                return load_pixels(image)
         except ValueError:  # a text chunk behind the pixels is too large
             with Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS) as image:
-                return load(image)
+                return load_pixels(image)
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} has over {MAX_PIXELS // 10**6} million pixels: make it smaller first.") from error
     except Exception as error:  # Pillow raises nearly anything on a broken file
@@ -68,12 +68,12 @@ def open_header(source: str | Path | BinaryIO) -> Image.Image:
         return Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS)
 
 
-def load(image: Image.Image) -> Image.Image:
+def load_pixels(image: Image.Image) -> Image.Image:
     """Read the pixels of an opened image and apply its EXIF orientation; Pillow's bomb error if it is too large."""
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
     image.load()
-    return upright(image)
+    return apply_orientation(image)
 
 
 def whole_file(source: str | Path | BinaryIO) -> bytes:
@@ -114,7 +114,7 @@ def unpacks_too_large(chunk: bytes) -> bool:
     return False
 
 
-def upright(image: Image.Image) -> Image.Image:
+def apply_orientation(image: Image.Image) -> Image.Image:
     """Return a copy, rotated as its EXIF orientation says."""
     try:
         return ImageOps.exif_transpose(image)
@@ -124,7 +124,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """Convert any PIL image to RGB in its EXIF orientation; transparent areas get the background color."""
-    image = in_8_bits(upright(image))
+    image = in_8_bits(apply_orientation(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
@@ -153,7 +153,7 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     return (values / highest * 255).clip(0, 255).round().astype(np.uint8)
 
 
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+def resize_and_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     """Return an image as RGB in exactly this size: resized until it covers it, then cropped around its center."""
     return ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS)
 

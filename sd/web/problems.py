@@ -25,7 +25,7 @@ LONGEST = 300  # characters of a path or a sentence on the console
 
 
 class Problem(BaseModel):
-    """detail: one sentence, what is wrong and what to do. error: the kind of error."""
+    """An error as an HTTP answer. detail: one sentence, what is wrong and what to do. error: the kind of error."""
 
     error: str
     detail: str
@@ -78,7 +78,7 @@ async def answer_http_error(request: Request, error: HTTPException) -> JSONRespo
 
 
 def http_sentence(request: Request, error: HTTPException) -> str:
-    """The error's own detail, or what stands for the framework's two words where there is no such address or method."""
+    """Return the error's own detail, or a full sentence for the framework's messages on unknown addresses."""
     address = f"{request.method} {request.url.path[:100]}"
     if (error.status_code, error.detail) == (404, "Not Found"):
         return f"unknown address: {address}; /docs lists the addresses of this server."

@@ -5,7 +5,7 @@ It is an ASGI middleware before everything: the API, the page, its files and its
 Why a page of another site can do nothing, whatever the Content-Type of its request: browsers send its Origin with every
 POST and every WebSocket, and only this server's own and those of `--cors-allow-origins` may pass. A page that makes its
 own name mean 127.0.0.1 (DNS rebinding) has the right Origin, but its name in the Host header; X-Forwarded-Host never
-stands in for that one, because a rebinding page could send it.
+replaces it, because a rebinding page could send it.
 """
 
 import base64

@@ -237,7 +237,7 @@ class TestDialects:
         text = "encoder.layers.0.mlp.fc1"
         down, up = torch.randn(4, 768), torch.randn(320, 4)
         text_up = torch.randn(3072, 4)
-        spellings = {
+        possible_names = {
             "kohya's, layers named as in the checkpoint": (
                 f"lora_unet_{path.replace('.', '_')}",
                 "lora_te1_text_model_",
@@ -248,7 +248,7 @@ class TestDialects:
                 "lycoris_text_encoder_text_model_",
             ),
         }
-        for dialect, (unet_key, text_key) in spellings.items():
+        for dialect, (unet_key, text_key) in possible_names.items():
             text_key += text if text_key.endswith(".") else text.replace(".", "_")
             tensors = {
                 f"{unet_key}.lora_down.weight": down,

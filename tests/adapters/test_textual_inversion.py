@@ -315,7 +315,7 @@ class TestBadFiles:
         for word, token in (("cat", None), ("dog", "dog")):
             before = tokenizer.encode(f"a {word}")
             report = load_embedding(tokenizer, clip, tmp_path / "x.bin", token)
-            assert report.warnings == [f"{word} stands for it now, and no longer for the usual word"]
+            assert report.warnings == [f"{word} now has the embedding's meaning instead of its usual one"]
             assert tokenizer.encode(f"a {word}") == [before[0], 49408]
             eject(tokenizer, clip, word)
             assert tokenizer.encode(f"a {word}") == before

@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import approximations
-from benchmarks import sampler_steps as fewer_steps
-from benchmarks.approximations import EXACT, Measured, psnr, step_ratios
+from benchmarks import approximations, sampler_steps
+from benchmarks.approximations import EXACT, Measured, psnr, step_time_ratios
 from benchmarks.sampler_steps import Row
 from benchmarks.tasks import Options
 from sd.evaluation.confidence import MeanCI
@@ -34,7 +33,7 @@ def test_ratios_and_changes_are_of_pairs():
 def test_steps_of_every_way_are_timed_in_turn():
     ways = {EXACT: {}, "cache": dict(step_cache=3), "merging": dict(token_merging=0.5), "half": dict(guidance_end=0.5)}
     ways["plain"] = dict(optimizations=[])
-    ratios = step_ratios(Options(tiny=True, steps=6, rounds=2), ways)
+    ratios = step_time_ratios(Options(tiny=True, steps=6, rounds=2), ways)
     assert ratios.keys() == ways.keys()
     assert ratios[EXACT] == [1.0, 1.0]
     assert all(len(part) == 2 and min(part) > 0 for part in ratios.values())
@@ -51,7 +50,7 @@ def test_what_is_as_good_as_the_reference_is_bold():
     rows = [row("ddpm", 50, 0.5, None), row("euler", 10, 0.42, 0.0), row("euler", 20, 0.44, -0.005)]
     rows += [row("euler", 30, 0.6, -0.02), row("heun", 10, 0.1, 0.0)]
     assert [one.reaches(rows[0]) for one in rows] == [True, False, True, False, False]
-    ddpm, euler, heun = fewer_steps.table(rows).splitlines()[4:]
+    ddpm, euler, heun = sampler_steps.table(rows).splitlines()[4:]
     assert ddpm == "| DDPM |  |  |  | **50%, 0.300** | 50 steps, 50 calls |"
     assert euler == "| Euler | 42%, 0.300 | **44%, 0.300** | 60%, 0.300 |  | 20 steps, 20 calls |"
     assert heun.endswith("| none |")
@@ -62,7 +61,7 @@ def test_the_script_writes_its_page(run, tmp_path):
     code, out, err = run("approximations.py", "--count", 1, "--images", 1, "--steps", 3, "--out", tmp_path)
     assert code == 0, err
     figures = json.loads((tmp_path / "approximations.json").read_text())
-    ways = approximations.ways_here(torch.device("cpu"), torch.float32)
+    ways = approximations.available_ways(torch.device("cpu"), torch.float32)
     assert [one["name"] for one in figures["ways"]] == list(ways)
     assert out in (tmp_path / "approximations.md").read_text()
     assert Image.open(tmp_path / "approximations.png").width > 10 * 128

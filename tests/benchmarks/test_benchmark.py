@@ -1,4 +1,4 @@
-"""The benchmark: all sides do the same work, in turn, and the figures are what they say. Small networks throughout."""
+"""All backends of the benchmark do the same work, alternately, and the figures are right. The networks are small."""
 
 import json
 import math
@@ -12,15 +12,25 @@ import pytest
 import torch
 from make_full_checkpoint import lightning_checkpoint, random_weights
 
-from benchmarks import docs_page as performance
-from benchmarks import multi_process as many
-from benchmarks.backends import BACKENDS, OurNetworksWith, backends_of
+from benchmarks import docs_page, multi_process
+from benchmarks.backends import BACKENDS, OptimizedNetworks, backends_of
 from benchmarks.diffusers_backend import have_compiler, load_single_file
 from benchmarks.openvino_backend import have_openvino
-from benchmarks.report import KEPT, kept_path, lines, load_before, remark, report, results_of, rows, short_name, warning
+from benchmarks.report import (
+    RESULTS_FOLDER,
+    format_rows,
+    load_before,
+    load_note,
+    remark,
+    report,
+    results_of,
+    results_path,
+    short_name,
+    table_rows,
+)
 from benchmarks.results import Result
 from benchmarks.runner import alternate, count_flops, measure, peak_in_child, random_checkpoint, run
-from benchmarks.tasks import TASKS, TINY, Options, RandomModel, guided, touch, twin
+from benchmarks.tasks import TASKS, TINY, Options, RandomModel, guided_step, read_weights, shared_copy
 from sd.checkpoints.checkpoint import load_models, read_checkpoint
 from sd.checkpoints.diffusers_format import write_configs
 from sd.optimization.registry import OPTIMIZATIONS, Optimization
@@ -29,7 +39,7 @@ from sd.utils.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 BOTH = ("ours", "diffusers")
-QUICK = Options(tiny=True, rounds=2, steps=2, sides=BOTH)
+SMALL = Options(tiny=True, rounds=2, steps=2, backends=BOTH)
 
 
 @pytest.fixture
@@ -50,34 +60,38 @@ def no_peaks(monkeypatch):
     ],
 )
 def test_our_sides_give_diffusers_answer(name, plain, ours, no_peaks):
-    result = measure(name, replace(QUICK, sides=("ours", "plain", "diffusers")))
+    result = measure(name, replace(SMALL, backends=("ours", "plain", "diffusers")))
     assert result.differences["plain"] < plain
     assert result.differences["ours"] < ours
-    assert {len(result.seconds[side]) for side in result.sides} == {2 * TASKS[name].turns}
+    assert {len(result.seconds[backend]) for backend in result.backends} == {2 * TASKS[name].turns}
 
 
 def test_both_sides_learn_the_same(no_peaks):
     """The gradients of every adapter: the same sums, forwards and back, in another order."""
-    result = measure("train", QUICK)
+    result = measure("train", SMALL)
     assert result.differences["ours"] < 1e-4
-    assert result.sides == ["ours", "diffusers"]
+    assert result.backends == ["ours", "diffusers"]
 
 
 def test_what_is_off_by_default_is_a_side_of_its_own(monkeypatch):
     """With what is on by default, and left out where the machine has it not."""
-    model, calls = RandomModel(QUICK), []
+    model, calls = RandomModel(SMALL), []
     fast = Optimization(
-        "an approximation", lambda networks: calls.append(networks.unet), lambda _: None, exact=False, usual=False
+        "an approximation", lambda networks: calls.append(networks.unet), lambda _: None, exact=False, default=False
     )
-    monkeypatch.setitem(OPTIMIZATIONS, "fast", replace(fast, fits=lambda device, dtype: dtype == torch.bfloat16))
-    side = OurNetworksWith("fast")
-    assert side.missing("unet", QUICK) == "not on this machine"
-    assert side.missing("unet", replace(QUICK, dtype="bf16")) is None
+    monkeypatch.setitem(
+        OPTIMIZATIONS,
+        "fast",
+        replace(fast, obstacle=lambda device, dtype: "" if dtype == torch.bfloat16 else "it is for bf16."),
+    )
+    backend = OptimizedNetworks("fast")
+    assert backend.missing("unet", SMALL) == "not on this machine"
+    assert backend.missing("unet", replace(SMALL, dtype="bf16")) is None
     monkeypatch.setitem(OPTIMIZATIONS, "fast", fast)
-    pipe = side.pipe(model)
+    pipe = backend.pipe(model)
     assert calls == [pipe.unet]
     assert pipe.optimize() == [*BACKENDS["ours"].pipe(model).optimize(), "fast"]
-    assert not any(task in dir(side) for task in ("load", "train"))
+    assert not any(task in dir(backend) for task in ("load", "train"))
 
 
 @pytest.mark.slow
@@ -88,7 +102,7 @@ def test_openvino_gives_the_same_answers(no_peaks):
     Whole pictures then are rounded to other levels in many places, by one of 255.
     """
     bounds = {"unet": 1e-4, "vae": 1e-4, "text": 1e-4, "txt2img": 1e-2}
-    for result in run(list(bounds), replace(QUICK, rounds=1, sides=("ours", "diffusers", "openvino"))):
+    for result in run(list(bounds), replace(SMALL, rounds=1, backends=("ours", "diffusers", "openvino"))):
         assert 0 < result.differences["openvino"] < bounds[result.name]
 
 
@@ -96,20 +110,20 @@ def test_openvino_gives_the_same_answers(no_peaks):
 @pytest.mark.skipif(not have_compiler(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize(("name", "bound"), [("text", 1e-5), ("vae", 1e-5)])  # the same sums in another order
 def test_compiled_networks_give_the_same_answer(name, bound):
-    result = measure(name, replace(QUICK, rounds=1, sides=("ours", "diffusers", "compiled")))
+    result = measure(name, replace(SMALL, rounds=1, backends=("ours", "diffusers", "compiled")))
     assert result.differences["compiled"] < bound
     assert result.differences["compiled"] > 0  # other kernels have run
 
 
 def test_a_step_is_guided():
     """uncond + 7.5 (cond - uncond), by the U-Net's own answers."""
-    model = RandomModel(QUICK)
+    model = RandomModel(SMALL)
     x, t, context = model.step_inputs
     sigma = SD1_SCHEDULE.sigma_of(500)
     with torch.no_grad():
         scaled = x[:1] / math.sqrt(1 + sigma**2)
         uncond, cond = model.unet(torch.cat([scaled, scaled]), t, context).chunk(2)
-        eps = guided(model.unet, model)() / sigma
+        eps = guided_step(model.unet, model)() / sigma
     # x - (x - sigma * eps) loses the digits by which x, of size 1, is larger than sigma * eps, of size 0.1.
     assert torch.allclose(eps, uncond + 7.5 * (cond - uncond), atol=2e-6)
 
@@ -122,19 +136,19 @@ def test_both_sides_load_the_same_weights_and_the_checkpoint_goes_away(monkeypat
         return random_checkpoint(path, options)
 
     monkeypatch.setattr("benchmarks.runner.random_checkpoint", remembered)
-    (result,) = run(["load"], replace(QUICK, rounds=1, dtype="bf16"))
+    (result,) = run(["load"], replace(SMALL, rounds=1, dtype="bf16"))
     assert result.differences["ours"] == 0  # the same numbers, whatever they are called
     assert result.flops == {}
     assert not made[0].exists()
 
 
 def test_touch_sees_every_weight(tmp_path):
-    path = random_checkpoint(tmp_path / "random.ckpt", QUICK)
+    path = random_checkpoint(tmp_path / "random.ckpt", SMALL)
     networks = load_models(path)[:3]
-    before = touch(networks)
+    before = read_weights(networks)
     with torch.no_grad():
         networks[2].out[2].bias[1] = 1000
-    assert touch(networks)[-1] == 1000
+    assert read_weights(networks)[-1] == 1000
     assert before[-1] < 1000
 
 
@@ -142,7 +156,7 @@ def test_diffusers_is_allowed_the_names_in_a_lightning_checkpoint(tmp_path):
     torch.save(lightning_checkpoint(random_weights(TINY)), tmp_path / "lightning.ckpt")
     write_configs(tmp_path / "configs", read_checkpoint(tmp_path / "lightning.ckpt").config)
     theirs = load_single_file(tmp_path / "lightning.ckpt", tmp_path / "configs", torch.float32)
-    assert torch.equal(touch(theirs), touch(load_models(tmp_path / "lightning.ckpt")[:3]))
+    assert torch.equal(read_weights(theirs), read_weights(load_models(tmp_path / "lightning.ckpt")[:3]))
 
 
 def test_turns_are_taken_in_turn(monkeypatch):
@@ -176,13 +190,13 @@ def test_figures_are_of_pairs():
     assert MEASURED.ratios("diffusers") == [0.5, 1, 1.5]
     assert MEASURED.ratios("openvino") == [0.25, 2, 1]
     assert MEASURED.share("ours") == 0.5  # 80 operations in 4 s, beside 20 in 0.5 s
-    assert rows(MEASURED) == [
+    assert table_rows(MEASURED) == [
         ("U-Net step", "ours", "4.000 s", "", "50%", "1.0e-06", "3.00 GB"),
         ("U-Net step", "diffusers", "4.000 s", "1.000 (0.500, 1.500)", "50%", "", "4.00 GB"),
         ("U-Net step", "OpenVINO", "4.000 s", "1.000 (0.250, 2.000)", "50%", "2.0e-03", ""),
         ("U-Net step", "diffusers, compiled", "no C++ compiler", "", "", "", ""),
     ]
-    assert lines(rows(MEASURED))[0].split() == "U-Net step ours 4.000 s 50% 1.0e-06 3.00 GB".split()
+    assert format_rows(table_rows(MEASURED))[0].split() == "U-Net step ours 4.000 s 50% 1.0e-06 3.00 GB".split()
 
 
 def test_flops_are_those_of_the_published_model():
@@ -204,7 +218,7 @@ def test_random_model_is_one_copy_in_its_own_dtype():
 
 def test_random_weights_are_the_same_in_any_order():
     """What one process converts, another compares with its own."""
-    first, second = RandomModel(QUICK), RandomModel(QUICK)
+    first, second = RandomModel(SMALL), RandomModel(SMALL)
     assert first.vae is not second.unet  # made in another order
     for part in ("unet", "vae", "clip"):
         ours, theirs = getattr(first, part).state_dict(), getattr(second, part).state_dict()
@@ -212,8 +226,8 @@ def test_random_weights_are_the_same_in_any_order():
 
 
 def test_a_twin_shares_tensors_and_nothing_else():
-    model = RandomModel(QUICK)
-    other = twin(model.unet)
+    model = RandomModel(SMALL)
+    other = shared_copy(model.unet)
     other.out[2].bias = torch.nn.Parameter(torch.ones(4))
     other.out[0].forward = None
     assert not torch.equal(model.unet.out[2].bias, other.out[2].bias)
@@ -225,46 +239,46 @@ def test_a_twin_shares_tensors_and_nothing_else():
 def test_peak_is_the_childs_own(tmp_path):
     """A gigabyte that this process holds is not counted; the interpreter with torch in it is, at least 100 MB."""
     ballast = torch.ones(2**28)  # 1 GiB
-    options = Options(tiny=True, ckpt=random_checkpoint(tmp_path / "random.ckpt", QUICK))
+    options = Options(tiny=True, ckpt=random_checkpoint(tmp_path / "random.ckpt", SMALL))
     assert 1e8 < peak_in_child("load", "ours", options) < ballast.nbytes
 
 
 def absent_peers(missing: dict[str, str]) -> dict[str, str]:
     """Without the patches of ours that this machine has not."""
-    return {side: why for side, why in missing.items() if side not in OPTIMIZATIONS}
+    return {backend: why for backend, why in missing.items() if backend not in OPTIMIZATIONS}
 
 
 def test_without_the_others_ours_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    result = measure("unet", replace(QUICK, sides=None))
+    result = measure("unet", replace(SMALL, backends=None))
     assert {"ours", "matmul"} <= result.seconds.keys()
     assert not {"diffusers", "compiled", "openvino"} & result.seconds.keys()
     assert absent_peers(result.missing) == dict.fromkeys(("diffusers", "compiled", "openvino"), "not installed")
     assert result.share("ours") > 0
-    assert rows(result)[-1][:3] == ("U-Net step", "OpenVINO", "not installed")
+    assert table_rows(result)[-1][:3] == ("U-Net step", "OpenVINO", "not installed")
 
 
 def test_each_absent_package_is_named(monkeypatch):
     monkeypatch.setattr("benchmarks.openvino_backend.have_openvino", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setitem(sys.modules, "peft", None)
-    every = replace(QUICK, sides=None)
+    every = replace(SMALL, backends=None)
     absent = absent_peers(backends_of("unet", every)[1])
     assert absent == {"compiled": "no C++ compiler", "openvino": "not installed"}
     assert backends_of("train", every)[1] == {"diffusers": "peft is not installed"}
     with pytest.raises(UserError, match="unknown backend 'nonsense'"):
-        backends_of("unet", replace(QUICK, sides=("nonsense",)))
+        backends_of("unet", replace(SMALL, backends=("nonsense",)))
 
 
 def test_the_quick_side_draws_whole_pictures_and_caches_steps(no_peaks, monkeypatch):
-    assert backends_of("unet", replace(QUICK, sides=("quick",)))[0] == []
+    assert backends_of("unet", replace(SMALL, backends=("quick",)))[0] == []
     monkeypatch.setattr(BACKENDS["quick"], "missing", lambda task, options: None)
     # Whose answer is exact, on any machine.
     monkeypatch.setattr(BACKENDS["quick"].ours, "optimizations", ("channels-last",))
     figures = {}
     for cache in (1, 4):
         monkeypatch.setattr(BACKENDS["quick"], "step_cache", cache)
-        result = measure("txt2img", replace(QUICK, steps=4, rounds=1, sides=("ours", "quick", "plain")))
+        result = measure("txt2img", replace(SMALL, steps=4, rounds=1, backends=("ours", "quick", "plain")))
         figures[cache] = result.differences["quick"]
     assert figures[1] < 2e-3 < figures[4]  # a grey level in some pixels, where sums are in another order
 
@@ -276,31 +290,31 @@ def test_rates_are_from_each_process_first_picture_to_its_last(tmp_path):
         path.touch()
         os.utime(path, ns=(seconds * 10**9,) * 2)
     pictures = sorted(tmp_path.glob("*.png"))
-    assert many.rates(pictures, 2) == [2 / 8, 2 / 4]
-    assert many.rates(pictures, 1) == [5 / 15]
+    assert multi_process.images_per_second(pictures, 2) == [2 / 8, 2 / 4]
+    assert multi_process.images_per_second(pictures, 1) == [5 / 15]
 
 
 def test_many_are_compared_to_one_alone_on_its_share(monkeypatch):
     """One alone needs 1 s a picture, and two beside each other 0.52 s together: 96 % of what two would draw."""
     asked = []
 
-    def seconds_each(launcher, cores, threads, processes, options):
+    def seconds_per_image(launcher, cores, threads, processes, options):
         asked.append((bool(launcher), len(cores), threads, processes))
         return {(True, 2): 0.52, (False, 1): 1.0, (False, 2): 0.7}[bool(launcher), len(cores)]
 
-    monkeypatch.setattr(many, "seconds_each", seconds_each)
+    monkeypatch.setattr(multi_process, "seconds_per_image", seconds_per_image)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    result = many.measure(replace(QUICK, rounds=2))
+    result = multi_process.measure(replace(SMALL, rounds=2))
     assert asked == [(True, 2, 1, 2), (False, 1, 1, 1), (False, 2, 2, 1)] * 2
     assert result.ratios("alone") == [1.04, 1.04]
-    assert remark(result).startswith("2 processes draw 96.2%")
+    assert remark(result).startswith("2 processes reach 96.2%")
 
 
 @pytest.mark.slow
 def test_many_prompts_are_drawn_three_ways():
     (result,) = run(["many"], Options(tiny=True, rounds=1, steps=2, size=64))
-    assert result.sides == ["ours", "alone", "threads"]
-    assert all(seconds > 0 for side in result.sides for seconds in result.seconds[side])
+    assert result.backends == ["ours", "alone", "threads"]
+    assert all(seconds > 0 for backend in result.backends for seconds in result.seconds[backend])
 
 
 def test_a_file_is_named_by_its_tasks_and_its_machine(monkeypatch):
@@ -310,12 +324,12 @@ def test_a_file_is_named_by_its_tasks_and_its_machine(monkeypatch):
     assert short_name(xeon | {"gpu": "NVIDIA H200"}) == "nvidia-h200"
     monkeypatch.setattr("benchmarks.report.machine", lambda: xeon | {"processor": "AMD EPYC", "abilities": []})
     names = ["unet", "vae", "text", "txt2img", "load"]
-    assert kept_path(names, Options(dtype="bf16")).name == "bf16-amd-epyc-2-cores.json"
-    assert kept_path(["train"], Options(size=256)).name == "fp32-train-256px-amd-epyc-2-cores.json"
+    assert results_path(names, Options(dtype="bf16")).name == "bf16-amd-epyc-2-cores.json"
+    assert results_path(["train"], Options(size=256)).name == "fp32-train-256px-amd-epyc-2-cores.json"
 
 
 def test_what_is_kept_is_what_was_measured():
-    kept = json.loads(json.dumps(report([MEASURED], QUICK)))
+    kept = json.loads(json.dumps(report([MEASURED], SMALL)))
     assert results_of(kept) == [MEASURED]
     assert kept["results"]["unet"]["ratios"]["diffusers"] == [0.5, 1, 1.5]
     assert kept["options"]["size"] == 64
@@ -324,12 +338,12 @@ def test_what_is_kept_is_what_was_measured():
 
 
 def test_a_busy_machine_is_told(monkeypatch):
-    for load, said in ((0.2, ""), (3.14, "note: something else keeps this machine busy (load 3.1")):
+    for load, said in ((0.2, ""), (3.14, "note: other processes use this machine (load average 3.1")):
         load_before.cache_clear()
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 9, 9))
-        assert warning().startswith(said)
-        assert bool(warning()) == bool(said)
-        assert report([MEASURED], QUICK)["load_before"] == load
+        assert load_note().startswith(said)
+        assert bool(load_note()) == bool(said)
+        assert report([MEASURED], SMALL)["load_before"] == load
     load_before.cache_clear()
 
 
@@ -337,9 +351,9 @@ def test_page_has_every_file_newest_first_with_its_plot(tmp_path):
     folder = tmp_path / "performance"
     folder.mkdir()
     for name, date in (("old", "2026-01-02T00:00:00+00:00"), ("new", "2026-03-04T00:00:00+00:00")):
-        kept = report([MEASURED], QUICK) | {"date": date}
+        kept = report([MEASURED], SMALL) | {"date": date}
         (folder / f"{name}.json").write_text(json.dumps(kept))
-    text = performance.write(folder).read_text()
+    text = docs_page.write_page(folder).read_text()
     assert text.index("2026-03-04") < text.index("2026-01-02")
     assert "| U-Net step | OpenVINO | 4.000 s | 1.000 (0.250, 2.000) | 50% | 2.0e-03 |  |" in text
     for name in ("old", "new"):
@@ -349,8 +363,8 @@ def test_page_has_every_file_newest_first_with_its_plot(tmp_path):
 
 def test_page_in_docs_is_made_from_the_files_beside_it():
     """`python scripts/bench.py --report` makes it."""
-    assert performance.page(KEPT) == KEPT.with_name("performance.md").read_text(encoding="utf-8")
-    assert all(path.with_suffix(".png").exists() for path in KEPT.glob("*.json"))
+    assert docs_page.page(RESULTS_FOLDER) == RESULTS_FOLDER.with_name("performance.md").read_text(encoding="utf-8")
+    assert all(path.with_suffix(".png").exists() for path in RESULTS_FOLDER.glob("*.json"))
 
 
 def bench(monkeypatch, capsys, *flags: object) -> tuple[int, str, str]:
@@ -364,12 +378,12 @@ def bench(monkeypatch, capsys, *flags: object) -> tuple[int, str, str]:
 
 
 def test_script(monkeypatch, capsys, tmp_path):
-    flags = ["--tiny", "--only", "text,vae", "--sides", "ours,diffusers", "--rounds", 1]
+    flags = ["--tiny", "--only", "text,vae", "--backends", "ours,diffusers", "--rounds", 1]
     code, out, _ = bench(monkeypatch, capsys, *flags, "--json", tmp_path / "bench.json")
     assert code == 0
     assert "64x64, fp32" in out
     assert [row.split()[:3] for row in out.splitlines()[-4:]] == [
-        [*task, side] for task in (["text", "encode"], ["VAE", "decode"]) for side in BOTH
+        [*task, backend] for task in (["text", "encode"], ["VAE", "decode"]) for backend in BOTH
     ]
     kept = json.loads((tmp_path / "bench.json").read_text())
     assert kept["results"].keys() == {"text", "vae"}
@@ -381,7 +395,7 @@ def test_script(monkeypatch, capsys, tmp_path):
     "flags",
     [
         ["--only", "unet,nonsense"],
-        ["--sides", "ours,nonsense"],
+        ["--backends", "ours,nonsense"],
         ["--rounds", "0"],
         ["--steps", "-1"],
         ["--size", "100"],

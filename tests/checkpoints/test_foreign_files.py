@@ -11,8 +11,8 @@ from sd.checkpoints.foreign_files import (
     COPIES_OF_ANY,
     LARGEST_JSON,
     Budget,
+    convert_errors,
     read_json_file,
-    reading,
     reads_file,
 )
 from sd.checkpoints.weight_files import read_weights, write_weights
@@ -34,7 +34,7 @@ from sd.utils.errors import UserError
     ids=lambda error: type(error).__name__,
 )
 def test_whatever_goes_wrong_is_one_short_sentence_that_names_the_file(error):
-    with pytest.raises(UserError) as caught, reading("some/model.ckpt"):
+    with pytest.raises(UserError) as caught, convert_errors("some/model.ckpt"):
         raise error
     assert "some/model.ckpt" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -45,7 +45,7 @@ def test_whatever_goes_wrong_is_one_short_sentence_that_names_the_file(error):
 def test_sentences_of_our_own_and_interrupts_pass():
     own = UserError("our own sentence.")
     for error in (own, KeyboardInterrupt()):
-        with pytest.raises(type(error)) as caught, reading("model.ckpt"):
+        with pytest.raises(type(error)) as caught, convert_errors("model.ckpt"):
             raise error
         assert caught.value is error
 

@@ -9,7 +9,7 @@ from optimization.test_registry import bits, distance, gradient, guided_inputs, 
 from torch import nn
 
 from sd.adapters.injection import eject, inject, patchable_layers
-from sd.optimization.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, fits, quantize, quantize_unet
+from sd.optimization.int8 import Int8Conv2d, Int8GEGLU, Int8Linear, is_supported, quantize, quantize_unet
 from sd.optimization.patching import apply_patch
 from sd.optimization.prepacked_conv import PackedConv2d
 from sd.optimization.registry import EXACT, default_names, optimize
@@ -18,7 +18,7 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.images import to_tensor
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(not fits(CPU, torch.float32), reason="this processor has no products of bytes")
+pytestmark = pytest.mark.skipif(not is_supported(CPU, torch.float32), reason="this processor has no products of bytes")
 WITH = [EXACT, "int8"]
 
 

@@ -28,7 +28,7 @@ NEEDS = {
 @pytest.fixture(autouse=True)
 def fresh_cache():
     """What is known of the operators is found again in each test, and after the last one."""
-    caches = (kernels.kernel, kernels.trial_obstacle, kernels.onednn_obstacle)
+    caches = (kernels.find_kernel, kernels.trial_obstacle, kernels.onednn_obstacle)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -50,9 +50,9 @@ def test_names_are_looked_up_below_torch():
 
 def test_of_several_names_the_first_that_exists(monkeypatch):
     names = ("ops.aten.renamed", "ops.aten.relu")
-    assert kernels.kernel(names) is torch.ops.aten.relu
+    assert kernels.find_kernel(names) is torch.ops.aten.relu
     with pytest.raises(AttributeError, match=r"has no operator torch\.ops\.aten\.renamed"):
-        kernels.kernel(("ops.aten.renamed",))
+        kernels.find_kernel(("ops.aten.renamed",))
 
 
 @pytest.mark.parametrize(("name", "operator"), [(name, one) for name, needs in NEEDS.items() for one in needs])
@@ -84,7 +84,7 @@ def test_an_operator_with_other_arguments_or_another_result_is_not_used(monkeypa
         return 2 * torch.ops.mkldnn._linear_pointwise(*given)
 
     for found, reason in ((other_arguments, "takes 2 positional arguments"), (other_result, "not close")):
-        kernels.kernel.cache_clear()
+        kernels.find_kernel.cache_clear()
         kernels.trial_obstacle.cache_clear()
         monkeypatch.setattr(
             kernels, "find_private", lambda name, found=found: found if "linear" in name else find_private(name)
@@ -117,5 +117,5 @@ def test_each_optimization_says_why_it_is_not_here_or_is_here():
     for device, dtype in ((CPU, FP32), (CPU, torch.float64), (torch.device("cuda"), torch.float16)):
         for name, one in OPTIMIZATIONS.items():
             reason = one.obstacle(device, dtype)
-            assert one.fits(device, dtype) == (not reason), name
+            assert one.is_supported(device, dtype) == (not reason), name
             assert not reason or reason.endswith("."), name

@@ -296,7 +296,7 @@ def test_only_long_self_attentions_in_bf16_are_tiled(networks, monkeypatch):
     monkeypatch.setattr(
         "sd.optimization.tiled_attention.tiled_attention", lambda *given: calls.append(given) or attention(*given)
     )
-    monkeypatch.setattr("sd.optimization.tiled_attention.fits", lambda device, dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr("sd.optimization.tiled_attention.is_faster", lambda device, dtype: dtype == torch.bfloat16)
     tile_attention(unet)
     assert [type(m) for name, m in unet.named_modules() if name.endswith("attn2")].count(TiledAttention) == 0
     unet(*guided_inputs(size=32))

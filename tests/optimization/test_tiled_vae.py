@@ -2,13 +2,13 @@ from itertools import pairwise
 
 import torch
 
-from sd.optimization.tiled_vae import OVERLAP, TILE, decode_tiled, encode_tiled, in_tiles, starts
+from sd.optimization.tiled_vae import OVERLAP, TILE, apply_in_tiles, decode_tiled, encode_tiled, tile_starts
 from sd.pipeline.latents import decode_latent, encode_image
 
 
 def test_tiles_cover_every_side_and_overlap():
     for length in range(1, 400):
-        begins = starts(length)
+        begins = tile_starts(length)
         assert begins[0] == 0
         assert begins[-1] + TILE >= length
         assert begins[-1] == max(0, length - TILE)
@@ -18,10 +18,10 @@ def test_tiles_cover_every_side_and_overlap():
 def test_a_network_that_sees_single_places_gives_the_same_in_tiles():
     x = torch.randn(2, 3, 8 * 100, 8 * 70)
     pooled = torch.nn.functional.avg_pool2d(x, 8)
-    torch.testing.assert_close(in_tiles(lambda t: torch.nn.functional.avg_pool2d(t, 8), x, 8, 1), pooled)
+    torch.testing.assert_close(apply_in_tiles(lambda t: torch.nn.functional.avg_pool2d(t, 8), x, 8, 1), pooled)
     grown = torch.nn.functional.interpolate(pooled, scale_factor=8)
     torch.testing.assert_close(
-        in_tiles(lambda t: torch.nn.functional.interpolate(t, scale_factor=8), pooled, 1, 8), grown
+        apply_in_tiles(lambda t: torch.nn.functional.interpolate(t, scale_factor=8), pooled, 1, 8), grown
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from sd.pipeline.mask import latent_mask, mask_notes, mask_to_tensor, read_mask, soften, stretch
+from sd.pipeline.mask import blur_mask, latent_mask, mask_notes, mask_to_tensor, read_mask, stretch_mask
 from sd.utils.errors import UserError
 from sd.utils.images import open_image
 
@@ -100,7 +100,7 @@ def test_a_stroke_of_one_pixel_counts_however_large_the_mask(side):
 def test_a_blurred_thin_stroke_still_counts():
     mask = Image.new("L", (64, 64))
     ImageDraw.Draw(mask).line((10, 30, 50, 30), fill=255, width=1)
-    soft = np.asarray(soften(mask, 8))
+    soft = np.asarray(blur_mask(mask, 8))
     assert soft[30, 10:51].min() >= 128
     assert 0 < soft[38, 30] < 128
 
@@ -115,7 +115,7 @@ def test_a_mask_is_laid_over_the_image_before_both_are_cropped():
 def test_stretching_keeps_what_is_painted():
     mask = Image.new("L", (1000, 100))
     mask.putpixel((500, 50), 255)
-    assert np.asarray(stretch(mask, 50, 50)).max() >= 128
+    assert np.asarray(stretch_mask(mask, 50, 50)).max() >= 128
 
 
 def test_notes_on_a_mask():

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEP = textwrap.dedent("""
     import sys
     import torch
-    from benchmarks.runner import most_resident
+    from benchmarks.runner import peak_resident_bytes
     from sd.clip import CLIPTextModel
     from sd.optimization.registry import TRAINABLE
     from sd.pipeline.stable_diffusion import StableDiffusion
@@ -50,7 +50,7 @@ STEP = textwrap.dedent("""
 
     settings = train_config(recipe, method, pipe, 1)
     assert Trainer(tuner.module, loss, settings, 0, 1).step(0, torch.tensor([0]))[1] == ""
-    print(most_resident() / 1e9)
+    print(peak_resident_bytes() / 1e9)
 """)
 
 

@@ -13,7 +13,7 @@ from sd.pipeline.mask import latent_mask, mask_to_tensor
 from sd.utils.errors import UserError
 from sd.utils.files import check_outdir, save_png, write_png
 from sd.utils.image_grid import grid
-from sd.utils.images import MAX_SIDE, check_size, fit, from_tensor, open_image, to_rgb, to_tensor
+from sd.utils.images import MAX_SIDE, check_size, from_tensor, open_image, resize_and_crop, to_rgb, to_tensor
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -133,9 +133,9 @@ def test_a_phones_picture_comes_upright(tmp_path):
 def test_fit_covers_and_crops_the_middle():
     image = Image.new("RGB", (300, 100), BLUE)
     image.paste(RED, (100, 0, 200, 100))
-    assert pixels(fit(image, 100, 100)) == pixels(Image.new("RGB", (100, 100), RED))
-    assert fit(image, 64, 96).size == (64, 96)
-    assert pixels(fit(noise(64, 48), 64, 48)) == pixels(noise(64, 48))  # the same size: not a pixel changes
+    assert pixels(resize_and_crop(image, 100, 100)) == pixels(Image.new("RGB", (100, 100), RED))
+    assert resize_and_crop(image, 64, 96).size == (64, 96)
+    assert pixels(resize_and_crop(noise(64, 48), 64, 48)) == pixels(noise(64, 48))  # the same size: not a pixel changes
 
 
 def test_masks():

@@ -77,8 +77,8 @@ def draw(page, web, **fields):
 
 def first_of_gallery(page):
     """ "job/file", or "" while there is none."""
-    pictures = page.pictures("gallery")
-    return pictures[0].get_attribute("data-picture") if pictures else ""
+    pictures = page.images("gallery")
+    return pictures[0].get_attribute("data-image") if pictures else ""
 
 
 def test_a_picture_is_drawn_and_the_page_finds_it_again(page, web):
@@ -91,7 +91,7 @@ def test_a_picture_is_drawn_and_the_page_finds_it_again(page, web):
     job = newest(web)
     assert job.request["settings"]["seed"] == 7
     assert job.request["settings"]["width"] == 128  # the model's own
-    assert len(page.pictures("made")) == 1
+    assert len(page.images("made")) == 1
     assert page.until(lambda: first_of_gallery(page), "gallery") == f"{job.id}/{job.result['images'][0]}"
 
 

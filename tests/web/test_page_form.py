@@ -15,7 +15,7 @@ from sd.web.jobs.model_index import Models
 from sd.web.ui.addons import with_addon
 from sd.web.ui.draw_tab import title_of
 from sd.web.ui.form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
-from sd.web.ui.job_status import stage
+from sd.web.ui.job_status import generation_panel
 from sd.web.ui.train_tab import curves, training_panel
 
 
@@ -132,7 +132,7 @@ def test_a_title_stays_with_its_prompt():
     assert title_of("a red apple", written) == title_of("a fox", None) == ""
 
 
-def shown(job, show=stage):
+def shown(job, show=generation_panel):
     return "".join(show([job], lambda job: 0).values())
 
 
@@ -145,7 +145,7 @@ def test_what_others_wrote_is_no_html():
     assert "onerror=alert(1)&gt;&quot;" in shown(job)
     assert shown(job).count("<img") == 1, "the image itself"
     waiting = Job("id", "draw", {"settings": {"prompt": bad}}, Path())
-    assert "<img" not in "".join(stage([waiting, waiting], lambda job: 1).values())
+    assert "<img" not in "".join(generation_panel([waiting, waiting], lambda job: 1).values())
 
 
 def test_curves_stay_in_their_frame():

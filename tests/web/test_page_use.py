@@ -71,7 +71,7 @@ def generate(page, web, **fields):
 
 def shown(page, place):
     """The ids of the jobs whose images stand there."""
-    return [button.get_attribute("data-picture").split("/")[0] for button in page.pictures(place)]
+    return [button.get_attribute("data-image").split("/")[0] for button in page.images(place)]
 
 
 def press_twice(page, name):

@@ -1,4 +1,4 @@
-"""What stands for the Python objects that a pickle names: descriptions that only hold data.
+"""Inert replacements of the Python objects that a pickle names: descriptions that only hold data.
 
 `resolve_name` decides which names a program may use at all:
 
@@ -21,7 +21,7 @@ LARGEST_KEY = 1 << 60  # integers below it cannot be chosen so that many have on
 class GlobalName:
     """A name that the program mentioned. Nothing is imported for it."""
 
-    full: str  # "module.name", in Python 3's spelling
+    full: str  # "module.name", as Python 3 names it
 
 
 class InertObject(dict):
@@ -62,7 +62,7 @@ Charge = Callable[[int], None]  # called with the number of bytes that a copy wi
 
 
 def make_dict(name: str, args: tuple, charge: Charge) -> dict:
-    """An OrderedDict, defaultdict or Counter as a plain dict, without the attributes of state dicts (`_metadata`)."""
+    """Returns an OrderedDict, defaultdict or Counter as a plain dict, without attributes (`_metadata`)."""
     has_items = len(args) > 0 and isinstance(args[0], (dict, list, tuple))  # a defaultdict's first argument is a type
     items = args[0] if has_items else ()
     charge(100 * len(items))
@@ -77,19 +77,19 @@ def make_set(name: str, args: tuple, charge: Charge) -> set:
 
 
 def make_tuple(name: str, args: tuple, charge: Charge) -> tuple:
-    """torch.Size"""
+    """Returns the replacement of a torch.Size, a tuple."""
     (items,) = args
     charge(10 * len(items))
     return tuple(items)
 
 
 def make_bytes(name: str, args: tuple, charge: Charge) -> bytes | InertObject:
-    """Protocol 2 writes b"" as a call of `bytes`."""
+    """Returns b"", which protocol 2 writes as a call of `bytes`."""
     return InertObject(name, args) if args else b""
 
 
 def encode_text(name: str, args: tuple, charge: Charge) -> bytes | InertObject:
-    """Protocol 2 writes any other bytes as a text in Latin-1."""
+    """Returns the bytes that protocol 2 writes as a text in Latin-1."""
     text, encoding = args
     if type(text) is not str or encoding != "latin1":
         return InertObject(name, args)
@@ -164,7 +164,7 @@ ALLOWED_DATA = set(
 
 
 def resolve_name(module: str, name: str) -> GlobalName | None:
-    """The description of a name that a program mentions, or None where that name is refused."""
+    """Returns the description of a name that a program mentions, or None where that name is refused."""
     if module.split(".")[0] == "__torch__":
         return GlobalName(f"{module}.{name}")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
@@ -176,13 +176,14 @@ def resolve_name(module: str, name: str) -> GlobalName | None:
 
 
 def describe_call(name: GlobalName, args: tuple, charge: Charge) -> Any:
-    """What stands for a call of the named class or function: plain data, or an inert object."""
+    """Return the replacement of a call of the named class or function: plain data, or an inert object."""
     usual = make_script_object if name.full.startswith("__torch__.") else make_inert
     return ALLOWED.get(name.full, usual)(name.full, args, charge)
 
 
 def as_key(value: Any) -> Any:
-    """The value as a key of a dict: itself where hashing it is cheap and safe, otherwise wrapped in an inert object.
+    """Returns the value as a key of a dict: the value itself where hashing it is cheap and safe, otherwise wrapped in
+    an inert object.
 
     A tuple's hash descends into its items without a limit, and large integers can be chosen to have equal hashes.
     """

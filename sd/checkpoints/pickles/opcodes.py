@@ -39,7 +39,7 @@ def slice_bytes(data: Data, place: int, length: int, end: int) -> bytes:
 
 
 def read_number(width: int, signed: bool = False):
-    """A reader of an integer of fixed width."""
+    """Returns a reader of an integer of fixed width."""
 
     def read(data: Data, place: int, end: int) -> tuple[int, int]:
         if place + width > end:
@@ -50,7 +50,7 @@ def read_number(width: int, signed: bool = False):
 
 
 def read_counted(width: int, decode):
-    """A reader of a length, a number of `width` bytes, and of that many bytes, which `decode` makes a value of."""
+    """Returns a reader of a length (`width` bytes) and of that many bytes, which `decode` converts."""
 
     def read(data: Data, place: int, end: int) -> tuple[Any, int]:
         if place + width > end:
@@ -65,7 +65,7 @@ def read_counted(width: int, decode):
 
 
 def read_line(decode, longest: int = LONGEST_LINE):
-    """A reader of everything up to the next newline, which `decode` makes a value of."""
+    """Returns a reader of the bytes up to the next newline, which `decode` converts."""
 
     def read(data: Data, place: int, end: int) -> tuple[Any, int]:
         newline = data.find(b"\n", place, min(end, place + longest))
@@ -87,7 +87,7 @@ def read_float(data: Data, place: int, end: int) -> tuple[float, int]:
 
 
 def read_frame(data: Data, place: int, end: int) -> tuple[None, int]:
-    """Frames only help to read ahead."""
+    """Skips the header of a frame, which only helps to read ahead."""
     slice_bytes(data, place, 8, end)
     return None, place + 8
 
@@ -99,7 +99,7 @@ def decode_text(data: bytes) -> str:
 
 
 def decode_python2(data: bytes) -> str | bytes:
-    """Python 2 did not distinguish text from bytes."""
+    """Decodes a string of Python 2, which did not distinguish text from bytes."""
     try:
         return decode_text(data)
     except UnicodeDecodeError:
@@ -119,7 +119,7 @@ def decode_integer(data: bytes) -> int:
 
 
 def decode_decimal(data: bytes) -> int | bool:
-    """Protocol 0; 00 and 01 are its booleans."""
+    """Decodes an integer of protocol 0, whose booleans are 00 and 01."""
     if data in (b"00", b"01"):
         return data == b"01"
     if len(data) > LONGEST_INTEGER or not re.fullmatch(rb"-?\d+L?", data):
@@ -194,7 +194,7 @@ CLOSING = {  # what a MARK ends with
 
 
 def scan_program(data: Data, start: int, end: int, most: int = MOST_OPERATIONS) -> tuple[list[Operation], int]:
-    """Scans the program that begins at `start`, and returns its operations and the place behind it.
+    """Scans the program that begins at `start`, and returns its operations and the offset of its end.
 
     most: how many operations it may have. Raises EOFError where it reaches past `end`, and ValueError, in a few words,
     for all that weights do not need.
@@ -238,6 +238,9 @@ def scan_program(data: Data, start: int, end: int, most: int = MOST_OPERATIONS) 
 
 
 def check_index(index: int) -> None:
-    """Writers number their memo from 0 on, and the standard library's reader allocates it up to the largest number."""
+    """Checks an index of the memo.
+
+    Writers number it from 0 on, and the standard library's reader allocates it up to the largest number.
+    """
     if not 0 <= index < MOST_OPERATIONS:
         raise ValueError("it stores a value at an impossible place")

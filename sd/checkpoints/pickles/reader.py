@@ -39,7 +39,7 @@ class Record:
 
 
 def read_zip(file: MappedFile) -> Any:
-    """The object in a torch ZIP archive (torch 1.6 and later), its tensors views of the file."""
+    """Returns the object in a torch ZIP archive (torch 1.6 and later), its tensors views of the file."""
     try:
         records = read_directory(file)
     except (struct.error, IndexError, ValueError) as error:
@@ -72,7 +72,7 @@ def read_zip(file: MappedFile) -> Any:
 
 
 def program_of(file: MappedFile, record: Record) -> tuple[Data, int, int]:
-    """Where the program of a record stands: (data, start, end)."""
+    """Returns the position of a record's program: (data, start, end)."""
     if record.method == STORED and record.size > LARGEST_PROGRAM:  # with the numbers in it, as a Mac's tensors are
         start = data_offset(file, record)
         if start + record.size > len(file.memory):
@@ -85,7 +85,7 @@ def program_of(file: MappedFile, record: Record) -> tuple[Data, int, int]:
 
 
 def run_program(unpickler: RestrictedUnpickler, data: Data, start: int, end: int) -> tuple[Any, int]:
-    """(what the program made, the place behind it). Raises UserError, one sentence, for any malformed program."""
+    """Returns (the program's object, the offset of its end). Raises UserError for any malformed program."""
     path = unpickler.path
     try:
         operations, place = scan_program(data, start, end, unpickler.left)
@@ -114,7 +114,10 @@ def damaged_pickle(path: Path, error: Exception) -> UserError:
 
 
 def read_directory(file: MappedFile) -> dict[str, Record]:
-    """The records of a ZIP archive by name. Raises UserError or ValueError where its table of contents is damaged."""
+    """Returns the records of a ZIP archive by name.
+
+    Raises UserError or ValueError where its table of contents is damaged.
+    """
     memory = file.memory
     end = memory.rfind(b"PK\x05\x06", max(len(memory) - LONGEST_END, 0))
     if end < 0 or end + 22 > len(memory):
@@ -137,7 +140,9 @@ def read_directory(file: MappedFile) -> dict[str, Record]:
             raise cut_short(file.path, "its table of contents is damaged")
         name = table[place + 46 : place + 46 + name_length].decode("utf-8", "replace")
         place += 46 + name_length
-        checksum, packed, size, header = widen(checksum, packed, size, header, table[place : place + extra_length])
+        checksum, packed, size, header = apply_zip64(
+            checksum, packed, size, header, table[place : place + extra_length]
+        )
         if method == STORED and packed != size:
             raise cut_short(file.path, "its table of contents is damaged")
         records[name] = Record(method, checksum, packed, size, header)
@@ -145,8 +150,8 @@ def read_directory(file: MappedFile) -> dict[str, Record]:
     return records
 
 
-def widen(checksum: int, packed: int, size: int, header: int, extra: bytes) -> tuple[int, int, int, int]:
-    """A record's numbers, with those that do not fit into 32 bits taken from its ZIP64 field."""
+def apply_zip64(checksum: int, packed: int, size: int, header: int, extra: bytes) -> tuple[int, int, int, int]:
+    """Returns a record's numbers, with those that do not fit into 32 bits taken from its ZIP64 field."""
     narrow = 0xFFFFFFFF
     place = 0
     while place + 4 <= len(extra):
@@ -161,7 +166,7 @@ def widen(checksum: int, packed: int, size: int, header: int, extra: bytes) -> t
 
 
 def data_offset(file: MappedFile, record: Record) -> int:
-    """Where a record's bytes begin: after its local header, whose name and padding have lengths of their own."""
+    """Returns the offset of a record's bytes, after its local header, whose name and padding vary in length."""
     header = file.memory[record.header : record.header + 30]
     if header[:4] != b"PK\x03\x04" or len(header) < 30:
         raise cut_short(file.path)
@@ -169,7 +174,7 @@ def data_offset(file: MappedFile, record: Record) -> int:
 
 
 def read_record(file: MappedFile, record: Record) -> bytes:
-    """A copy of a record's bytes, unpacked, checked against its size and its checksum."""
+    """Returns a copy of a record's bytes, unpacked, checked against its size and its checksum."""
     file.budget.spend(record.size)
     start = data_offset(file, record)
     data = file.memory[start : start + record.packed]
@@ -186,7 +191,7 @@ def read_record(file: MappedFile, record: Record) -> bytes:
 
 
 def read_legacy(file: MappedFile) -> Any:
-    """The object in an older torch.save file: five pickles in a row, then each storage as a count and its numbers."""
+    """Returns the object in an older torch.save file: five pickles, then each storage as a count and its numbers."""
     unpickler = RestrictedUnpickler(file.path, file.budget.spend)
     magic, place = run_program(unpickler, file.memory, 0, len(file.memory))
     if type(magic) is not int or magic != LEGACY_MAGIC:
@@ -210,7 +215,7 @@ def read_legacy(file: MappedFile) -> Any:
 
 
 def locate_storages(file: MappedFile, keys: list, kinds: dict, place: int) -> dict[str, tuple[int, int]]:
-    """(offset, length in bytes) of each storage. kinds: the names of their types by key."""
+    """Returns (offset, length in bytes) of each storage. kinds: the names of their types by key."""
     places = {}
     for key in keys:
         dtype = STORAGES.get(kinds[key]) or DTYPES[kinds[key]]

@@ -1,4 +1,4 @@
-"""The third stage: the descriptions that a program left become tensors, after every number in them is checked.
+"""The third stage: the descriptions that a program returned become tensors, after every number in them is checked.
 
 A count, an offset, a size or a stride is used only once it is known to be an `int` that is not negative, in Python's
 own arithmetic, which does not wrap. A tensor is a view of a storage, a storage is bytes of the file, and a view never
@@ -49,7 +49,7 @@ NUMPY_DTYPES = {
 }
 LEAVES = {type(None), bool, int, float, str, bytes, set, frozenset, GlobalName}
 CONTAINERS = {list, dict, tuple}
-OPEN = object()  # stands for what is being made now
+OPEN = object()  # marks a value under construction
 
 # (dtype, key, count) -> (count,): a storage's numbers in the file
 ReadStorage = Callable[[torch.dtype, str, int], Tensor]
@@ -65,7 +65,7 @@ class TensorMaker:
         self.kept: list[Any] = []  # keeps replaced objects alive, so that no identity is used twice
 
     def make(self, value: Any, depth: int = 0) -> Any:
-        """The value with tensors for descriptions. Containers are changed in place, except for tuples.
+        """Returns the value with tensors in place of descriptions. Containers are changed in place, except for tuples.
 
         A container inside itself is replaced by an empty inert object there. Raises ValueError where a description
         does not describe a tensor of this file, or where containers are nested too deeply.
@@ -123,7 +123,7 @@ class TensorMaker:
         return storage if view is None else storage[start : start + length]
 
     def make_view(self, args: tuple, depth: int) -> Tensor:
-        """torch._utils._rebuild_tensor_v2: (storage, offset, size, stride, ...)"""
+        """Replaces torch._utils._rebuild_tensor_v2: (storage, offset, size, stride, ...)"""
         storage, offset, size, stride, *rest = args
         storage = self.make(storage, depth)
         if not isinstance(storage, Tensor) or storage.dim() != 1 or (len(rest) > 2 and rest[2]):
@@ -145,14 +145,16 @@ class TensorMaker:
         return self.make_tensor(args[0], depth)
 
     def make_from_type(self, args: tuple, depth: int) -> Tensor:
-        """torch._tensor._rebuild_from_type_v2: (function, class, arguments, attributes)"""
+        """Replaces torch._tensor._rebuild_from_type_v2: (function, class, arguments, attributes)"""
         function, _, inner, *_ = args
         if type(function) is not GlobalName or function.full not in REBUILD:
             raise ValueError("a tensor that is made by something unknown")
         return REBUILD[function.full](self, inner, depth)
 
     def make_converted(self, args: tuple, depth: int) -> Tensor:
-        """A tensor that was on a Mac's GPU or on a TPU: a numpy array or a CPU tensor, and the dtype that it had."""
+        """Returns a tensor that was on a Mac's GPU or on a TPU: a numpy array or a CPU tensor, and its
+        former dtype.
+        """
         source, dtype, *_ = args
         tensor = self.make_array(source) if is_array(source) else self.make_tensor(source, depth)
         wanted = DTYPES[dtype.full]
@@ -167,8 +169,10 @@ class TensorMaker:
         return tensor
 
     def make_array(self, array: InertObject) -> Tensor:
-        """A numpy array, by its state: (version, shape, dtype, whether columns come first, bytes); or as protocol 5
-        writes it, by its arguments: (bytes, dtype, shape, "C" or "F")."""
+        """Returns a numpy array, by its state: (version, shape, dtype, whether columns come first, bytes).
+
+        Protocol 5 writes it by its arguments: (bytes, dtype, shape, "C" or "F").
+        """
         if array.name.endswith("_frombuffer"):
             data, kind, shape, order = array.args
             columns_first = order == "F"
@@ -206,7 +210,7 @@ def is_array(value: Any) -> bool:
 
 
 def check_integers(*numbers: Any) -> None:
-    """A tensor, a bool or a float passes for a number in most places, and not here."""
+    """Checks that all values are integers; Python accepts a tensor, a bool or a float in most such places."""
     for number in numbers:
         if type(number) is not int or not 0 <= number < LARGEST_INTEGER:
             raise ValueError("a size that is no number")

@@ -1,4 +1,4 @@
-"""The second stage: a scanned program runs on a stack machine that makes nothing but inert descriptions.
+"""The second stage: a scanned program runs on a stack machine that creates only inert descriptions.
 
 What is on the stack is always one of: None, bool, int, float, str, bytes, list, dict, tuple, set, frozenset,
 GlobalName, InertObject and StorageDescription, each of exactly that type. No attribute is ever set but
@@ -38,7 +38,7 @@ class RestrictedUnpickler:
         self.memo: dict[int, Any] = {}
 
     def run(self, operations: list[Operation]) -> Any:
-        """The object that a program makes. Raises nearly anything where the program is malformed."""
+        """Returns the object that a program builds. May raise any exception where the program is malformed."""
         self.stack, self.marks, self.memo = [], [], {}
         stack, memo = self.stack, self.memo
         for opcode, argument in operations:
@@ -56,7 +56,7 @@ class RestrictedUnpickler:
         return self.stack.pop()
 
     def pop_items(self) -> list[Any]:
-        """The values since the last mark."""
+        """Removes and returns the values since the last mark."""
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]

@@ -51,11 +51,11 @@ def latent_settings(nodes: Mapping[str, dict], sampler: dict) -> dict[str, objec
 
 def empty_latent(nodes: Mapping[str, dict], sampler: dict) -> dict | None:
     """Returns the inputs of the sampler's empty-latent node; None where the sampler starts from an image."""
-    node = follow(nodes, sampler.get("inputs", {}).get("latent_image"))
+    node = linked_node(nodes, sampler.get("inputs", {}).get("latent_image"))
     return node.get("inputs", {}) if node is not None and "Empty" in node["class_type"] else None
 
 
-def follow(nodes: Mapping[str, dict], link: object) -> dict | None:
+def linked_node(nodes: Mapping[str, dict], link: object) -> dict | None:
     """Returns the source node of a link, [number, output]."""
     return nodes.get(str(link[0])) if isinstance(link, list) and link else None
 
@@ -64,7 +64,7 @@ def value_of(nodes: Mapping[str, dict], value: object, hops: int = MAX_HOPS) -> 
     """Returns a value, or the value of the node that it links to; None where that is unknown."""
     if not isinstance(value, list):
         return value
-    node = follow(nodes, value)
+    node = linked_node(nodes, value)
     if node is None or hops == 0:
         return None
     inputs = node.get("inputs", {})
@@ -76,7 +76,7 @@ def value_of(nodes: Mapping[str, dict], value: object, hops: int = MAX_HOPS) -> 
 
 def text_at(nodes: Mapping[str, dict], link: object, hops: int = MAX_HOPS) -> str | None:
     """Returns the text of a conditioning, through the nodes that only pass it on; None where it is unknown."""
-    node = follow(nodes, link)
+    node = linked_node(nodes, link)
     if node is None or hops == 0:
         return None
     inputs = node.get("inputs", {})
@@ -92,7 +92,7 @@ def model_settings(nodes: Mapping[str, dict], link: object) -> tuple[str, dict[s
     tags: list[str] = []
     settings: dict[str, object] = {}
     for _ in range(MAX_HOPS):
-        node = follow(nodes, link)
+        node = linked_node(nodes, link)
         if node is None:
             break
         inputs = node.get("inputs", {})

@@ -1,4 +1,4 @@
-"""From the webui's labels to the fields of `GenerationSettings`, with a note on what is not honored.
+"""Conversion from the webui's labels to the fields of `GenerationSettings`, with a note on what is not honored.
 
 Every label is honored (a row of the table, or one of the functions below), silent (it does not change the image), or
 named in a note.
@@ -79,12 +79,12 @@ class Reading:
     problems: dict[str, str] = field(default_factory=dict)
 
 
-def whole(text: str) -> int:
+def parse_integer(text: str) -> int:
     """Parses an integer, also one written as 2.0; exact at any length. Raises ValueError."""
     return int(re.sub(r"\.0*$", "", text.strip()))
 
 
-def finite(text: str) -> float:
+def parse_finite(text: str) -> float:
     """Parses a finite number. Raises ValueError."""
     value = float(text)
     if not math.isfinite(value):
@@ -92,22 +92,22 @@ def finite(text: str) -> float:
     return value
 
 
-def boolean(text: str) -> bool:
+def parse_boolean(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
 def reader_for(row: Option) -> Callable[[str], Any]:
     """Returns the function that turns the text of an option into its value. It raises ValueError for a wrong text."""
     if row.name == "clip_skip":
-        return lambda text: max(1, whole(text))  # some programs write 0 for the last layer
+        return lambda text: max(1, parse_integer(text))  # some programs write 0 for the last layer
     if row.choices is not None:
         values = {label.lower(): value for value, label in row.choices.items()}
-        return lambda text: values[text.lower()] if text.lower() in values else invalid(text)
-    readers: dict[type, Callable[[str], Any]] = {int: whole, float: finite, bool: boolean, str: str}
+        return lambda text: values[text.lower()] if text.lower() in values else refuse_value(text)
+    readers: dict[type, Callable[[str], Any]] = {int: parse_integer, float: parse_finite, bool: parse_boolean, str: str}
     return readers[row.type]
 
 
-def invalid(text: str) -> None:
+def refuse_value(text: str) -> None:
     raise ValueError(text)
 
 
@@ -170,7 +170,8 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
         sampler, _ = find_sampler(name)
     except UserError:
         reading.problems["sampler"] = (
-            f"the sampler {name[:40]!r} does not exist here: choose one with --sampler, such as {nearest(name)}."
+            f"the sampler {name[:40]!r} does not exist here: choose one with --sampler, such as"
+            f" {nearest_sampler(name)}."
         )
         return
     reading.values["sampler"] = sampler
@@ -185,7 +186,7 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
         )
 
 
-def nearest(name: str) -> str:
+def nearest_sampler(name: str) -> str:
     """Returns a sampler of the same family."""
     lower = name.lower()
     families = {"2m": "dpmpp_2m", "sde": "dpmpp_sde", " a": "euler_a", "_a": "euler_a", "dpm": "dpmpp_2m"}
@@ -230,7 +231,7 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
         values.pop("hires_scale", None)
         return
     try:
-        values["hires_strength"] = finite(found.get("Denoising strength", "0.7"))
+        values["hires_strength"] = parse_finite(found.get("Denoising strength", "0.7"))
     except ValueError:
         reading.problems["hires_strength"] = "the file's denoising strength is not a number: give --hires-strength."
     upscaler = found.get("Hires upscaler", "Latent")
@@ -240,7 +241,7 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
         notes["Hires upscaler"] = f"The upscaler {upscaler!r} of the second pass does not exist here: {used} is used."
     if found.get("Hires steps", "0") != "0":
         try:
-            values["hires_steps"] = whole(found["Hires steps"])
+            values["hires_steps"] = parse_integer(found["Hires steps"])
         except ValueError:
             notes["Hires steps"] = "The steps of the second pass are not a number: it takes the first pass's number."
 
@@ -273,7 +274,7 @@ def read_origin(found: Mapping[str, str], reading: Reading) -> None:
         )
         if not second_pass and "Denoising strength" in found:
             try:
-                reading.values["strength"] = finite(strength)
+                reading.values["strength"] = parse_finite(strength)
             except ValueError:
                 reading.problems["strength"] = "the file's denoising strength is not a number: give --strength."
     elif not second_pass and strength not in ("0", "0.0", "1", "1.0"):

@@ -32,7 +32,7 @@ def to_infotext(
 
 
 def is_written(row: Option, settings: GenerationSettings) -> bool:
-    """Whether the value of an option stands in infotext as it is."""
+    """Return whether infotext contains the value of an option unchanged."""
     if row.infotext is None or row.infotext.written == "specially":
         return False
     if row.infotext.part_of and not is_changed(row.infotext.part_of, settings):

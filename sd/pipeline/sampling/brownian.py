@@ -6,7 +6,7 @@ more steps, or a step taken in two halves, follows the same path, and images of 
 The path is built by bisection (Levy's construction): the value in the middle of an interval, given its two ends, is
 normal around their mean. Each middle has its own seed, made by numpy's `SeedSequence` from the path's seed and the
 place in the tree of halves. That is the path of torchsde's `BrownianTree`, which k-diffusion and the webui use; it is
-written by hand here because it takes 40 lines, and torchsde and its requirement scipy would be two more packages.
+written here because it takes 40 lines, and torchsde and its requirement scipy would be two more packages.
 """
 
 import math

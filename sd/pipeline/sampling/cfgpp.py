@@ -12,7 +12,7 @@ from torch import Tensor
 from sd.denoiser import Guidance, Inpaint, rescale_noise
 from sd.pipeline.sampling.extra_samplers import Denoise, NoiseSource, Steps
 
-FULL_SCALE = 12.5  # the guidance scale that stands for CFG++'s lambda = 1, as in the webui; 7.5 is lambda = 0.6
+FULL_SCALE = 12.5  # the guidance scale that corresponds to CFG++'s lambda = 1, as in the webui; 7.5 is lambda = 0.6
 
 
 class UncondGuidance(Guidance):

@@ -31,7 +31,7 @@ def simple_sigmas(noise_schedule: NoiseSchedule, steps: int, to_zero: bool) -> l
 def ddim_uniform_sigmas(noise_schedule: NoiseSchedule, steps: int, to_zero: bool) -> list[float]:
     """Take t = 1 + k * (1000 // steps) up to 999: "ddim_uniform" of ComfyUI, "DDIM" of the webui.
 
-    Where steps does not divide 1000 that is a longer list than was asked for, by one step as a rule.
+    Where steps does not divide 1000 the list is longer than requested, usually by one step.
     """
     return noise_schedule.sigmas[1 :: max(len(noise_schedule) // steps, 1)].flip(0).tolist()
 

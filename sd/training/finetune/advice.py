@@ -1,4 +1,4 @@
-"""Which step to take, by which rule, and whether anything was gained."""
+"""Choice of the best step of a run, with its rule, and warnings where nothing was gained."""
 
 import math
 from dataclasses import dataclass

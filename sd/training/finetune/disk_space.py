@@ -17,7 +17,10 @@ NEEDED_TO_RESUME = ("state.pt", "latents.pt", "class.pt")
 
 @dataclass(frozen=True)
 class RequiredSpace:
-    """Bytes. run: of the run's folder at most, while saving. kept: of the folder at the end. output: of the result."""
+    """The required space in bytes.
+
+    run: of the run's folder at most, while saving. kept: of the folder at the end. output: of the result.
+    """
 
     run: int
     kept: int
@@ -41,7 +44,7 @@ def required_space(method: str, module: nn.Module, pipe: StableDiffusion, recipe
 
 
 def check_free_space(wanted: RequiredSpace, run: Path, output: Path, say) -> None:
-    """Say how much space the run takes. Raises UserError where less is free."""
+    """Print the space that the run takes. Raises UserError where less is free."""
     have = folder_size(run)
     already = output.stat().st_size if output.is_file() else 0
     say(

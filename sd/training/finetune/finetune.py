@@ -20,11 +20,11 @@ from sd.training.finetune.disk_space import check_free_space, clean_run, format_
 from sd.training.finetune.gradient_checkpointing import disable_gradient_checkpointing, enable_gradient_checkpointing
 from sd.training.finetune.metadata import metadata, start_time
 from sd.training.finetune.methods import METHODS
-from sd.training.finetune.outputs import check_output, deliver, resolve_output
+from sd.training.finetune.outputs import check_output, copy_result, resolve_output
 from sd.training.finetune.prior_preservation import generate_class_images
 from sd.training.finetune.recipes import Recipe, recipe_for
 from sd.training.finetune.runs import check_same_run, check_steps, clear_orphans, content_hash, run_identity, write_note
-from sd.training.finetune.setup import build_sources, caption_kind, summary, train_config
+from sd.training.finetune.setup import build_sources, caption_kind, describe_run, train_config
 from sd.training.finetune.validation import OnEvent, Validator
 from sd.training.loop import train
 from sd.training.loss import snr_weights
@@ -100,7 +100,7 @@ def finetune(
         weights = snr_weights(recipe.least_snr, recipe.min_snr) if recipe.min_snr else snr_weights()
         diffusion_loss = DiffusionLoss(pipe.unet, tuner.contexts, weights, train_source, prior_source)
         config = train_config(recipe, method, pipe, world_size)
-        say(summary(recipe, tuner, config, train_source, held_out, world_size))
+        say(describe_run(recipe, tuner, config, train_source, held_out, world_size))
         file_metadata = metadata(
             method, output.stem, recipe, pipe, folder, config, train_source, note["began"], world_size
         )
@@ -176,9 +176,11 @@ def finish_run(
     if sentence := validator.tuner.warning():
         doubts.append(sentence)
         say(f"warning: {sentence}")
-    deliver(validator.step_file(advice.step), output, advice.step, validator.pipe, validator.recipe, validator.metadata)
+    copy_result(
+        validator.step_file(advice.step), output, advice.step, validator.pipe, validator.recipe, validator.metadata
+    )
     say(f"{output}  step {advice.step}; the preview images of all steps are in {validator.sheet}")
-    say(usage(validator.tuner.method, validator.recipe, output, validator.pipe))
+    say(usage_command(validator.tuner.method, validator.recipe, output, validator.pipe))
     if validator.recipe.clean:
         freed = clean_run(validator.run)
         write_note(validator.run, note | {"cleaned": str(output)})
@@ -186,7 +188,7 @@ def finish_run(
     return Result(output, validator.sheet, advice.step, advice.rule, tuple(doubts))
 
 
-def usage(method: str, recipe: Recipe, output: Path, pipe: StableDiffusion) -> str:
+def usage_command(method: str, recipe: Recipe, output: Path, pipe: StableDiffusion) -> str:
     """Return a command that generates an image with the result."""
     prompt = recipe.prompts[0].replace("{}", recipe.phrase)
     folder = {"ti": EMBEDDINGS, "lora": LORAS, "dreambooth": WEIGHTS}[method]

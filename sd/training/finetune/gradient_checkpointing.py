@@ -15,7 +15,7 @@ from sd.unet import Downsample, ResBlock, SpatialTransformer, UNetModel, Upsampl
 
 
 class Recomputed(LayerPatch, nn.Module):
-    """Beside a block's own class: only its input is kept for the backward pass."""
+    """A patch of a block: only its input is kept for the backward pass."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         if not is_grad_enabled():
@@ -32,7 +32,7 @@ class RecomputedTransformer(Recomputed, SpatialTransformer):
 
 
 class LevelEnd(LayerPatch, nn.Module):
-    """Beside a sampling block's own class: what the level before it freed goes back to the system, both ways.
+    """A patch of a sampling block: memory that the previous level freed is returned to the system, in both passes.
 
     The tensors of the next level have other sizes and fit badly into the freed blocks: about 150 MB of them at 512 x
     512.

@@ -100,7 +100,9 @@ class LoraTraining:
         module, weights = {}, []
         for part, network in self.networks.items():
             pattern = "|".join(TARGETS[one] for one in recipe.targets if (one == "text") == (part == "clip"))
-            layers = {path: layer for path, layer in lora.patchable_layers(network).items() if matches(pattern, path)}
+            layers = {
+                path: layer for path, layer in lora.patchable_layers(network).items() if matches_pattern(pattern, path)
+            }
             patches = {
                 path: LoRA.initialize(layer, recipe.rank, recipe.alpha, generator) for path, layer in layers.items()
             }
@@ -182,7 +184,7 @@ def half_state_dict(network: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.to(torch.float16) for key, tensor in network.state_dict().items()}
 
 
-def matches(pattern: str, path: str) -> bool:
+def matches_pattern(pattern: str, path: str) -> bool:
     return bool(pattern) and re.fullmatch(pattern, path) is not None
 
 

@@ -95,7 +95,7 @@ def have_same_bytes(one: Path, other: Path) -> bool:
     return True
 
 
-def deliver(
+def copy_result(
     saved: Path, output: Path, step: int, pipe: StableDiffusion, recipe: Recipe, metadata: dict[str, str]
 ) -> None:
     """Copy the file of a step to where prompts find it, in the format of the suffix of `output`."""

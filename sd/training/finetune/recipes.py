@@ -50,7 +50,7 @@ COUNTED = ("steps", "vectors", "class_images", "crops", "saves")  # "number of" 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of a run. None stands for the default of the model or the method, see `recipe_for`.
+    """All settings of a run. None means the default of the model or the method, see `recipe_for`.
 
     word: stands for the object or style in captions and prompts; for textual inversion the new word. "" leaves captions
         unchanged, and every image needs one.
@@ -125,7 +125,7 @@ class Recipe:
 
     @property
     def phrase(self) -> str:
-        """Return the words that stand for the object or style in prompts: "sks dog"."""
+        """Return the words for the object or style in prompts, such as "sks dog"."""
         return " ".join(word for word in (self.word, self.class_word) if word)
 
 

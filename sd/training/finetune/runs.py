@@ -98,7 +98,7 @@ def write_note(run: Path, note: dict) -> None:
 
 
 def check_steps(run: Path, note: dict, steps: int, say) -> None:
-    """Say from which step the run resumes. Raises UserError where the run has ended and nothing can be done."""
+    """Print the step at which the run resumes. Raises UserError where the run has ended and nothing can be done."""
     if note.get("cleaned"):
         raise UserError(
             f"this run has ended and was cleaned up; its result is {note['cleaned']}. Give another --run-dir, or "

@@ -12,7 +12,7 @@ from sd.training.distributed import join_processes
 from sd.training.finetune.batch import TrainingSource
 from sd.training.finetune.data.captions import KINDS, Captions
 from sd.training.finetune.data.image_folder import ImageFile, ImageFolder
-from sd.training.finetune.data.long_captions import fits
+from sd.training.finetune.data.long_captions import fits_in_chunks
 from sd.training.finetune.latent_cache import LatentCache
 from sd.training.finetune.recipes import Recipe, is_small
 from sd.training.loop import TrainConfig
@@ -49,7 +49,7 @@ def build_sources(
             file=run / file,
             say=say,
         )
-        fitting = partial(fits, pipe.tokenizer, tokens=recipe.max_token_length)
+        fitting = partial(fits_in_chunks, pipe.tokenizer, tokens=recipe.max_token_length)
         captions = Captions(folder, word, kind, class_word, fits=fitting)
         return TrainingSource(latents, captions, list(range(len(folder))), 1.0, recipe.noise_offset)
 
@@ -134,7 +134,7 @@ def load_for_training(
     return StableDiffusion.from_pretrained(path, target, DTYPES[weights_in], vae)
 
 
-def summary(
+def describe_run(
     recipe: Recipe, tuner, config: TrainConfig, source: TrainingSource, held_out: TrainingSource, world_size: int
 ) -> str:
     count = sum(parameter.numel() for parameter in tuner.module.parameters())

@@ -207,7 +207,7 @@ def scores_to_dict(scores: Scores) -> dict:
 
 @contextmanager
 def swap_ema(model: nn.Module, average: nn.Module) -> Iterator[None]:
-    """Within this context, `model` has the weights of the average."""
+    """Give `model` the weights of the average within this context."""
 
     def swap() -> None:
         if average is not model:

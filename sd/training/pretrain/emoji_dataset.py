@@ -1,4 +1,4 @@
-"""From npm packages of emoji to a folder of 128 x 128 images with names: the dataset of the bundled model.
+"""Conversion of npm packages of emoji to a folder of 128 x 128 images with names: the dataset of the bundled model.
 
 `data/emoji_names.tsv` lists the names and everything that is fixed about them, above all what is held out.
 `prepare_dataset` renders each name in each style on white and writes one line of index.jsonl for each image.

@@ -46,7 +46,7 @@ def start_from_shipped(weights: Path, runs: Path) -> None:
         unpack(weights, runs / "shipped")
 
 
-def newest(part: str, runs: Path) -> Path:
+def newest_folder(part: str, runs: Path) -> Path:
     """Return the folder of a part's newest weights: those of its own stage or, before that, the shipped ones."""
     return runs / part if exists(runs / part) else runs / "shipped" / part
 
@@ -68,11 +68,11 @@ def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, 
         train_detector(Detector(), runs / "detector", detector_cutouts(data), settings)
     elif stage == "latents":
         make_latents(
-            load_model(pretrain_run.new_network("vae"), newest("vae", runs)), stream, runs / "latents", latents
+            load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)), stream, runs / "latents", latents
         )
     else:
-        vae = load_model(pretrain_run.new_network("vae"), newest("vae", runs)).to(settings.device)
-        text = load_model(pretrain_run.new_network("clip"), newest("clip", runs)).text_model.to(settings.device)
+        vae = load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)).to(settings.device)
+        text = load_model(pretrain_run.new_network("clip"), newest_folder("clip", runs)).text_model.to(settings.device)
         unet = widened_unet(load_file(runs / "shipped" / "unet" / "model.safetensors"))
         train_scene_unet(unet, text, vae, runs / "unet", SceneLatents(runs / "latents"), settings)
 
@@ -87,8 +87,8 @@ def export_scenes(runs: Path, target: Path) -> list[Path]:
 
     Raises UserError where the U-Net has not been trained on scenes.
     """
-    clip = load_model(pretrain_run.new_network("clip"), newest("clip", runs)).half()
-    vae = load_model(pretrain_run.new_network("vae"), newest("vae", runs)).half()
+    clip = load_model(pretrain_run.new_network("clip"), newest_folder("clip", runs)).half()
+    vae = load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)).half()
     unet = load_model(UNetModel(**UNET_SIZES), runs / "unet" / "unet").half()
     text = load_model(CLIPTextModel(**SIZES["clip"]), runs / "unet" / "text").half()
     about = {"training": json.dumps(history(runs))}

@@ -21,7 +21,7 @@ class StyleClassifier:
 
     def __init__(self, images: Tensor, styles: list[str]):
         self.styles = sorted(set(styles))
-        rows = texture(images)
+        rows = texture_features(images)
         self.mean, self.std = rows.mean(dim=0), rows.std(dim=0) + 1e-6
         label = torch.tensor([self.styles.index(style) for style in styles])
         weight = (1 / label.bincount().double())[label][:, None]  # each style has the same total weight
@@ -34,7 +34,9 @@ class StyleClassifier:
 
     def __call__(self, images: Tensor) -> list[str]:
         """Return the style of each of (B, 3, H, W) in [-1, 1]."""
-        return [self.styles[i] for i in (self.standardize(texture(images)) @ self.solution).argmax(dim=1).tolist()]
+        return [
+            self.styles[i] for i in (self.standardize(texture_features(images)) @ self.solution).argmax(dim=1).tolist()
+        ]
 
     def accuracy(self, images: Tensor, emoji: list[Emoji]) -> float:
         """Return the fraction of images whose style is that of their emoji."""
@@ -42,12 +44,12 @@ class StyleClassifier:
 
 
 @torch.no_grad()
-def texture(images: Tensor, batch: int = 16) -> Tensor:
+def texture_features(images: Tensor, batch: int = 16) -> Tensor:
     """Return (B, features) for (B, 3, H, W) in [-1, 1]: mean and deviation of each filter's output where it is not
     white.
     """
     generator = torch.Generator().manual_seed(0)
-    first, second = (filters(out, into, generator) for into, out in zip((3, *WIDTHS), WIDTHS))
+    first, second = (random_filters(out, into, generator) for into, out in zip((3, *WIDTHS), WIDTHS))
     rows = []
     for x in images.float().split(batch):
         row = []
@@ -56,21 +58,21 @@ def texture(images: Tensor, batch: int = 16) -> Tensor:
             edges = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), first).relu()
             corners = F.conv2d(F.pad(edges, (1, 1, 1, 1), mode="replicate"), second)
             for maps in (x, edges, corners, corners.abs()):
-                row += spread(maps, near_ink)
+                row += masked_statistics(maps, near_ink)
             x = F.avg_pool2d(x, 2)
         rows.append(torch.cat(row, dim=1))
     features = torch.cat(rows)
     return features.sign() * features.abs().sqrt()  # roots, so that a few strong edges do not dominate
 
 
-def filters(out: int, into: int, generator: torch.Generator) -> Tensor:
+def random_filters(out: int, into: int, generator: torch.Generator) -> Tensor:
     """Return (out, into, 3, 3) random filters of zero mean and unit length."""
     weight = torch.randn(out, into, 3, 3, generator=generator)
     weight -= weight.mean(dim=(1, 2, 3), keepdim=True)
     return weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
-def spread(maps: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+def masked_statistics(maps: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation, (B, C) each, of (B, C, H, W) where the mask (B, 1, H, W) is 1."""
     share = where / where.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     mean = (maps * share).sum(dim=(2, 3))

@@ -1,4 +1,4 @@
-"""A job of the kind "teach": trains an embedding or a LoRA on a few images."""
+"""A fine-tuning job: trains an embedding or a LoRA on a few images. Its kind in the API is "teach", for old clients."""
 
 import math
 import re
@@ -44,7 +44,7 @@ class FineTuneRequest:
 
 
 def submit_finetune(jobs: Jobs, models: Models, request: FineTuneRequest) -> Job:
-    """Queue a job of the kind "teach". Raises UserError for what cannot be trained, Busy where the queue is full."""
+    """Queue a fine-tuning job. Raises UserError for what cannot be trained, Busy where the queue is full."""
     check_finetune(models, request)
     values = {key: value for key, value in asdict(request).items() if key != "images"}
     with jobs.changed:  # so that of two requests at the same moment the second sees the first

@@ -1,4 +1,4 @@
-"""A job of the kind "draw", in the worker: generates images and saves each one at once, so that a stop loses none."""
+"""A generation job in the worker: saves each image at once, so that a stop loses none. The API names it "draw"."""
 
 import gc
 import time
@@ -13,7 +13,7 @@ from PIL import Image
 from sd.cli.requests import GenerationRequest
 from sd.optimization.registry import parse_names
 from sd.pipeline.infotext import with_setting
-from sd.pipeline.mask import stretch
+from sd.pipeline.mask import stretch_mask
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import GenerationOutput, StableDiffusion
 from sd.utils.device import device_of, dtype_of
@@ -182,10 +182,10 @@ def prepare_inputs(folder: Path, request: dict, settings: GenerationSettings, im
     if not (folder / "mask").exists():
         return InitInputs(resize(image, request["resize_mode"], width, height))
     options = MaskOptions(**request["mask_options"])
-    mask = prepare_mask(stretch(open_image(folder / "mask"), *image.size), options)
+    mask = prepare_mask(stretch_mask(open_image(folder / "mask"), *image.size), options)
     source = fill_masked(image, mask) if options.fill else image
     if not options.only_masked:
-        sized = stretch(mask, width, height) if request["resize_mode"] == "stretch" else mask
+        sized = stretch_mask(mask, width, height) if request["resize_mode"] == "stretch" else mask
         return InitInputs(resize(source, request["resize_mode"], width, height), sized)
     region = region_of(mask, options.padding, width, height)
     return InitInputs(source.crop(region), mask.crop(region), image, mask, region)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sd.utils.errors import NO_MEMORY, UserError, is_out_of_memory
 
-USER_ERROR_KEY = "mendable"  # of `Job.user_error` in job.json and in the HTTP API
+USER_ERROR_KEY = "mendable"  # the key of `Job.user_error` in job.json and in the HTTP API, unchanged for old clients
 ENDED = ("done", "failed", "cancelled", "interrupted")
 JOB_ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
 

@@ -1,10 +1,10 @@
-"""AUTOMATIC1111's mask options: what is done to an image and its mask before and after generating."""
+"""AUTOMATIC1111's mask options: processing of an image and its mask before and after generating."""
 
 from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from sd.pipeline.mask import check_painted, read_mask, soften
+from sd.pipeline.mask import blur_mask, check_painted, read_mask
 
 Region = tuple[int, int, int, int]  # left, top, right, bottom
 FILL_RADII = (256, 64, 16, 4, 2, 1)  # pixels; finer ones are pasted over coarser ones
@@ -12,7 +12,7 @@ FILL_RADII = (256, 64, 16, 4, 2, 1)  # pixels; finer ones are pasted over coarse
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """How a mask is used.
+    """The options of a mask.
 
     invert: black is generated instead of white. blur: pixels. fill: the masked part is first filled with the colors
     around it. only_masked: the region around the mask is generated at the full size and pasted back; padding: pixels
@@ -32,7 +32,7 @@ def prepare_mask(mask: Image.Image, options: MaskOptions) -> Image.Image:
     if options.invert:
         mask = ImageOps.invert(mask)
     check_painted(mask)
-    return soften(mask, options.blur) if options.blur else mask
+    return blur_mask(mask, options.blur) if options.blur else mask
 
 
 def fill_masked(image: Image.Image, mask: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""From a request to a job in the queue: a request is checked completely before it waits."""
+"""Submission of requests as jobs: a request is checked completely before it is queued."""
 
 from dataclasses import asdict, dataclass, field
 

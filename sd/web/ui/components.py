@@ -10,17 +10,17 @@ import gradio as gr
 
 BROWSER = Path(__file__).parent / "browser"
 CSS = BROWSER / "page.css"
-NOTHING_PAINTED = {"picture": "", "mask": ""}
+NOTHING_PAINTED = {"image": "", "mask": ""}
 
 DROP = """
-<label class="drop">LABEL<input type="file" accept="image/*" aria-label="LABEL" MANY></label>
+<label class="drop">LABEL<input type="file" accept="image/*" aria-label="LABEL" MULTIPLE></label>
 <p class="refused" role="alert"></p>
 """
 BOARD = """
 <div class="board" hidden>
   <div class="layers">
     <img alt="The image to start from">
-    <canvas aria-label="Paint over what is to be generated anew" role="img"></canvas>
+    <canvas aria-label="Paint over the part to generate again" role="img"></canvas>
   </div>
   <div class="tools" role="toolbar" aria-label="Mask">
     <label>Brush size <input type="range" min="1" max="40" value="10" aria-label="Brush size"></label>
@@ -29,7 +29,7 @@ BOARD = """
     <button type="button" class="clear">Clear the mask</button>
     <button type="button" class="remove">Remove the image</button>
   </div>
-  <p class="hint">Paint over what is to change. Without a mask the whole image changes.</p>
+  <p class="hint">Paint over the part to change. Without a mask the whole image changes.</p>
 </div>
 """
 STAGE = """
@@ -74,30 +74,30 @@ def head() -> str:
     return f"<script>{script('page')}</script>"
 
 
-def drop(label: str, many: bool = False) -> str:
-    return DROP.replace("LABEL", label).replace("MANY", "multiple" if many else "")
+def drop(label: str, multiple: bool = False) -> str:
+    return DROP.replace("LABEL", label).replace("MULTIPLE", "multiple" if multiple else "")
 
 
 def painter() -> gr.HTML:
     """Return an image input with a mask brush.
 
-    Value: {"picture", "mask"}, data: URLs or "". Its `upload` event has the image's width and height, 0 for none.
+    Value: {"image", "mask"}, data: URLs or "". Its `upload` event has the image's width and height, 0 for none.
     """
     return gr.HTML(
         NOTHING_PAINTED,
         html_template=drop("Image to start from") + BOARD,
-        js_on_load=script("read_picture") + script("painter"),
+        js_on_load=script("image_input") + script("painter"),
         elem_classes="painter",
     )
 
 
-def pictures(label: str) -> gr.HTML:
+def image_list(label: str) -> gr.HTML:
     """Return an input for several images. Value: a list of data: URLs."""
     return gr.HTML(
         [],
-        html_template=drop(label, many=True) + '<ul class="thumbs" aria-label="Images given"></ul>',
-        js_on_load=script("read_picture") + script("pictures"),
-        elem_classes="pictures",
+        html_template=drop(label, multiple=True) + '<ul class="thumbs" aria-label="Chosen images"></ul>',
+        js_on_load=script("image_input") + script("training_images"),
+        elem_classes="image-list",
     )
 
 
@@ -106,7 +106,7 @@ def settings_file() -> gr.HTML:
     return gr.HTML(
         "",
         html_template=drop("Settings from an image"),
-        js_on_load=script("read_picture") + script("settings_file"),
+        js_on_load=script("image_input") + script("settings_file"),
         elem_classes="settings-file",
     )
 
@@ -114,7 +114,7 @@ def settings_file() -> gr.HTML:
 def followed(kind: str) -> gr.HTML:
     """Return the panel that follows the page's jobs of a kind, see `sd.web.ui.follow`.
 
-    Its `input` event has the `jobs` that have just ended, `select` the `job` whose result is to be tried.
+    Its `input` event has the `jobs` that have just ended; `select` has the `job` whose result to try.
     """
     return gr.HTML(html_template=STAGE, js_on_load=script("stage"), elem_classes="followed", kind=kind)
 
@@ -122,7 +122,7 @@ def followed(kind: str) -> gr.HTML:
 def gallery() -> gr.HTML:
     """Return the gallery.
 
-    Its `select` event has a `picture`, "job/file", whose settings are wanted, `edit` one to start from.
+    Its `select` event has an `image`, "job/file", whose settings to use; `edit` has one to start from.
     """
     return gr.HTML(html_template=GALLERY, js_on_load=script("gallery"), elem_classes="images")
 

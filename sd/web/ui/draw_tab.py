@@ -22,7 +22,7 @@ from sd.web.ui.components import followed
 from sd.web.ui.follow import EVENT, PRESS, JobFollower, sentence, show_errors
 from sd.web.ui.form import CUSTOM, Form, about_model, is_bundled, seed_of, size_like, usual_size
 from sd.web.ui.gallery import Gallery
-from sd.web.ui.job_status import stage
+from sd.web.ui.job_status import generation_panel
 from sd.web.ui.keep import keep_form, with_page
 
 NOTES = "notes"  # in a job's result: sentences for the user
@@ -33,7 +33,7 @@ class GenerateTab:
 
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models = jobs, models
-        self.followed = JobFollower(jobs, "draw", stage)
+        self.followed = JobFollower(jobs, "draw", generation_panel)
         self.page = gr.Textbox(visible=False)  # its id, which the browser sends with each press
         self.enhanced = gr.State(None)  # the last enhanced prompt
         with gr.Row(elem_classes="columns"):
@@ -56,8 +56,8 @@ class GenerateTab:
         widgets["hires"].change(lambda on: gr.Row(visible=on), widgets["hires"], form.hires_row, **EVENT)
         form.reset.click(lambda: form.defaults, None, form.inputs(), **EVENT)
         words = [prompt, widgets["negative_prompt"]]
-        form.write.click(
-            show_errors(self.write),
+        form.enhance.click(
+            show_errors(self.enhance),
             [*words, widgets["seed"], checkpoint],
             [*words, self.enhanced],
             **EVENT | {"concurrency_limit": 4},
@@ -82,8 +82,8 @@ class GenerateTab:
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
         given = [self.page, self.enhanced, *form.inputs()]
-        form.draw.click(show_errors(self.submit), given, None, js=with_page("draw"), **PRESS)
-        self.stage.input(self.tell_notes, None, None, **EVENT)
+        form.generate.click(show_errors(self.submit), given, None, js=with_page("draw"), **PRESS)
+        self.stage.input(self.show_notes, None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
         lists = [*chosen, form.addon, form.about]
         loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name != "painted"})
@@ -96,7 +96,7 @@ class GenerateTab:
         for one in expand_request(request.settings):
             self.followed.add(submit_request(self.jobs, self.models, replace(request, settings=one.settings)))
 
-    def tell_notes(self, event: gr.EventData) -> None:
+    def show_notes(self, event: gr.EventData) -> None:
         """Shows the notes of the jobs that have just ended, each once."""
         notes: dict[str, None] = {}
         for id in event.jobs:
@@ -142,7 +142,7 @@ class GenerateTab:
             raise UserError("there is no seed to use again yet: generate an image first.")
         return str(seeds[-1])
 
-    def write(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, EnhancedPrompt]:
+    def enhance(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, EnhancedPrompt]:
         """Enhances the prompt by an LLM, or by a style that the seed chooses if no endpoint is configured."""
         if not prompt.strip():
             raise UserError("the prompt is empty: write a word or two first.")

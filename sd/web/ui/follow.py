@@ -1,4 +1,4 @@
-"""What both tabs share: errors as one sentence, and the jobs of each open page, polled over HTTP.
+"""Shared code of both tabs: errors as one sentence, and the jobs of each open page, polled over HTTP.
 
 Every open page has an id, which it keeps over a reload and which its jobs carry. What a page shows depends on the jobs
 alone, so a reload, a lost connection or a restart of the server loses nothing, and no page shows another page's jobs.

@@ -86,8 +86,8 @@ class Form:
         self.add_option("negative_prompt", lines=1)
         with gr.Row():
             kind = {"variant": "primary", "elem_id": "generate"}
-            self.draw = gr.Button("Generate", size="lg", scale=2, min_width=140, **kind)
-            self.write = gr.Button("Improve the prompt", size="lg", min_width=190)
+            self.generate = gr.Button("Generate", size="lg", scale=2, min_width=140, **kind)
+            self.enhance = gr.Button("Improve the prompt", size="lg", min_width=190)
         self.about = examples(about_model(self.models, self.widgets["checkpoint"].value))
         with gr.Row():
             names = style_names(is_bundled(self.models, self.widgets["checkpoint"].value))
@@ -178,7 +178,7 @@ class Form:
             chosen["hires_scale"] = 1.0
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
-        image, mask = (decode_image(painted[part]) if painted[part] else None for part in ("picture", "mask"))
+        image, mask = (decode_image(painted[part]) if painted[part] else None for part in ("image", "mask"))
         return GenerateRequest(
             GenerationSettings(**chosen),
             given["checkpoint"],

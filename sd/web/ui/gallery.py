@@ -42,7 +42,7 @@ class Gallery:
         return job, name
 
     def fill_from_image(self, event: gr.EventData) -> dict:
-        job, name = self.find(event.picture)
+        job, name = self.find(event.image)
         return self.fill(read_infotext(NamedBytes(job.file(name).read_bytes(), name)))
 
     def fill_from_file(self, url: str, event: gr.EventData) -> dict:
@@ -55,13 +55,13 @@ class Gallery:
         return filled
 
     def as_init_image(self, event: gr.EventData) -> tuple[dict, gr.Accordion]:
-        job, name = self.find(event.picture)
-        picture = base64.b64encode(job.file(name).read_bytes()).decode()
-        return {"picture": f"data:image/png;base64,{picture}", "mask": ""}, gr.Accordion(open=True)
+        job, name = self.find(event.image)
+        image = base64.b64encode(job.file(name).read_bytes()).decode()
+        return {"image": f"data:image/png;base64,{image}", "mask": ""}, gr.Accordion(open=True)
 
     def html(self) -> str:
-        pictures = [thumb(job, name, text) for job in self.jobs.list() for name, text in images_of(job)]
-        return "".join(pictures[:MAX_SHOWN]) or "<p>What you generate stays here.</p>"
+        thumbs = [thumb(job, name, text) for job in self.jobs.list() for name, text in images_of(job)]
+        return "".join(thumbs[:MAX_SHOWN]) or "<p>What you generate stays here.</p>"
 
 
 class NamedBytes(io.BytesIO):

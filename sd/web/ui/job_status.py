@@ -15,17 +15,17 @@ NOTHING = '<p class="empty">Your images appear here. Press Generate, or Ctrl+Ent
 SHORT = 60  # characters of a prompt in the queue
 
 
-def stage(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
+def generation_panel(run: list[Job], before: Callable[[Job], int]) -> dict[str, str]:
     """Return HTML by place. run: jobs, oldest first. before(job): how many jobs come before it in the queue."""
     if not run:
         return {"head": NOTHING, "stop": "", "body": "", "queue": "", "made": ""}
     current = next((job for job in run if not job.has_ended), None)
     return {
-        "head": head(run, current, before),
+        "head": status_head(run, current, before),
         "stop": cancel_button("Cancel", current) if current else "",
         "body": preview(current),
         "queue": queue(run, current, before),
-        "made": made(run),
+        "made": result_images(run),
     }
 
 
@@ -33,7 +33,7 @@ def plain_status(job: Job, before: int = 0) -> str:
     """Return a sentence about a job. before: how many jobs come before it in the queue."""
     event = job.event
     if job.state == "queued":
-        return f"{STATES['queued']}{place(before)}"
+        return f"{STATES['queued']}{queue_position(before)}"
     if job.state == "running" and "steps" not in event:
         return "Getting ready"
     if job.state == "running" and event["step"] == event["steps"]:
@@ -46,14 +46,14 @@ def plain_status(job: Job, before: int = 0) -> str:
     return f"{STATES[job.state]}: {job.error}" if job.error else STATES[job.state]
 
 
-def head(
+def status_head(
     run: list[Job],
     current: Job | None,
     before: Callable[[Job], int],
     status: Callable[[Job, int], str] = plain_status,
 ) -> str:
-    """The progress bar and a sentence about the current job, then how the others ended; equal endings share a line."""
-    lines = [] if current is None else [bar(current) + status_line(current, status(current, before(current)))]
+    """Return the progress bar and a sentence about the current job, then how the others ended, one line per ending."""
+    lines = [] if current is None else [progress_bar(current) + status_line(current, status(current, before(current)))]
     endings: dict[str, list[Job]] = {}
     for job in sorted(run, key=lambda job: job.state != "done"):
         if job.state == "done" and current is None:
@@ -64,7 +64,7 @@ def head(
 
 
 def ending_line(text: str, jobs: list[Job], total: int) -> str:
-    """One line about jobs that ended alike, of `total` jobs."""
+    """Return one line about jobs that ended alike, of `total` jobs."""
     if jobs[0].state == "done":
         text += f" in {duration(sum(job.ended - job.started for job in jobs))}"
     return status_line(jobs[-1], text + (f" ({len(jobs)} of {total} jobs)" if len(jobs) < total else ""))
@@ -74,7 +74,7 @@ def status_line(job: Job, sentence: str) -> str:
     return f'<p class="status" role="status" data-state="{job.state}">{escape(sentence)}</p>'
 
 
-def bar(job: Job) -> str:
+def progress_bar(job: Job) -> str:
     value = "" if job.state == "queued" else f' value="{job.progress:.3f}"'
     return f'<progress max="1"{value} aria-label="Progress"></progress>'
 
@@ -83,7 +83,7 @@ def cancel_button(words: str, *jobs: Job) -> str:
     return f'<button type="button" data-cancel="{" ".join(job.id for job in jobs)}">{words}</button>'
 
 
-def place(before: int) -> str:
+def queue_position(before: int) -> str:
     return "" if before == 0 else ": 1 job is before it" if before == 1 else f": {before} jobs are before it"
 
 
@@ -105,7 +105,7 @@ def queue(run: list[Job], current: Job | None, before: Callable[[Job], int]) -> 
     if not waiting:
         return ""
     rows = [
-        f"<li><span>{escape(title(job))}</span> <small>In the queue{escape(place(before(job)))}</small>"
+        f"<li><span>{escape(title(job))}</span> <small>In the queue{escape(queue_position(before(job)))}</small>"
         f"{cancel_button('Cancel', job)}</li>"
         for job in waiting
     ]
@@ -118,13 +118,13 @@ def title(job: Job) -> str:
     return text if len(text) <= SHORT else f"{text[:SHORT]}…"
 
 
-def made(run: list[Job]) -> str:
+def result_images(run: list[Job]) -> str:
     """Return the images of all jobs, each a button that opens it, and the jobs' notes."""
-    pictures = [thumb(job, *each) for job in run for each in images_of(job)]
+    thumbs = [thumb(job, *each) for job in run for each in images_of(job)]
     notes = dict.fromkeys(note for job in run for note in job.result.get("notes") or ())
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     notes_list = f'<ul class="notes" aria-label="Notes">{items}</ul>' if items else ""
-    return f'<div class="made" data-count="{min(len(pictures), 4)}">{"".join(pictures)}</div>{notes_list}'
+    return f'<div class="made" data-count="{min(len(thumbs), 4)}">{"".join(thumbs)}</div>{notes_list}'
 
 
 def images_of(job: Job) -> list[tuple[str, str]]:
@@ -135,7 +135,7 @@ def images_of(job: Job) -> list[tuple[str, str]]:
 def thumb(job: Job, name: str, text: str) -> str:
     label = escape(text.partition("\n")[0][:200])
     return (
-        f'<button type="button" data-picture="{job.id}/{escape(name)}" aria-label="{label}" title="{label}">'
+        f'<button type="button" data-image="{job.id}/{escape(name)}" aria-label="{label}" title="{label}">'
         f'<img src="{address_of(job, name)}" alt="" loading="lazy"></button>'
     )
 

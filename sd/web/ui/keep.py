@@ -9,14 +9,14 @@ from sd.web.ui.follow import EVENT
 
 def with_page(kind: str) -> str:
     """Return a script that puts the page's id in place of an event's first value."""
-    return f"(_, ...values) => [sd.ask('{kind}'), ...values]"
+    return f"(_, ...values) => [sd.submitter('{kind}'), ...values]"
 
 
 def keep_form(page: gr.Blocks, key: str, widgets: dict[str, gr.Component]) -> gr.events.Dependency:
     """Store each change of the widgets and restore them at each load. Returns the load event."""
     names, parts = json.dumps(list(widgets)), list(widgets.values())
-    gr.on([part.change for part in parts], None, parts, js=f"(...v) => sd.keep('{key}', {names}, v)", **EVENT)
-    return page.load(None, parts, parts, js=f"(...v) => sd.kept('{key}', {names}, v)", **EVENT)
+    gr.on([part.change for part in parts], None, parts, js=f"(...v) => sd.save('{key}', {names}, v)", **EVENT)
+    return page.load(None, parts, parts, js=f"(...v) => sd.restore('{key}', {names}, v)", **EVENT)
 
 
 def keep_images(page: gr.Blocks, key: str, widget: gr.HTML) -> None:

@@ -33,14 +33,14 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
         gr.HTML(HEADING, elem_classes="heading")
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
-                draw = GenerateTab(jobs, models)
+                generate_tab = GenerateTab(jobs, models)
             with gr.Tab("Train", id="train"):
-                teach = TrainTab(jobs, models, draw.form)
-        draw.connect(page)
-        teach.connect(page, tabs)
-        keep_images(page, "start", draw.form.widgets["painted"])
-        keep_images(page, "photos", teach.pictures)
-    app.include_router(page_router(jobs, [draw.followed, teach.followed], draw.gallery.html))
+                train_tab = TrainTab(jobs, models, generate_tab.form)
+        generate_tab.connect(page)
+        train_tab.connect(page, tabs)
+        keep_images(page, "start", generate_tab.form.widgets["painted"])
+        keep_images(page, "photos", train_tab.images)
+    app.include_router(page_router(jobs, [generate_tab.followed, train_tab.followed], generate_tab.gallery.html))
     app = gr.mount_gradio_app(
         app,
         page,

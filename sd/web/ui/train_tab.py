@@ -12,10 +12,10 @@ from sd.web.jobs.job import Job, Missing
 from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
-from sd.web.ui.components import followed, pictures
+from sd.web.ui.components import followed, image_list
 from sd.web.ui.follow import EVENT, PRESS, JobFollower, show_errors
 from sd.web.ui.form import Form, usual_size
-from sd.web.ui.job_status import address_of, head, plain_status, queue
+from sd.web.ui.job_status import address_of, plain_status, queue, status_head
 from sd.web.ui.job_status import cancel_button as cancel
 from sd.web.ui.keep import keep_form, with_page
 
@@ -32,7 +32,7 @@ class TrainTab:
         self.page = gr.Textbox(visible=False)
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=5, min_width=320):
-                self.pictures = pictures("Images to train on, 5 to 15")
+                self.images = image_list("Images to train on, 5 to 15")
                 with gr.Row():
                     info = "prompts use it: letters, digits, - and _"
                     self.name = gr.Textbox("", label="Name", placeholder="my-dog", info=info, min_width=120)
@@ -44,7 +44,7 @@ class TrainTab:
                     self.kind = gr.Radio(kinds, value="object", label="Subject", min_width=120)
                 self.steps = gr.Textbox("", label="Training steps", placeholder=self.automatic("lora", ""))
                 gr.HTML("The model is the one chosen under Generate.", elem_classes="hint")
-                self.teach = gr.Button("Train", variant="primary", size="lg", elem_id="train")
+                self.train = gr.Button("Train", variant="primary", size="lg", elem_id="train")
             with gr.Column(scale=6, min_width=320):
                 self.stage = followed("teach")
 
@@ -53,8 +53,8 @@ class TrainTab:
         checkpoint = widgets["checkpoint"]
         fields = {"name": self.name, "class_word": self.class_word, "method": self.method, "kind": self.kind}
         fields["steps"] = self.steps
-        given = [self.page, self.name, self.pictures, self.method, self.kind, self.class_word, self.steps, checkpoint]
-        self.teach.click(show_errors(self.submit), given, None, js=with_page("teach"), **PRESS)
+        given = [self.page, self.name, self.images, self.method, self.kind, self.class_word, self.steps, checkpoint]
+        self.train.click(show_errors(self.submit), given, None, js=with_page("teach"), **PRESS)
         lists = [checkpoint, widgets["vae"], self.form.addon, self.form.about]
         self.stage.input(self.refreshed, [checkpoint, widgets["vae"]], lists, **EVENT)
         tried = [widgets["prompt"], checkpoint, tabs]
@@ -114,11 +114,11 @@ def training_panel(run: list[Job], before: Callable[[Job], int]) -> dict[str, st
         return {"head": NOTHING, "stop": "", "body": "", "queue": "", "made": ""}
     current = next((job for job in run if not job.has_ended), None)
     return {
-        "head": head(run, current, before, training_status),
+        "head": status_head(run, current, before, training_status),
         "stop": cancel("Stop training", current) if current else "",
         "body": progress(current or run[-1]),
         "queue": queue(run, current, before),
-        "made": "".join(trained(job) for job in run if job.state == "done"),
+        "made": "".join(training_result(job) for job in run if job.state == "done"),
     }
 
 
@@ -139,7 +139,7 @@ def progress(job: Job) -> str:
     return "".join(parts)
 
 
-def trained(job: Job) -> str:
+def training_result(job: Job) -> str:
     """Return how to use the result in a prompt, which step's weights were taken, and a button to try it."""
     result = job.result
     taken = ""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sd.checkpoints.mmap_files import MappedFile
-from sd.checkpoints.pickles.reader import read_directory, read_record, widen
+from sd.checkpoints.pickles.reader import apply_zip64, read_directory, read_record
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
 
@@ -50,9 +50,9 @@ def test_numbers_over_4_gb_come_from_the_zip64_field():
     field = (1).to_bytes(2, "little") + (24).to_bytes(2, "little")
     field += b"".join(number.to_bytes(8, "little") for number in (5 << 32, 6 << 32, 7 << 32))
     other = b"\x99\x99\x02\x00ab"
-    assert widen(1, narrow, narrow, narrow, other + field) == (1, 6 << 32, 5 << 32, 7 << 32)
-    assert widen(1, 2, narrow, 3, field) == (1, 2, 5 << 32, 3)
-    assert widen(1, 2, 3, 4, b"") == (1, 2, 3, 4)
+    assert apply_zip64(1, narrow, narrow, narrow, other + field) == (1, 6 << 32, 5 << 32, 7 << 32)
+    assert apply_zip64(1, 2, narrow, 3, field) == (1, 2, 5 << 32, 3)
+    assert apply_zip64(1, 2, 3, 4, b"") == (1, 2, 3, 4)
 
 
 def deflated(path, size, mentions=1):

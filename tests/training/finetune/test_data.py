@@ -10,7 +10,7 @@ from sd.adapters.textual_inversion import inject
 from sd.prompts.weighting import encode_prompts
 from sd.training.finetune.data.captions import Captions
 from sd.training.finetune.data.image_folder import ImageFolder
-from sd.training.finetune.data.long_captions import caption_encoder, encode_captions, fits, split_into_chunks
+from sd.training.finetune.data.long_captions import caption_encoder, encode_captions, fits_in_chunks, split_into_chunks
 from sd.training.finetune.latent_cache import EncodedParts, encode_all
 
 
@@ -44,11 +44,14 @@ def test_the_word_is_never_cut(kind, tokens, place, pipe, tmp_path):
     (tmp_path / "a.txt").write_text("a red house on a hill " * 60 + ("by zebrafish-7" if place == "at the end" else ""))
     (tmp_path / "b.txt").write_text("a house")
     captions = Captions(
-        ImageFolder(tmp_path, say=quiet), "zebrafish-7", kind, fits=lambda text: fits(pipe.tokenizer, text, tokens)
+        ImageFolder(tmp_path, say=quiet),
+        "zebrafish-7",
+        kind,
+        fits=lambda text: fits_in_chunks(pipe.tokenizer, text, tokens),
     )
     said = captions.wordings[0][0]
     assert "zebrafish-7" in said
-    assert fits(pipe.tokenizer, said, tokens)
+    assert fits_in_chunks(pipe.tokenizer, said, tokens)
     assert len(pipe.tokenizer.encode(said)) > tokens - 30
     assert [photo.path.name for photo in captions.shortened] == ["a.png"]
 

@@ -11,7 +11,7 @@ from torch import nn
 from sd.adapters.lora_loader import load_lora
 from sd.adapters.textual_inversion import load_embedding
 from sd.training.finetune.gradient_checkpointing import disable_gradient_checkpointing, enable_gradient_checkpointing
-from sd.training.finetune.methods import METHODS, TARGETS, initial_vectors, matches
+from sd.training.finetune.methods import METHODS, TARGETS, initial_vectors, matches_pattern
 from sd.training.finetune.recipes import recipe_for
 from sd.training.loop import TrainConfig, Trainer
 from sd.training.loss import eps_errors, snr_weights
@@ -125,9 +125,9 @@ def test_targets_of_v1_5_are_as_many_as_other_trainers_have():
 
     networks = build_networks(fill_defaults({}, "v1-5"), "v1-5")
     paths = list(patchable_layers(networks["unet"]))
-    count = {name: sum(matches(pattern, path) for path in paths) for name, pattern in TARGETS.items()}
+    count = {name: sum(matches_pattern(pattern, path) for path in paths) for name, pattern in TARGETS.items()}
     assert count == {"cross": 64, "attention": 128, "ff": 32, "text": 0}
-    assert sum(matches(TARGETS["text"], path) for path in patchable_layers(networks["clip"])) == 48
+    assert sum(matches_pattern(TARGETS["text"], path) for path in patchable_layers(networks["clip"])) == 48
 
 
 def test_alpha_is_the_rank_by_default_so_that_the_scale_is_one(pipe):

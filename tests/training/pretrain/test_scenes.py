@@ -19,7 +19,7 @@ from sd.training.pretrain.scenes.render import masks, render, render_object
 from sd.training.pretrain.scenes.sheets import captioned_sheet
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.training.pretrain.scenes.vocabulary import COUNT_WORDS, pair_is_held_out, relation_is_held_out, scene_names
-from sd.training.pretrain.scenes.wording import Content, bodies, captions
+from sd.training.pretrain.scenes.wording import Content, body_wordings, captions
 from sd.utils.errors import UserError
 
 DATA = ROOT / "data" / "emoji"
@@ -169,7 +169,7 @@ def test_captions_read_as_people_write():
     snow = Content("single", "noto emoji", ("dog",), background=Background("snow"))
     assert captions(snow, styled=True)[0] == "a dog in the snow, noto emoji"
     assert captions(snow, styled=True)[-1] == "noto emoji of a dog in the snow"
-    assert "grapes" in bodies(Content("single", "noto emoji", ("grapes",)))
+    assert "grapes" in body_wordings(Content("single", "noto emoji", ("grapes",)))
 
 
 @pytest.mark.parametrize("word", FLAT)

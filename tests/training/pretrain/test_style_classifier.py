@@ -5,20 +5,23 @@ import torch
 
 from sd.training.pretrain.dataset import Emoji
 from sd.training.pretrain.evaluate import features
-from sd.training.pretrain.style_classifier import StyleClassifier, filters, spread, texture
+from sd.training.pretrain.style_classifier import StyleClassifier, masked_statistics, random_filters, texture_features
 from sd.training.pretrain.train_vae import psnr, reconstructed
 
 
 def test_spread_counts_marked_places_alone():
     maps = torch.tensor([[1.0, 3.0], [100.0, -100.0]]).view(1, 1, 2, 2)
     where = torch.tensor([[1.0, 1.0], [0.0, 0.0]]).view(1, 1, 2, 2)
-    mean, std = spread(maps, where)
+    mean, std = masked_statistics(maps, where)
     assert (mean.item(), std.item()) == (2.0, 1.0)
-    assert [value.item() for value in spread(maps, torch.zeros_like(where))] == [0.0, 0.0]  # an empty picture
+    assert [value.item() for value in masked_statistics(maps, torch.zeros_like(where))] == [
+        0.0,
+        0.0,
+    ]  # an empty picture
 
 
 def test_filters_are_blind_to_an_even_tone_and_of_unit_length():
-    weight = filters(5, 3, torch.Generator().manual_seed(1))
+    weight = random_filters(5, 3, torch.Generator().manual_seed(1))
     assert weight.mean(dim=(1, 2, 3)).abs().max() < 1e-7
     assert torch.allclose(weight.square().sum(dim=(1, 2, 3)), torch.ones(5))
 
@@ -48,7 +51,9 @@ def test_a_texture_is_known_on_shapes_never_seen():
 
 def test_texture_is_the_same_in_any_batch():
     images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert torch.allclose(texture(images), texture(images, batch=2), atol=1e-5)  # sums in another order
+    assert torch.allclose(
+        texture_features(images), texture_features(images, batch=2), atol=1e-5
+    )  # sums in another order
 
 
 def test_psnr_is_a_mean_over_images():

@@ -174,7 +174,7 @@ def truncate_caption(caption: str, fits: Callable[[str], bool]) -> str:
 
 def insert_word(caption: str, word: str, name: str, class_word: str | None, beside: str) -> str:
     """Return the caption with the smallest change that puts the word into it."""
-    changed, times = word_pattern(word).subn(lambda _: word, caption)  # in the exact spelling, which placeholders need
+    changed, times = word_pattern(word).subn(lambda _: word, caption)  # in the exact case, which placeholders need
     if times == 0 and class_word:
         changed, times = word_pattern(class_word).subn(lambda _: name, caption, count=1)
     return changed if times else beside.format(name=name, caption=caption)

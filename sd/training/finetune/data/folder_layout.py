@@ -46,7 +46,7 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def find_subfolders(folder: Path, listed: set[Path], skipped: list[str]) -> list[Subfolder]:
-    """Which folders images are read from. `skipped` gets a sentence for each that is not read.
+    """Return the folders that images are read from. `skipped` gets a sentence for each other folder.
 
     listed: images that a list in `folder` names. Folders named as kohya's scripts want it are always read; others only
     where the folder itself has no image. Raises UserError where all images are further down, and says where.

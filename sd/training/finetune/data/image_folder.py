@@ -88,7 +88,7 @@ class ImageFolder:
             self.images.append(image)
 
     def report(self, folder: Path, say) -> None:
-        """Say what was found. Raises UserError where there is no image."""
+        """Print the number of images and what was skipped. Raises UserError where there is no image."""
         if not self.images and not self.skipped:
             raise UserError(f"no images in {folder}: put 5 to 15 JPEG, PNG or WebP files there.")
         if not self.images:

@@ -25,7 +25,7 @@ def split_into_chunks(tokenizer: Tokenizer, text: str) -> list[list[int]]:
     return [[token for token, _ in chunk] for chunk in chunks]
 
 
-def fits(tokenizer: Tokenizer, text: str, tokens: int) -> bool:
+def fits_in_chunks(tokenizer: Tokenizer, text: str, tokens: int) -> bool:
     """Return whether the text needs no more than `tokens` tokens in its chunks."""
     return len(split_into_chunks(tokenizer, text)) <= tokens // CHUNK
 

@@ -62,7 +62,7 @@ def draw_background(background: Background, size: int, rng: random.Random) -> np
     if background.kind == "white":
         return np.full((size, size, 3), 255, np.uint8)
     if background.kind == "flat":
-        image = np.broadcast_to(shade(color_rgb(background.colors[0]), rng), (size, size, 3))
+        image = np.broadcast_to(vary_color(color_rgb(background.colors[0]), rng), (size, size, 3))
     elif background.kind == "gradient":
         top, bottom = (np.array(color_rgb(word), np.float32) for word in background.colors)
         image = blend(top, bottom, np.linspace(0, 1, size))
@@ -71,7 +71,7 @@ def draw_background(background: Background, size: int, rng: random.Random) -> np
     return np.clip(np.asarray(image) + 0.5, 0, 255).astype(np.uint8)
 
 
-def shade(rgb: tuple[float, ...], rng: random.Random, spread: float = 10) -> np.ndarray:
+def vary_color(rgb: tuple[float, ...], rng: random.Random, spread: float = 10) -> np.ndarray:
     """Return a color (3,) that is a little brighter or darker, float32."""
     return np.array(rgb, np.float32) + rng.uniform(-spread, spread)
 
@@ -86,14 +86,14 @@ def landscape(kind: str, size: int, rng: random.Random) -> np.ndarray:
     """Return (size, size, 3) float32 in 0..255: a sky over a ground with a wavy horizon."""
     sky, ground = SKY_AND_GROUND[kind]
     down = np.linspace(0, 1, size, dtype=np.float32)
-    image = blend(shade(sky[0], rng), shade(sky[1], rng), down)
+    image = blend(vary_color(sky[0], rng), vary_color(sky[1], rng), down)
     x = np.arange(size) / size
     height, wave, phase = rng.uniform(0.45, 0.62), rng.uniform(0.005, 0.04), rng.uniform(0, 6.28)
     if kind == "sea":
         wave = 0.006
     horizon = height + wave * np.sin(phase + 2 * np.pi * rng.uniform(0.6, 1.6) * x)
     below = down[:, None] > horizon
-    soil = blend(shade(ground[0], rng), shade(ground[1], rng), np.clip((down - height) / (1 - height), 0, 1))
+    soil = blend(vary_color(ground[0], rng), vary_color(ground[1], rng), np.clip((down - height) / (1 - height), 0, 1))
     image = np.where(below[..., None], soil, image)
     if kind == "night":
         draw_stars(image, rng, int(height * size))

@@ -75,7 +75,7 @@ def trim(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
 
 def measured_colors(image: Image.Image) -> tuple[str | None, list[str]]:
     """Return the natural color word of a cut-out, and the words to which it can be recolored and then measures so."""
-    small = np.asarray(image.resize(fitted(image.size, CHECKED), Image.Resampling.BICUBIC))
+    small = np.asarray(image.resize(scaled_size(image.size, CHECKED), Image.Resampling.BICUBIC))
     main = main_color(small)
     if main is None or main.share < ONE_COLOR or main.other > OTHER_COLORS:
         return None, []
@@ -90,7 +90,7 @@ def measured_colors(image: Image.Image) -> tuple[str | None, list[str]]:
     return natural, reached
 
 
-def fitted(size: tuple[int, int], side: float) -> tuple[int, int]:
+def scaled_size(size: tuple[int, int], side: float) -> tuple[int, int]:
     """Return (width, height) scaled so that the longer one is `side`."""
     scale = side / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

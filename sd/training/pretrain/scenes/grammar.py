@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sd.training.pretrain.emoji_dataset import SIZE
 from sd.training.pretrain.scenes.backgrounds import WHITE, random_background
-from sd.training.pretrain.scenes.cutouts import Cutout, Cutouts, fitted
+from sd.training.pretrain.scenes.cutouts import Cutout, Cutouts, scaled_size
 from sd.training.pretrain.scenes.vocabulary import COUNT_WORDS, INVERSE, NO_FLIP, RELATIONS, scene_names
 from sd.training.pretrain.scenes.wording import Content, random_caption
 
@@ -196,7 +196,7 @@ def place_object(cutout: Cutout, color: str | None, side: int, rng: random.Rando
     turn = rng.uniform(-10, 10) if rng.random() < 0.3 else 0.0
     flip = rng.random() < 0.5 and cutout.name not in NO_FLIP
     for _ in range(8):
-        width, height = turned_size(*fitted((cutout.width, cutout.height), side), turn)
+        width, height = turned_size(*scaled_size((cutout.width, cutout.height), side), turn)
         if max(width, height) <= SIZE - 2 * MARGIN:
             break
         turn, side = 0.0, min(side, SIZE - 2 * MARGIN)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sd.training.pretrain.emoji_dataset import SIZE
 from sd.training.pretrain.scenes.backgrounds import draw_background
 from sd.training.pretrain.scenes.colors import main_color, recolor
-from sd.training.pretrain.scenes.cutouts import Cutouts, fitted
+from sd.training.pretrain.scenes.cutouts import Cutouts, scaled_size
 from sd.training.pretrain.scenes.grammar import Placed, Scene
 
 VISIBLE = 0.06  # opacity
@@ -28,7 +28,7 @@ def render(scene: Scene, cutouts: Cutouts) -> Image.Image:
 def render_object(placed: Placed, cutouts: Cutouts) -> Image.Image:
     """Return one object alone, RGBA, in the size of its box."""
     whole = cutouts.image(placed.name, placed.style)
-    image = whole.resize(fitted(whole.size, placed.side), Image.Resampling.BICUBIC)
+    image = whole.resize(scaled_size(whole.size, placed.side), Image.Resampling.BICUBIC)
     if placed.color is not None:
         pixels = np.asarray(image)
         image = Image.fromarray(recolor(pixels, main_color(pixels), placed.color))

@@ -73,7 +73,7 @@ def noun_phrases(content: Content) -> list[list[str]]:
     return phrases
 
 
-def bodies(content: Content) -> list[str]:
+def body_wordings(content: Content) -> list[str]:
     """Return wordings of the objects and their arrangement, the usual one first."""
     if content.count > 1:
         plural = scene_names()[content.names[0]].plural
@@ -95,7 +95,7 @@ def bodies(content: Content) -> list[str]:
 def captions(content: Content, styled: bool) -> list[str]:
     """Return every wording with or without the style, the usual one first."""
     endings = [f" {words}" for words in content.background.wordings] or [""]
-    plain = [body + ending for ending in endings for body in bodies(content)]
+    plain = [body + ending for ending in endings for body in body_wordings(content)]
     if not styled:
         return plain
     return [f"{caption}, {content.style}" for caption in plain] + [f"{content.style} of {plain[0]}"]

@@ -1,4 +1,4 @@
-// Prompts to try: a press on one puts it into the form.
+// Example prompts: a click on one copies it to the form.
 
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");

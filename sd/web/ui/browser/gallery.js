@@ -1,4 +1,4 @@
-// All images, and one of them enlarged: with its settings, previous and next, to save, delete and use again.
+// The gallery and its viewer: an image enlarged with its settings; buttons to step, save, delete and reuse.
 
 const find = (selector) => element.querySelector(selector);
 const list = find(".gallery");
@@ -14,7 +14,7 @@ const refresh = async () => {
     const answer = await fetch("page/gallery", { cache: "no-store" });
     if (answer.ok) list.innerHTML = (await answer.json()).html;
   } catch {
-    // the server is away; the stage says so
+    // the server does not answer; the panel of the job shows this
   }
 };
 
@@ -32,14 +32,14 @@ const show = async (index) => {
   find(".save").href = image.src;
   find(".save").download = place.replace("/", "-");
   const text = await settingsOf(place).catch(() => "");
-  if (place !== places[at]) return; // gone on meanwhile
+  if (place !== places[at]) return; // another image was chosen meanwhile
   find(".settings").textContent = text;
   image.alt = text.split("\n")[0];
 };
 
 const open = (button) => {
-  const near = [...button.parentElement.querySelectorAll("[data-picture]")];
-  places = near.map((one) => one.dataset.picture);
+  const near = [...button.parentElement.querySelectorAll("[data-image]")];
+  places = near.map((one) => one.dataset.image);
   dialog.classList.remove("enlarged");
   if (!dialog.open) dialog.showModal();
   show(near.indexOf(button));
@@ -59,7 +59,7 @@ const remove = async () => {
 const enlarge = () => find(".enlarge").setAttribute("aria-pressed", dialog.classList.toggle("enlarged"));
 const use = (how) => {
   dialog.close();
-  trigger(how, { picture: places[at] });
+  trigger(how, { image: places[at] });
 };
 const actions = {
   previous: () => show(at - 1),
@@ -72,7 +72,7 @@ const actions = {
 };
 for (const [name, action] of Object.entries(actions)) find(`dialog .${name}`).addEventListener("click", action);
 image.addEventListener("click", enlarge);
-dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
+dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // a click outside closes
 dialog.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "ArrowLeft") actions.previous();
@@ -81,7 +81,7 @@ dialog.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 list.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-picture]");
+  const button = event.target.closest("[data-image]");
   if (button) open(button);
 });
 addEventListener("sd-view", ({ detail }) => open(detail));

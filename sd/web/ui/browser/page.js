@@ -6,25 +6,25 @@ window.sd = (() => {
     try {
       return storage.getItem(key);
     } catch {
-      return null; // a browser that keeps nothing
+      return null; // storage is disabled
     }
   };
   const set = (storage, key, value) => {
     try {
       storage.setItem(key, value);
     } catch {
-      storage.removeItem(key); // more than a browser keeps: better nothing than something old
+      storage.removeItem(key); // the storage is full: better nothing than an old value
     }
   };
 
-  // A tab's own name once it has asked for something; until then that of the tab that asked last, so that a browser
+  // A tab's own name once it has submitted a job; until then that of the last tab that did, so that a browser
   // opened anew finds its jobs again.
   const page = (kind) => get(sessionStorage, `sd-page-${kind}`) || get(localStorage, `sd-page-${kind}`) || "";
-  const ask = (kind) => {
+  const submitter = (kind) => {
     const own = get(sessionStorage, `sd-page-${kind}`) || random();
     set(sessionStorage, `sd-page-${kind}`, own);
     set(localStorage, `sd-page-${kind}`, own);
-    dispatchEvent(new CustomEvent("sd-asked", { detail: kind }));
+    dispatchEvent(new CustomEvent("sd-submitted", { detail: kind }));
     return own;
   };
 
@@ -33,19 +33,19 @@ window.sd = (() => {
 
   // A form's values by name: those of this tab, else those that any tab had last.
   const ready = new Set();
-  const keep = (key, names, values) => {
+  const save = (key, names, values) => {
     if (!ready.has(key)) return; // while the page is built its fields change to their defaults
     const text = JSON.stringify(Object.fromEntries(names.map((name, i) => [name, values[i]])));
     for (const storage of [sessionStorage, localStorage]) set(storage, `sd-form-${key}`, text);
   };
-  const kept = (key, names, values) => {
+  const restore = (key, names, values) => {
     ready.add(key);
     const text = get(sessionStorage, `sd-form-${key}`) || get(localStorage, `sd-form-${key}`);
     const found = JSON.parse(text || "{}");
     return names.map((name, i) => (name in found ? found[name] : values[i]));
   };
 
-  const isSeen = (element) => element && element.getClientRects().length > 0;
+  const isVisible = (element) => element && element.getClientRects().length > 0;
   const scrollTo = (element) => {
     const box = element.getBoundingClientRect();
     if (box.top >= 0 && box.top < innerHeight * 0.6) return;
@@ -54,11 +54,11 @@ window.sd = (() => {
 
   addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || document.querySelector("dialog[open]")) return;
-    const button = ["generate", "train"].map((id) => document.getElementById(id)).find(isSeen);
+    const button = ["generate", "train"].map((id) => document.getElementById(id)).find(isVisible);
     if (!button) return;
     event.preventDefault();
     button.click();
   });
 
-  return { page, ask, store, stored, keep, kept, scrollTo };
+  return { page, submitter, store, stored, save, restore, scrollTo };
 })();

@@ -1,4 +1,4 @@
-// An image to start from, and a brush for what is to be generated anew. props.value: {picture, mask}, data: URLs or "".
+// An image to start from, and a brush for the mask. props.value: {image, mask}, data: URLs or "".
 // The mask's file is transparent where the image stays.
 
 const MOST = 2048; // pixels
@@ -6,33 +6,33 @@ const REMEMBERED = 30; // strokes that can be undone
 const canvas = find("canvas");
 const painting = canvas.getContext("2d");
 const brush = find("input[type=range]");
-const picture = find(".layers img");
-let stroke = null; // where the brush is, while it is down
+const baseImage = find(".layers img");
+let stroke = null; // position of the brush during a stroke
 let before = []; // the masks before each stroke
 
 const show = async () => {
   const value = props.value || {};
-  find(".drop").hidden = Boolean(value.picture);
-  find(".board").hidden = !value.picture;
+  find(".drop").hidden = Boolean(value.image);
+  find(".board").hidden = !value.image;
   find(".undo").disabled = !before.length;
-  if (!value.picture) return;
-  const image = await urlToImage(value.picture);
-  picture.src = value.picture;
-  canvas.width = image.naturalWidth; // clears it
+  if (!value.image) return;
+  const image = await urlToImage(value.image);
+  baseImage.src = value.image;
+  canvas.width = image.naturalWidth; // this clears it
   canvas.height = image.naturalHeight;
   if (value.mask) painting.drawImage(await urlToImage(value.mask), 0, 0, canvas.width, canvas.height);
 };
 
-const set = (picture, mask) => {
-  props.value = { picture, mask };
+const set = (image, mask) => {
+  props.value = { image, mask };
   sd.store("start", props.value);
 };
 const change = (mask) => {
   before = [...before, props.value.mask].slice(-REMEMBERED);
   find(".undo").disabled = false;
-  set(props.value.picture, mask);
+  set(props.value.image, mask);
 };
-const tellSize = () => trigger("upload", { width: canvas.width, height: canvas.height });
+const sendSize = () => trigger("upload", { width: canvas.width, height: canvas.height });
 
 const place = (event) => {
   const box = canvas.getBoundingClientRect();
@@ -72,7 +72,7 @@ for (const name of ["pointerup", "pointercancel"])
   });
 
 find(".undo").addEventListener("click", () => {
-  set(props.value.picture, before.pop() || "");
+  set(props.value.image, before.pop() || "");
   show();
 });
 find(".clear").addEventListener("click", () => {
@@ -90,10 +90,10 @@ onFiles(async ([file]) => {
   if (!file) return;
   try {
     before = [];
-    set(await readPicture(file, MOST), "");
+    set(await readImage(file, MOST), "");
     refuse("");
     await show();
-    tellSize();
+    sendSize();
   } catch (error) {
     refuse(`${file.name}: ${error.message}.`);
   }
@@ -102,5 +102,5 @@ watch("value", () => {
   sd.store("start", props.value);
   show();
 });
-if (sd.stored("start")?.picture) props.value = sd.stored("start");
+if (sd.stored("start")?.image) props.value = sd.stored("start");
 show();

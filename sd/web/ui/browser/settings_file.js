@@ -1,4 +1,4 @@
-// An image whose settings are wanted. props.value: a data: URL of the file as it is, for a smaller one has none.
+// An image to read settings from. props.value: a data: URL of the unchanged file; a resized one has no settings.
 
 onFiles(async ([file]) => {
   if (!file) return;

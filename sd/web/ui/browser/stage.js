@@ -1,14 +1,14 @@
 // The jobs of this page, followed until all have ended. props.kind: which kind. Each part is replaced only when it
 // changes, so that a button stays in place while it is pressed.
 
-const LIVE = 300; // milliseconds between two looks
+const LIVE = 300; // milliseconds between two polls
 const LOST = 1000;
-const PATIENCE = 100; // looks after a press before a job is there, for an image may be long on its way
+const PATIENCE = 100; // polls after a press until its job exists: the upload of an image may take long
 const find = (selector) => element.querySelector(selector);
 const shown = {};
 let page = null;
 let ended = null; // the jobs known to have ended; null before the first answer
-let looks = 0;
+let polls = 0;
 let wake = () => {};
 
 const pause = (time) =>
@@ -24,13 +24,13 @@ const show = (parts) => {
   }
 };
 
-const look = async () => {
-  const asked = sd.page(props.kind);
-  const answer = await fetch(`page/jobs/${props.kind}?page=${asked}`, { cache: "no-store" });
+const poll = async () => {
+  const current = sd.page(props.kind);
+  const answer = await fetch(`page/jobs/${props.kind}?page=${current}`, { cache: "no-store" });
   if (!answer.ok) throw new Error(answer.statusText);
   const now = await answer.json();
-  if (page !== null && asked !== page) ended = [];
-  page = asked;
+  if (page !== null && current !== page) ended = [];
+  page = current;
   show(now.parts);
   const fresh = ended === null ? [] : now.ended.filter((id) => !ended.includes(id));
   ended = now.ended;
@@ -45,9 +45,9 @@ const follow = async () => {
   while (true) {
     let wait;
     try {
-      const live = await look();
-      looks = live ? 0 : Math.max(looks - 1, 0);
-      wait = live || looks ? LIVE : 0;
+      const live = await poll();
+      polls = live ? 0 : Math.max(polls - 1, 0);
+      wait = live || polls ? LIVE : 0;
       find(".lost").hidden = true;
     } catch {
       find(".lost").hidden = false;
@@ -58,8 +58,8 @@ const follow = async () => {
 };
 
 element.addEventListener("click", async (event) => {
-  const picture = event.target.closest("[data-picture]");
-  if (picture) dispatchEvent(new CustomEvent("sd-view", { detail: picture }));
+  const thumbnail = event.target.closest("[data-image]");
+  if (thumbnail) dispatchEvent(new CustomEvent("sd-view", { detail: thumbnail }));
   const attempt = event.target.closest("[data-prompt]");
   if (attempt) trigger("select", { job: attempt.dataset.prompt });
   const cancel = event.target.closest("[data-cancel]");
@@ -68,9 +68,9 @@ element.addEventListener("click", async (event) => {
   await Promise.allSettled(cancel.dataset.cancel.split(" ").map((id) => fetch(`jobs/${id}`, { method: "DELETE" })));
   wake();
 });
-addEventListener("sd-asked", ({ detail }) => {
+addEventListener("sd-submitted", ({ detail }) => {
   if (detail !== props.kind) return;
-  looks = PATIENCE;
+  polls = PATIENCE;
   wake();
   sd.scrollTo(element);
 });

@@ -1,9 +1,9 @@
 """Benchmark fine-tuning: train the bundled model on objects and a style that it has never seen, and measure the result.
 
-python scripts/evaluate_teaching.py                     eight concepts by two methods, one by DreamBooth
-python scripts/evaluate_teaching.py --only mango rat    some of them
+python scripts/evaluate_finetuning.py                    eight concepts by two methods, one by DreamBooth
+python scripts/evaluate_finetuning.py --only mango rat   some of them
 
-The same command resumes after a stop. Writes docs/teaching.json and the sheet docs/teaching.png.
+The same command resumes after a stop. Writes docs/fine-tuning.json and the sheet docs/fine-tuning.png.
 """
 
 import argparse
@@ -48,8 +48,8 @@ def main() -> None:
         }
         figures["DreamBooth"] = {"thing": thing.name, "class": thing.known} | kept
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "teaching.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    sheet(results).save(options.out / "teaching.png", optimize=True)
+    (options.out / "fine-tuning.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    sheet(results).save(options.out / "fine-tuning.png", optimize=True)
     print(json.dumps(figures, indent=1))
 
 

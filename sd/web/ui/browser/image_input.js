@@ -1,4 +1,4 @@
-// What the parts of the page that take images share. Each of them is a gr.HTML: `element`, `props`, `trigger` and
+// Shared by the image inputs of the page. Each of them is a gr.HTML: `element`, `props`, `trigger` and
 // `watch` are Gradio's, and props.value goes to the server with every event that has it among its inputs.
 
 const find = (selector) => element.querySelector(selector);
@@ -19,8 +19,8 @@ const urlToImage = (url) =>
     image.src = url;
   });
 
-// The file as it is, or a smaller JPEG of it where its longer side has over `most` pixels.
-const readPicture = async (file, most) => {
+// Returns the unchanged file, or a smaller JPEG of it where its longer side has over `most` pixels.
+const readImage = async (file, most) => {
   const url = await fileToUrl(file);
   const image = await urlToImage(url);
   const scale = most / Math.max(image.naturalWidth, image.naturalHeight);
@@ -35,7 +35,7 @@ const readPicture = async (file, most) => {
   return canvas.toDataURL("image/jpeg", 0.95);
 };
 
-// Files chosen or dropped on the label with class "drop" go to take(files).
+// Calls take(files) with the files chosen in, or dropped on, the label with class "drop".
 const onFiles = (take) => {
   const label = find(".drop");
   const input = find("input[type=file]");
