@@ -48,15 +48,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     pipe, scorer = StableDiffusion.from_pretrained(BUNDLED), load_clip()
     name, text, figures = (compare_samplers if args.samplers else compare_approximations)(args, pipe, scorer)
-    caption = "The table as a plot" if args.samplers else "The first images of each prompt, by each way"
-    text += f"\n\nCLIP-T is by {scorer.name}.\n\n![{caption}]({name}.png)\n"
+    text += f"\n\nCLIP-T is by {scorer.name}.\n\n![Images or plot of the table]({name}.png)\n"
     (args.out / f"{name}.md").write_text(text, encoding="utf-8")
     (args.out / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(text, end="")
 
 
 def compare_approximations(args, pipe, scorer):
-    """Return the name, the Markdown and the figures of the table of approximations, and save its contact sheet."""
     prompts = [f"a {name}" for name in PROMPTS.split(", ")[: args.count]]
     every = dict(steps=args.steps, sampler="dpmpp_2m", guidance_scale=sampler_steps.GUIDANCE, num_images=args.images)
     requests = [GenerationSettings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
@@ -70,7 +68,6 @@ def compare_approximations(args, pipe, scorer):
 
 
 def compare_samplers(args, pipe, scorer):
-    """Return the name, the Markdown and the figures of the table of samplers, and save its plot."""
     dataset = EmojiDataset(args.data, ("train", "pair"))
     wanted = random.Random(0).sample(dataset.emoji, args.count)
     samplers = args.only or [name for name in SAMPLERS if name not in sampler_steps.EXCLUDED]
