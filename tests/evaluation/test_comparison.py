@@ -155,7 +155,7 @@ def test_columns_as_people_write_them(text, column, label):
 
 @pytest.mark.parametrize("text", ["", "dog.pt", "lora=", "model=x", "ckpt=a + ckpt=b", "lora=x:strong"])
 def test_what_is_no_column_is_one_sentence(text):
-    with pytest.raises(UserError, match="write"):
+    with pytest.raises(UserError, match="use "):
         parse_column(text)
 
 

@@ -14,7 +14,7 @@ from web_client import Web, base64_of, opened
 
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.stable_diffusion import BUNDLED
-from sd.samplers import SAMPLERS
+from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.web.a1111.lists import describe_checkpoints
 from sd.web.a1111.options import Options
 from sd.web.jobs.job import Interrupted
@@ -46,7 +46,7 @@ def refused(web, **body):
 @pytest.mark.parametrize(
     ("path", "body", "status", "kind"),
     [
-        ("/sdapi/v1/txt2img", SMALL | {"sampler_name": "Restart"}, 422, "UserError"),
+        ("/sdapi/v1/txt2img", SMALL | {"sampler_name": "Wrong"}, 422, "UserError"),
         ("/sdapi/v1/txt2img", SMALL | {"steps": "many"}, 422, "RequestValidationError"),
         ("/sdapi/v1/interrogate", {}, 404, "Missing"),
         ("/no/such/address", {}, 404, "HTTPException"),
@@ -132,9 +132,9 @@ def test_a_checkpoint_is_listed_by_names_alone_and_found_by_its_title(web):
 
 
 def test_the_labels_that_are_listed_are_those_that_a_refusal_names(web):
-    sentence = refused(web, sampler_name="Restart")
-    assert all(one.label in sentence for one in SAMPLERS.values())
-    assert "Karras" in refused(web, scheduler="Align Your Steps")
+    sentence = refused(web, sampler_name="Wrong")
+    assert all(one.label in sentence for one in ALL_SAMPLERS.values())
+    assert "Karras" in refused(web, scheduler="Wrong")
     assert "choose from Latent, Lanczos" in refused(web, enable_hr=True, hr_upscaler="R-ESRGAN 4x+")
     for mode in web.client.get("/sdapi/v1/latent-upscale-modes").json():
         post(web, "txt2img", **SMALL, enable_hr=True, hr_scale=1.5, hr_upscaler=mode["name"])
