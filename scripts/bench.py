@@ -15,19 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import docs_page
+from benchmarks import docs_page, report
 from benchmarks.backends import BACKENDS, backends_of
-from benchmarks.report import (
-    COLUMNS,
-    RESULTS_FOLDER,
-    format_rows,
-    heading,
-    load_note,
-    remark,
-    results_path,
-    table_rows,
-    write_report,
-)
+from benchmarks.report import COLUMNS, RESULTS_FOLDER, format_rows, table_rows, write_report
 from benchmarks.runner import run
 from benchmarks.tasks import DEFAULT_TASKS, TASKS, Options
 from sd.utils.errors import UserError, plain_errors
@@ -68,13 +58,17 @@ def main():
     given = Options.__dataclass_fields__.keys() & vars(args).keys()
     options, results = Options(**{name: getattr(args, name) for name in given}), []
     backends_of(names[0], options)  # refuses unknown names before the first run
-    path = results_path(names, options) if args.keep else args.json
+    path = report.results_path(names, options) if args.keep else args.json
     if path:
         write_report(path, results, options)  # refuses an unwritable path before the first run
-    print(*filter(None, [load_note(), heading(names, options), *format_rows([COLUMNS])]), sep="\n\n", flush=True)
+    print(
+        *filter(None, [report.load_note(), report.heading(names, options), *format_rows([COLUMNS])]),
+        sep="\n\n",
+        flush=True,
+    )
     for result in run(names, options):
         results.append(result)
-        print(*format_rows(table_rows(result)), *filter(None, [remark(result)]), sep="\n", flush=True)
+        print(*format_rows(table_rows(result)), *filter(None, [report.remark(result)]), sep="\n", flush=True)
         if path:
             write_report(path, results, options)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Cancelled, Skipped
 
@@ -65,7 +66,7 @@ def fake_generate(job, tell):
     except Cancelled:
         return result
     for index, seed in enumerate(settings.seeds()):
-        text = settings.infotext(index, "emoji", "0123456789", from_image=False)
+        text = to_infotext(settings, index, "emoji", "0123456789", from_image=False)
         name = save_png(Image.new("RGB", (64, 64), (seed % 256, 90, 160)), job.folder, text).name
         for key, value in (("files", name), ("images", name), ("seeds", seed), ("infotexts", text)):
             result[key].append(value)
