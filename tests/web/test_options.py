@@ -5,7 +5,7 @@ import pytest
 
 from sd.pipeline.settings import OPTIONS
 from sd.web.a1111.schema import TextToImage
-from sd.web.jobs.api import Draw
+from sd.web.jobs.api import GenerateBody
 from sd.web.jobs.model_index import Models
 from sd.web.ui.form import Form
 
@@ -30,7 +30,7 @@ def test_a_widget_has_the_rows_label_and_stays_within_its_bounds(form, row):
 
 @pytest.mark.parametrize("row", OPTIONS, ids=IDS)
 def test_our_api_has_the_field_with_its_default(row):
-    field = Draw.model_fields[row.name]
+    field = GenerateBody.model_fields[row.name]
     assert field.is_required() if row.name == "prompt" else field.default == row.default
 
 

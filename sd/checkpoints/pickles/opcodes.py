@@ -122,7 +122,7 @@ def decode_decimal(data: bytes) -> int | bool:
     """Decodes an integer of protocol 0, whose booleans are 00 and 01."""
     if data in (b"00", b"01"):
         return data == b"01"
-    if len(data) > LONGEST_INTEGER or not re.fullmatch(rb"-?\d+L?", data):
+    if len(data) > 3 * LONGEST_INTEGER or not re.fullmatch(rb"-?\d+L?", data):
         raise ValueError("a malformed number")
     return int(data.rstrip(b"L"))
 

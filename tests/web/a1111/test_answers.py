@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from web_client import Web, base64_of, opened
 
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.stable_diffusion import BUNDLED
 from sd.pipeline.sampler_names import ALL_SAMPLERS
+from sd.pipeline.stable_diffusion import BUNDLED
 from sd.web.a1111.lists import describe_checkpoints
 from sd.web.a1111.options import Options
 from sd.web.jobs.job import Interrupted
