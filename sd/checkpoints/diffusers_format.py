@@ -80,11 +80,14 @@ def read_network_config(folder: Path, part: str) -> dict:
 
 
 def common_value(value: object) -> object:
-    """Returns the value, or the common one of a list with one for each level. Raises ValueError where they differ."""
+    """Returns the value, or the common one of a list with one for each level. Raises UserError where they differ."""
     if not isinstance(value, list):
         return value
     if len(set(value)) != 1:
-        raise ValueError(f"different values for different levels: {value}")
+        raise UserError(
+            f"the config has different values for different levels, {value}, which is not supported: "
+            "give a model with the layout of Stable Diffusion 1.x."
+        )
     return value[0]
 
 

@@ -339,16 +339,16 @@ class TestBadFiles:
     def test_pictures_without_one(self, clip, tokenizer, tmp_path):
         path = tmp_path / "x.png"
         Image.effect_noise((64, 64), 50).save(path)
-        self.refused(clip, tokenizer, path, "picture without an embedding")
+        self.refused(clip, tokenizer, path, "image without an embedding")
         Image.new("RGB", (64, 64)).save(path)
-        self.refused(clip, tokenizer, path, "picture without an embedding")
+        self.refused(clip, tokenizer, path, "image without an embedding")
         for text in ("no base64", base64.b64encode(b"[" * 100_000).decode(), base64.b64encode(b"[1]").decode()):
             info = PngImagePlugin.PngInfo()
             info.add_text("sd-ti-embedding", text)
             Image.new("RGB", (8, 8)).save(path, pnginfo=info)
-            self.refused(clip, tokenizer, path, "picture without an embedding")
+            self.refused(clip, tokenizer, path, "image without an embedding")
         path.write_bytes(path.read_bytes()[:60])
-        self.refused(clip, tokenizer, path, "broken")
+        self.refused(clip, tokenizer, path, "cannot be opened as an image")
 
     def test_a_pickle_that_calls(self, clip, tokenizer, tmp_path):
         class Call:

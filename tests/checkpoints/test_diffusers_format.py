@@ -302,7 +302,7 @@ def test_the_trained_weights_go_before_their_non_ema_variant(tmp_path, ours):
 REFUSED_FOLDERS = {
     "predicts v_prediction": lambda at: changed_json(at / SCHEDULER, prediction_type="v_prediction"),
     "zero terminal SNR": lambda at: changed_json(at / SCHEDULER, rescale_betas_zero_snr=True),
-    "other numbers at other levels": lambda at: changed_json(at / UNET, attention_head_dim=[5, 10]),
+    "different values for different levels": lambda at: changed_json(at / UNET, attention_head_dim=[5, 10]),
     "a text encoder with gelu": lambda at: changed_json(at / "text_encoder/config.json", hidden_act="gelu"),
     "but model.onnx": lambda at: (at / "vae/diffusion_pytorch_model.safetensors").rename(at / "vae/model.onnx"),
 }

@@ -34,6 +34,6 @@ def test_without_a_home_nothing_is_cached_and_nothing_fails(tmp_path, monkeypatc
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(module.Path, "home", no_home)
-    monkeypatch.setattr(module, "CACHE", module.cache_folder() / "sd-by-hand" / "hashes.json")
+    monkeypatch.setattr(module, "CACHE", module.cache_dir() / "hashes.json")
     (tmp_path / "model.ckpt").write_bytes(b"weights")
     assert model_hash(tmp_path / "model.ckpt") == hashlib.sha256(b"weights").hexdigest()[:10]

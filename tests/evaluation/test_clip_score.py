@@ -187,7 +187,7 @@ def test_the_script(run, folders):
     assert code == 0, err
     assert "backbone  the bundled CLIP" in out
     assert "±" in out.partition("CLIP-T")[2].splitlines()[0]
-    assert "of 2 drawings to 1 references" in out
+    assert "of 2 images to 1 references" in out
     assert "copies    1 of 2" in out
     assert "00000.png repeats taught.png: 1.00" in out
 
@@ -199,7 +199,7 @@ def test_the_script_counts_a_broken_drawings_prompt_as_well(run, folders):
     code, out, err = run("evaluate.py", "--generated", made, "--references", references, "--prompts", "prompts.txt")
     assert code == 0, err
     assert "skipped" in out
-    assert "of 1 drawings to their prompts" in out
+    assert "of 1 images to their prompts" in out
     Path("prompts.txt").write_text("a dog\na cat\na bird\n")
     code, _, err = run("evaluate.py", "--generated", made, "--prompts", "prompts.txt")
     assert (code, err.count("\n")) == (2, 1)

@@ -61,7 +61,7 @@ def test_what_a_gpu_has_no_memory_for_goes_in_tiles(pipe, monkeypatch, capsys):
         pipe.vae.decode = pipe.vae.encode = too_much
         torch.testing.assert_close(decode_latent(pipe.vae, latent), picture)
         torch.testing.assert_close(encode_image(pipe.vae, picture), again)
-    assert capsys.readouterr().err.count("too little memory for the whole picture: the VAE works in tiles.") == 2
+    assert capsys.readouterr().err.count("too little memory for the whole image: the VAE works in tiles.") == 2
 
 
 def test_the_heap_is_trimmed_before_each_level(pipe, monkeypatch):

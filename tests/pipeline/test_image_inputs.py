@@ -75,7 +75,7 @@ def test_truth_values_are_black_and_white():
         (np.full((8, 8), np.nan), "finite"),
         (np.full((8, 8), "a"), "type"),
         (np.zeros((8, 8), complex), "type"),
-        (b"no image", "not a picture"),
+        (b"no image", "cannot be opened as an image"),
     ],
 )
 def test_what_is_no_image_is_one_sentence(pipe, value, said):

@@ -42,7 +42,7 @@ def test_help_names_every_default(run, script, monkeypatch):
     assert out.startswith("usage: ")
     for action in parsers[0]._actions:
         if type(action.default) in (int, float, str) and action.default not in ("", argparse.SUPPRESS):
-            said = action.help or ""
+            said = parsers[0]._get_formatter()._expand_help(action) if action.help else ""
             assert f"{action.default:g}" in said if type(action.default) is not str else action.default in said, said
 
 

@@ -188,7 +188,7 @@ def test_from_png_gives_way_to_the_flags(run):
     flags = ["a dog", "--seed", 9, "--steps", 1, "--sampler", "euler", "--scale", 7.5, "--ckpt", BUNDLED, "--n_iter", 2]
     code, out, err = run("txt2img.py", "--from-png", "foreign.png", *flags)
     assert code == 0, err
-    (said,) = [line for line in out.splitlines() if "go before the file" in line]
+    (said,) = [line for line in out.splitlines() if "override the file" in line]
     for part in ("prompt 'a dog'", "seed 9", "steps 1", "sampler 'euler'", "guidance scale 7.5"):
         assert part in said
     found = parse_infotext(read_infotext("outputs/00001.png"))
@@ -208,10 +208,10 @@ def test_a_flag_that_repeats_a_default_goes_before_the_file_too(run):
 
 
 def test_from_png_with_a_sampler_that_does_not_exist_here(run):
-    save_with(WEBUI.format(sampler="DPM fast", more=""))
+    save_with(WEBUI.format(sampler="DPM++ 3M", more=""))
     code, out, err = run("txt2img.py", "--from-png", "foreign.png", "--ckpt", BUNDLED)
     assert (code, out) == (2, "")
-    assert "'DPM fast' does not exist here: choose one with --sampler" in err
+    assert "'DPM++ 3M' does not exist here: choose one with --sampler" in err
     assert not Path("outputs/00000.png").exists()
     code, _, err = run("txt2img.py", "--from-png", "foreign.png", "--ckpt", BUNDLED, "--sampler", "euler")
     assert code == 0, err
