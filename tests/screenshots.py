@@ -81,7 +81,7 @@ def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
 def show_training(page: Browser, args: argparse.Namespace, folder: Path) -> None:
     page.tab("Train")
     page.give("Images to train on, 5 to 15", *[creature(i, folder) for i in range(8)])
-    page.until(lambda: len(page.find("//ul[@aria-label='Images given']/li")) == 8, "pictures")
+    page.until(lambda: len(page.find("//ul[@aria-label='Chosen images']/li")) == 8, "pictures")
     page.write(Name="blob", What_it_is="face", Training_steps=4 if args.quick else 120)
     page.press("Train")
     page.state("done")
