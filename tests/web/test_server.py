@@ -113,7 +113,7 @@ def test_it_computes_as_it_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--optimize", "turbo"], "there is no optimization 'turbo'"),
+        (["--optimize", "turbo"], "unknown optimization 'turbo'"),
         (["--device", "cpu", "--optimize", "exact,graphs"], "compile is not supported on this device and dtype"),
         (["--device", "toaster"], "there is no device 'toaster': write cpu, cuda, cuda:1 or mps."),
     ],
@@ -127,7 +127,7 @@ def test_what_it_cannot_compute_with_it_says_before_it_starts(tmp_path, flags, s
 def test_no_search_for_garbage_stops_the_answers(tmp_path, monkeypatch):
     """What is built before the first request is out of the collector's sight: a full collection has little to do."""
     seen = []
-    monkeypatch.setattr(sd.web.app, "WorkerProcess", lambda *_: None)
+    monkeypatch.setattr(sd.web.server, "WorkerProcess", lambda *_: None)
     monkeypatch.setattr(sd.web.server.Server, "run", lambda server, sockets: seen.append(len(gc.get_objects())))
     try:
         sd.web.server.serve(sd.web.server.server_parser().parse_args(["--port", "0", "--outdir", str(tmp_path)]))
