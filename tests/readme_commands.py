@@ -49,7 +49,11 @@ CHANGES = [  # a pattern, what takes its place, and why
     ),
     (r"^python scripts/download\.py", rf"cp weights/emoji.safetensors {V1_5}", "the bundled model stands for 4 GB"),
     (r"^.*--ckpt v1-5-pruned-emaonly .*", rf"\g<0> --steps 2 && rm {V1_5}", "and goes, as if nothing was fetched"),
-    (r"^python scripts/prepare_emoji\.py", r"mkdir -p data && cp -r a-few-emoji data/emoji", "the dataset is fetched from npm"),
+    (
+        r"^python scripts/prepare_emoji\.py",
+        r"mkdir -p data && cp -r a-few-emoji data/emoji",
+        "the dataset is fetched from npm",
+    ),
     (r"^python scripts/train_scratch\.py.*", r"\g<0> --steps 2 --batch 4", "hours otherwise"),
     (r"^python scripts/train_(ti|lora|dreambooth)\.py.*", r"\g<0> --steps 2 --saves 1 --batch 1", "minutes otherwise"),
     (r"^python scripts/train_dreambooth\.py.*", r"\g<0> --class-images 2", "likewise"),

@@ -172,7 +172,8 @@ def test_another_kind_among_the_checkpoints_is_no_checkpoint(models):
         ("VAE", "x is a VAE alone, not a checkpoint of Stable Diffusion 1.x: choose it as the VAE of a checkpoint."),
         (
             "embedding",
-            "x is a textual inversion embedding, not a checkpoint of Stable Diffusion 1.x: write its token in the prompt.",
+            "x is a textual inversion embedding, not a checkpoint of Stable Diffusion 1.x: "
+            "write its token in the prompt.",
         ),
         ("ControlNet", "x is a ControlNet, not a checkpoint of Stable Diffusion 1.x: choose another file."),
         ("SDXL", "x is Stable Diffusion XL, not a checkpoint of Stable Diffusion 1.x: choose another file."),
