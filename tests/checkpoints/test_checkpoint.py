@@ -557,7 +557,7 @@ def test_bf16_peaks_below_one_and_a_half_times_its_size(big):
 def test_full_size(tmp_path):
     """The 4.27 GB file: all 1131 keys, no second copy in fp32, and 1.5 times the size in bf16 at the most."""
     path = tmp_path / "full.ckpt"
-    maker = Path(__file__).with_name("make_full_checkpoint.py")
+    maker = Path(__file__).parents[1] / "make_full_checkpoint.py"
     subprocess.run([sys.executable, maker, path], check=True)
     size = 2 * (859_520_964 + 83_653_863 + 123_060_480)  # bytes in bf16
     assert path.stat().st_size > 2 * size
