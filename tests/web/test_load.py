@@ -69,7 +69,7 @@ def test_fifty_clients_at_once(tmp_path):
         alone = Crowd(running)
         for seed in range(SEEDS):
             alone.draw(seed)
-        program = Path(__file__).with_name("probing.py")
+        program = Path(__file__).parents[1] / "probes.py"
         command = [sys.executable, program, str(running.port), str(SECONDS)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as probing:
             assert probing.stdout.readline() == "begun\n"
