@@ -41,6 +41,13 @@ class Web:
         return self.client.get(f"/jobs/{job['id']}").json()
 
 
+def post(web: Web, path: str, **body) -> dict:
+    """The answer of the webui's API to a body that it must accept."""
+    answer = web.client.post(f"/sdapi/v1/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
 @contextmanager
 def listening(app, port=0):
     """Serves the app on a real socket and yields its port; 0 for a free one."""

@@ -49,7 +49,7 @@ NON_WEIGHT_PREFIXES = ("model_ema.", "embedding_manager.")
 NON_WEIGHT_ENDINGS = ("position_ids", "logit_scale", "text_projection.weight")
 CLIP_ROOTS = ("embeddings.token_embedding.", "embeddings.position_embedding.", "encoder.", "final_layer_norm.")
 PART_ROOTS = {"vae": ROOTS, "clip": CLIP_ROOTS}
-NOT_METADATA = {"sd_sizes", "format", "pytorch-lightning_version"}  # written anew, or true of the old file only
+NOT_METADATA = {"sd_sizes", "format", "pytorch-lightning_version"}  # written again, or true of the old file only
 
 
 @dataclass

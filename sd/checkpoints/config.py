@@ -107,27 +107,21 @@ def infer_unet_config(state: dict[str, Tensor]) -> dict:
     }
 
 
-def infer_vae_config(state: dict[str, Tensor]) -> dict:
+def infer_vae_config(state: dict[str, Tensor], down: str = "down", block: str = "block") -> dict:
+    """Returns the config of a VAE. down, block: what its keys call the encoder's levels, and the ResBlocks in them."""
     width = state["encoder.conv_in.weight"].shape[0]
-    levels = range(max(block_numbers(r"encoder\.down\.(\d+)\.", state)) + 1)
+    levels = range(max(block_numbers(rf"encoder\.{down}\.(\d+)\.", state)) + 1)
     return {
         "channels": width,
-        "channel_mult": [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] // width for i in levels],
-        "num_res_blocks": max(block_numbers(r"encoder\.down\.0\.block\.(\d+)\.", state)) + 1,
+        "channel_mult": [state[f"encoder.{down}.{i}.{block}.0.conv2.weight"].shape[0] // width for i in levels],
+        "num_res_blocks": max(block_numbers(rf"encoder\.{down}\.0\.{block}\.(\d+)\.", state)) + 1,
         "z_channels": state["post_quant_conv.weight"].shape[0],
     }
 
 
 def infer_diffusers_vae_config(state: dict[str, Tensor]) -> dict:
     """Returns the result of `infer_vae_config` for a VAE under diffusers' names."""
-    width = state["encoder.conv_in.weight"].shape[0]
-    levels = range(max(block_numbers(r"encoder\.down_blocks\.(\d+)\.", state)) + 1)
-    return {
-        "channels": width,
-        "channel_mult": [state[f"encoder.down_blocks.{i}.resnets.0.conv2.weight"].shape[0] // width for i in levels],
-        "num_res_blocks": max(block_numbers(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", state)) + 1,
-        "z_channels": state["post_quant_conv.weight"].shape[0],
-    }
+    return infer_vae_config(state, down="down_blocks", block="resnets")
 
 
 def infer_clip_config(state: dict[str, Tensor]) -> dict:

@@ -6,8 +6,7 @@ Each body has what its client sends, at a size and number of steps that take no 
 import json
 
 import pytest
-from conftest import fresh_copy
-from web_client import Web, base64_of, opened
+from web_client import base64_of, opened
 
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
 PHOTOSHOP_DETAILER = {
@@ -214,13 +213,6 @@ IMAGES = {  # as the add-on for Blender sends it, with its own names beside the 
     "Auto-Photoshop": PHOTOSHOP | {"mode": "img2img", "image_cfg_scale": 1.5, "inpaint_full_res": 0},
     "second pass of txt2img": SMALL | {"enable_hr": True, "hr_scale": 2, "hr_prompt": "another", "hr_upscaler": "x4"},
 }
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory, made_once):
-    web = Web(tmp_path_factory.mktemp("web"), fresh_copy(made_once[4]))
-    yield web
-    web.jobs.close()
 
 
 def images_of(web, path, body, headers=None):

@@ -11,13 +11,13 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from conftest import ROOT, fresh_copy
+from conftest import ROOT
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from web_client import Web, listening, opened
+from web_client import listening, opened
 
 from sd.utils.errors import UserError
 from sd.web.proxies import ProxyHeaders, is_loopback_address, parse_root_path
@@ -27,13 +27,6 @@ NAME = "sd.example.com"
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
 BLOCKS = re.findall(r"```(nginx|caddy)\n(.*?)```", (ROOT / "docs/guides/reverse-proxy.md").read_text(), re.DOTALL)
 CASES = [pytest.param(kind, text, id=f"{kind}{'-path' * ('/sd/' in text)}") for kind, text in BLOCKS]
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory, made_once):
-    web = Web(tmp_path_factory.mktemp("web"), fresh_copy(made_once[4]))
-    yield web
-    web.jobs.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,42 +84,64 @@ def finetune(
     output, run = resolve_paths(method, name, pipe, recipe, run, output, leader=rank == 0)
     say(describe_base_model(pipe))
     folder = ImageFolder(images, say=say)
-    captions = tuple(image.caption or "" for image in folder.images[:MAX_CAPTION_PREVIEWS])
-    recipe = replace(recipe, prompts=recipe.prompts or captions)
-    note = check_same_run(run, run_identity(method, name, pipe, recipe, folder, Path(images)))
-    check_steps(run, note, recipe.steps, say)
-    note.setdefault("began", start_time())
-    optimizations = pipe.optimizations
-    pipe.set_optimizations(TRAINABLE)
-    pipe.optimize()  # as every generation does, so that a step has the same bits with and without previews before it
-    tuner = None
-    try:
+    recipe, note = open_run(method, name, pipe, recipe, run, folder, Path(images), say)
+    with ExitStack() as cleanup:
+        cleanup.enter_context(trainable_optimizations(pipe))
         class_folder = class_image_folder(method, pipe, recipe, rank, world_size)
         tuner = METHODS[method](pipe, name, recipe)
+        cleanup.callback(tuner.close)
         check_free_space(required_space(method, tuner.module, pipe, recipe, len(folder)), run, output, say)
         train_source, held_out, prior_source = build_sources(pipe, recipe, run, folder, class_folder, say)
         weights = snr_weights(recipe.least_snr, recipe.min_snr) if recipe.min_snr else snr_weights()
         diffusion_loss = DiffusionLoss(pipe.unet, tuner.contexts, weights, train_source, prior_source)
         config = train_config(recipe, method, pipe, world_size)
         say(describe_run(recipe, tuner, config, train_source, held_out, world_size))
-        file_metadata = metadata(
-            method, output.stem, recipe, pipe, folder, config, train_source, note["began"], world_size
-        )
-        validator = Validator(
-            pipe, tuner, recipe, run, diffusion_loss, fixed_examples(held_out), file_metadata, on_event, say
-        )
+        entries = metadata(method, output.stem, recipe, pipe, folder, config, train_source, note["began"], world_size)
+        examples = fixed_examples(held_out)
+        validator = Validator(pipe, tuner, recipe, run, diffusion_loss, examples, entries, on_event, say)
         if recipe.checkpointing:
+            cleanup.callback(disable_gradient_checkpointing, pipe.unet)
             enable_gradient_checkpointing(pipe.unet)
         if rank == 0:
             write_note(run, note)
             validator.start()
         train(tuner.module, diffusion_loss, len(train_source.indices), run, config, on_step=validator)
         return finish_run(validator, folder, output, note, say) if rank == 0 else Result(output, run / "sheet.png", 0)
+
+
+@contextmanager
+def trainable_optimizations(pipe: StableDiffusion) -> Iterator[None]:
+    """Within the context, only the optimizations that have gradients are on; after it, those of before are chosen."""
+    optimizations = pipe.optimizations
+    pipe.set_optimizations(TRAINABLE)
+    pipe.optimize()  # as every generation does, so that a step has the same bits with and without previews before it
+    try:
+        yield
     finally:
-        disable_gradient_checkpointing(pipe.unet)
-        if tuner is not None:
-            tuner.close()
         pipe.set_optimizations(optimizations)
+
+
+def open_run(
+    method: str,
+    name: str,
+    pipe: StableDiffusion,
+    recipe: Recipe,
+    run: Path,
+    folder: ImageFolder,
+    images: Path,
+    say: Callable[[str], None],
+) -> tuple[Recipe, dict]:
+    """Return the recipe with its validation prompts, and the note of a new run or of the one that is resumed.
+
+    images: the path of `folder`.
+    Raises UserError where `run` has another run, or one that cannot be resumed with these settings.
+    """
+    captions = tuple(image.caption or "" for image in folder.images[:MAX_CAPTION_PREVIEWS])
+    recipe = replace(recipe, prompts=recipe.prompts or captions)
+    note = check_same_run(run, run_identity(method, name, pipe, recipe, folder, images))
+    check_steps(run, note, recipe.steps, say)
+    note.setdefault("began", start_time())
+    return recipe, note
 
 
 def resolve_paths(

@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -116,6 +117,23 @@ class EmojiPackage:
         return on_white(rasterize(self.icons, icon)) if icon in self.icons["icons"] else None
 
 
+Package = TypeVar("Package", bound=EmojiPackage)
+
+
+def open_package(kind: type[Package], style: str, folder: Path, lists: dict[str, dict]) -> Package:
+    """Return the images of a style, downloaded to `folder/packages` if they are not there.
+
+    lists: the lists of characters of the styles before it, to which its own is added; a package without one uses that
+    of `SAME_CHARACTERS_AS`. Raises UserError where the download fails.
+    """
+    package, version = STYLES[style]
+    images = kind(style, download_package(package, version, folder / "packages"))
+    lists[style] = images.by_code
+    if style in SAME_CHARACTERS_AS:
+        images.by_code = lists[SAME_CHARACTERS_AS[style]]
+    return images
+
+
 def strip_variation_selectors(code: str) -> str:
     """Return the code points without U+FE0F, which some packages write and others omit."""
     return "-".join(point for point in code.lower().split("-") if point != "fe0f")
@@ -152,10 +170,7 @@ def prepare_dataset(folder: Path, small: bool = False, say=print) -> int:
     for style in SMALL_WORLD if small else STYLES:
         package, version = STYLES[style]
         say(f"{style}: {package}@{version}")
-        package_images = EmojiPackage(style, download_package(package, version, folder / "packages"))
-        lists[style] = package_images.by_code
-        if style in SAME_CHARACTERS_AS:
-            package_images.by_code = lists[SAME_CHARACTERS_AS[style]]
+        package_images = open_package(EmojiPackage, style, folder, lists)
         style_folder = folder / "pictures" / style.replace(" ", "-")
         style_folder.mkdir(parents=True, exist_ok=True)
         for name in names:

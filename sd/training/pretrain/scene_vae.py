@@ -13,8 +13,8 @@ from torch import Tensor
 from sd.training.loop import TrainConfig, save_model, train
 from sd.training.pretrain.dataset import random_crops
 from sd.training.pretrain.scenes.stream import EXAMPLES, SceneStream, fixed_sample
-from sd.training.pretrain.train_vae import kl, psnr, reconstruction, standardize
-from sd.vae import AutoencoderKL, sample_latent
+from sd.training.pretrain.train_vae import psnr, standardize, vae_loss
+from sd.vae import AutoencoderKL
 
 MEASURED = 48  # scenes, for the channels' mean and deviation and for the PSNR
 
@@ -29,11 +29,7 @@ def train_scene_vae(
     sample = stream.images(fixed_sample(MEASURED))[0]
 
     def loss(vae: AutoencoderKL, indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = scene_crops(stream, indices, generator).to(vae.quant_conv.weight.device)
-        mean, logvar = vae.encode(images)
-        noise = torch.randn(mean.shape, generator=generator).to(images)
-        decoded = vae.decode(sample_latent(mean, logvar, noise)).float()
-        return reconstruction(decoded, images) + kl_weight * kl(mean.float(), logvar.float())
+        return vae_loss(vae, scene_crops(stream, indices, generator), generator, kl_weight)
 
     def on_save(vae: AutoencoderKL, step: int) -> None:
         latents = encode_images(vae, sample)

@@ -17,17 +17,25 @@ ADVERSARIAL, FEATURE_MATCHING = 0.07, 0.7  # weights of the two losses from the 
 NOISE = 0.3  # the largest standard deviation of noise in the decoder's latents, after scaling
 
 
+def vae_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator, kl_weight: float) -> Tensor:
+    """Return the loss of encoder and decoder, a scalar: reconstruction, and KL divergence from a standard normal.
+
+    images: (B, 3, H, W) in [-1, 1], on any device.
+    """
+    images = images.to(vae.quant_conv.weight.device)
+    mean, logvar = vae.encode(images)
+    noise = torch.randn(mean.shape, generator=generator).to(images)
+    decoded = vae.decode(sample_latent(mean, logvar, noise)).float()
+    return reconstruction(decoded, images) + kl_weight * kl(mean.float(), logvar.float())
+
+
 def train_vae(
     vae: AutoencoderKL, run: Path, dataset: EmojiDataset, settings: TrainConfig, kl_weight: float = 1e-4
 ) -> AutoencoderKL:
     """Train a KL autoencoder (Rombach et al. 2022, section 3.1) without a discriminator, see `train_decoder`."""
 
     def loss(vae: AutoencoderKL, indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = crops(dataset, indices, generator).to(vae.quant_conv.weight.device)
-        mean, logvar = vae.encode(images)
-        noise = torch.randn(mean.shape, generator=generator).to(images)
-        decoded = vae.decode(sample_latent(mean, logvar, noise)).float()
-        return reconstruction(decoded, images) + kl_weight * kl(mean.float(), logvar.float())
+        return vae_loss(vae, crops(dataset, indices, generator), generator, kl_weight)
 
     def on_save(vae: AutoencoderKL, step: int) -> None:
         vae = copy.deepcopy(vae)

@@ -6,10 +6,9 @@ import threading
 import numpy as np
 import pytest
 import webuiapi
-from conftest import fresh_copy
 from PIL import Image
 from safetensors.torch import save_file
-from web_client import Web, base64_of, listening, opened
+from web_client import Web, base64_of, listening, opened, post
 
 from sd.adapters.embedding_files import save_embedding
 from sd.pipeline.infotext import parse_infotext
@@ -151,19 +150,6 @@ SHOWN = {
 # What stands for a second pass, sent though there is none, and what says the same as for the first.
 HIRES_LEFT = {"hr_scale": 2, "hr_upscaler": "R-ESRGAN 4x+", "hr_resize_x": 512, "hr_prompt": "x", "hr_cfg": 3}
 HIRES_SAME = {"enable_hr": True, "hr_scale": 1.5, "hr_prompt": "a red apple", "hr_sampler_name": "Euler"}
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory, made_once):
-    web = Web(tmp_path_factory.mktemp("web"), fresh_copy(made_once[4]))
-    yield web
-    web.jobs.close()
-
-
-def post(web, path, **body):
-    answer = web.client.post(f"/sdapi/v1/{path}", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
 
 
 def refused(web, path="txt2img", status=422, **body):

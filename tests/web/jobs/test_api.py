@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import fresh_copy
 from fake_jobs import job_events
 from PIL import Image
 from web_client import Web, base64_of, listening
@@ -18,13 +17,6 @@ from sd.web.jobs.api import GenerateBody
 from sd.web.jobs.job import Job
 
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7}
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory, made_once):
-    web = Web(tmp_path_factory.mktemp("web"), fresh_copy(made_once[4]))
-    yield web
-    web.jobs.close()
 
 
 def drawn(web, **body) -> dict:

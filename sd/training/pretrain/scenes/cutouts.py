@@ -13,12 +13,11 @@ import numpy as np
 from PIL import Image
 
 from sd.training.pretrain.emoji_dataset import (
-    SAME_CHARACTERS_AS,
     SIZE,
     STYLES,
     EmojiPackage,
     Name,
-    download_package,
+    open_package,
     rasterize,
     read_names,
     strip_variation_selectors,
@@ -102,12 +101,9 @@ def prepare_cutouts(folder: Path, names: list[Name] | None = None, say=print) ->
     Raises UserError where a package is neither in `folder/packages` nor can be downloaded.
     """
     lines, lists = [], {}
-    for style, (package, version) in STYLES.items():
+    for style in STYLES:
         say(f"{style}: cut-outs")
-        package_images = TransparentPackage(style, download_package(package, version, folder / "packages"))
-        lists[style] = package_images.by_code
-        if style in SAME_CHARACTERS_AS:
-            package_images.by_code = lists[SAME_CHARACTERS_AS[style]]
+        package_images = open_package(TransparentPackage, style, folder, lists)
         style_folder = folder / "cutouts" / style.replace(" ", "-")
         style_folder.mkdir(parents=True, exist_ok=True)
         for name in names or read_names():
