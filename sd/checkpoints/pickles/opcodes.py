@@ -112,6 +112,11 @@ def decode_quoted(data: bytes) -> str | bytes:
     return decode_python2(codecs.escape_decode(data[1:-1])[0])
 
 
+def decode_escaped(data: bytes) -> str:
+    """Decodes a text of protocol 0. `bytes.decode` would import a module for this encoding at its first use."""
+    return codecs.raw_unicode_escape_decode(data)[0]
+
+
 def decode_integer(data: bytes) -> int:
     if len(data) > LONGEST_INTEGER:
         raise ValueError("a number is too long")
@@ -150,7 +155,7 @@ READERS = {
         pickle.STRING: read_line(decode_quoted),
         pickle.BINSTRING: read_counted(4, decode_python2),
         pickle.SHORT_BINSTRING: read_counted(1, decode_python2),
-        pickle.UNICODE: read_line(lambda data: data.decode("raw_unicode_escape")),
+        pickle.UNICODE: read_line(decode_escaped),
         pickle.BINUNICODE: read_counted(4, decode_text),
         pickle.SHORT_BINUNICODE: read_counted(1, decode_text),
         pickle.BINUNICODE8: read_counted(8, decode_text),

@@ -1,6 +1,8 @@
 """Our reader of ZIP archives against the standard library's, and the budget of what is unpacked."""
 
 import io
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -83,3 +85,13 @@ def test_a_wrong_checksum_is_refused(tmp_path):
     with pytest.raises(UserError, match="cut short or damaged"):
         read_record(file, record)
     assert name
+
+
+def test_reading_a_text_of_protocol_0_imports_no_module():
+    """`bytes.decode` imports an encoding's module at its first use, and a stranger's file must import nothing."""
+    program = (
+        "import sys; from sd.checkpoints.pickles.opcodes import scan_program; before = set(sys.modules);"
+        "print(scan_program(b'V\\\\u00e9\\n.', 0, 9)[0][0][1], *set(sys.modules) - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
+    assert run.stdout.strip() == "é", run.stderr
