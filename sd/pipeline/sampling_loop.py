@@ -1,11 +1,14 @@
 """The sampling loop: from noise to a latent along a list of sigmas, and the choice of those sigmas."""
 
+import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from sd.checkpoints.predictions import EPS, Prediction
 from sd.denoiser import Guidance, Inpaint, sigmas_between
 from sd.optimization.deepcache import StepCached
 from sd.optimization.token_merging import token_merging
@@ -14,7 +17,9 @@ from sd.pipeline.noise import SeededNoise
 from sd.pipeline.sampler_names import ALL_SAMPLERS, CFG_PLUS_PLUS
 from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
 from sd.pipeline.sampling.schedules import sigmas_for
+from sd.pipeline.sampling.v_prediction import NEVER_PURE_NOISE, predict_v, schedule_of
 from sd.pipeline.settings import GenerationSettings
+from sd.schedule import NoiseSchedule
 from sd.unet import UNetModel
 
 OnStep = Callable[[int, int, Tensor], object]
@@ -28,11 +33,12 @@ def sample(
     init: InitImage,
     noise: SeededNoise,
     on_each: Callable[[Tensor], None],
+    prediction: Prediction = EPS,
 ) -> Tensor:
     """Denoises pure noise, or `init.init_latent` with noise added, along one list of sigmas.
 
-    contexts: uncond and cond, each (1, M, D). on_each: called with each step's x0. Returns the latent (B, 4, h, w),
-    scaled; B is the number of `noise`'s generators.
+    contexts: uncond and cond, each (1, M, D). on_each: called with each step's x0. prediction: what the U-Net
+    predicts. Returns the latent (B, 4, h, w), scaled; B is the number of `noise`'s generators.
     """
     batch = len(noise.generators)
     init_latent = None if init.init_latent is None else init.init_latent.expand(batch, -1, -1, -1)
@@ -43,40 +49,71 @@ def sample(
     else:
         x = init_latent + sigmas[0] * noise()
 
-    denoise = guided_denoiser(unet, settings, contexts, init, batch)
+    denoise = guided_denoiser(unet, settings, contexts, init, batch, prediction)
     inpaint_class = UncondInpaint if settings.sampler in CFG_PLUS_PLUS else Inpaint
     inpaint = None if init.latent_mask is None else inpaint_class(denoise, init_latent, init.latent_mask)
     with token_merging(unet, settings.token_merging):
-        for state in ALL_SAMPLERS[settings.sampler].run(inpaint or denoise, x, sigmas, noise):
+        for state in sampler_run(settings, schedule_of(prediction))(inpaint or denoise, x, sigmas, noise):
             x, x0 = state
             on_each(x0)
     latent = x / math.sqrt(1 + sigmas[-1] ** 2)
     return latent if inpaint is None else inpaint.keep(latent)
 
 
+def sampler_run(settings: GenerationSettings, schedule: NoiseSchedule) -> Callable:
+    """Returns the sampler's function of (denoise, x, sigmas, noise), with the arguments that the settings choose."""
+    run = ALL_SAMPLERS[settings.sampler].run
+    given = {"schedule": schedule}
+    return partial(run, **{name: value for name, value in given.items() if name in inspect.signature(run).parameters})
+
+
 def guided_denoiser(
-    unet: UNetModel, settings: GenerationSettings, contexts: tuple[Tensor, Tensor], init: InitImage, batch: int
+    unet: UNetModel,
+    settings: GenerationSettings,
+    contexts: tuple[Tensor, Tensor],
+    init: InitImage,
+    batch: int,
+    prediction: Prediction = EPS,
 ) -> Guidance:
     """Returns the U-Net as a denoiser with classifier-free guidance, for a batch of images of one prompt."""
     uncond, cond = (context.expand(batch, -1, -1) for context in contexts)
     scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal contexts: guidance changes nothing
     extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
     cached = unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
-    interval = sigmas_between(settings.guidance_start, settings.guidance_end)
-    guidance = UncondGuidance if settings.sampler in CFG_PLUS_PLUS else Guidance
-    return guidance(cached, cond, uncond, scale, extra, interval, settings.guidance_rescale)
+    schedule = schedule_of(prediction)
+    interval = sigmas_between(settings.guidance_start, settings.guidance_end, schedule)
+    kind = UncondGuidance if settings.sampler in CFG_PLUS_PLUS else Guidance
+    guidance = kind(cached, cond, uncond, scale, extra, interval, settings.guidance_rescale, schedule)
+    return predict_v(guidance) if prediction.v else guidance
 
 
-def sigmas_for_passes(settings: GenerationSettings, from_image: bool) -> list[list[float]]:
+def schedule_for_model(settings: GenerationSettings, prediction: Prediction) -> tuple[GenerationSettings, list[str]]:
+    """Returns the settings with a schedule that fits the model, and a note where that is another one.
+
+    A model of zero terminal SNR has to start from pure noise (Lin et al. 2023, section 3.3).
+    """
+    if not prediction.zero_snr or settings.schedule not in NEVER_PURE_NOISE:
+        return settings, []
+    note = (
+        f"the model has zero terminal SNR, and the schedule {settings.schedule} never starts from pure noise: trailing "
+        "is used instead."
+    )
+    return settings.replace(schedule="trailing"), [note]
+
+
+def sigmas_for_passes(
+    settings: GenerationSettings, from_image: bool, prediction: Prediction = EPS
+) -> list[list[float]]:
     """Returns the sigmas of each pass: the first, and with `hires_scale` the second.
 
     from_image: whether the first pass starts from an image, and so at `strength`.
     """
     to_zero = ALL_SAMPLERS[settings.sampler].to_zero
-    sigmas = sigmas_for(settings.steps, settings.schedule, to_zero)
+    schedule = schedule_of(prediction)
+    sigmas = sigmas_for(settings.steps, settings.schedule, to_zero, schedule)
     passes = [truncate_sigmas(sigmas, settings.strength) if from_image else sigmas]
     if settings.hires_scale > 1:
-        again = sigmas_for(settings.hires_steps or settings.steps, settings.schedule, to_zero)
+        again = sigmas_for(settings.hires_steps or settings.steps, settings.schedule, to_zero, schedule)
         passes.append(truncate_sigmas(again, settings.hires_strength))
     return passes
 

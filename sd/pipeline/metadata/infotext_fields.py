@@ -118,7 +118,7 @@ READ_SPECIALLY = (
 )
 READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
 HONORED = {row.infotext.label for row in OPTIONS if row.infotext} | SILENT | set(FROM_IMAGE)
-HONORED |= {"Scheduler", "RNG", "ENSD", "VAE", "Module 1"}
+HONORED |= {"Scheduler", "RNG", "ENSD", "VAE", "Module 1", "Prediction", "Noise Schedule"}
 SAME_AS = {
     "Token merging ratio hr": "Token merging ratio",
     "Hires CFG Scale": "CFG scale",
@@ -299,6 +299,15 @@ def read_noise(found: Mapping[str, str], reading: Reading) -> None:
     if found.get("ENSD", "0") not in ("0", "") and reading.values.get("sampler", "").endswith(("_a", "sde")):
         reading.notes["ENSD"] = (
             f"The seed delta (ENSD) {found['ENSD']} is not supported: the noise that the sampler adds is another one."
+        )
+    if found.get("Noise Schedule", "Default") != "Default":
+        reading.notes["Noise Schedule"] = (
+            f"It was generated with the noise schedule {found['Noise Schedule']!r}: a checkpoint that is not marked as "
+            "one of zero terminal SNR needs --prediction v-zero-snr or eps-zero-snr for the same image."
+        )
+    if "Prediction" in found:
+        reading.notes["Prediction"] = (
+            f"The model was loaded with --prediction {found['Prediction']}, which is needed for the same image."
         )
     vae = found.get("VAE") or found.get("Module 1", "")
     if vae.lower() not in ("", "none", "automatic", "use same choices", "baked vae"):

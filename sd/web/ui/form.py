@@ -9,6 +9,7 @@ import gradio as gr
 from safetensors import SafetensorError, safe_open
 
 from sd.checkpoints.config import IMAGE_SIZE
+from sd.checkpoints.predictions import PREDICTIONS
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.metadata.settings_infotext import form_values
 from sd.pipeline.options import Option
@@ -145,6 +146,9 @@ class Form:
     def add_rare(self) -> None:
         with gr.Accordion("Advanced", open=False):
             self.add_section("advanced")
+            choices = [("As the model is marked", ""), *((name, name) for name in PREDICTIONS)]
+            info = "for a model of v-prediction or zero terminal SNR that is not marked as one"
+            self.add(prediction=gr.Dropdown(choices, value="", label="Prediction", info=info, min_width=120))
             self.reset = gr.Button("Reset the form", size="sm", min_width=120)
         with gr.Accordion("Faster, less exact", open=False):
             self.add_section("faster")
@@ -192,6 +196,7 @@ class Form:
                 padding=given["padding"],
             ),
             vae=given["vae"],
+            prediction=given["prediction"],
         )
 
     def fill(self, text: str) -> tuple[dict[gr.Component, object], list[str]]:
@@ -205,6 +210,8 @@ class Form:
         values["hires"] = values["hires_scale"] > 1
         if not values["hires"]:
             del values["hires_scale"]
+        predicts = parse_infotext(text).get("Prediction", "")
+        values["prediction"] = predicts if predicts in PREDICTIONS else ""
         if model := parse_infotext(text).get("Model"):
             try:
                 found = self.models.find("checkpoint", model)
