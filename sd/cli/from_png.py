@@ -58,7 +58,9 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def reset_schedule(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Drops the file's schedule if it is the default of the file's sampler and another sampler is given."""
+    """Drops the file's eta, and its schedule if it is the default of its sampler, where another sampler is given."""
+    if "sampler" in changes:
+        values = {name: value for name, value in values.items() if name != "eta"}
     had_its_own = "sampler" in values and values.get("schedule") == ALL_SAMPLERS[values["sampler"]].schedule
     if "sampler" in changes and had_its_own:
         return values | {"schedule": ""}

@@ -16,7 +16,7 @@ from sd.pipeline.init_image import InitImage
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.sampler_names import ALL_SAMPLERS, CFG_PLUS_PLUS
 from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
-from sd.pipeline.sampling.schedules import sigmas_for
+from sd.pipeline.sampling.compatibility import sampler_noise, sigmas_from_image, start_scale, whole_sigmas
 from sd.pipeline.sampling.v_prediction import NEVER_PURE_NOISE, predict_v, schedule_of
 from sd.pipeline.settings import GenerationSettings
 from sd.schedule import NoiseSchedule
@@ -45,15 +45,17 @@ def sample(
     if len(sigmas) < 2 and init_latent is not None:
         return init_latent  # strength 0: the image as it is
     if init_latent is None or (init.latent_mask is not None and settings.strength == 1):
-        x = noise() * math.sqrt(1 + sigmas[0] ** 2)
+        x = noise() * start_scale(settings, sigmas[0])
     else:
         x = init_latent + sigmas[0] * noise()
 
     denoise = guided_denoiser(unet, settings, contexts, init, batch, prediction)
     inpaint_class = UncondInpaint if settings.sampler in CFG_PLUS_PLUS else Inpaint
     inpaint = None if init.latent_mask is None else inpaint_class(denoise, init_latent, init.latent_mask)
+    schedule = schedule_of(prediction)
+    added = sampler_noise(settings, noise, sigmas, schedule)
     with token_merging(unet, settings.token_merging):
-        for state in sampler_run(settings, schedule_of(prediction))(inpaint or denoise, x, sigmas, noise):
+        for state in sampler_run(settings, schedule)(inpaint or denoise, x, sigmas, added):
             x, x0 = state
             on_each(x0)
     latent = x / math.sqrt(1 + sigmas[-1] ** 2)
@@ -63,7 +65,7 @@ def sample(
 def sampler_run(settings: GenerationSettings, schedule: NoiseSchedule) -> Callable:
     """Returns the sampler's function of (denoise, x, sigmas, noise), with the arguments that the settings choose."""
     run = ALL_SAMPLERS[settings.sampler].run
-    given = {"schedule": schedule}
+    given = {"schedule": schedule} | ({} if settings.eta is None else {"eta": settings.eta})
     return partial(run, **{name: value for name, value in given.items() if name in inspect.signature(run).parameters})
 
 
@@ -108,20 +110,14 @@ def sigmas_for_passes(
 
     from_image: whether the first pass starts from an image, and so at `strength`.
     """
-    to_zero = ALL_SAMPLERS[settings.sampler].to_zero
     schedule = schedule_of(prediction)
-    sigmas = sigmas_for(settings.steps, settings.schedule, to_zero, schedule)
-    passes = [truncate_sigmas(sigmas, settings.strength) if from_image else sigmas]
+    if from_image:
+        return [sigmas_from_image(settings, settings.steps, settings.strength, schedule, second_pass=False)]
+    passes = [whole_sigmas(settings, settings.steps, schedule)]
     if settings.hires_scale > 1:
-        again = sigmas_for(settings.hires_steps or settings.steps, settings.schedule, to_zero, schedule)
-        passes.append(truncate_sigmas(again, settings.hires_strength))
+        steps = settings.hires_steps or settings.steps
+        passes.append(sigmas_from_image(settings, steps, settings.hires_strength, schedule, second_pass=True))
     return passes
-
-
-def truncate_sigmas(sigmas: list[float], strength: float) -> list[float]:
-    """Returns the last int(strength * steps) steps of a list: those of an image that is noised by `strength`."""
-    steps = len(sigmas) - 1
-    return sigmas[steps - min(int(steps * strength), steps) :]
 
 
 class Progress:

@@ -42,7 +42,7 @@ from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_mod
 from sd.pipeline.settings import MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
 from sd.prompts.prompt_adapters import load_prompt_adapters
-from sd.prompts.weighting import encode_prompts
+from sd.prompts.weighting import encode_prompt, encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.utils.device import default_device, default_dtype
@@ -181,6 +181,10 @@ class StableDiffusion(AdapterCalls):
         hires_steps: int = 0,
         hires_upscaler: str = "latent",
         tiling: bool = False,
+        rng: str = "cpu",
+        ensd: int = 0,
+        eta: float | None = None,
+        compat: str = "none",
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         step_cache: int = 1,
@@ -255,12 +259,17 @@ class StableDiffusion(AdapterCalls):
         width, height = width_and_height(settings)
         shape = (4, height // self.vae.downsample, width // self.vae.downsample)
         seeds, variation_seeds = settings.seeds()[row], settings.variation_seeds()[row]
-        noise = SeededNoise(seeds, shape, self.device, variation_seeds, settings.variation_strength)
+        noise = SeededNoise(
+            *(seeds, shape, self.device, variation_seeds, settings.variation_strength, settings.rng, settings.ensd),
+            later="gpu" if settings.compat == "comfyui" else None,
+        )
         latent = sample(self.unet, settings, passes[0], contexts, init, noise, on_each, self.prediction)
         if len(passes) > 1:
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
             second.init_latent = self.upscale_latent(latent, settings)
             noise.shape = tuple(second.init_latent.shape[1:])
+            if settings.compat != "none":
+                noise.restart(noise.shape)
             latent = sample(self.unet, settings, passes[1], contexts, second, noise, on_each, self.prediction)
         return latent
 
@@ -275,8 +284,11 @@ class StableDiffusion(AdapterCalls):
         )
 
     def encode_prompts(self, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
-        """Returns (uncond, cond), each (1, M, D), of equal length."""
+        """Returns (uncond, cond), each (1, M, D), of equal length unless they have to be those of another program."""
         texts = [settings.negative_prompt, settings.prompt]
+        if settings.compat != "none":  # each at its own length, which guidance takes too
+            uncond, cond = (encode_prompt(self.tokenizer, self.clip, text, settings.clip_skip) for text in texts)
+            return uncond, cond
         uncond, cond = encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip).chunk(2)
         return uncond, cond
 

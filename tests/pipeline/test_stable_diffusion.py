@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from sd.checkpoints.discovery import Models
 from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.metadata.settings_infotext import from_infotext
-from sd.pipeline.sampling_loop import truncate_sigmas
+from sd.pipeline.sampling.compatibility import truncate_sigmas
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.prompts.weighting import encode_prompt

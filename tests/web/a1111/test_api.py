@@ -328,14 +328,14 @@ def test_images_are_left_out_when_not_wanted(web):
         {"refiner_checkpoint": "sd_xl_refiner"},
         {"styles": ["no such style"]},
         {"s_churn": 1},
-        {"eta": 0.5},
+        {"eta": 1.5, "sampler_name": "DDIM"},
         {"sampler_name": "Wrong"},
         {"scheduler": "Wrong"},
         {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"},
         {"enable_hr": True, "hr_prompt": "another"},
         {"override_settings": {"sd_model_checkpoint": "../x"}},
         {"override_settings": {"CLIP_stop_at_last_layers": 0}},
-        {"override_settings": {"eta_noise_seed_delta": 31337}},
+        {"override_settings": {"eta_noise_seed_delta": -1}},
         {"override_settings": {"unheard_of": 1}},
         {"override_settings": {"CLIP_stop_at_last_layers": [1]}},
         {"batch_size": -2, "n_iter": -2},
@@ -533,3 +533,21 @@ def test_webuiapi_follows_and_interrupts(client):
     asking.join(60)
     assert len(results[0].images) < 50
     assert client.get_progress()["progress"] == 0
+
+
+def test_noise_eta_and_the_webuis_manner_are_options(web):
+    """Each changes the image, and the text in it says so; eta is a field of the body as well."""
+    body = SMALL | {"sampler_name": "Euler a", "steps": 2}
+    plain = post(web, "txt2img", **body)
+    for change, said in (
+        ({"override_settings": {"randn_source": "NV"}}, "RNG: NV"),
+        ({"override_settings": {"eta_noise_seed_delta": 31337}}, "ENSD: 31337"),
+        ({"override_settings": {"eta_ancestral": 0.5}}, "Eta: 0.5"),
+        ({"override_settings": {"compat": "webui"}}, "Compatibility: webui"),
+        ({"eta": 0.25}, "Eta: 0.25"),
+    ):
+        answer = post(web, "txt2img", **body | change)
+        assert said in json.loads(answer["info"])["infotexts"][0]
+        assert answer["images"] != plain["images"]
+    ignored = post(web, "txt2img", **body | {"sampler_name": "Euler", "eta": 0.25})
+    assert json.loads(ignored["info"])["ignored"] == ["eta"]
