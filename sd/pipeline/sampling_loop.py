@@ -17,6 +17,8 @@ from sd.pipeline.noise import SeededNoise
 from sd.pipeline.sampler_names import ALL_SAMPLERS, CFG_PLUS_PLUS
 from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
 from sd.pipeline.sampling.compatibility import sampler_noise, sigmas_from_image, start_scale, whole_sigmas
+from sd.pipeline.sampling.composed import ComposedGuidance, EditedDenoiser, UncondComposedGuidance
+from sd.pipeline.sampling.conditioning import Conditioning, Segment
 from sd.pipeline.sampling.v_prediction import NEVER_PURE_NOISE, predict_v, schedule_of
 from sd.pipeline.settings import GenerationSettings
 from sd.schedule import NoiseSchedule
@@ -29,7 +31,7 @@ def sample(
     unet: UNetModel,
     settings: GenerationSettings,
     sigmas: list[float],
-    contexts: tuple[Tensor, Tensor],
+    contexts: Conditioning,
     init: InitImage,
     noise: SeededNoise,
     on_each: Callable[[Tensor], None],
@@ -37,7 +39,7 @@ def sample(
 ) -> Tensor:
     """Denoises pure noise, or `init.init_latent` with noise added, along one list of sigmas.
 
-    contexts: uncond and cond, each (1, M, D). on_each: called with each step's x0. prediction: what the U-Net
+    contexts: of the prompts. on_each: called with each step's x0. prediction: what the U-Net
     predicts. Returns the latent (B, 4, h, w), scaled; B is the number of `noise`'s generators.
     """
     batch = len(noise.generators)
@@ -72,21 +74,40 @@ def sampler_run(settings: GenerationSettings, schedule: NoiseSchedule) -> Callab
 def guided_denoiser(
     unet: UNetModel,
     settings: GenerationSettings,
-    contexts: tuple[Tensor, Tensor],
+    contexts: Conditioning,
     init: InitImage,
     batch: int,
     prediction: Prediction = EPS,
-) -> Guidance:
+) -> Guidance | EditedDenoiser:
     """Returns the U-Net as a denoiser with classifier-free guidance, for a batch of images of one prompt."""
-    uncond, cond = (context.expand(batch, -1, -1) for context in contexts)
-    scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal contexts: guidance changes nothing
-    extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
     cached = unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
     schedule = schedule_of(prediction)
+    extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
     interval = sigmas_between(settings.guidance_start, settings.guidance_end, schedule)
-    kind = UncondGuidance if settings.sampler in CFG_PLUS_PLUS else Guidance
-    guidance = kind(cached, cond, uncond, scale, extra, interval, settings.guidance_rescale, schedule)
-    return predict_v(guidance) if prediction.v else guidance
+
+    def guidance_of(segment: Segment) -> Guidance:
+        uncond = segment.uncond.expand(batch, -1, -1)
+        conds = [(cond.expand(batch, -1, -1), weight) for cond, weight in segment.conds]
+        more = (extra, interval, settings.guidance_rescale, schedule)
+        plus_plus = settings.sampler in CFG_PLUS_PLUS
+        if len(conds) > 1 or conds[0][1] != 1:
+            composed = UncondComposedGuidance if plus_plus else ComposedGuidance
+            guidance: Guidance = composed(cached, conds, uncond, settings.guidance_scale, *more)
+        else:
+            cond = conds[0][0]
+            scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal: guidance changes nothing
+            guidance = (UncondGuidance if plus_plus else Guidance)(cached, cond, uncond, scale, *more)
+        return predict_v(guidance) if prediction.v else guidance
+
+    segments = contexts.segments()
+    if len(segments) == 1:
+        return guidance_of(segments[0])
+    made: dict[tuple, Guidance] = {}  # alternating words return to the same contexts
+    for one in segments:
+        key = (id(one.uncond), *(id(cond) for cond, _ in one.conds))
+        made[key] = made.get(key) or guidance_of(one)
+    keys = [(id(one.uncond), *(id(cond) for cond, _ in one.conds)) for one in segments]
+    return EditedDenoiser([one.end for one in segments], [made[key] for key in keys])
 
 
 def schedule_for_model(settings: GenerationSettings, prediction: Prediction) -> tuple[GenerationSettings, list[str]]:

@@ -38,11 +38,12 @@ from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.output import GenerationOutput
+from sd.pipeline.sampling.conditioning import Conditioning, encode_conditioning
 from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_model, sigmas_for_passes
 from sd.pipeline.settings import MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
 from sd.prompts.prompt_adapters import load_prompt_adapters
-from sd.prompts.weighting import encode_prompt, encode_prompts
+from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.utils.device import default_device, default_dtype
@@ -233,7 +234,8 @@ class StableDiffusion(AdapterCalls):
         latents, images = [], []
         padding = circular_padding(self.unet, self.vae) if settings.tiling else nullcontext()
         with padding, load_prompt_adapters(self.adapters, settings.prompt, settings.negative_prompt) as named:
-            contexts = self.encode_prompts(settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt))
+            texts = settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt)
+            contexts = [self.encode_prompts(texts, second_pass=i > 0) for i in range(len(passes))]
             for row in rows:
                 latents.append(self.sample_latents(settings, row, contexts, init, passes, on_each))
                 images += from_tensor(init.paste(self.decode(latents[-1])))
@@ -250,7 +252,7 @@ class StableDiffusion(AdapterCalls):
         self,
         settings: GenerationSettings,
         row: slice,
-        contexts: tuple[Tensor, Tensor],
+        contexts: list[Conditioning],
         init: InitImage,
         passes: list[list[float]],
         on_each: Callable[[Tensor], None],
@@ -263,14 +265,14 @@ class StableDiffusion(AdapterCalls):
             *(seeds, shape, self.device, variation_seeds, settings.variation_strength, settings.rng, settings.ensd),
             later="gpu" if settings.compat == "comfyui" else None,
         )
-        latent = sample(self.unet, settings, passes[0], contexts, init, noise, on_each, self.prediction)
+        latent = sample(self.unet, settings, passes[0], contexts[0], init, noise, on_each, self.prediction)
         if len(passes) > 1:
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
             second.init_latent = self.upscale_latent(latent, settings)
             noise.shape = tuple(second.init_latent.shape[1:])
             if settings.compat != "none":
                 noise.restart(noise.shape)
-            latent = sample(self.unet, settings, passes[1], contexts, second, noise, on_each, self.prediction)
+            latent = sample(self.unet, settings, passes[1], contexts[1], second, noise, on_each, self.prediction)
         return latent
 
     def resolve_size(self, settings: GenerationSettings, image: Image.Image | None) -> GenerationSettings:
@@ -283,14 +285,13 @@ class StableDiffusion(AdapterCalls):
             height=height if settings.height is None else settings.height,
         )
 
-    def encode_prompts(self, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
-        """Returns (uncond, cond), each (1, M, D), of equal length unless they have to be those of another program."""
-        texts = [settings.negative_prompt, settings.prompt]
-        if settings.compat != "none":  # each at its own length, which guidance takes too
-            uncond, cond = (encode_prompt(self.tokenizer, self.clip, text, settings.clip_skip) for text in texts)
-            return uncond, cond
-        uncond, cond = encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip).chunk(2)
-        return uncond, cond
+    def encode_prompts(self, settings: GenerationSettings, second_pass: bool = False) -> Conditioning:
+        """Returns the contexts of the prompts for one of the passes."""
+
+        def encode(texts: list[str]) -> Tensor:
+            return encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip)
+
+        return encode_conditioning(settings, encode, second_pass)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decodes scaled latents (B, 4, h, w) to images (B, 3, H, W), fp32, in [-1, 1] except for overshoot."""

@@ -9,7 +9,7 @@ The syntax is that of AUTOMATIC1111's webui:
     BREAK         starts a new chunk, inside brackets too
 
 A bracket that is never closed extends to the end; a closing one without an opening one is text, and so is all else:
-`[a:b:0.5]`, `[a|b]` and `<...>` have no meaning here.
+`[a:b:0.5]`, `[a|b]` and AND are read before this (see `editing.py`), and `<...>` has no meaning here.
 """
 
 import re
