@@ -9,6 +9,7 @@ from sd.pipeline.noise import SOURCES, random_seed
 from sd.pipeline.options import Infotext, Widget, check_number, check_whole, option, options_of
 from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_sampler
 from sd.pipeline.sampling.schedules import ALL_SCHEDULES
+from sd.prompts.weighting import EMPHASIS
 from sd.schedule import TIMES
 from sd.utils.errors import UserError
 from sd.utils.images import check_size
@@ -284,6 +285,14 @@ class GenerationSettings:
         infotext=Infotext("Compatibility"),
         widget=Widget("dropdown", "Same image as", "compatibility", info="for the settings of another program"),
         missing={"a1111": "it is the option compat here"},
+    )
+    emphasis: str = option(
+        *("original", f"how weights as in (word:1.2) are applied, one of {', '.join(EMPHASIS)}", "prompt"),
+        flags=("--emphasis",),
+        choices=EMPHASIS,
+        infotext=Infotext("Emphasis"),
+        widget=Widget("dropdown", "Emphasis", "compatibility", info="how weights as in (word:1.2) are applied"),
+        missing={"a1111": "it is the option emphasis there"},
     )
     guidance_start: float = option(
         *(0.0, "share of the steps before guidance begins, from 0 to 1; over 0 is faster", "performance"),

@@ -186,6 +186,7 @@ class StableDiffusion(AdapterCalls):
         ensd: int = 0,
         eta: float | None = None,
         compat: str = "none",
+        emphasis: str = "original",
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         step_cache: int = 1,
@@ -289,7 +290,7 @@ class StableDiffusion(AdapterCalls):
         """Returns the contexts of the prompts for one of the passes."""
 
         def encode(texts: list[str]) -> Tensor:
-            return encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip)
+            return encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip, settings.emphasis)
 
         return encode_conditioning(settings, encode, second_pass)
 

@@ -28,6 +28,7 @@ CHANGED = {
     "variation_seed": 12,
     "rng": "nv",
     "compat": "webui",
+    "emphasis": "no_norm",
 }
 # A value that says nothing unless another option is on.
 NEEDS = {

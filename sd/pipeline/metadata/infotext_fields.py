@@ -139,7 +139,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
     for row in READ_PLAINLY:
         label = row.infotext.label if row.infotext else ""
         text = found.get(label)
-        if text is None or (text in UNKNOWN and row.name not in ("prompt", "negative_prompt")):
+        if text is None or (text in UNKNOWN and row.name not in ("prompt", "negative_prompt", "emphasis")):
             continue
         try:
             reading.values[row.name] = reader_for(row)(text)

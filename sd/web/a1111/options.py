@@ -7,6 +7,7 @@ from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS
 from sd.pipeline.noise import SOURCES
 from sd.pipeline.sampler_names import ETA_SAMPLERS
 from sd.pipeline.settings import COMPAT, MAX_SEED, check_number, check_whole
+from sd.prompts.weighting import EMPHASIS
 from sd.utils.errors import UserError
 from sd.web.a1111.webui_options import AT_DEFAULT, FIXED, NO_EFFECT, SHOWN
 from sd.web.jobs.model_index import Models
@@ -22,6 +23,7 @@ CHOICES = {  # the options that can be set, and the methods that check them
     "eta_ancestral": "choose_eta",
     "eta_ddim": "choose_eta",
     "compat": "choose_compat",
+    "emphasis": "choose_emphasis",
 }
 OWN_VAE = ("automatic", "none")  # the webui's words for "no separate VAE"
 
@@ -37,7 +39,7 @@ class Options:
         checkpoint = title_of(self.models, self.models.default_checkpoint())
         defaults = {"sd_model_checkpoint": checkpoint, "CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"}
         defaults |= {"randn_source": "CPU", "eta_noise_seed_delta": 0, "eta_ancestral": 1.0, "eta_ddim": 0.0}
-        defaults |= {"compat": "none"}
+        defaults |= {"compat": "none", "emphasis": "Original"}
         fixed = {name: value for name, (value, _) in FIXED.items()}
         return defaults | fixed | AT_DEFAULT | SHOWN | self.chosen
 
@@ -95,8 +97,13 @@ class Options:
         return value
 
     def choose_eta(self, value: Any) -> float:
-        check_number("eta", value, 0, 1)
+        check_number("eta (eta_ancestral, eta_ddim)", value, 0, 1)
         return float(value)
+
+    def choose_emphasis(self, value: Any) -> str:
+        if value not in EMPHASIS.values():
+            raise UserError(f"unknown emphasis {str(value)[:100]!r}; choose from {', '.join(EMPHASIS.values())}.")
+        return value
 
     def choose_compat(self, value: Any) -> str:
         """Return the value of the option --compat, which the webui does not have."""
@@ -114,6 +121,7 @@ def settings_of(options: dict[str, Any], sampler: str) -> dict[str, Any]:
         "ensd": options["eta_noise_seed_delta"],
         "eta": eta if sampler in ETA_SAMPLERS and eta != own else None,
         "compat": options["compat"],
+        "emphasis": next(name for name, label in EMPHASIS.items() if label == options["emphasis"]),
     }
 
 

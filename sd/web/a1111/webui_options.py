@@ -83,7 +83,6 @@ AT_DEFAULT: dict[str, object] = {
     "sd_unet": "Automatic",
     "enable_quantization": False,
     "enable_emphasis": True,
-    "emphasis": "Original",
     "use_old_emphasis_implementation": False,
     "comma_padding_backtrack": 20,
     "tiling": False,

@@ -46,7 +46,7 @@ def test_a_plain_image_needs_no_note():
         ("Refiner: sd_xl_refiner, Refiner switch at: 0.8", "a refiner"),
         ('FreeU Stages: "[{}]", FreeU Schedule: "0, 1"', "FreeU"),
         ("Face restoration: CodeFormer", "face restoration"),
-        ("Emphasis: No norm", "Emphasis"),
+        ("Emphasis: No norm", ""),
         ("Emphasis: Original", ""),
         ("NGMS: 0.5", "NGMS"),
         ("Seed resize from: 448x448", "Seed resize from"),

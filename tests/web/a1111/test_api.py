@@ -543,6 +543,7 @@ def test_noise_eta_and_the_webuis_manner_are_options(web):
         ({"override_settings": {"randn_source": "NV"}}, "RNG: NV"),
         ({"override_settings": {"eta_noise_seed_delta": 31337}}, "ENSD: 31337"),
         ({"override_settings": {"eta_ancestral": 0.5}}, "Eta: 0.5"),
+        ({"prompt": "a (red:1.4) apple", "override_settings": {"emphasis": "Ignore"}}, "Emphasis: Ignore"),
         ({"override_settings": {"compat": "webui"}}, "Compatibility: webui"),
         ({"eta": 0.25}, "Eta: 0.25"),
     ):
