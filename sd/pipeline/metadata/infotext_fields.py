@@ -1,7 +1,6 @@
 """Conversion from the webui's labels to the fields of `GenerationSettings`, with a note on what is not honored.
 
-Every label is honored (a row of the table, or one of the functions below), silent (it does not change the image), or
-named in a note.
+What becomes of each label is in `infotext_keys`.
 """
 
 import math
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sd.optimization.token_merging import MAX_RATIO
+from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NOTED_APART, SAME_AS, feature_of, is_known
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ETA_SAMPLERS, find_foreign_sampler, find_sampler
 from sd.pipeline.settings import COMPAT, HIRES_UPSCALERS, OPTIONS
@@ -19,46 +19,9 @@ from sd.utils.errors import UserError
 OURS = "sd-by-hand"  # what our own Version begins with
 UNKNOWN = ("", "unknown", "None", "none", "-1")
 
-# Labels that do not change the pixels, or repeat another label.
-SILENT = set(
-    "Prompt|Negative prompt|Model|Model hash|VAE hash|Lora hashes|TI hashes|Version|User|Template|Negative Template|"
-    "Precision|Adapters|Approximations|Created Date|Batch size|Batch pos|Guidance|Distilled CFG Scale|App|Backend|"
-    "Operations|Parser|Pipeline|Style Selector Enabled|Diffusion in Low Bits|Mask hash|Styles|Index|TE|UNET|"
-    "Size-1|Size-2|Size|Hires resize-1|Hires resize-2|First pass size-1|First pass size-2|Style|Prompts".split("|")
-)
-# Labels with these beginnings are parts of one feature.
-FEATURES = {
-    "ControlNet": "ControlNet",
-    "T2I": "a T2I adapter",
-    "Refiner": "a refiner",
-    "FreeU": "FreeU",
-    "freeu": "FreeU",
-    "IPAdapter": "an IP adapter",
-    "ADetailer": "ADetailer",
-    "Face restoration": "face restoration",
-    "Tiled Diffusion": "tiled diffusion",
-    "Dynamic thresholding": "dynamic thresholding",
-    "AddNet": "the additional-networks extension",
-    "Ultimate SD": "Ultimate SD upscale",
-    "Hires sampler": "another sampler in the second pass",
-    "Hires schedule": "another schedule in the second pass",
-    "Hires prompt": "another prompt in the second pass",
-    "Hires negative": "another negative prompt in the second pass",
-    "Hires checkpoint": "another checkpoint in the second pass",
-    "Hires CFG": "another CFG scale in the second pass",
-}
-REMARKS = {
-    "ComfyUI samplers": "The ComfyUI workflow has several KSampler nodes: only the first one's settings are read.",
-    "InvokeAI weights": "The prompt has weights in InvokeAI's syntax, which are plain text here: write (word:1.2).",
-    "ComfyUI weights": "ComfyUI weights words in another way than the webui and this program.",
-}
-# Only images that were generated from another image have one of these.
-FROM_IMAGE = (
-    *("Mask blur", "Inpaint area", "Masked area padding", "Masked content", "Init image hash", "Init image"),
-    *("Mask mode", "Soft inpainting enabled", "Image CFG scale", "Mask", "Outpaint"),
-)
 RNGS = {"cpu": "cpu", "gpu": "gpu", "nv": "nv", "cuda": "nv"}  # cuda is stable-diffusion.cpp's
 DDIM_SAMPLERS = ("ddim", "ddim_cfgpp")  # the webui writes their eta as "Eta DDIM"
+SD_CPP = "stable-diffusion.cpp"
 LIKE_COMFYUI = ("ComfyUI", "Fooocus", "SwarmUI")
 WEBUI_VERSION = re.compile(r"v?\d.*|f\d.*|")  # of the webui and its forks; the first ones wrote none
 # Values with which a feature does nothing.
@@ -120,17 +83,6 @@ READ_SPECIALLY = (
     *("hires_strength", "hires_upscaler", "hires_steps"),
 )
 READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
-HONORED = {row.infotext.label for row in OPTIONS if row.infotext} | SILENT | set(FROM_IMAGE)
-HONORED |= {"Scheduler", "RNG", "ENSD", "VAE", "Module 1", "Prediction", "Noise Schedule", "Eta DDIM"}
-SAME_AS = {
-    "Token merging ratio hr": "Token merging ratio",
-    "Hires CFG Scale": "CFG scale",
-    "Hires sampler": "Sampler",
-    "Hires schedule type": "Schedule type",
-    "Hires prompt": "Prompt",
-    "Hires negative prompt": "Negative prompt",
-    "Hires Module 1": "Module 1",
-}
 
 
 def read_fields(found: Mapping[str, str]) -> Reading:
@@ -318,7 +270,9 @@ def read_noise(found: Mapping[str, str], reading: Reading) -> None:
 def read_eta(found: Mapping[str, str], reading: Reading) -> None:
     """Reads the sampler's eta. The webui writes it for every sampler; one without eta does not use it."""
     sampler = reading.values.get("sampler", "")
-    text = found.get("Eta DDIM" if sampler in DDIM_SAMPLERS else "Eta")
+    text = found.get("Eta DDIM", found.get("Eta")) if sampler in DDIM_SAMPLERS else found.get("Eta")
+    if found.get("Version", "").startswith(SD_CPP) and sampler not in DDIM_SAMPLERS:
+        return  # it writes an eta of 0 for every sampler, and only DDIM takes it
     if text is None or sampler not in ETA_SAMPLERS:
         return
     try:
@@ -344,12 +298,11 @@ def read_rest(found: Mapping[str, str], reading: Reading) -> None:
     unknown: dict[str, bool] = {}
     for label, value in found.items():
         again = label in SAME_AS and value == found.get(SAME_AS[label])
-        if label in HONORED or label.startswith(("Lora ", "TI ")) or value.strip().lower() in OFF or again:
+        if is_known(label) or value.strip().lower() in OFF or again:
             continue
-        feature = next((name for start, name in FEATURES.items() if label.startswith(start)), None)
-        if label in REMARKS:
-            reading.notes[label] = REMARKS[label]
-        elif feature is not None:
+        if label in NOTED_APART:
+            reading.notes[label] = NOTED_APART[label]
+        elif feature := feature_of(label):
             features[feature] = True
         else:
             unknown[re.sub("-[12]$", "", label)] = True

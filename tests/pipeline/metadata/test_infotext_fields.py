@@ -6,7 +6,8 @@ import warnings
 import pytest
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
-from sd.pipeline.metadata.infotext_fields import FEATURES, HONORED, read_fields
+from sd.pipeline.metadata.infotext_fields import read_fields
+from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NO_EFFECT, NOTED, NOTED_APART, OBEYED
 from sd.pipeline.metadata.settings_infotext import form_values, from_infotext, read_settings, to_infotext
 from sd.pipeline.settings import MAX_SEED, GenerationSettings
 from sd.utils.errors import UserError
@@ -227,7 +228,7 @@ def test_a_text_without_settings_is_refused(text):
 
 def test_whatever_stands_there_nothing_is_raised():
     chance = random.Random(0)
-    labels = [*HONORED, *FEATURES, "Steps", "Size", "First pass size"]
+    labels = [*OBEYED, *NO_EFFECT, *NOTED, *NOTED_APART, *FROM_IMAGE]
     values = ["", "x", "-1", "0", "1e999", "nan", "9" * 400, "0x0", "3x4", "²", "1.", ".", "Karras", '"a, b"', "٣"]
     for _ in range(500):
         parts = [f"{chance.choice(labels)}: {chance.choice(values)}" for _ in range(8)]
