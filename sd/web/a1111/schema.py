@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, WEBUI_SCHEDULES, find_sampler
+from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_foreign_sampler, find_sampler
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
 from sd.utils.errors import UserError
@@ -20,8 +20,6 @@ from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
 from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.submit import GenerateRequest
 
-# What these schedules are among ours: "Normal" has the numbers of "Uniform".
-OTHER_SCHEDULES = {"automatic": "", "normal": "uniform"}
 NO_STYLE = ("", "None")
 OTHER_NETWORKS = re.compile("<(hypernet|lyco):")
 RESIZE_MODES = {0: "stretch", 1: "crop"}
@@ -122,22 +120,22 @@ def settings_from_body(body: TextToImage, options: dict[str, Any], has_image: bo
 def sampler_of(body: TextToImage) -> tuple[str, str]:
     """Returns (sampler, schedule) by our names. An eta of 0 is the sampler's own, as in older webuis."""
     name = body.sampler_name or body.sampler_index
-    chosen = OTHER_SCHEDULES.get(body.scheduler.lower(), body.scheduler)
-    sampler, schedule = find_by_label(name, chosen)
-    if not chosen and schedule == "ldm" and not name.lower().endswith("uniform"):
-        schedule = WEBUI_SCHEDULES.get(sampler, schedule)
+    sampler, schedule = find_by_label(name, body.scheduler)
     return ("ddpm" if sampler == "ddim" and body.eta == 1 else sampler), schedule  # DDIM with eta 1 is DDPM
 
 
 def find_by_label(name: str, schedule: str) -> tuple[str, str]:
-    """Calls `find_sampler`; the UserError lists the names that /samplers and /schedulers list."""
+    """Calls `find_foreign_sampler`, for which Automatic and Uniform are what they are in the webui.
+
+    The UserError lists the names that /samplers and /schedulers list.
+    """
     try:
         find_sampler(name)
     except UserError:
         labels = ", ".join(one.label for one in ALL_SAMPLERS.values())
         raise UserError(f"unknown sampler {name[:100]!r}; choose from {labels}.") from None
     try:
-        return find_sampler(name, schedule)
+        return find_foreign_sampler(name, schedule)
     except UserError:
         labels = ", ".join(["Automatic", *SCHEDULE_LABELS.values()])
         raise UserError(f"unknown scheduler {schedule[:100]!r}; choose from {labels}.") from None
