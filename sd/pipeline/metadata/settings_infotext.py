@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
-from sd.pipeline.metadata.infotext_fields import Reading, read_fields
+from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS, Reading, read_fields
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
@@ -54,7 +54,7 @@ def special_labels(settings: GenerationSettings, index: int, from_image: bool) -
         "Size": f"{settings.width}x{settings.height}",
         "Variation seed": settings.variation_seeds()[index] if varied else None,
         "Denoising strength": settings.hires_strength if hires else settings.strength if from_image else None,
-        "RNG": "CPU",
+        "Eta DDIM" if settings.sampler in DDIM_SAMPLERS else "Eta": settings.eta,
     }
 
 

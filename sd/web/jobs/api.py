@@ -32,7 +32,8 @@ SettingsBody: Any = create_model("SettingsBody", **SETTINGS | {"prompt": (str, .
 class GenerateBody(SettingsBody):
     """The body of POST /jobs: the fields of `sd.pipeline.settings.GenerationSettings`, and those beside them.
 
-    checkpoint: its name, "" for the default. vae: the name of a separate VAE, "" for the default. image: an input image
+    checkpoint: its name, "" for the default. vae: the name of a separate VAE, "" for the default. prediction: what
+    a checkpoint without marks predicts, such as "v". image: an input image
     as base64 or a data: URL. mask: likewise, white where to generate.
     """
 
@@ -40,6 +41,7 @@ class GenerateBody(SettingsBody):
 
     checkpoint: str = ""
     vae: str = ""
+    prediction: str = ""
     image: str | None = None
     mask: str | None = None
 
@@ -47,7 +49,7 @@ class GenerateBody(SettingsBody):
         """Convert to a request. Decodes images, which takes time. Raises UserError."""
         image, mask = (None if text is None else decode_image(text) for text in (self.image, self.mask))
         settings = GenerationSettings(**{field.name: getattr(self, field.name) for field in fields(GenerationSettings)})
-        return GenerateRequest(settings, self.checkpoint, image, mask, vae=self.vae)
+        return GenerateRequest(settings, self.checkpoint, image, mask, vae=self.vae, prediction=self.prediction)
 
 
 def jobs_router(jobs: Jobs, models: Models) -> APIRouter:

@@ -61,7 +61,7 @@ class ImageGenerator:
         """Return {"files", "images" (those of the files), "seeds", "infotexts", "settings" (as used), "notes"}."""
         request = job.request
         settings = GenerationSettings(**request["settings"])
-        pipe = self.load(request["checkpoint"], request.get("vae", ""))
+        pipe = self.load(request["checkpoint"], request.get("vae", ""), request.get("prediction", ""))
         start = prepare_inputs(job.folder, request, settings, pipe.image_size)
         settings = pipe.resolve_size(settings, start.image)
         result: dict = {
@@ -114,19 +114,20 @@ class ImageGenerator:
             result["seeds"].append(seed)
             result["infotexts"].append(text)
 
-    def load(self, name: str, vae: str = "") -> StableDiffusion:
-        """Return the pipeline of a checkpoint and a VAE, each by its name.
+    def load(self, name: str, vae: str = "", prediction: str = "") -> StableDiffusion:
+        """Return the pipeline of a checkpoint and a VAE, each by its name. prediction: "" as the checkpoint is marked.
 
         The last one is released first, so that memory never holds two. Raises UserError.
         """
         path = self.models.checkpoint(name)
         separate = self.models.vae(vae, path)
-        if self.pipe is None or (self.pipe.path, self.pipe.vae_path) != (path, separate):
+        wanted = (path, separate, prediction or None)
+        if self.pipe is None or (self.pipe.path, self.pipe.vae_path, self.pipe.chosen_prediction) != wanted:
             self.pipe = None
             gc.collect()
             device = device_of(self.device)
             dtype = dtype_of(self.precision, device)
-            self.pipe = StableDiffusion.from_pretrained(path, device, dtype, separate or "none")
+            self.pipe = StableDiffusion.from_pretrained(path, device, dtype, separate or "none", prediction or None)
             self.pipe.set_optimizations(parse_names(self.optimizations))
             self.pipe.adapters.models = self.models
         return self.pipe

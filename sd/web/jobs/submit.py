@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 
+from sd.checkpoints.predictions import EPS, choose_prediction
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
@@ -17,7 +18,8 @@ class GenerateRequest:
 
     settings: as for a pipeline; LoRAs are named in its prompt, <lora:name:0.8>, embeddings are words of it.
     checkpoint: its name, "" for the default one. vae: the name of a separate VAE, "" for the one that belongs to the
-    checkpoint, "None" for the checkpoint's own. image, mask: the bytes of files that `limits` has checked.
+    checkpoint, "None" for the checkpoint's own. prediction: what the checkpoint predicts, for one without marks,
+    or "". image, mask: the bytes of files that `limits` has checked.
     batch_size: images at once on a GPU. resize_mode: "crop" cuts an image of another shape, "stretch" distorts it.
     title: the beginning of the files' names, "" for a number alone. page: the open page that made the request and shows
     its jobs; "" for an API.
@@ -32,6 +34,7 @@ class GenerateRequest:
     mask_options: MaskOptions = field(default_factory=MaskOptions)
     title: str = ""
     vae: str = ""
+    prediction: str = ""
     page: str = ""
 
 
@@ -40,6 +43,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     settings = request.settings if request.image is None else with_image_size(request.settings, request.image)
     check_settings(settings)
     models.check_tags(settings.prompt)
+    choose_prediction(EPS, request.prediction or None)
     models.vae(request.vae, models.checkpoint(request.checkpoint))
     if request.mask is not None and request.image is None:
         raise UserError("a mask was given without an image: give the image that it belongs to as well.")
@@ -49,6 +53,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
         "settings": asdict(settings),
         "checkpoint": request.checkpoint,
         "vae": request.vae,
+        "prediction": request.prediction,
         "batch_size": request.batch_size,
         "resize_mode": request.resize_mode,
         "mask_options": asdict(request.mask_options),
