@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sd.control.controlled_unet import Control
 from sd.pipeline.latents import encode_image
 from sd.pipeline.mask import latent_mask, mask_notes, mask_to_tensor
 from sd.unet import UNetModel
@@ -19,7 +20,8 @@ class InitImage:
 
     init_latent: (1, 4, h, w), scaled. latent_mask: (1, 1, h, w), 1 where to generate. inpaint_channels: (1, 5, h, w),
     the further input of a 9-channel U-Net: the mask and the masked image's latent. pixels (1, 3, H, W) and mask
-    (1, 1, H, W): the image and its mask, for `paste`. notes: sentences on the mask.
+    (1, 1, H, W): the image and its mask, for `paste`. notes: sentences on the mask. controls: ControlNets that work on
+    the U-Net, with txt2img too.
     """
 
     init_latent: Tensor | None = None
@@ -28,6 +30,7 @@ class InitImage:
     pixels: Tensor | None = None
     mask: Tensor | None = None
     notes: list[str] = field(default_factory=list)
+    controls: list[Control] = field(default_factory=list)
 
     def paste(self, generated: Tensor) -> Tensor:
         """Returns generated images (B, 3, H, W) with the init image's own pixels where the mask is black."""

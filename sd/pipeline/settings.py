@@ -5,6 +5,7 @@ from typing import Any
 
 from sd.optimization.deepcache import MAX_EVERY
 from sd.optimization.token_merging import MAX_RATIO
+from sd.pipeline import edit_options
 from sd.pipeline.noise import random_seed
 from sd.pipeline.options import Infotext, Widget, check_number, check_whole, option, options_of
 from sd.pipeline.sampler_names import ALL_SAMPLERS, find_sampler
@@ -293,6 +294,7 @@ class GenerationSettings:
         ),
         missing=NOT_IN_WEBUI,
     )
+    control: str = edit_options.CONTROL
 
     def __post_init__(self) -> None:
         for name in ("seed", "variation_seed"):
@@ -303,6 +305,7 @@ class GenerationSettings:
         sampler, schedule = find_sampler(self.sampler, self.schedule)
         object.__setattr__(self, "sampler", sampler)
         object.__setattr__(self, "schedule", schedule)
+        object.__setattr__(self, "control", edit_options.canonical_control(self.control))
         if self.guidance_start > self.guidance_end:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
         check_size(8 if self.width is None else self.width, 8 if self.height is None else self.height)

@@ -26,6 +26,7 @@ CHANGED = {
     "hires_upscaler": "lanczos",
     "hires_scale": 1.5,
     "variation_seed": 12,
+    "control": "x:weight=0.8:preprocessor=canny:a=50:start=0.1:end=0.9:mode=prompt + y",
 }
 # A value that says nothing unless another option is on.
 NEEDS = {

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sd.optimization.token_merging import MAX_RATIO
+from sd.pipeline.metadata.controlnet_text import LABEL as CONTROLNET
+from sd.pipeline.metadata.controlnet_text import control_from_labels
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import find_foreign_sampler, find_sampler
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS
@@ -114,7 +116,7 @@ def refuse_value(text: str) -> None:
 # These are read by functions of their own below.
 READ_SPECIALLY = (
     *("sampler", "schedule", "width", "height", "strength"),
-    *("hires_strength", "hires_upscaler", "hires_steps"),
+    *("hires_strength", "hires_upscaler", "hires_steps", "control"),
 )
 READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
 HONORED = {row.infotext.label for row in OPTIONS if row.infotext} | SILENT | set(FROM_IMAGE)
@@ -154,6 +156,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
             "is used."
         )
         reading.values["token_merging"] = MAX_RATIO
+    read_control(found, reading)
     read_origin(found, reading)
     read_noise(found, reading)
     read_rest(found, reading)
@@ -262,6 +265,20 @@ def set_scale(target: list[int], reading: Reading) -> None:
             )
 
 
+def read_control(found: Mapping[str, str], reading: Reading) -> None:
+    """Reads the ControlNets, whose images are not in the file."""
+    try:
+        control = control_from_labels(found)
+    except UserError as error:
+        reading.problems["control"] = f"its ControlNet cannot be used: {error}"
+        return
+    if control:
+        reading.values["control"] = control
+        reading.notes["ControlNet"] = (
+            "It was generated with a ControlNet, whose image is not in it: give that image as the control image."
+        )
+
+
 def read_origin(found: Mapping[str, str], reading: Reading) -> None:
     """Reads whether the image was generated from another image, which is not in the file."""
     strength = found.get("Denoising strength", "0")
@@ -311,7 +328,13 @@ def read_rest(found: Mapping[str, str], reading: Reading) -> None:
     unknown: dict[str, bool] = {}
     for label, value in found.items():
         again = label in SAME_AS and value == found.get(SAME_AS[label])
-        if label in HONORED or label.startswith(("Lora ", "TI ")) or value.strip().lower() in OFF or again:
+        if (
+            label in HONORED
+            or CONTROLNET.fullmatch(label)
+            or label.startswith(("Lora ", "TI "))
+            or value.strip().lower() in OFF
+            or again
+        ):
             continue
         feature = next((name for start, name in FEATURES.items() if label.startswith(start)), None)
         if label in REMARKS:

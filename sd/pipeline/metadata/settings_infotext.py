@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
+from sd.pipeline.metadata.controlnet_text import units_to_labels
 from sd.pipeline.metadata.infotext_fields import Reading, read_fields
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
@@ -55,7 +56,7 @@ def special_labels(settings: GenerationSettings, index: int, from_image: bool) -
         "Variation seed": settings.variation_seeds()[index] if varied else None,
         "Denoising strength": settings.hires_strength if hires else settings.strength if from_image else None,
         "RNG": "CPU",
-    }
+    } | units_to_labels(settings.control)
 
 
 def from_infotext(text: str) -> GenerationSettings:

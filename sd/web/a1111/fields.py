@@ -109,7 +109,7 @@ def check_scripts(body: Any) -> None:
 
 def is_off(name: str, args: list, body: Any) -> bool:
     if name == "controlnet":
-        return all(is_off_unit(unit) for unit in args) or (bool(args) and is_value_off(args[0]))
+        return True  # `controlnet.add_units` reads its units
     if name == "adetailer":
         units = [one for one in args if isinstance(one, dict)]
         switched_off = not args or is_value_off(args[0])
@@ -158,8 +158,6 @@ def repeats_seed(args: list, body: Any) -> bool:
 
 
 def advice_on(name: str) -> str:
-    if name == "controlnet":
-        return "leave it out of alwayson_scripts, or set enabled to false in every unit"
     if name == "adetailer":
         return "leave it out of alwayson_scripts, or let its first argument be false"
     if name in ("sampler", "seed"):

@@ -14,6 +14,7 @@ from sd.pipeline.sampler_names import ALL_SAMPLERS, WEBUI_SCHEDULES, find_sample
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
 from sd.utils.errors import UserError
+from sd.web.a1111.controlnet import add_units
 from sd.web.a1111.fields import check_fields, check_scripts
 from sd.web.a1111.options import vae_of
 from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
@@ -197,7 +198,7 @@ def request_from_body(body: TextToImage, options: dict) -> tuple[GenerateRequest
     request = GenerateRequest(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
     if has_image:
         add_image(request, body)
-    return request, ignored
+    return request, [*ignored, *add_units(request, body, request.image)]
 
 
 def add_image(request: GenerateRequest, body: ImageToImage) -> None:

@@ -31,13 +31,18 @@ PREVIEW_SHARE = 0.1  # of the time, at most
 
 @dataclass
 class InitInputs:
-    """The inputs of a job. whole, whole_mask, region: set where only a part of the whole image is generated."""
+    """The inputs of a job.
+
+    control_images: one for each ControlNet, or one for all. whole, whole_mask, region: set where only a part of the
+    whole image is generated.
+    """
 
     image: Image.Image | None = None
     mask: Image.Image | None = None
     whole: Image.Image | None = None
     whole_mask: Image.Image | None = None
     region: tuple[int, int, int, int] | None = None
+    control_images: list[Image.Image] = field(default_factory=list)
 
     def finish(self, generated: Image.Image) -> Image.Image:
         return generated if self.region is None else paste_region(self.whole, generated, self.whole_mask, self.region)
@@ -63,6 +68,7 @@ class ImageGenerator:
         settings = GenerationSettings(**request["settings"])
         pipe = self.load(request["checkpoint"], request.get("vae", ""))
         start = prepare_inputs(job.folder, request, settings, pipe.image_size)
+        start.control_images = [open_image(path) for path in sorted(job.folder.glob("control-*"))]
         settings = pipe.resolve_size(settings, start.image)
         result: dict = {
             "files": [],
@@ -97,7 +103,7 @@ class ImageGenerator:
         for index, part in enumerate(parts):
             reporter.before, reporter.parts, reporter.x0 = index, len(parts), None
             try:
-                output = pipe.generate(part, start.image, start.mask, on_step=reporter)
+                output = pipe.generate(part, start.image, start.mask, reporter, control_images=start.control_images)
             except Skipped:
                 continue
             except Interrupted:

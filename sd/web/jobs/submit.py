@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 
+from sd.control.units import check_image_count, parse_units
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
@@ -20,7 +21,7 @@ class GenerateRequest:
     checkpoint, "None" for the checkpoint's own. image, mask: the bytes of files that `limits` has checked.
     batch_size: images at once on a GPU. resize_mode: "crop" cuts an image of another shape, "stretch" distorts it.
     title: the beginning of the files' names, "" for a number alone. page: the open page that made the request and shows
-    its jobs; "" for an API.
+    its jobs; "" for an API. control_images: files like `image`, of the ControlNets in the settings.
     """
 
     settings: GenerationSettings
@@ -33,6 +34,7 @@ class GenerateRequest:
     title: str = ""
     vae: str = ""
     page: str = ""
+    control_images: list[bytes] = field(default_factory=list)
 
 
 def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
@@ -40,6 +42,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     settings = request.settings if request.image is None else with_image_size(request.settings, request.image)
     check_settings(settings)
     models.check_tags(settings.prompt)
+    check_control(models, request)
     models.vae(request.vae, models.checkpoint(request.checkpoint))
     if request.mask is not None and request.image is None:
         raise UserError("a mask was given without an image: give the image that it belongs to as well.")
@@ -56,7 +59,16 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
         "page": request.page,
     }
     files = {"image": request.image, "mask": request.mask}
+    files |= {f"control-{i}": data for i, data in enumerate(request.control_images)}
     return jobs.submit("draw", description, {name: data for name, data in files.items() if data is not None})
+
+
+def check_control(models: Models, request: GenerateRequest) -> None:
+    """Raises UserError for a ControlNet that is not in the folder, and for another number of images than they need."""
+    units = parse_units(request.settings.control)
+    for unit in units:
+        models.find("ControlNet", unit.model)
+    check_image_count(units, len(request.control_images), request.image is not None)
 
 
 def with_image_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:

@@ -23,6 +23,7 @@ from sd.web.jobs.model_index import Models
 from sd.web.jobs.submit import GenerateRequest
 from sd.web.ui.addons import addons
 from sd.web.ui.components import examples, painter
+from sd.web.ui.control import ControlBuilder
 
 SETTINGS = [row.name for row in OPTIONS]
 SEEDS = ("seed", "variation_seed")  # texts: a browser's numbers are exact to 2^53 only
@@ -62,6 +63,7 @@ class Form:
         self.add_model()
         self.add_prompts()
         self.add_start()
+        self.add_control()
         self.add_size()
         self.add_sampling()
         self.add_seed()
@@ -114,6 +116,12 @@ class Form:
                 info = "pixels kept around it"
                 padding = gr.Slider(0, 256, 32, step=4, label="Only masked padding", info=info, min_width=120)
                 add(padding=padding)
+
+    def add_control(self) -> None:
+        with gr.Accordion("ControlNet", open=False):
+            self.control = ControlBuilder(self.models)
+            self.add_option("control")
+            self.add(control_images=self.control.images)
 
     def add_size(self) -> None:
         size = usual_size(self.models.checkpoint())
@@ -192,6 +200,7 @@ class Form:
                 padding=given["padding"],
             ),
             vae=given["vae"],
+            control_images=[decode_image(url) for url in given["control_images"] or ()],
         )
 
     def fill(self, text: str) -> tuple[dict[gr.Component, object], list[str]]:
@@ -215,6 +224,10 @@ class Form:
                 notes = [*notes, f"The model {model} of this image is not here."]
         return {self.widgets[name]: value for name, value in values.items() if name in self.widgets}, notes
 
+    def listed(self) -> list[gr.Component]:
+        """Returns the components whose lists `lists` gives."""
+        return [self.widgets["checkpoint"], self.widgets["vae"], self.addon, self.control.model, self.about]
+
     def lists(self, checkpoint: str, vae: str) -> dict[gr.Component, object]:
         """Returns the lists of models as of now. checkpoint, vae: the current choices, which are kept if they exist."""
         names, vaes = list(self.models.names("checkpoint")), vae_names(self.models)
@@ -224,6 +237,7 @@ class Form:
             self.widgets["checkpoint"]: gr.Dropdown(names, value=chosen),
             self.widgets["vae"]: gr.Dropdown(vaes, value=known, visible=len(vaes) > 1),
             self.addon: gr.Dropdown(addons(self.models)),
+            self.control.model: gr.Dropdown(list(self.models.names("ControlNet"))),
             self.about: about_model(self.models, chosen),
         }
 
