@@ -11,6 +11,7 @@ from sd.denoiser import Guidance, Inpaint, sigmas_between
 from sd.optimization.deepcache import StepCached
 from sd.optimization.token_merging import token_merging
 from sd.pipeline.init_image import InitImage
+from sd.pipeline.inputs.soft_inpaint import SoftInpaint
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.sampler_names import ALL_SAMPLERS, CFG_PLUS_PLUS
 from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
@@ -42,17 +43,38 @@ def sample(
     if init_latent is None or (init.latent_mask is not None and settings.strength == 1):
         x = noise() * math.sqrt(1 + sigmas[0] ** 2)
     else:
-        x = init_latent + sigmas[0] * noise()
+        x = add_noise(init_latent, init, settings, sigmas[0], noise())
 
     denoise = guided_denoiser(unet, settings, contexts, init, batch)
-    inpaint_class = UncondInpaint if settings.sampler in CFG_PLUS_PLUS else Inpaint
-    inpaint = None if init.latent_mask is None else inpaint_class(denoise, init_latent, init.latent_mask)
+    inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0])
     with token_merging(unet, settings.token_merging):
         for state in ALL_SAMPLERS[settings.sampler].run(inpaint or denoise, x, sigmas, noise):
             x, x0 = state
             on_each(x0)
     latent = x / math.sqrt(1 + sigmas[-1] ** 2)
     return latent if inpaint is None else inpaint.keep(latent)
+
+
+def add_noise(
+    init_latent: Tensor, init: InitImage, settings: GenerationSettings, sigma: float, noise: Tensor
+) -> Tensor:
+    """Returns the latent that img2img starts from. The masked part may be noise or nothing before it is noised."""
+    if init.latent_mask is not None and settings.masked_content in ("noise", "nothing"):
+        content = noise if settings.masked_content == "noise" else torch.zeros_like(noise)
+        init_latent = torch.where(init.latent_mask > 0, content, init_latent)
+    return init_latent + sigma * noise
+
+
+def inpainting(
+    denoise: Callable, settings: GenerationSettings, init: InitImage, init_latent: Tensor | None, first: float
+) -> Inpaint | None:
+    """Returns the denoiser that keeps the part outside of the mask; None without a mask. first: the first sigma."""
+    if init.latent_mask is None or init_latent is None:
+        return None
+    if init.soft_mask is not None:
+        return SoftInpaint(denoise, init_latent, init.soft_mask, first)
+    kind = UncondInpaint if settings.sampler in CFG_PLUS_PLUS else Inpaint
+    return kind(denoise, init_latent, init.latent_mask)
 
 
 def guided_denoiser(

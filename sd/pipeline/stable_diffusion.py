@@ -31,9 +31,10 @@ from sd.checkpoints.hashing import model_hash
 from sd.clip import CLIPTextModel
 from sd.optimization.registry import approximate_names, optimize
 from sd.pipeline.circular_padding import circular_padding
-from sd.pipeline.control import ControlInput, ControlNets, control_inputs, control_notes
 from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
+from sd.pipeline.inputs.control import ControlInput, ControlNets, control_inputs, control_notes
+from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
@@ -177,6 +178,12 @@ class StableDiffusion(AdapterCalls):
         step_cache: int = 1,
         token_merging: float = 0.0,
         control: str = "",
+        invert_mask: bool = False,
+        mask_blur: int = 0,
+        masked_content: str = "original",
+        only_masked: bool = False,
+        only_masked_padding: int = 32,
+        soft_inpainting: bool = False,
         control_image: ImageLike | Sequence[ImageLike] | None = None,
     ) -> GenerationOutput:
         """Generates `num_images` images of a prompt, or of each prompt of a list, with seeds that count up from `seed`.
@@ -215,29 +222,32 @@ class StableDiffusion(AdapterCalls):
         image, mask = as_images(image, mask)
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
+        from_image, masked = image is not None, prepare_masked(settings, image, mask)
+        image, mask = masked.image, masked.mask
         controls = control_inputs(self.controlnets, settings.control, self.adapters.models, control_images, image, mask)
         self.optimize()
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
         rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
-        passes = sigmas_for_passes(settings, from_image=image is not None)
+        passes = sigmas_for_passes(settings, from_image=from_image)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in passes) * len(rows))
 
-        init = prepare_init_image(self.unet, self.vae, image, mask, *width_and_height(settings))
+        size = width_and_height(settings)
+        init = prepare_init_image(self.unet, self.vae, image, mask, *size, settings.soft_inpainting)
         latents, images = [], []
         networks = [self.unet, self.vae, *(one.loaded.network for one in controls)]
         padding = circular_padding(*networks) if settings.tiling else nullcontext()
         with padding, load_prompt_adapters(self.adapters, settings.prompt, settings.negative_prompt) as named:
             contexts = self.encode_prompts(settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt))
-            init.controls = [one.control_for(*width_and_height(settings)) for one in controls]
+            init.controls = [one.control_for(*size) for one in controls]
             for row in rows:
                 latents.append(self.sample_latents(settings, row, contexts, init, passes, on_each, controls))
                 images += from_tensor(init.paste(self.decode(latents[-1])))
         return GenerationOutput(
-            images=images,
+            images=masked.finish(images),
             seeds=settings.seeds(),
-            infotexts=self.infotexts(settings, image is not None),
+            infotexts=self.infotexts(settings, from_image),
             latents=torch.cat(latents),
-            notes=list(dict.fromkeys([*control_notes(settings), *init.notes, *named.notes])),
+            notes=list(dict.fromkeys([*control_notes(settings), *masked.notes, *init.notes, *named.notes])),
             reports=named.reports,
         )
 

@@ -18,6 +18,7 @@ from sd.pipeline.sampler_names import find_foreign_sampler, find_sampler
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS
 from sd.utils.errors import UserError
 
+INVERTED, ONLY_MASKED = "Inpaint not masked", "Only masked"  # the webui's values of "Mask mode" and "Inpaint area"
 OURS = "sd-by-hand"  # what our own Version begins with
 UNKNOWN = ("", "unknown", "None", "none", "-1")
 
@@ -117,6 +118,7 @@ def refuse_value(text: str) -> None:
 READ_SPECIALLY = (
     *("sampler", "schedule", "width", "height", "strength"),
     *("hires_strength", "hires_upscaler", "hires_steps", "control"),
+    *("invert_mask", "only_masked"),
 )
 READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
 HONORED = {row.infotext.label for row in OPTIONS if row.infotext} | SILENT | set(FROM_IMAGE)
@@ -157,6 +159,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
         )
         reading.values["token_merging"] = MAX_RATIO
     read_control(found, reading)
+    read_mask_options(found, reading)
     read_origin(found, reading)
     read_noise(found, reading)
     read_rest(found, reading)
@@ -277,6 +280,14 @@ def read_control(found: Mapping[str, str], reading: Reading) -> None:
         reading.notes["ControlNet"] = (
             "It was generated with a ControlNet, whose image is not in it: give that image as the control image."
         )
+
+
+def read_mask_options(found: Mapping[str, str], reading: Reading) -> None:
+    """Reads the options of masks that the webui writes as words."""
+    if found.get("Mask mode", "").lower() == INVERTED.lower():
+        reading.values["invert_mask"] = True
+    if found.get("Inpaint area", "").lower() == ONLY_MASKED.lower():
+        reading.values["only_masked"] = True
 
 
 def read_origin(found: Mapping[str, str], reading: Reading) -> None:

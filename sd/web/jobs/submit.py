@@ -7,7 +7,6 @@ from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.limits import check_image, check_settings
-from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 
@@ -30,7 +29,6 @@ class GenerateRequest:
     mask: bytes | None = None
     batch_size: int = 4
     resize_mode: str = "crop"
-    mask_options: MaskOptions = field(default_factory=MaskOptions)
     title: str = ""
     vae: str = ""
     page: str = ""
@@ -54,7 +52,6 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
         "vae": request.vae,
         "batch_size": request.batch_size,
         "resize_mode": request.resize_mode,
-        "mask_options": asdict(request.mask_options),
         "title": request.title,
         "page": request.page,
     }

@@ -11,7 +11,7 @@ from sd.checkpoints.discovery import Models
 from sd.control.controlnet import ControlNetModel
 from sd.control.controlnet_files import save_controlnet
 from sd.control.units import ControlUnit
-from sd.pipeline.control import fit_control_image, hint_of
+from sd.pipeline.inputs.control import fit_control_image, hint_of
 from sd.pipeline.metadata.settings_infotext import read_settings
 from sd.utils.errors import UserError
 
