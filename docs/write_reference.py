@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 FOLDER = ROOT / "docs" / "reference"
 COMMANDS = (
-    "txt2img img2img inpaint train_ti train_lora train_dreambooth download convert compare evaluate app "
+    "txt2img img2img inpaint train_ti train_lora train_dreambooth download convert merge compare evaluate app "
     "bench train_scratch prepare_emoji"
 ).split()
 MODULES = (

@@ -4,6 +4,7 @@
 <lora:name:0.8>        at 0.8 in both networks
 <lora:name:0.5:0.8>    at 0.5 in the text encoder and 0.8 in the U-Net
 <lora:name:te=0.5:unet=0.8>
+<lora:name:1:lbw=OUTALL>    with a weight for each block, see `block_weights`
 
 `<lyco:name:1>` is the same. What else has this form is no text for the model either: it is
 taken out, and a note says so.
@@ -25,6 +26,7 @@ class Tag(NamedTuple):
     name: str
     te: float
     unet: float
+    lbw: str = ""
 
 
 class Tags(NamedTuple):
@@ -55,10 +57,13 @@ def read_tag(found: re.Match) -> tuple[Tag, list[str]]:
     """Returns the tag, and its unknown arguments."""
     name, *arguments = found[2].split(":")
     values: dict[str, float] = {}
-    unknown = []
+    unknown, lbw = [], ""
     for place, text in enumerate(arguments):
         key, equals, number = text.partition("=")
         key = key.strip().lower() if equals else ("te", "unet", "dyn")[min(place, 2)]
+        if key == "lbw":
+            lbw = number.strip()
+            continue
         if equals and key not in ("te", "unet"):
             unknown.append(text.strip())
             continue
@@ -71,4 +76,4 @@ def read_tag(found: re.Match) -> tuple[Tag, list[str]]:
     if "" in values or not name.strip():
         raise UserError(f"{found[0]} is not understood: write <lora:name:0.8>, or te and unet: <lora:name:0.5:0.8>.")
     te = values.get("te", 1.0)
-    return Tag(name.strip(), te, values.get("unet", te)), unknown
+    return Tag(name.strip(), te, values.get("unet", te), lbw), unknown

@@ -1,4 +1,4 @@
-"""Checkpoints, VAEs, LoRAs and embeddings by name, for scripts, Python, the web UI and the HTTP API.
+"""Checkpoints, VAEs, LoRAs, embeddings and ControlNets by name, for scripts, Python, the web UI and the HTTP API.
 
 A name is looked up among the files of a few folders and is never a path, so no request reaches other files:
 
@@ -36,6 +36,7 @@ BUNDLED = SHIPPED / "emoji.safetensors"
 LORAS = WEIGHTS / "loras"
 EMBEDDINGS = WEIGHTS / "embeddings"
 VAES = WEIGHTS / "vae"
+CONTROLNETS = WEIGHTS / "controlnet"
 PREFERRED = "v1-5-pruned-emaonly"
 
 FRESH = 5.0  # seconds for which a listing is cached
@@ -47,12 +48,14 @@ ENDINGS = {
     "VAE": (".safetensors", ".ckpt", ".pt", ".pth", ".bin"),
     "LoRA": (".safetensors", ".pt", ".bin", ".ckpt"),
     "embedding": (".safetensors", ".pt", ".bin", *IMAGE_ENDINGS),
+    "ControlNet": (".safetensors", ".pth", ".pt", ".bin", ".ckpt"),
 }
 INSTEAD = {  # what to do with a file of each kind
     "checkpoint": "choose it as the checkpoint",
     "VAE": "choose it as the VAE of a checkpoint",
     "LoRA": "name it in the prompt, <lora:NAME:1>",
     "embedding": "write its token in the prompt",
+    "ControlNet": "name it with --control, or as the ControlNet on the page",
     "other": "choose another file",
 }
 
@@ -69,13 +72,14 @@ class Models:
     ):
         vaes = weights / VAES.name if vaes is None else vaes
         self.folders = {"checkpoint": weights, "LoRA": loras, "embedding": embeddings, "VAE": vaes}
+        self.folders["ControlNet"] = weights / CONTROLNETS.name
         self.listings: dict[str, tuple[float, object]] = {}
 
     def refresh(self) -> None:
         self.listings = {}
 
     def names(self, kind: str) -> dict[str, Path]:
-        """Returns the files and folders of a kind by name. kind: "checkpoint", "VAE", "LoRA" or "embedding".
+        """Returns the files and folders of a kind by name. kind: as in `model_files.Content`.
 
         A name is the file's without suffix; of equal names the later one has its folder too, and then its suffix.
         """

@@ -31,7 +31,8 @@ VERSIONS = [  # whole checkpoints, by how any key begins
     (r"(model\.diffusion_model\.)?mlp_t5\.", "Hunyuan-DiT"),
 ]
 PARTS = [  # all others
-    (r"control_model\.|controlnet_|input_hint_block\.|lllite_unet_", "a ControlNet"),
+    (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet"),
+    (r"lllite_", "ControlNet-LLLite, which is for Stable Diffusion XL"),
     (r"image_proj(\.|$)|ip_adapter(\.|$)", "an IP-Adapter"),
     (r"lora_(unet|te\d?)_|(unet|text_encoder):\d+:|.*[._](lora[._]\w|hada_w|lokr_w)", "a LoRA"),
     (r"lycoris_|.*\.(dora_scale|oft_blocks|oft_diag|on_input)$|bundle_emb\.", "a LoRA"),
@@ -51,6 +52,7 @@ KINDS = [  # how the description of a file begins, and the kind of model that it
     ("a LoRA", "LoRA"),
     ("a textual inversion embedding", "embedding"),
     ("a VAE alone", "VAE"),
+    ("a ControlNet", "ControlNet"),
 ]
 EMBEDDING_WIDTHS = {768, 1024, 1280}  # of Stable Diffusion 1, 2 and XL
 MOST_VECTORS = 10  # the most tensors in a file that holds nothing but embeddings
@@ -133,7 +135,7 @@ def is_width(size: int) -> bool:
 
 
 def kind_of(content: Any) -> tuple[str, str]:
-    """Returns (kind, description). The kind is "checkpoint", "VAE", "LoRA", "embedding", "other", or "" if unknown."""
+    """Returns (kind, description). The kind is that of `Content`."""
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     keys = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}

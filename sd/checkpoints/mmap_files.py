@@ -8,6 +8,7 @@ reads and checks the JSON; the tensors are views of our own mapping, which can b
 import json
 import math
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +109,32 @@ def dtype_of(path: Path, name: str, dtype_name: str) -> torch.dtype:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes one tensor after another, so that the memory needed is one tensor's.
+    """Writes one tensor after another, so that the memory needed is one tensor's."""
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    stream_safetensors(path, shapes, tensors.__getitem__, metadata)
+
+
+def stream_safetensors(
+    path: Path,
+    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+    make: Callable[[str], Tensor],
+    metadata: dict[str, str],
+) -> None:
+    """Writes tensors that are made when they are written. make: the name to the tensor, of the dtype and shape said.
 
     Larger dtypes come first, so that each tensor is aligned.
     """
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+    shapes = dict(sorted(shapes.items(), key=lambda item: (-item[1][0].itemsize, item[0])))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    for name, (dtype, shape) in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            flat = tensor.detach().contiguous().cpu().reshape(-1)
+        for name in shapes:
+            flat = make(name).detach().contiguous().cpu().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)

@@ -22,7 +22,8 @@ TRAINING_SIGNS = {TRAINED_FROM, "ss_training_comment", "ss_max_train_steps"}
 class Content:
     """The model in a file or folder.
 
-    kind: "checkpoint", "VAE", "LoRA" or "embedding"; "other" for models that are not used here; "" if unknown.
+    kind: "checkpoint", "VAE", "LoRA", "embedding" or "ControlNet"; "other" for models that are not used here; "" if
+    unknown.
     what: a description. trained: whether it was fine-tuned here. alias: the name in its metadata, or "".
     """
 
@@ -33,6 +34,10 @@ class Content:
 
 
 UNKNOWN = Content("", "a file of an unknown kind")
+FOLDER_CONTENTS = {  # folders of one network, by the class in its config.json
+    "AutoencoderKL": Content("VAE", "a VAE alone"),
+    "ControlNetModel": Content("ControlNet", "a ControlNet"),
+}
 
 
 def content_of(path: Path) -> Content:
@@ -73,9 +78,8 @@ def folder_content(folder: Path) -> Content:
         return Content("LoRA", "a LoRA")
     if any((folder / name).is_file() for name in EMBEDDING_NAMES):
         return Content("embedding", "a textual inversion embedding")
-    if read_json_or_empty(folder / "config.json").get("_class_name") == "AutoencoderKL":
-        return Content("VAE", "a VAE alone")
-    return UNKNOWN
+    network = read_json_or_empty(folder / "config.json").get("_class_name")
+    return FOLDER_CONTENTS.get(str(network), UNKNOWN)
 
 
 def read_json_or_empty(path: Path) -> dict:

@@ -40,6 +40,14 @@ def generation_parser(description: str, mode: str = "text", defaults: Mapping[st
         metavar=("START", "END"),
         help="same as --guidance-start START --guidance-end END",
     )
+    add(
+        *("control", "--control-image"),
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="image for --control, one for each ControlNet or one for all (repeatable)",
+        default_help="the init image of img2img",
+    )
     add_model_flags(flags)
     add("performance", "--device", help="cpu, cuda or mps", default_help="a GPU where there is one")
     add_compute_flags(flags.parser, flags)

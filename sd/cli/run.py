@@ -19,6 +19,7 @@ from sd.prompts.llm import find_endpoint
 from sd.utils.device import rank_and_world_size
 from sd.utils.files import check_outdir, save_png, write_png
 from sd.utils.image_grid import grid
+from sd.utils.images import open_image
 
 PREVIEW_EVERY = 5  # steps
 
@@ -52,6 +53,7 @@ def generate_and_save(
     One of several processes saves no grid, as it generates a part of the images only.
     """
     folder, (rank, count) = check_outdir(args.outdir), rank_and_world_size()
+    control_images = [open_image(path) for path in args.control_image]
     images: list[Image.Image] = []
     prompts: list[str] = []
     printed: set[str] = set()
@@ -60,7 +62,7 @@ def generate_and_save(
             print(f"prompt: {request.settings.prompt}")
         began = time.perf_counter()
         with closing(ProgressBar(pipe, folder if args.preview and rank == 0 else None)) as progress:
-            output = pipe.generate(request.settings, image, mask, on_step=progress)
+            output = pipe.generate(request.settings, image, mask, progress, control_images=control_images)
         seconds = time.perf_counter() - began
         print_notes(output, printed)
         save_images(request, output, folder, seconds)

@@ -48,6 +48,12 @@ def as_images(image: ImageLike | None, mask: ImageLike | None) -> tuple[Image.Im
     return None if image is None else as_image(image, "image"), None if mask is None else as_image(mask, "mask")
 
 
+def as_image_list(value: Any, name: str) -> list[Image.Image]:
+    """Returns one image of any type, or each of a list, as PIL images; an empty list for None."""
+    values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
+    return [as_image(one, name) for one in values]
+
+
 def from_array(array: np.ndarray, name: str, channels_first: bool) -> Image.Image:
     """Returns the image in an array. Raises UserError where its shape or type is not that of one image."""
     pixels = rows_first(array, name, channels_first)  # (H, W) or (H, W, C)

@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sd.control.controlled_unet import Control
+from sd.pipeline.inputs.soft_inpaint import soft_latent_mask
 from sd.pipeline.latents import encode_image
 from sd.pipeline.mask import latent_mask, mask_notes, mask_to_tensor
 from sd.unet import UNetModel
@@ -19,7 +21,8 @@ class InitImage:
 
     init_latent: (1, 4, h, w), scaled. latent_mask: (1, 1, h, w), 1 where to generate. inpaint_channels: (1, 5, h, w),
     the further input of a 9-channel U-Net: the mask and the masked image's latent. pixels (1, 3, H, W) and mask
-    (1, 1, H, W): the image and its mask, for `paste`. notes: sentences on the mask.
+    (1, 1, H, W): the image and its mask, for `paste`. notes: sentences on the mask. controls: ControlNets that work on
+    the U-Net, with txt2img too. soft_mask: for soft inpainting, (1, 1, h, w) in [0, 1].
     """
 
     init_latent: Tensor | None = None
@@ -28,6 +31,8 @@ class InitImage:
     pixels: Tensor | None = None
     mask: Tensor | None = None
     notes: list[str] = field(default_factory=list)
+    controls: list[Control] = field(default_factory=list)
+    soft_mask: Tensor | None = None
 
     def paste(self, generated: Tensor) -> Tensor:
         """Returns generated images (B, 3, H, W) with the init image's own pixels where the mask is black."""
@@ -37,9 +42,17 @@ class InitImage:
 
 
 def prepare_init_image(
-    unet: UNetModel, vae: AutoencoderKL, image: Image.Image | None, mask: Image.Image | None, width: int, height: int
+    unet: UNetModel,
+    vae: AutoencoderKL,
+    image: Image.Image | None,
+    mask: Image.Image | None,
+    width: int,
+    height: int,
+    soft: bool = False,
 ) -> InitImage:
     """Encodes an image and a mask, fitted to width x height pixels; a mask is stretched over its image first.
+
+    soft: whether gray parts of the mask count as gray.
 
     Without an image, a 9-channel U-Net gets a gray one that is masked everywhere. Raises UserError for a mask that
     leaves nothing to regenerate.
@@ -57,6 +70,7 @@ def prepare_init_image(
     if mask is not None and image is not None:
         init.notes = mask_notes(mask, apply_orientation(image).size, cells)
         init.latent_mask, init.pixels, init.mask = cells, pixels, full_mask
+        init.soft_mask = soft_latent_mask(full_mask, vae.downsample).to(cells.device) if soft else None
     if for_inpainting:
         masked_latent = encode_image(vae, pixels * (full_mask < 0.5))  # the masked part is mid-gray, 0
         init.inpaint_channels = torch.cat([cells, masked_latent], dim=1)

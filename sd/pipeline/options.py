@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 from sd.utils.errors import UserError
 
 T = TypeVar("T")
-GROUPS = ("prompt", "sampling", "img2img", "adapters", "performance", "output")  # of the command line, in this order
+GROUPS = (
+    "prompt",
+    "sampling",
+    "img2img",
+    "control",
+    "adapters",
+    "performance",
+    "output",
+)  # of the command line, in this order
 
 
 @dataclass(frozen=True)

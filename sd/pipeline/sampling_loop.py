@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from sd.checkpoints.predictions import EPS, Prediction
+from sd.control.controlled_unet import Control, ControlledUNet
 from sd.denoiser import Guidance, Inpaint, sigmas_between
 from sd.optimization.deepcache import StepCached
 from sd.optimization.token_merging import token_merging
 from sd.pipeline.init_image import InitImage
+from sd.pipeline.inputs.soft_inpaint import SoftInpaint
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.sampler_names import ALL_SAMPLERS, CFG_PLUS_PLUS
 from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
@@ -49,11 +51,10 @@ def sample(
     if init_latent is None or (init.latent_mask is not None and settings.strength == 1):
         x = noise() * start_scale(settings, sigmas[0])
     else:
-        x = init_latent + sigmas[0] * noise()
+        x = add_noise(init_latent, init, settings, sigmas[0], noise())
 
     denoise = guided_denoiser(unet, settings, contexts, init, batch, prediction)
-    inpaint_class = UncondInpaint if settings.sampler in CFG_PLUS_PLUS else Inpaint
-    inpaint = None if init.latent_mask is None else inpaint_class(denoise, init_latent, init.latent_mask)
+    inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0])
     schedule = schedule_of(prediction)
     added = sampler_noise(settings, noise, sigmas, schedule)
     with token_merging(unet, settings.token_merging):
@@ -71,6 +72,28 @@ def sampler_run(settings: GenerationSettings, schedule: NoiseSchedule) -> Callab
     return partial(run, **{name: value for name, value in given.items() if name in inspect.signature(run).parameters})
 
 
+def add_noise(
+    init_latent: Tensor, init: InitImage, settings: GenerationSettings, sigma: float, noise: Tensor
+) -> Tensor:
+    """Returns the latent that img2img starts from. The masked part may be noise or nothing before it is noised."""
+    if init.latent_mask is not None and settings.masked_content in ("noise", "nothing"):
+        content = noise if settings.masked_content == "noise" else torch.zeros_like(noise)
+        init_latent = torch.where(init.latent_mask > 0, content, init_latent)
+    return init_latent + sigma * noise
+
+
+def inpainting(
+    denoise: Callable, settings: GenerationSettings, init: InitImage, init_latent: Tensor | None, first: float
+) -> Inpaint | None:
+    """Returns the denoiser that keeps the part outside of the mask; None without a mask. first: the first sigma."""
+    if init.latent_mask is None or init_latent is None:
+        return None
+    if init.soft_mask is not None:
+        return SoftInpaint(denoise, init_latent, init.soft_mask, first)
+    kind = UncondInpaint if settings.sampler in CFG_PLUS_PLUS else Inpaint
+    return kind(denoise, init_latent, init.latent_mask)
+
+
 def guided_denoiser(
     unet: UNetModel,
     settings: GenerationSettings,
@@ -80,7 +103,7 @@ def guided_denoiser(
     prediction: Prediction = EPS,
 ) -> Guidance | EditedDenoiser:
     """Returns the U-Net as a denoiser with classifier-free guidance, for a batch of images of one prompt."""
-    cached = unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
+    cached = unet_for_run(unet, settings, init.controls, batch)
     schedule = schedule_of(prediction)
     extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
     interval = sigmas_between(settings.guidance_start, settings.guidance_end, schedule)
@@ -108,6 +131,13 @@ def guided_denoiser(
         made[key] = made.get(key) or guidance_of(one)
     keys = [(id(one.uncond), *(id(cond) for cond, _ in one.conds)) for one in segments]
     return EditedDenoiser([one.end for one in segments], [made[key] for key in keys])
+
+
+def unet_for_run(unet: UNetModel, settings: GenerationSettings, controls: list[Control], batch: int) -> Callable:
+    """Returns the U-Net for one run: with ControlNets, with the step cache, or as it is."""
+    if controls:
+        return ControlledUNet(unet, controls, batch)
+    return unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
 
 
 def schedule_for_model(settings: GenerationSettings, prediction: Prediction) -> tuple[GenerationSettings, list[str]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sd.optimization.deepcache import MAX_EVERY
 from sd.optimization.token_merging import MAX_RATIO
+from sd.pipeline.inputs import options as input_options
 from sd.pipeline.noise import SOURCES, random_seed
 from sd.pipeline.options import Infotext, Widget, check_number, check_whole, option, options_of
 from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_sampler
@@ -342,6 +343,13 @@ class GenerationSettings:
         ),
         missing=NOT_IN_WEBUI,
     )
+    control: str = input_options.CONTROL
+    invert_mask: bool = input_options.INVERT_MASK
+    mask_blur: int = input_options.MASK_BLUR
+    masked_content: str = input_options.MASKED_CONTENT
+    only_masked: bool = input_options.ONLY_MASKED
+    only_masked_padding: int = input_options.ONLY_MASKED_PADDING
+    soft_inpainting: bool = input_options.SOFT_INPAINTING
 
     def __post_init__(self) -> None:
         for name in ("seed", "variation_seed"):
@@ -352,6 +360,7 @@ class GenerationSettings:
         sampler, schedule = find_sampler(self.sampler, self.schedule)
         object.__setattr__(self, "sampler", sampler)
         object.__setattr__(self, "schedule", schedule)
+        object.__setattr__(self, "control", input_options.canonical_control(self.control))
         if self.guidance_start > self.guidance_end:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
         if self.eta is not None and sampler not in ETA_SAMPLERS:

@@ -9,7 +9,7 @@ stays as it is.
 """
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from sd.checkpoints.predictions import Prediction, prediction_of
 from sd.clip import CLIPTextModel
 from sd.optimization.registry import approximate_names, optimize
 from sd.pipeline.circular_padding import circular_padding
-from sd.pipeline.image_inputs import ImageLike, as_images
+from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
+from sd.pipeline.inputs.control import ControlInput, ControlNets, control_inputs, control_notes
+from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
@@ -79,6 +81,7 @@ class StableDiffusion(AdapterCalls):
         self.notes: list[str] = []
         self.chosen_prediction: str | None = None
         self.adapters = Adapters(tokenizer, clip, unet)
+        self.controlnets = ControlNets(unet, self.sizes["unet"], vae.downsample)
         self.taesd: TAESD | None = None
         self.decode_with_taesd = False
         self.optimizations: Collection[str] | None = None
@@ -191,6 +194,14 @@ class StableDiffusion(AdapterCalls):
         guidance_end: float = 1.0,
         step_cache: int = 1,
         token_merging: float = 0.0,
+        control: str = "",
+        invert_mask: bool = False,
+        mask_blur: int = 0,
+        masked_content: str = "original",
+        only_masked: bool = False,
+        only_masked_padding: int = 32,
+        soft_inpainting: bool = False,
+        control_image: ImageLike | Sequence[ImageLike] | None = None,
     ) -> GenerationOutput:
         """Generates `num_images` images of a prompt, or of each prompt of a list, with seeds that count up from `seed`.
 
@@ -198,17 +209,20 @@ class StableDiffusion(AdapterCalls):
         `image_inputs.as_image` for the types. mask: likewise, white where to regenerate, black where to keep. on_step:
         called as on_step(steps done, all steps, x0) with the scaled x0 (B, 4, h, w); an exception in it ends the call.
         batch_size: how many images at once; by default one on a CPU, where each has the same bits as alone, and all on
-        a GPU. The others are the options of `GenerationSettings`. Raises UserError for what cannot be generated.
+        a GPU. control_image: the image of the ControlNet in `control`, or a list with one for each; without it the init
+        image is used. The others are the options of `GenerationSettings`. Raises UserError for what cannot be
+        generated.
         """
         given = {name: value for name, value in locals().items() if name in FIELDS - {"prompt", "negative_prompt"}}
         prompts, negatives = list_prompts(prompt, negative_prompt)
         first = GenerationSettings(**given)
         image, mask = as_images(image, mask)
+        control_images = as_image_list(control_image, "control image")
         parts = []
         for i, (one, negative) in enumerate(zip(prompts, negatives)):
             next_seed = (first.seeds()[0] + i * num_images) % (MAX_SEED + 1)
             settings = first.replace(prompt=one, negative_prompt=negative, seed=next_seed)
-            parts.append(self.generate(settings, image, mask, on_step, batch_size))
+            parts.append(self.generate(settings, image, mask, on_step, batch_size, control_images))
         return GenerationOutput.concatenate(parts)
 
     @torch.no_grad()
@@ -219,33 +233,40 @@ class StableDiffusion(AdapterCalls):
         mask: ImageLike | None = None,
         on_step: OnStep | None = None,
         batch_size: int | None = None,
+        control_images: Sequence[Image.Image] = (),
     ) -> GenerationOutput:
         """Generates the images of one `GenerationSettings`; the other arguments are those of a call."""
         image, mask = as_images(image, mask)
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
+        from_image, masked = image is not None, prepare_masked(settings, image, mask)
+        image, mask = masked.image, masked.mask
+        controls = control_inputs(self.controlnets, settings.control, self.adapters.models, control_images, image, mask)
         self.optimize()
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
         rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
         settings, notes = schedule_for_model(settings, self.prediction)
-        passes = sigmas_for_passes(settings, image is not None, self.prediction)
+        passes = sigmas_for_passes(settings, from_image, self.prediction)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in passes) * len(rows))
 
-        init = prepare_init_image(self.unet, self.vae, image, mask, *width_and_height(settings))
+        size = width_and_height(settings)
+        init = prepare_init_image(self.unet, self.vae, image, mask, *size, settings.soft_inpainting)
         latents, images = [], []
-        padding = circular_padding(self.unet, self.vae) if settings.tiling else nullcontext()
+        networks = [self.unet, self.vae, *(one.loaded.network for one in controls)]
+        padding = circular_padding(*networks) if settings.tiling else nullcontext()
         with padding, load_prompt_adapters(self.adapters, settings.prompt, settings.negative_prompt) as named:
             texts = settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt)
             contexts = [self.encode_prompts(texts, second_pass=i > 0) for i in range(len(passes))]
+            init.controls = [one.control_for(*size) for one in controls]
             for row in rows:
-                latents.append(self.sample_latents(settings, row, contexts, init, passes, on_each))
+                latents.append(self.sample_latents(settings, row, contexts, init, passes, on_each, controls))
                 images += from_tensor(init.paste(self.decode(latents[-1])))
         return GenerationOutput(
-            images=images,
+            images=masked.finish(images),
             seeds=settings.seeds(),
-            infotexts=self.infotexts(settings, image is not None),
+            infotexts=self.infotexts(settings, from_image),
             latents=torch.cat(latents),
-            notes=list(dict.fromkeys([*notes, *init.notes, *named.notes])),
+            notes=list(dict.fromkeys([*notes, *control_notes(settings), *masked.notes, *init.notes, *named.notes])),
             reports=named.reports,
         )
 
@@ -257,6 +278,7 @@ class StableDiffusion(AdapterCalls):
         init: InitImage,
         passes: list[list[float]],
         on_each: Callable[[Tensor], None],
+        controls: Sequence[ControlInput] = (),
     ) -> Tensor:
         """Returns the final latents (B, 4, h, w), scaled, of the B images in `row`, after one pass or two."""
         width, height = width_and_height(settings)
@@ -269,6 +291,7 @@ class StableDiffusion(AdapterCalls):
         latent = sample(self.unet, settings, passes[0], contexts[0], init, noise, on_each, self.prediction)
         if len(passes) > 1:
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
+            second.controls = [one.control_for(*settings.hires_size) for one in controls]
             second.init_latent = self.upscale_latent(latent, settings)
             noise.shape = tuple(second.init_latent.shape[1:])
             if settings.compat != "none":

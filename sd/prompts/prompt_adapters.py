@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from sd.adapters.block_weights import apply_block_weights
 from sd.adapters.lora_loader import LoraReport
 from sd.adapters.lora_tags import Tag, split_tags
 from sd.adapters.manager import Adapters
@@ -71,6 +72,8 @@ def load_tag(adapters: Adapters, tag: Tag) -> LoraReport:
         name = f"<lora:{tag.name}> {count}"
     report = adapters.load_lora(path, tag.unet, tag.te, name)
     report.name = tag.name
+    if tag.lbw:
+        apply_block_weights(adapters.unet, adapters.clip, name, tag.lbw)
     return report
 
 

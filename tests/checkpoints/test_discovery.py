@@ -175,7 +175,10 @@ def test_another_kind_among_the_checkpoints_is_no_checkpoint(models):
             "x is a textual inversion embedding, not a checkpoint of Stable Diffusion 1.x: "
             "write its token in the prompt.",
         ),
-        ("ControlNet", "x is a ControlNet, not a checkpoint of Stable Diffusion 1.x: choose another file."),
+        (
+            "ControlNet",
+            "x is a ControlNet, not a checkpoint of Stable Diffusion 1.x: name it with --control, or as the",
+        ),
         ("SDXL", "x is Stable Diffusion XL, not a checkpoint of Stable Diffusion 1.x: choose another file."),
         ("pix2pix", "x is an instruct-pix2pix model, whose U-Net takes 8 channels, not a checkpoint"),
     ],

@@ -29,6 +29,8 @@ CHANGED = {
     "rng": "nv",
     "compat": "webui",
     "emphasis": "no_norm",
+    "masked_content": "blurred",
+    "control": "x:weight=0.8:preprocessor=canny:a=50:start=0.1:end=0.9:mode=prompt + y",
 }
 # A value that says nothing unless another option is on.
 NEEDS = {
@@ -36,6 +38,7 @@ NEEDS = {
     "hires_steps": {"hires_scale": 2.0},
     "hires_upscaler": {"hires_scale": 2.0},
     "variation_seed": {"variation_strength": 0.5},
+    "only_masked_padding": {"only_masked": True},
 }
 IDS = [row.name for row in OPTIONS]
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"utils"},
     set(EIGHT),
     {"checkpoints", "optimization"},
-    {"adapters"},
+    {"adapters", "control"},
     {"prompts"},
     {"pipeline"},
     {"evaluation"},

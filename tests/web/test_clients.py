@@ -260,7 +260,7 @@ def test_what_is_png_here_is_noted(web):
 @pytest.mark.parametrize(
     ("scripts", "sentence"),
     [
-        ({"controlnet": {"args": [{"enabled": False}, {"model": "canny"}]}}, "set enabled to false in every unit"),
+        ({"controlnet": {"args": [{"enabled": False}, {"model": "canny"}]}}, "a ControlNet unit has no image"),
         ({"ControlNet": {"args": {"enabled": True}}}, "set enabled to false"),
         ({"ADetailer": {"args": [True, {"ad_model": "face_yolov8n.pt"}]}}, "let its first argument be false"),
         ({"ADetailer": {"args": [{"ad_model": "face_yolov8n.pt"}]}}, "let its first argument be false"),

@@ -323,7 +323,7 @@ def test_gradios_own_addresses_want_the_password_and_the_host(closed, path):
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("path", ["/controlnet/model_list", "/sdapi/v2/txt2img", "/no/such/address"])
+@pytest.mark.parametrize("path", ["/controlnet/no_such_list", "/sdapi/v2/txt2img", "/no/such/address"])
 def test_an_unknown_address_is_one_sentence_with_the_page_too(closed, method, path):
     answer = closed.request(method, path, auth=("me", "secret"))
     sentence = f"unknown address: {method} {path}; /docs lists the addresses of this server."

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+from web_client import base64_of
 
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.settings import GenerationSettings
@@ -13,6 +14,7 @@ from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.model_index import Models
 from sd.web.ui.addons import with_addon
+from sd.web.ui.control import with_unit
 from sd.web.ui.draw_tab import title_of
 from sd.web.ui.form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
 from sd.web.ui.job_status import generation_panel
@@ -67,14 +69,30 @@ def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
         guidance_end=0.9,
         step_cache=2,
         token_merging=0.5,
+        control="canny:weight=0.8:preprocessor=canny",
     )
     text = to_infotext(settings, 0, BUNDLED.stem, "0123456789", from_image=True)
     filled, notes = form.fill(text)
-    assert notes == ["It was generated from another image, which is not in it."]
+    assert notes == [
+        "It was generated from another image, which is not in it.",
+        "It was generated with a ControlNet, whose image is not in it: give that image as the control image.",
+    ]
     changes = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
     asked = form.request(*values_of(form, **changes))
     assert asked.settings == settings
     assert asked.checkpoint == BUNDLED.stem
+
+
+def test_a_chosen_controlnet_becomes_a_unit_with_its_image(form, photo):
+    text = with_unit("", "canny", "canny", 0.8, 0, 1, "control", "crop")
+    text = with_unit(text, "tile", "none", 1, 0, 0.5, "balanced", "fill")
+    assert text == "canny:weight=0.8:preprocessor=canny:mode=control + tile:end=0.5:resize=fill"
+    url = f"data:image/png;base64,{base64_of(photo)}"
+    asked = form.request(*values_of(form, control=text, control_images=[url]))
+    assert asked.settings.control == text
+    assert len(asked.control_images) == 1
+    with pytest.raises(UserError, match="choose one"):
+        with_unit("", None, "none", 1, 0, 1, "balanced", "crop")
 
 
 def test_all_settings_are_in_the_form(form):
@@ -84,7 +102,9 @@ def test_all_settings_are_in_the_form(form):
 def test_every_slider_on_the_page_has_a_say(placed):
     page, form = placed
     sliders = {part for part in page.blocks.values() if isinstance(part, gr.Slider)}
-    assert sliders == {part for part in form.inputs() if isinstance(part, gr.Slider)} | {form.addon_strength}
+    assert sliders == {part for part in form.inputs() if isinstance(part, gr.Slider)} | {
+        *(form.addon_strength, form.control.weight, form.control.start, form.control.end)
+    }
 
 
 def test_a_text_without_settings_is_one_sentence(form):

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sd.optimization.token_merging import MAX_RATIO
+from sd.pipeline.metadata.controlnet_text import LABEL as CONTROLNET
+from sd.pipeline.metadata.controlnet_text import control_from_labels
 from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NOTED_APART, SAME_AS, feature_of, is_known
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ETA_SAMPLERS, find_foreign_sampler, find_sampler
 from sd.pipeline.settings import COMPAT, HIRES_UPSCALERS, OPTIONS
 from sd.utils.errors import UserError
 
+INVERTED, ONLY_MASKED = "Inpaint not masked", "Only masked"  # the webui's values of "Mask mode" and "Inpaint area"
 OURS = "sd-by-hand"  # what our own Version begins with
 UNKNOWN = ("", "unknown", "None", "none", "-1")
 
@@ -80,7 +83,8 @@ def refuse_value(text: str) -> None:
 # These are read by functions of their own below.
 READ_SPECIALLY = (
     *("sampler", "schedule", "width", "height", "strength", "rng", "eta", "compat"),
-    *("hires_strength", "hires_upscaler", "hires_steps"),
+    *("hires_strength", "hires_upscaler", "hires_steps", "control"),
+    *("invert_mask", "only_masked"),
 )
 READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
 
@@ -109,6 +113,8 @@ def read_fields(found: Mapping[str, str]) -> Reading:
             "is used."
         )
         reading.values["token_merging"] = MAX_RATIO
+    read_control(found, reading)
+    read_mask_options(found, reading)
     read_origin(found, reading)
     read_noise(found, reading)
     read_rest(found, reading)
@@ -217,6 +223,28 @@ def set_scale(target: list[int], reading: Reading) -> None:
             )
 
 
+def read_control(found: Mapping[str, str], reading: Reading) -> None:
+    """Reads the ControlNets, whose images are not in the file."""
+    try:
+        control = control_from_labels(found)
+    except UserError as error:
+        reading.problems["control"] = f"its ControlNet cannot be used: {error}"
+        return
+    if control:
+        reading.values["control"] = control
+        reading.notes["ControlNet"] = (
+            "It was generated with a ControlNet, whose image is not in it: give that image as the control image."
+        )
+
+
+def read_mask_options(found: Mapping[str, str], reading: Reading) -> None:
+    """Reads the options of masks that the webui writes as words."""
+    if found.get("Mask mode", "").lower() == INVERTED.lower():
+        reading.values["invert_mask"] = True
+    if found.get("Inpaint area", "").lower() == ONLY_MASKED.lower():
+        reading.values["only_masked"] = True
+
+
 def read_origin(found: Mapping[str, str], reading: Reading) -> None:
     """Reads whether the image was generated from another image, which is not in the file."""
     strength = found.get("Denoising strength", "0")
@@ -298,7 +326,7 @@ def read_rest(found: Mapping[str, str], reading: Reading) -> None:
     unknown: dict[str, bool] = {}
     for label, value in found.items():
         again = label in SAME_AS and value == found.get(SAME_AS[label])
-        if is_known(label) or value.strip().lower() in OFF or again:
+        if is_known(label) or CONTROLNET.fullmatch(label) or value.strip().lower() in OFF or again:
             continue
         if label in NOTED_APART:
             reading.notes[label] = NOTED_APART[label]

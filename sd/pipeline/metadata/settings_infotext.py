@@ -5,7 +5,8 @@ import warnings
 from collections.abc import Mapping
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
-from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS, Reading, read_fields
+from sd.pipeline.metadata.controlnet_text import units_to_labels
+from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS, INVERTED, ONLY_MASKED, Reading, read_fields
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
@@ -55,7 +56,9 @@ def special_labels(settings: GenerationSettings, index: int, from_image: bool) -
         "Variation seed": settings.variation_seeds()[index] if varied else None,
         "Denoising strength": settings.hires_strength if hires else settings.strength if from_image else None,
         "Eta DDIM" if settings.sampler in DDIM_SAMPLERS else "Eta": settings.eta,
-    }
+        "Mask mode": INVERTED if settings.invert_mask else None,
+        "Inpaint area": ONLY_MASKED if settings.only_masked else None,
+    } | units_to_labels(settings.control)
 
 
 def from_infotext(text: str) -> GenerationSettings:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.utils.errors import UserError
+from sd.web.a1111.controlnet import controlnet_router
 from sd.web.a1111.extras import extras_router
 from sd.web.a1111.lists import connect_router, lists_router
 from sd.web.a1111.options import Options
@@ -154,7 +155,8 @@ def sdapi_router(jobs: Jobs, models: Models) -> APIRouter:
     add_running(router, server)
     add_options(router, server)
     whole = APIRouter()
-    for one in (router, extras_router(), task_router(server), connect_router(jobs), lists_router(jobs, models)):
+    extensions = (extras_router(), controlnet_router(models), task_router(server))
+    for one in (router, *extensions, connect_router(jobs), lists_router(jobs, models)):
         whole.include_router(one)
     return whole
 

@@ -50,6 +50,7 @@ OF_IMAGES = frozenset(
     inpainting_mask_invert initial_noise_multiplier include_init_images
     """.split()
 )
+SOFT_INPAINTING = "soft inpainting"
 MAX_LISTED = 30  # names of ignored fields in an answer
 OFF = (False, None, "False", "false", 0)
 
@@ -108,8 +109,8 @@ def check_scripts(body: Any) -> None:
 
 
 def is_off(name: str, args: list, body: Any) -> bool:
-    if name == "controlnet":
-        return all(is_off_unit(unit) for unit in args) or (bool(args) and is_value_off(args[0]))
+    if name in ("controlnet", SOFT_INPAINTING):
+        return True  # `controlnet.add_units` and `schema.soft_inpainting_of` read them
     if name == "adetailer":
         units = [one for one in args if isinstance(one, dict)]
         switched_off = not args or is_value_off(args[0])
@@ -158,8 +159,6 @@ def repeats_seed(args: list, body: Any) -> bool:
 
 
 def advice_on(name: str) -> str:
-    if name == "controlnet":
-        return "leave it out of alwayson_scripts, or set enabled to false in every unit"
     if name == "adetailer":
         return "leave it out of alwayson_scripts, or let its first argument be false"
     if name in ("sampler", "seed"):

@@ -10,20 +10,21 @@ from typing import Any
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from sd.pipeline.infotext import parse_infotext
+from sd.pipeline.inputs.options import MAX_BLUR
 from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_foreign_sampler, find_sampler
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
 from sd.utils.errors import UserError
-from sd.web.a1111.fields import check_fields, check_scripts
+from sd.web.a1111.controlnet import add_units
+from sd.web.a1111.fields import SOFT_INPAINTING, check_fields, check_scripts
 from sd.web.a1111.options import settings_of, vae_of
 from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
-from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.submit import GenerateRequest
 
 NO_STYLE = ("", "None")
 OTHER_NETWORKS = re.compile("<(hypernet|lyco):")
 RESIZE_MODES = {0: "stretch", 1: "crop"}
-MAX_BLUR = 64  # pixels
+FILLS = {0: "blurred", 1: "original", 2: "noise", 3: "nothing"}  # by the webui's inpainting_fill
 
 
 # The fields of the table of options, under the webui's names and with the webui's defaults.
@@ -197,7 +198,7 @@ def request_from_body(body: TextToImage, options: dict) -> tuple[GenerateRequest
     request = GenerateRequest(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
     if has_image:
         add_image(request, body)
-    return request, ignored
+    return request, [*ignored, *add_units(request, body, request.image)]
 
 
 def add_image(request: GenerateRequest, body: ImageToImage) -> None:
@@ -210,19 +211,30 @@ def add_image(request: GenerateRequest, body: ImageToImage) -> None:
     request.image = decode_image(body.init_images[0])
     if not body.mask:
         return
-    if body.inpainting_fill not in (0, 1):
-        raise UserError(f"inpainting_fill {body.inpainting_fill} is not supported here: use 0 (fill) or 1 (original).")
+    if body.inpainting_fill not in FILLS:
+        raise UserError(f"inpainting_fill {body.inpainting_fill} is unknown: use a number from 0 to 3.")
     request.mask = decode_image(body.mask)
     blur = body.mask_blur_x if body.mask_blur is None else body.mask_blur
     if body.mask_blur is None and body.mask_blur_x != body.mask_blur_y:
         raise UserError("mask_blur_x and mask_blur_y differ, which is not supported here: use mask_blur.")
-    request.mask_options = MaskOptions(
-        invert=body.inpainting_mask_invert,
-        blur=blur,
-        fill=body.inpainting_fill == 0,
+    request.settings = request.settings.replace(
+        invert_mask=body.inpainting_mask_invert,
+        mask_blur=blur,
+        masked_content=FILLS[body.inpainting_fill],
         only_masked=body.inpaint_full_res,
-        padding=body.inpaint_full_res_padding,
+        only_masked_padding=body.inpaint_full_res_padding,
+        soft_inpainting=soft_inpainting_of(body),
     )
+
+
+def soft_inpainting_of(body: ImageToImage) -> bool:
+    """Returns whether the webui's built-in script for it is on; its further numbers are not used here."""
+    for name, script in body.alwayson_scripts.items():
+        if name.lower() == SOFT_INPAINTING:
+            args = script.get("args") if isinstance(script, dict) else script
+            first = args[0] if isinstance(args, list) and args else args
+            return bool(first.get("Soft inpainting") if isinstance(first, dict) else first)
+    return False
 
 
 def response_info(result: dict, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:

@@ -11,8 +11,9 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import ConfigDict, create_model
+from pydantic import ConfigDict, Field, create_model
 
+from sd.control.units import MAX_UNITS
 from sd.pipeline.settings import GenerationSettings
 from sd.web.jobs.job import Job
 from sd.web.jobs.limits import MAX_BODY, decode_image
@@ -32,9 +33,9 @@ SettingsBody: Any = create_model("SettingsBody", **SETTINGS | {"prompt": (str, .
 class GenerateBody(SettingsBody):
     """The body of POST /jobs: the fields of `sd.pipeline.settings.GenerationSettings`, and those beside them.
 
-    checkpoint: its name, "" for the default. vae: the name of a separate VAE, "" for the default. prediction: what
-    a checkpoint without marks predicts, such as "v". image: an input image
-    as base64 or a data: URL. mask: likewise, white where to generate.
+    checkpoint: its name, "" for the default. vae: the name of a separate VAE, "" for the default. prediction: what a
+    checkpoint without marks predicts, such as "v". image: an input image as base64 or a data: URL. mask: likewise,
+    white where to generate. control_images: likewise, one for each ControlNet in `control`, or one for all.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=MAX_BODY)
@@ -44,12 +45,19 @@ class GenerateBody(SettingsBody):
     prediction: str = ""
     image: str | None = None
     mask: str | None = None
+    control_images: list[str] = Field([], max_length=MAX_UNITS)
 
     def to_request(self) -> GenerateRequest:
         """Convert to a request. Decodes images, which takes time. Raises UserError."""
         image, mask = (None if text is None else decode_image(text) for text in (self.image, self.mask))
         settings = GenerationSettings(**{field.name: getattr(self, field.name) for field in fields(GenerationSettings)})
-        return GenerateRequest(settings, self.checkpoint, image, mask, vae=self.vae, prediction=self.prediction)
+        control_images = [decode_image(text) for text in self.control_images]
+        return GenerateRequest(
+            *(settings, self.checkpoint, image, mask),
+            vae=self.vae,
+            prediction=self.prediction,
+            control_images=control_images,
+        )
 
 
 def jobs_router(jobs: Jobs, models: Models) -> APIRouter:

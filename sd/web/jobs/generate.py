@@ -13,6 +13,7 @@ from PIL import Image
 from sd.cli.requests import GenerationRequest
 from sd.optimization.registry import parse_names
 from sd.pipeline.infotext import with_setting
+from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.mask import stretch_mask
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import GenerationOutput, StableDiffusion
@@ -21,7 +22,6 @@ from sd.utils.files import save_png, write_png
 from sd.utils.image_grid import grid
 from sd.utils.images import open_image, to_rgb
 from sd.web.jobs.job import Cancelled, Interrupted, Job, Skipped
-from sd.web.jobs.masks import MaskOptions, fill_masked, paste_region, prepare_mask, region_of
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Tell
 
@@ -31,16 +31,11 @@ PREVIEW_SHARE = 0.1  # of the time, at most
 
 @dataclass
 class InitInputs:
-    """The inputs of a job. whole, whole_mask, region: set where only a part of the whole image is generated."""
+    """The inputs of a job. control_images: one for each ControlNet, or one for all."""
 
     image: Image.Image | None = None
     mask: Image.Image | None = None
-    whole: Image.Image | None = None
-    whole_mask: Image.Image | None = None
-    region: tuple[int, int, int, int] | None = None
-
-    def finish(self, generated: Image.Image) -> Image.Image:
-        return generated if self.region is None else paste_region(self.whole, generated, self.whole_mask, self.region)
+    control_images: list[Image.Image] = field(default_factory=list)
 
 
 @dataclass
@@ -63,6 +58,7 @@ class ImageGenerator:
         settings = GenerationSettings(**request["settings"])
         pipe = self.load(request["checkpoint"], request.get("vae", ""), request.get("prediction", ""))
         start = prepare_inputs(job.folder, request, settings, pipe.image_size)
+        start.control_images = [open_image(path) for path in sorted(job.folder.glob("control-*"))]
         settings = pipe.resolve_size(settings, start.image)
         result: dict = {
             "files": [],
@@ -97,18 +93,18 @@ class ImageGenerator:
         for index, part in enumerate(parts):
             reporter.before, reporter.parts, reporter.x0 = index, len(parts), None
             try:
-                output = pipe.generate(part, start.image, start.mask, on_step=reporter)
+                output = pipe.generate(part, start.image, start.mask, reporter, control_images=start.control_images)
             except Skipped:
                 continue
             except Interrupted:
-                self.save_images(unfinished_images(pipe, part, start, reporter), start, job, prefix, result)
+                self.save_images(unfinished_images(pipe, part, start, reporter), job, prefix, result)
                 raise
-            self.save_images(output, start, job, prefix, result)
+            self.save_images(output, job, prefix, result)
 
-    def save_images(self, output: GenerationOutput, start: InitInputs, job: Job, prefix: str, result: dict) -> None:
+    def save_images(self, output: GenerationOutput, job: Job, prefix: str, result: dict) -> None:
         result["notes"] += [note for note in output.notes if note not in result["notes"]]
         for image, seed, text in zip(output.images, output.seeds, output.infotexts):
-            name = save_png(start.finish(image), job.folder, text, prefix).name
+            name = save_png(image, job.folder, text, prefix).name
             result["files"].append(name)
             result["images"].append(name)
             result["seeds"].append(seed)
@@ -163,7 +159,9 @@ def unfinished_images(
         return GenerationOutput([], [], [], torch.zeros(0))
     texts = pipe.infotexts(part, start.image is not None)
     texts = [with_setting(text, "Interrupted at step", reporter.reached) for text in texts]
-    return GenerationOutput(pipe.preview(reporter.x0), part.seeds(), texts, reporter.x0)
+    masked = prepare_masked(pipe.resolve_size(part, start.image), start.image, start.mask)
+    images = masked.finish(pipe.preview(reporter.x0))
+    return GenerationOutput(images, part.seeds(), texts, reporter.x0)
 
 
 def split_into_batches(settings: GenerationSettings, batch_size: int) -> Iterator[GenerationSettings]:
@@ -182,14 +180,10 @@ def prepare_inputs(folder: Path, request: dict, settings: GenerationSettings, im
     width, height = settings.width or image.width // 8 * 8, settings.height or image.height // 8 * 8
     if not (folder / "mask").exists():
         return InitInputs(resize(image, request["resize_mode"], width, height))
-    options = MaskOptions(**request["mask_options"])
-    mask = prepare_mask(stretch_mask(open_image(folder / "mask"), *image.size), options)
-    source = fill_masked(image, mask) if options.fill else image
-    if not options.only_masked:
-        sized = stretch_mask(mask, width, height) if request["resize_mode"] == "stretch" else mask
-        return InitInputs(resize(source, request["resize_mode"], width, height), sized)
-    region = region_of(mask, options.padding, width, height)
-    return InitInputs(source.crop(region), mask.crop(region), image, mask, region)
+    mask = stretch_mask(open_image(folder / "mask"), *image.size)
+    if request["resize_mode"] == "stretch" and not settings.only_masked:
+        return InitInputs(resize(image, "stretch", width, height), stretch_mask(mask, width, height))
+    return InitInputs(image, mask)
 
 
 def resize(image: Image.Image, mode: str, width: int, height: int) -> Image.Image:

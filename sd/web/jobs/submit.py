@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass, field
 
 from sd.checkpoints.predictions import EPS, choose_prediction
+from sd.control.units import check_image_count, parse_units
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.limits import check_image, check_settings
-from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 
@@ -22,7 +22,7 @@ class GenerateRequest:
     or "". image, mask: the bytes of files that `limits` has checked.
     batch_size: images at once on a GPU. resize_mode: "crop" cuts an image of another shape, "stretch" distorts it.
     title: the beginning of the files' names, "" for a number alone. page: the open page that made the request and shows
-    its jobs; "" for an API.
+    its jobs; "" for an API. control_images: files like `image`, of the ControlNets in the settings.
     """
 
     settings: GenerationSettings
@@ -31,11 +31,11 @@ class GenerateRequest:
     mask: bytes | None = None
     batch_size: int = 4
     resize_mode: str = "crop"
-    mask_options: MaskOptions = field(default_factory=MaskOptions)
     title: str = ""
     vae: str = ""
     prediction: str = ""
     page: str = ""
+    control_images: list[bytes] = field(default_factory=list)
 
 
 def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
@@ -44,6 +44,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     check_settings(settings)
     models.check_tags(settings.prompt)
     choose_prediction(EPS, request.prediction or None)
+    check_control(models, request)
     models.vae(request.vae, models.checkpoint(request.checkpoint))
     if request.mask is not None and request.image is None:
         raise UserError("a mask was given without an image: give the image that it belongs to as well.")
@@ -56,12 +57,20 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
         "prediction": request.prediction,
         "batch_size": request.batch_size,
         "resize_mode": request.resize_mode,
-        "mask_options": asdict(request.mask_options),
         "title": request.title,
         "page": request.page,
     }
     files = {"image": request.image, "mask": request.mask}
+    files |= {f"control-{i}": data for i, data in enumerate(request.control_images)}
     return jobs.submit("draw", description, {name: data for name, data in files.items() if data is not None})
+
+
+def check_control(models: Models, request: GenerateRequest) -> None:
+    """Raises UserError for a ControlNet that is not in the folder, and for another number of images than they need."""
+    units = parse_units(request.settings.control)
+    for unit in units:
+        models.find("ControlNet", unit.model)
+    check_image_count(units, len(request.control_images), request.image is not None)
 
 
 def with_image_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:

@@ -91,13 +91,14 @@ def painter() -> gr.HTML:
     )
 
 
-def image_list(label: str) -> gr.HTML:
-    """Return an input for several images. Value: a list of data: URLs."""
+def image_list(label: str, store: str = "photos") -> gr.HTML:
+    """Return an input for several images. Value: a list of data: URLs. store: where the browser keeps them."""
     return gr.HTML(
         [],
         html_template=drop(label, multiple=True) + '<ul class="thumbs" aria-label="Chosen images"></ul>',
         js_on_load=script("image_input") + script("training_images"),
         elem_classes="image-list",
+        store=store,
     )
 
 

@@ -25,6 +25,7 @@ from sd.web.ui.gallery import Gallery
 from sd.web.ui.job_status import generation_panel
 from sd.web.ui.keep import keep_form, with_page
 
+IMAGES = ("painted", "control_images")  # widgets that the browser keeps itself
 NOTES = "notes"  # in a job's result: sentences for the user
 
 
@@ -49,6 +50,7 @@ class GenerateTab:
     def connect_form(self) -> None:
         form, widgets = self.form, self.form.widgets
         prompt, checkpoint = widgets["prompt"], widgets["checkpoint"]
+        form.control.connect(widgets["control"])
         form.add_addon.click(show_errors(self.add), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
         form.about.select(self.example, None, prompt, **EVENT)
         prompt.change(self.count, prompt, form.tokens, **EVENT | {"trigger_mode": "always_last"})
@@ -85,8 +87,8 @@ class GenerateTab:
         form.generate.click(show_errors(self.submit), given, None, js=with_page("draw"), **PRESS)
         self.stage.input(self.show_notes, None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
-        lists = [*chosen, form.addon, form.about]
-        loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name != "painted"})
+        lists = form.listed()
+        loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name not in IMAGES})
         loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)
 
     def submit(self, page: str, enhanced: EnhancedPrompt | None, *values: object) -> None:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from sd.checkpoints.config import IMAGE_SIZE
 from sd.checkpoints.predictions import PREDICTIONS
 from sd.pipeline.infotext import parse_infotext
+from sd.pipeline.inputs.options import OF_MASKS
 from sd.pipeline.metadata.settings_infotext import form_values
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
@@ -19,11 +20,11 @@ from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
 from sd.utils.errors import UserError
 from sd.web.jobs.limits import decode_image
-from sd.web.jobs.masks import MaskOptions
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.submit import GenerateRequest
 from sd.web.ui.addons import addons
 from sd.web.ui.components import examples, painter
+from sd.web.ui.control import ControlBuilder
 
 SETTINGS = [row.name for row in OPTIONS]
 SEEDS = ("seed", "variation_seed")  # texts: a browser's numbers are exact to 2^53 only
@@ -35,6 +36,7 @@ CHOICES = {
     "sampler": [(one.label, name) for name, one in ALL_SAMPLERS.items()],
     "schedule": [("Automatic", ""), *((label, name) for name, label in SCHEDULE_LABELS.items())],
 }
+MASK_DEFAULTS = {row.name: row.default for row in OPTIONS if row.name in OF_MASKS}
 SHAPES = ["1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16"]
 CUSTOM = "Custom"
 # The values of options that infotext leaves out where they are at their defaults.
@@ -64,6 +66,7 @@ class Form:
         self.add_model()
         self.add_prompts()
         self.add_start()
+        self.add_control()
         self.add_size()
         self.add_sampling()
         self.add_seed()
@@ -103,19 +106,14 @@ class Form:
         add = self.add
         with gr.Accordion("Start from an image (img2img, inpainting)", open=False) as self.start:
             add(painted=painter())
-            with gr.Row():
-                self.add_option("strength")
-                info = "pixels at the mask's edge"
-                add(mask_blur=gr.Slider(0, 64, 4, step=1, label="Mask blur", info=info, min_width=120))
-            with gr.Row():
-                contents = [("Original", False), ("Fill", True)]
-                info = "what the masked part starts from"
-                add(mask_fill=gr.Radio(contents, value=False, label="Masked content", info=info, min_width=120))
-                info = "the masked part alone, at full size"
-                add(only_masked=gr.Checkbox(False, label="Only masked", info=info, min_width=120))
-                info = "pixels kept around it"
-                padding = gr.Slider(0, 256, 32, step=4, label="Only masked padding", info=info, min_width=120)
-                add(padding=padding)
+            self.add_option("strength")
+            self.add_section("mask")
+
+    def add_control(self) -> None:
+        with gr.Accordion("ControlNet", open=False):
+            self.control = ControlBuilder(self.models)
+            self.add_option("control")
+            self.add(control_images=self.control.images)
 
     def add_size(self) -> None:
         size = usual_size(self.models.checkpoint())
@@ -186,6 +184,8 @@ class Form:
             chosen["hires_scale"] = 1.0
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
+        if not painted["mask"]:
+            chosen |= MASK_DEFAULTS
         image, mask = (decode_image(painted[part]) if painted[part] else None for part in ("image", "mask"))
         return GenerateRequest(
             GenerationSettings(**chosen),
@@ -193,14 +193,9 @@ class Form:
             image,
             mask,
             batch_size=given["batch_size"],
-            mask_options=MaskOptions(
-                blur=given["mask_blur"],
-                fill=given["mask_fill"],
-                only_masked=given["only_masked"],
-                padding=given["padding"],
-            ),
             vae=given["vae"],
             prediction=given["prediction"],
+            control_images=[decode_image(url) for url in given["control_images"] or ()],
         )
 
     def fill(self, text: str) -> tuple[dict[gr.Component, object], list[str]]:
@@ -226,6 +221,10 @@ class Form:
                 notes = [*notes, f"The model {model} of this image is not here."]
         return {self.widgets[name]: value for name, value in values.items() if name in self.widgets}, notes
 
+    def listed(self) -> list[gr.Component]:
+        """Returns the components whose lists `lists` gives."""
+        return [self.widgets["checkpoint"], self.widgets["vae"], self.addon, self.control.model, self.about]
+
     def lists(self, checkpoint: str, vae: str) -> dict[gr.Component, object]:
         """Returns the lists of models as of now. checkpoint, vae: the current choices, which are kept if they exist."""
         names, vaes = list(self.models.names("checkpoint")), vae_names(self.models)
@@ -235,6 +234,7 @@ class Form:
             self.widgets["checkpoint"]: gr.Dropdown(names, value=chosen),
             self.widgets["vae"]: gr.Dropdown(vaes, value=known, visible=len(vaes) > 1),
             self.addon: gr.Dropdown(addons(self.models)),
+            self.control.model: gr.Dropdown(list(self.models.names("ControlNet"))),
             self.about: about_model(self.models, chosen),
         }
 

@@ -39,6 +39,7 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
         generate_tab.connect(page)
         train_tab.connect(page, tabs)
         keep_images(page, "start", generate_tab.form.widgets["painted"])
+        keep_images(page, "control", generate_tab.form.widgets["control_images"])
         keep_images(page, "photos", train_tab.images)
     app.include_router(page_router(jobs, [generate_tab.followed, train_tab.followed], generate_tab.gallery.html))
     app = gr.mount_gradio_app(

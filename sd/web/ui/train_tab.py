@@ -55,7 +55,7 @@ class TrainTab:
         fields["steps"] = self.steps
         given = [self.page, self.name, self.images, self.method, self.kind, self.class_word, self.steps, checkpoint]
         self.train.click(show_errors(self.submit), given, None, js=with_page("teach"), **PRESS)
-        lists = [checkpoint, widgets["vae"], self.form.addon, self.form.about]
+        lists = self.form.listed()
         self.stage.input(self.refreshed, [checkpoint, widgets["vae"]], lists, **EVENT)
         tried = [widgets["prompt"], checkpoint, tabs]
         self.stage.select(show_errors(self.try_it), None, tried, **EVENT)

@@ -331,6 +331,21 @@ def test_only_masked_gives_the_whole_picture_back(web, photo):
     assert opened(post(web, "img2img", **SMALL, **body)["images"][0]).size == (256, 192)
 
 
+def test_every_fill_and_soft_inpainting_reach_the_settings(web, photo):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    body = SMALL | dict(init_images=[base64_of(photo)], mask=base64_of(mask), inpaint_full_res=False, mask_blur=8)
+    scripts = {"soft inpainting": {"args": [{"Soft inpainting": True, "Schedule bias": 1}]}}
+    texts = [
+        json.loads(post(web, "img2img", **body, inpainting_fill=fill)["info"])["infotexts"][0] for fill in range(4)
+    ]
+    contents = [parse_infotext(text).get("Masked content", "original") for text in texts]
+    assert contents == ["fill", "original", "latent noise", "latent nothing"]
+    soft = json.loads(post(web, "img2img", **body, alwayson_scripts=scripts)["info"])["infotexts"][0]
+    assert parse_infotext(soft)["Soft inpainting enabled"] == "True"
+    assert parse_infotext(soft)["Mask blur"] == "8"
+
+
 def test_styles(web):
     style = web.client.get("/sdapi/v1/prompt-styles").json()[0]
     info = json.loads(post(web, "txt2img", **SMALL, styles=[style["name"]])["info"])
@@ -393,7 +408,7 @@ def test_what_is_not_supported_is_said(web, body):
         {"init_images": ["/etc/passwd"]},
         {"resize_mode": 2},
         {"mask": "AAAA"},
-        {"inpainting_fill": 3, "mask": "picture"},
+        {"inpainting_fill": 4, "mask": "picture"},
         {"mask_blur_x": 3, "mask": "picture"},
         {"mask_blur": 100, "mask": "picture"},
         {"latent_mask": "AAAA"},
@@ -526,17 +541,13 @@ def test_webuiapi_asks_for_everything(client):
 def test_webuiapi_asks_for_what_is_not_to_be_had(client, photo):
     for ask in (
         lambda: client.interrogate(photo),
-        lambda: client.controlnet_detect([photo]),
         lambda: client.prompt_gen(text="an apple"),
     ):
         with pytest.raises(RuntimeError, match="404"):
             ask()
-    for unit in (
-        {"controlnet_units": [webuiapi.ControlNetUnit(photo)]},
-        {"adetailer": [webuiapi.ADetailer(ad_model="face_yolov8n.pt")]},
-    ):
-        with pytest.raises(RuntimeError, match=r"422.*the script \w+ is not supported here"):
-            client.txt2img(prompt="a red apple", width=64, height=64, alwayson_scripts={}, **unit)
+    detailer = {"adetailer": [webuiapi.ADetailer(ad_model="face_yolov8n.pt")]}
+    with pytest.raises(RuntimeError, match=r"422.*the script \w+ is not supported here"):
+        client.txt2img(prompt="a red apple", width=64, height=64, alwayson_scripts={}, **detailer)
     for ask in (client.get_artists, client.get_artist_categories):
         assert "is not supported here" in ask()["detail"]
 

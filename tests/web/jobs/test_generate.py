@@ -17,7 +17,7 @@ from sd.web.jobs.submit import GenerateRequest, submit_request
 
 def job_of(tmp_path, **settings):
     request = {"settings": vars(GenerationSettings(steps=3, seed=7, **settings)), "checkpoint": "", "batch_size": 2}
-    return Job("id", "draw", request | {"resize_mode": "crop", "mask_options": {}, "title": ""}, tmp_path)
+    return Job("id", "draw", request | {"resize_mode": "crop", "title": ""}, tmp_path)
 
 
 @pytest.fixture

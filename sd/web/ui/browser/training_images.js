@@ -1,4 +1,4 @@
-// Images to train on. props.value: data: URLs.
+// Several images, such as those to train on. props.value: data: URLs. props.store: where the browser keeps them.
 
 const MOST = 1024; // pixels; a model learns from fewer
 const list = find("ul");
@@ -25,7 +25,7 @@ const show = () => {
 
 const set = (urls) => {
   props.value = urls;
-  sd.store("photos", urls);
+  sd.store(props.store, urls);
   show();
 };
 
@@ -40,5 +40,5 @@ onFiles(async (files) => {
   refuse(refused.length ? `Not images that this browser knows: ${refused.join(", ")}.` : "");
 });
 watch("value", show);
-if (sd.stored("photos")?.length) props.value = sd.stored("photos");
+if (sd.stored(props.store)?.length) props.value = sd.stored(props.store);
 show();

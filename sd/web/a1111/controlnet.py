@@ -1,0 +1,247 @@
+"""The webui's ControlNet extension: its units in `alwayson_scripts`, and its routes /controlnet/...
+
+A unit is a dict. Its image is base64, or {"image": ..., "mask": ...}; without one, img2img's own image is used.
+"""
+
+import asyncio
+import base64
+import io
+from typing import Any
+
+from fastapi import APIRouter
+from PIL import Image, ImageOps
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from sd.checkpoints.discovery import split_hash
+from sd.control.preprocessors import PREPROCESSORS, Threshold, find_preprocessor, preprocess
+from sd.control.units import MAX_UNITS, MODES, RESIZES, ControlUnit, format_units
+from sd.pipeline.mask import brightest, read_mask, stretch_mask
+from sd.utils.errors import UserError
+from sd.utils.images import to_rgb
+from sd.web.a1111.fields import is_off_unit, is_value_off
+from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, MAX_PIXELS, check_image, decode_image
+from sd.web.jobs.model_index import Models
+from sd.web.problems import PROBLEMS
+
+VERSION = 3  # of the extension's API
+RESIZE_ORDER = ("stretch", "crop", "fill")  # as the extension numbers them
+OLD_RESIZES = {"scale to fit (inner fit)": "crop", "envelope (outer fit)": "fill"}
+# Fields of a unit that change nothing here, or only the webui's files and memory.
+NO_EFFECT = frozenset(
+    """
+    enabled enable is_enabled low_vram lowvram pixel_perfect save_detected_map is_ui input_mode batch_images output_dir
+    loopback use_preview_as_input generated_image inpaint_crop_input_image animatediff_batch batch_modifiers
+    batch_image_files batch_mask_dir batch_image_dir batch_keyframe_idx union_control_type processor_res
+    """.split()
+)
+HONORED = frozenset(
+    """
+    image input_image mask mask_image module model weight resize_mode threshold_a threshold_b guidance guidance_start
+    guidance_end control_mode guess_mode
+    """.split()
+)
+AT_DEFAULT = {"hr_option": ("Both", "HiResFixOption.BOTH", 0)}  # beside None, False and empty ones
+
+
+def add_units(request: Any, body: Any, init_image: bytes | None) -> list[str]:
+    """Adds the units of a body's `alwayson_scripts` to a `GenerateRequest`; returns the fields that are ignored.
+
+    init_image: the image of img2img. Raises UserError for what cannot be used.
+    """
+    units = [unit for unit in units_of(body) if not is_off_unit(unit)]
+    if not units:
+        return []
+    images = [image_of(unit) for unit in units]
+    request.settings = request.settings.replace(control=format_units([unit_from_fields(unit) for unit in units]))
+    if any(images):
+        if init_image is None and not all(images):
+            raise UserError("a ControlNet unit has no image: give one to every unit that is enabled.")
+        request.control_images = [image or init_image for image in images]
+    elif init_image is None:
+        raise UserError("a ControlNet unit has no image: give one, or set enabled to false.")
+    return sorted({f"controlnet.{name[:100]}" for unit in units for name in ignored_fields(unit)})
+
+
+def units_of(body: Any) -> list:
+    """Returns the extension's arguments; none where its first one turns it off."""
+    for name, script in body.alwayson_scripts.items():
+        if name.lower() == "controlnet":
+            args = script.get("args") if isinstance(script, dict) else script
+            args = [] if args is None else args if isinstance(args, list) else [args]
+            return [] if args and is_value_off(args[0]) and args[0] is not None else args
+    return []
+
+
+def unit_from_fields(unit: dict) -> ControlUnit:
+    """Returns a unit from the extension's fields. Raises UserError for a value that cannot be used."""
+    module = find_preprocessor(str(unit.get("module") or "none"))
+    one = PREPROCESSORS[module]
+    model = split_hash(str(unit.get("model") or ""))[0]
+    if model.lower() in ("", "none"):
+        raise UserError("a ControlNet unit has no model: name one of /controlnet/model_list, or set enabled to false.")
+    mode = choice(unit.get("control_mode", 0), tuple(MODES), MODES, "control_mode")
+    resize = unit.get("resize_mode", 1)
+    resize = OLD_RESIZES.get(str(resize).lower(), resize)
+    return ControlUnit(
+        model,
+        weight=number(unit, "weight", 1.0),
+        preprocessor=module,
+        a=within(one.a, unit, "threshold_a"),
+        b=within(one.b, unit, "threshold_b"),
+        start=number(unit, "guidance_start", 0.0),
+        end=number(unit, "guidance_end", number(unit, "guidance", 1.0)),
+        mode="control" if unit.get("guess_mode") is True else mode,
+        resize=choice(resize, RESIZE_ORDER, RESIZES, "resize_mode"),
+    )
+
+
+def number(unit: dict, name: str, default: float) -> float:
+    value = unit.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{name} of a ControlNet unit is {str(value)[:50]!r}: use a number.")
+    return float(value)
+
+
+def within(bounds: Threshold | None, unit: dict, name: str) -> float | None:
+    """Returns a threshold; None, the default, for one out of bounds, as the extension does."""
+    if bounds is None:
+        return None
+    value = number(unit, name, bounds.default)
+    return value if bounds.low <= value <= bounds.high and value != bounds.default else None
+
+
+def choice(value: Any, order: tuple[str, ...], labels: dict[str, str], name: str) -> str:
+    """Returns the key of a value that is a place in `order`, a label or a key itself."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(order):
+        return order[value]
+    text = str(value).lower()
+    for key, label in labels.items():
+        if text in (key, label.lower()):
+            return key
+    raise UserError(f"unknown {name} {str(value)[:50]!r}; choose from {', '.join(labels.values())}.")
+
+
+def image_of(unit: dict) -> bytes | None:
+    """Returns the file of a unit's image, with its mask as transparency; None where it has no image."""
+    image, mask = unit.get("image") or unit.get("input_image"), unit.get("mask") or unit.get("mask_image")
+    if isinstance(image, dict):
+        image, mask = image.get("image"), mask or image.get("mask")
+    if not image:
+        return None
+    if not isinstance(image, str) or not isinstance(mask, str | None):
+        raise UserError("the image of a ControlNet unit is no base64: send it as text.")
+    data = decode_image(image)
+    if not mask:
+        return data
+    opened = to_rgb(check_image(data))
+    hole = stretch_mask(read_mask(check_image(decode_image(mask))), *opened.size)
+    if brightest(hole) == 0:  # the extension's page sends a black mask where nothing is painted
+        return data
+    opened.putalpha(ImageOps.invert(hole))
+    return png_bytes(opened)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
+def ignored_fields(unit: dict) -> list[str]:
+    """Returns the fields of a unit that change nothing here. Raises UserError for one that would change the image."""
+    unknown = [name for name, value in unit.items() if value and name not in HONORED | NO_EFFECT]
+    for name in unknown:
+        if name in AT_DEFAULT and unit[name] not in AT_DEFAULT[name]:
+            raise UserError(f"{name[:100]} of a ControlNet unit is not supported here: leave it out.")
+        if name.startswith(("advanced_weighting", "effective_region", "ipadapter", "pulid")):
+            raise UserError(f"{name[:100]} of a ControlNet unit is not supported here: leave it out.")
+    sized = unit.get("processor_res") or 0
+    works_smaller = isinstance(sized, int) and sized > 0 and not unit.get("pixel_perfect") and unit.get("module")
+    unknown += ["processor_res"] if works_smaller and str(unit["module"]).lower() != "none" else []
+    return [name for name in unknown if name not in AT_DEFAULT]
+
+
+class DetectRequest(BaseModel):
+    """The body of /controlnet/detect. The images are base64; processor_res: the shorter side to work at, in pixels."""
+
+    model_config = ConfigDict(allow_inf_nan=False, str_max_length=MAX_BODY)
+
+    controlnet_module: str = "none"
+    controlnet_input_images: list[str] = Field(  # webuiapi leaves "input" out
+        [], max_length=MAX_IMAGES, validation_alias=AliasChoices("controlnet_input_images", "controlnet_images")
+    )
+    controlnet_processor_res: int = Field(512, ge=-1, le=4096)
+    controlnet_threshold_a: float = -1
+    controlnet_threshold_b: float = -1
+
+
+def detect(body: DetectRequest) -> list[str]:
+    """Returns the preprocessed images in base64. Raises UserError."""
+    module = find_preprocessor(body.controlnet_module)
+    if not body.controlnet_input_images:
+        raise UserError("controlnet_input_images is empty: give at least one image.")
+    one = PREPROCESSORS[module]
+    fields = {"threshold_a": body.controlnet_threshold_a, "threshold_b": body.controlnet_threshold_b}
+    a, b = within(one.a, fields, "threshold_a"), within(one.b, fields, "threshold_b")
+    answers = []
+    for text in body.controlnet_input_images:
+        image = with_shorter_side(to_rgb(check_image(decode_image(text))), body.controlnet_processor_res)
+        answers.append(base64.b64encode(png_bytes(Image.fromarray(preprocess(image, module, a, b)))).decode())
+    return answers
+
+
+def with_shorter_side(image: Image.Image, side: int) -> Image.Image:
+    """Returns an image scaled so that its shorter side has that many pixels; as it is for 0 or less."""
+    scale = side / min(image.size)
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    if side <= 0 or (width, height) == image.size or width * height > MAX_PIXELS:
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def sliders_of(name: str) -> list[dict]:
+    """Returns the extension's description of a preprocessor's numbers."""
+    one = PREPROCESSORS[name]
+    return [
+        {"name": bounds.label, "value": bounds.default, "min": bounds.low, "max": bounds.high}
+        for bounds in (one.a, one.b)
+        if bounds is not None
+    ]
+
+
+def controlnet_router(models: Models) -> APIRouter:
+    router = APIRouter(prefix="/controlnet", tags=["webui"], responses=PROBLEMS)
+
+    @router.get("/version")
+    async def version() -> dict:
+        return {"version": VERSION}
+
+    @router.get("/settings")
+    async def settings() -> dict:
+        return {"control_net_unit_count": MAX_UNITS}
+
+    @router.get("/model_list")
+    async def model_list(update: bool = True) -> dict:
+        if update:
+            models.refresh()
+        return {"model_list": list(await asyncio.to_thread(models.names, "ControlNet"))}
+
+    @router.get("/module_list")
+    async def module_list(alias_names: bool = False) -> dict:
+        names = [PREPROCESSORS[name].label if alias_names else name for name in PREPROCESSORS]
+        details = [{"model_free": False, "sliders": sliders_of(name)} for name in PREPROCESSORS]
+        return {"module_list": names, "module_detail": dict(zip(names, details))}
+
+    @router.get("/control_types")
+    async def control_types() -> dict:
+        found = ["None", *(await asyncio.to_thread(models.names, "ControlNet"))]
+        every = {"module_list": list(PREPROCESSORS), "model_list": found}
+        return {"control_types": {"All": every | {"default_option": "none", "default_model": "None"}}}
+
+    @router.post("/detect")
+    async def detect_images(body: DetectRequest) -> dict:
+        return {"images": await asyncio.to_thread(detect, body), "info": "Success"}
+
+    return router

@@ -1,0 +1,154 @@
+"""The webui's ControlNet extension: units of its clients, its lists and /controlnet/detect."""
+
+import json
+
+import numpy as np
+import pytest
+import webuiapi
+from conftest import UNET
+from PIL import Image
+from reference_models import randomize
+from web_client import Web, base64_of, listening, opened, post
+
+from sd.control.controlnet import ControlNetModel
+from sd.control.controlnet_files import save_controlnet
+from sd.control.preprocessors import preprocess
+
+SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
+# As Auto-Photoshop sends it: all of its fields, numbers for the choices.
+PHOTOSHOP = {
+    "enabled": True,
+    "input_image": "",
+    "mask": "",
+    "module": "canny",
+    "model": "edges [d14c016b]",
+    "weight": 0.9,
+    "resize_mode": 1,
+    "lowvram": True,
+    "processor_res": 512,
+    "threshold_a": 80,
+    "threshold_b": 160,
+    "guidance_start": 0,
+    "guidance_end": 0.8,
+    "control_mode": 2,
+    "pixel_perfect": True,
+}
+
+
+def with_a_controlnet(web):
+    path = web.models.folders["ControlNet"] / "edges.safetensors"
+    if not path.exists():
+        save_controlnet(path, randomize(ControlNetModel(**UNET), 11), {})
+        web.models.refresh()
+    return web
+
+
+@pytest.fixture
+def nets(web):
+    return with_a_controlnet(web)
+
+
+def with_units(*units):
+    return SMALL | {"alwayson_scripts": {"ControlNet": {"args": list(units)}}}
+
+
+def info_of(answer):
+    return json.loads(answer["info"])
+
+
+def test_auto_photoshops_unit_draws(nets, photo):
+    body = with_units(PHOTOSHOP | {"input_image": base64_of(photo)}, {"enabled": False}, {})
+    answer = post(nets, "txt2img", **body)
+    assert (
+        'ControlNet 0: "Module: canny, Model: edges, Weight: 0.9, Resize Mode: Crop and Resize, Threshold A: 80, '
+        "Threshold B: 160, Guidance Start: 0, Guidance End: 0.8, Control Mode: ControlNet is more important"
+    ) in info_of(answer)["infotexts"][0]
+    assert answer["images"] != post(nets, "txt2img", **SMALL)["images"]
+
+
+def test_webuiapis_unit_draws_and_its_detect(tmp_path, pipe, photo):
+    with listening(with_a_controlnet(Web(tmp_path, pipe)).app) as port:
+        client = webuiapi.WebUIApi(port=port)
+        assert client.controlnet_model_list() == ["edges"]
+        assert client.controlnet_version() == 3
+        assert "canny" in client.controlnet_module_list()
+        unit = webuiapi.ControlNetUnit(photo, module="canny", model="edges", weight=0.7)
+        made = client.txt2img(controlnet_units=[unit], **SMALL)
+        assert "ControlNet 0" in made.info["infotexts"][0]
+        found = client.controlnet_detect([photo], module="canny", processor_res=64, threshold_a=50, threshold_b=100)
+    assert np.array_equal(np.array(found.images[0]), preprocess(photo, "canny", 50, 100))
+
+
+def test_img2imgs_own_image_is_the_control_image(nets, photo):
+    given = SMALL | {"init_images": [base64_of(photo)], "denoising_strength": 1.0}
+    unit = {"model": "edges", "module": "none"}
+    own = post(nets, "img2img", **given, alwayson_scripts={"controlnet": {"args": [unit]}})
+    unit["image"] = base64_of(photo)
+    same = post(nets, "img2img", **given, alwayson_scripts={"controlnet": {"args": [unit]}})
+    assert own["images"] == same["images"]
+
+
+def test_a_units_mask_is_where_to_regenerate(nets, photo):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    unit = {"model": "edges", "module": "inpaint_only", "image": {"image": base64_of(photo), "mask": base64_of(mask)}}
+    answer = post(nets, "txt2img", **with_units(unit))
+    unit["image"] = {"image": base64_of(photo), "mask": base64_of(mask.rotate(180))}
+    assert answer["images"] != post(nets, "txt2img", **with_units(unit))["images"]
+
+
+def test_what_is_left_out_is_listed(nets, photo):
+    unit = {"model": "edges", "module": "canny", "image": base64_of(photo), "processor_res": 256, "new_field": 3}
+    answer = post(nets, "txt2img", **with_units(unit))
+    assert info_of(answer)["ignored"] == ["controlnet.new_field", "controlnet.processor_res"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        ({"model": "depth"}, "there is no ControlNet named depth"),
+        ({"model": "../edges"}, "that is not the name of a ControlNet"),
+        ({"model": "edges", "module": "openpose"}, "unknown preprocessor 'openpose'"),
+        ({"model": "edges", "control_mode": 7}, "unknown control_mode '7'"),
+        ({"model": "edges", "weight": "much"}, "weight of a ControlNet unit is 'much'"),
+        ({"model": "edges", "effective_region_mask": "x"}, "effective_region_mask of a ControlNet unit is not"),
+        ({"model": "edges", "hr_option": "High res only"}, "hr_option of a ControlNet unit is not supported"),
+        ({}, "no model"),
+    ],
+)
+def test_a_unit_that_cannot_be_used_is_one_sentence(nets, photo, unit, said):
+    answer = nets.client.post("/sdapi/v1/txt2img", json=with_units({"image": base64_of(photo)} | unit))
+    assert answer.status_code in (404, 422), answer.text
+    assert said in answer.json()["detail"]
+
+
+def test_a_unit_without_an_image_is_refused_in_txt2img(nets):
+    answer = nets.client.post("/sdapi/v1/txt2img", json=with_units({"model": "edges"}))
+    assert (answer.status_code, "has no image" in answer.json()["detail"]) == (422, True)
+
+
+def test_the_lists_describe_the_preprocessors(nets):
+    found = nets.client.get("/controlnet/module_list").json()
+    assert found["module_detail"]["canny"]["sliders"][0] == {
+        "name": "Low threshold",
+        "value": 100,
+        "min": 1,
+        "max": 255,
+    }
+    assert nets.client.get("/controlnet/control_types").json()["control_types"]["All"]["model_list"] == [
+        "None",
+        "edges",
+    ]
+    assert nets.client.get("/controlnet/settings").json() == {"control_net_unit_count": 10}
+    empty = nets.client.post("/controlnet/detect", json={"controlnet_module": "canny"})
+    assert (empty.status_code, "is empty" in empty.json()["detail"]) == (422, True)
+
+
+def test_our_own_api_takes_units_and_images(nets, photo):
+    body = SMALL | {"control": "edges:0.5", "control_images": [base64_of(photo)]}
+    job = nets.ended(nets.client.post("/jobs", json=body).json())
+    assert job["state"] == "done", job["error"]
+    assert "Weight: 0.5" in job["result"]["infotexts"][0]
+    assert opened(base64_of(Image.open(nets.jobs.get(job["id"]).file(job["result"]["images"][0])))).size == (64, 64)
+    refused = nets.client.post("/jobs", json=SMALL | {"control": "edges"})
+    assert (refused.status_code, "needs an image" in refused.json()["detail"]) == (422, True)
