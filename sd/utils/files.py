@@ -22,6 +22,7 @@ from sd.utils.images import INFOTEXT_KEY, ambiguous_in_latin
 DATA = Path(str(resources.files("sd"))) / "data"  # vocabulary, wildcards, styles: what comes with the code
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>part|earlier)", re.DOTALL)  # as `replacing` names them
 STARTED = time.time()
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def cache_dir() -> Path:
@@ -33,6 +34,16 @@ def cache_dir() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-by-hand"
     except RuntimeError:
         return Path(os.devnull)
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: it has no lone surrogate, as half an emoji or odd bytes leave."""
+    return text.isascii() or not SURROGATE.search(text)
+
+
+def encodable(text: str) -> str:
+    """Return the text with each lone surrogate replaced by "?"."""
+    return text if is_encodable(text) else SURROGATE.sub("?", text)
 
 
 def write_torch(content: Any, path: Path) -> None:

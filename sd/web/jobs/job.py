@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sd.utils.errors import NO_MEMORY, UserError, is_out_of_memory
+from sd.web.jobs.job_file import plain, read_job_file
 
 USER_ERROR_KEY = "mendable"  # the key of `Job.user_error` in job.json and in the HTTP API, unchanged for old clients
 ENDED = ("done", "failed", "cancelled", "interrupted")
@@ -75,8 +76,8 @@ class Job:
         return self.state in ENDED
 
     def public(self) -> dict:
-        """Return everything but the folder's path, as JSON values."""
-        values = {key: value for key, value in asdict(self).items() if key != "folder"}
+        """Return everything but the folder's path, as JSON values that can be encoded."""
+        values = plain({key: value for key, value in asdict(self).items() if key != "folder"})
         return values | {USER_ERROR_KEY: values.pop("user_error")}
 
     def save(self) -> None:
@@ -113,11 +114,12 @@ def new_id() -> str:
 
 
 def load_job(folder: Path) -> Job:
-    """Read a job from its folder. Raises Missing where the folder holds none."""
+    """Read a job from its folder. Raises Missing where the folder holds none, or a damaged one."""
     try:
-        values = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        return Job(folder=folder, user_error=values.pop(USER_ERROR_KEY, False), **values)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        values = read_job_file(folder / "job.json")
+        user_error = bool(values.pop(USER_ERROR_KEY, False))
+        return Job(**values | {"id": folder.name, "folder": folder, "user_error": user_error})
+    except (OSError, ValueError, TypeError) as error:
         raise Missing(f"job not found: {folder.name}.") from error
 
 

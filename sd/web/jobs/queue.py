@@ -56,11 +56,15 @@ class Jobs:
                 self.finish(job, "interrupted", STOPPED)
 
     def saved(self) -> Iterator[Job]:
-        """Yield the jobs in the folder, newest first."""
-        for folder in sorted(self.folder.iterdir(), reverse=True):
+        """Yield the jobs in the folder, newest first; none where the folder cannot be read."""
+        try:
+            names = sorted((entry.name for entry in self.folder.iterdir()), reverse=True)
+        except OSError:
+            return
+        for name in names:
             try:
-                yield self.get(folder.name)
-            except Missing:  # not a job's folder, or the server was killed before it wrote job.json
+                yield self.get(name)
+            except Missing:  # not a job's folder, a damaged one, or the server was killed before it wrote job.json
                 continue
 
     def submit(self, kind: str, request: dict, files: dict[str, bytes] | None = None) -> Job:
