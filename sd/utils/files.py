@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sd.utils.errors import UserError
+from sd.utils.errors import DiskError, UserError
 from sd.utils.images import INFOTEXT_KEY, ambiguous_in_latin
 
 DATA = Path(str(resources.files("sd"))) / "data"  # vocabulary, wildcards, styles: what comes with the code
@@ -78,7 +78,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(part, path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path} could not be written: {reason}; what was there before is unchanged.") from error
+        raise DiskError(f"{path} could not be written: {reason}; what was there before is unchanged.", error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         with suppress(OSError):
@@ -132,7 +132,7 @@ def check_outdir(outdir: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise UserError(f"cannot write into {outdir} ({error.strerror}): choose another --outdir.") from error
+        raise DiskError(f"cannot write into {outdir} ({error.strerror}): choose another --outdir.", error) from error
 
 
 def save_png(
@@ -155,10 +155,13 @@ def save_png(
             image.save(part, format="PNG", pnginfo=info)
             part.replace(target)
         except BaseException:
-            part.unlink()
+            with suppress(OSError):
+                part.unlink()
             raise
     except OSError as error:
-        raise UserError(f"cannot save in {outdir} ({error.strerror or error}): choose another folder.") from error
+        raise DiskError(
+            f"cannot save in {outdir} ({error.strerror or error}): choose another folder.", error
+        ) from error
     return target
 
 

@@ -1,4 +1,4 @@
-"""job.json, checked as it is read: a damaged, foreign or hand-edited file is no job, and never breaks a list of jobs."""
+"""job.json, checked as it is read: a damaged or foreign file is no job, and never breaks a list of jobs."""
 
 import json
 import math
