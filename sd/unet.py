@@ -212,6 +212,7 @@ class UNetModel(nn.Module):
     at: without them everything would pass through 8 x 8 positions.
 
     attention_levels: the rows, from 0, that have `Attn` (a SpatialTransformer); the middle always has one.
+    middle_blocks: 0 for a U-Net without a middle (BK-SDM's small and tiny ones, Kim et al. 2023), otherwise 1.
     in_channels is 9 for an inpainting checkpoint: the latent, the mask, and the masked image's latent.
     """
 
@@ -225,6 +226,7 @@ class UNetModel(nn.Module):
         attention_levels: tuple[int, ...] = (0, 1, 2),
         num_heads: int = 8,
         context_dim: int = 768,
+        middle_blocks: int = 1,
     ):
         super().__init__()
         self.in_channels, self.model_channels = in_channels, model_channels
@@ -251,11 +253,12 @@ class UNetModel(nn.Module):
                 self.input_blocks.append(TimestepEmbedSequential(Downsample(width)))
                 skips.append(width)
 
-        self.middle_block = TimestepEmbedSequential(
+        middle = [
             ResBlock(width, width, time_dim),
             SpatialTransformer(width, context_dim, num_heads),
             ResBlock(width, width, time_dim),
-        )
+        ]
+        self.middle_block = TimestepEmbedSequential(*(middle if middle_blocks else []))
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sd.checkpoints import diffusers_keys
-from sd.checkpoints.config import build_networks, fill_defaults, infer_config
+from sd.checkpoints.config import build_networks, fill_defaults, infer_config, stored_config
 from sd.checkpoints.diffusers_format import (
     FOLDERS,
     MODEL_INDEX,
@@ -372,7 +372,7 @@ def save_checkpoint(
     state |= prediction_marks(prediction_of(config))
     about = prediction_metadata(metadata or {}, prediction_of(config)) | {
         "format": "pt",
-        "sd_sizes": json.dumps(config),
+        "sd_sizes": json.dumps(stored_config(config)),
     }
     write_weights(path, kind, state, about)
     return kind

@@ -24,6 +24,7 @@ NETWORKS = {"unet": UNetModel, "vae": AutoencoderKL, "clip": CLIPTextModel}
 IMAGE_SIZE = 512  # pixels: the resolution that v1-5 was trained at
 UNET_HEADS, CLIP_HEAD_WIDTH = 8, 64  # v1-5's; no shape shows them
 MOST_LEVELS = 8
+ATTENTION = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"  # named where a U-Net has none at all
 LARGEST = {  # of each argument: far above any Stable Diffusion 1.x, and small enough to be built
     "in_channels": 64,
     "out_channels": 64,
@@ -33,6 +34,7 @@ LARGEST = {  # of each argument: far above any Stable Diffusion 1.x, and small e
     "attention_levels": MOST_LEVELS,
     "num_heads": 256,
     "context_dim": 8192,
+    "middle_blocks": 1,
     "channels": 2048,
     "z_channels": 64,
     "width": 8192,
@@ -68,12 +70,18 @@ def fill_defaults(config: dict | str, source: object) -> dict:
     return check_bounds(json.loads(json.dumps(full)), source)  # tuples become lists, as in a loaded file
 
 
+def stored_config(config: dict) -> dict:
+    """Returns a configuration as files have it: without what is younger than the format and at its default."""
+    unet = {name: value for name, value in config["unet"].items() if (name, value) != ("middle_blocks", 1)}
+    return config | {"unet": unet}
+
+
 def check_bounds(config: dict, source: object) -> dict:
     """Returns the configuration. Raises UserError where an argument is no integer, or larger than any model needs."""
     named = [("image_size", config["image_size"])] + [pair for part in NETWORKS for pair in config[part].items()]
     for name, value in named:
         values = value if isinstance(value, list) else [value]
-        least = 0 if name == "attention_levels" else 1
+        least = 0 if name in ("attention_levels", "middle_blocks") else 1
         whole = all(type(number) is int and least <= number <= LARGEST.get(name, 1 << 14) for number in values)
         if not whole or len(values) > MOST_LEVELS:
             raise UserError(f"{source}: no Stable Diffusion 1.x has {name} {str(value)[:50]}; download the file again.")
@@ -108,7 +116,8 @@ def infer_unet_config(state: dict[str, Tensor]) -> dict:
         "num_res_blocks": per_level - 1,
         "attention_levels": [k for k, i in enumerate(firsts) if f"input_blocks.{i}.1.norm.weight" in state],
         "num_heads": UNET_HEADS,
-        "context_dim": state["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
+        "context_dim": state[next(filter(re.compile(r".*attn2\.to_k\.weight").fullmatch, state), ATTENTION)].shape[1],
+        "middle_blocks": int(any(key.startswith("middle_block.") for key in state)),
     }
 
 

@@ -56,6 +56,7 @@ def read_folder_config(folder: Path, separate_vae: dict | None = None) -> dict:
                 "attention_levels": [i for i, kind in enumerate(unet["down_block_types"]) if "CrossAttn" in kind],
                 "num_heads": common_value(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)),
                 "context_dim": common_value(unet["cross_attention_dim"]),
+                "middle_blocks": int(unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") is not None),
             },
             "vae": separate_vae,
             "clip": {
@@ -225,6 +226,7 @@ def unet_config(config: dict) -> dict:
         "down_block_types": ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention],
         "in_channels": unet["in_channels"],
         "layers_per_block": unet["num_res_blocks"],
+        **({} if unet["middle_blocks"] else {"mid_block_type": None}),
         "norm_eps": 1e-5,
         "norm_num_groups": 32,
         "out_channels": unet["out_channels"],

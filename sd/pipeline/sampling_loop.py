@@ -48,7 +48,8 @@ def sample(
     init_latent = None if init.init_latent is None else init.init_latent.expand(batch, -1, -1, -1)
     if len(sigmas) < 2 and init_latent is not None:
         return init_latent  # strength 0: the image as it is
-    if init_latent is None or (init.latent_mask is not None and settings.strength == 1):
+    repaints = init.latent_mask is not None and settings.strength == 1 and settings.compat != "webui"
+    if init_latent is None or repaints:
         x = noise() * start_scale(settings, sigmas[0])
     else:
         x = add_noise(init_latent, init, settings, sigmas[0], noise())

@@ -270,7 +270,7 @@ class GenerationSettings:
     eta: float | None = option(
         *(None, "share of the noise that an ancestral or SDE sampler, or DDIM, adds, from 0 to 1", "sampling"),
         flags=("--eta",),
-        default_help="the sampler's own, 0 for ddim and 1 for the others",
+        default_help="the sampler's own: 0 for ddim, 0.3 for tcd, whose gamma it is, and 1 for the others",
         low=0,
         high=1,
         infotext=Infotext("Eta", "specially"),

@@ -158,6 +158,24 @@ def test_mistakes_are_one_sentence_and_exit_code_2(run, flags, said):
     assert said in err
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--sampler", "euler_a", "--rng", "nv", "--ensd", 31337, "--eta", 0.5, "--compat", "webui"],
+        ["--sampler", "dpmpp_sde", "--compat", "webui", "--hires-scale", 1.25, "--emphasis", "no_norm"],
+        ["--sampler", "ddim", "--prediction", "v-zero-snr", "--guidance-rescale", 0.7],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_from_png_draws_the_same_pixels_in_anothers_manner(run, draw, flags):
+    assert draw("txt2img.py", "a [(red:1.3)|blue] apple AND [a cat:a dog:1]:0.5", *flags, "--seed", 3)[0] == 0
+    code, out, err = run("txt2img.py", "--from-png", "outputs/00000.png", "--outdir", "again", "--ckpt", BUNDLED)
+    assert code == 0, err
+    assert "note: The model was loaded" not in out  # the flag is taken from the file
+    assert np.array_equal(pixels("again/00000.png"), pixels("outputs/00000.png"))
+    assert read_infotext("again/00000.png") == read_infotext("outputs/00000.png")
+
+
 def save_with(text, path="foreign.png"):
     info = PngInfo()
     info.add_text("parameters", text)

@@ -136,6 +136,11 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
         )
         return
     reading.values["sampler"] = sampler
+    if name.endswith("_gpu"):
+        reading.notes["Sampler"] = (
+            f"The sampler {name[:40]} adds noise of a GPU, and here noise of the source of its start: the "
+            "image differs."
+        )
     try:
         if found.get("Version", "").startswith(OURS):
             _, reading.values["schedule"] = find_sampler(name, schedule)

@@ -193,18 +193,19 @@ def tcd(
     x: Tensor,
     sigmas: list[float],
     noise: NoiseSource,
-    gamma: float = 0.3,
+    eta: float = 0.3,
     schedule: NoiseSchedule = SD1_SCHEDULE,
 ) -> Steps:
     """Sample with trajectory consistency distillation (Zheng et al. 2024, "strategic stochastic sampling").
 
-    The model, or a TCD or Hyper-SD LoRA on it, jumps along the trajectory to the time (1 - gamma) * t of the next
-    level, and fresh noise raises it to that level. gamma: 0 (deterministic) ... 1 (a new jump to x0 each time, as LCM).
+    The model, or a TCD or Hyper-SD LoRA on it, jumps along the trajectory to the time (1 - eta) * t of the next
+    level, and fresh noise raises it to that level. eta: the paper's
+    gamma, 0 (deterministic) … 1 (a new jump to x0 each time, as LCM); Hyper-SD's LoRAs for one to eight steps take 1.
     """
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         last = i == len(sigmas) - 2
-        down = to if last or to == 0 else schedule.sigma_of(int((1 - gamma) * schedule.t_of(to)))
+        down = to if last or to == 0 else schedule.sigma_of(int((1 - eta) * schedule.t_of(to)))
         x = x0 + (down / sigma) * (x - x0)
         if down < to:
             x = x + math.sqrt(to**2 - down**2) * noise()

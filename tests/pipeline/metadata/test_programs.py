@@ -155,7 +155,12 @@ CASES = {
     # ComfyUI
     "comfyui": (ks(), COMFY | dict(sampler="euler", schedule="normal"), set(), set()),
     "comfyui sde": (ks("dpmpp_sde", "karras"), COMFY | dict(sampler="dpmpp_sde", schedule="karras"), set(), set()),
-    "comfyui 2m sde gpu": (ks("dpmpp_2m_sde_gpu", "exponential"), COMFY | dict(sampler="dpmpp_2m_sde"), set(), set()),
+    "comfyui 2m sde gpu": (
+        ks("dpmpp_2m_sde_gpu", "exponential"),
+        COMFY | dict(sampler="dpmpp_2m_sde"),
+        {"Sampler"},
+        set(),
+    ),
     "comfyui ddim": (ks("ddim", "ddim_uniform"), COMFY | dict(sampler="euler", schedule="ddim_uniform"), set(), set()),
     "comfyui beta": (ks("uni_pc", "beta"), COMFY | dict(sampler="unipc", schedule="beta"), set(), set()),
     "comfyui lora": (
@@ -198,10 +203,10 @@ CASES = {
     "fooocus": (
         fooocus(),
         PLAIN | dict(sampler="dpmpp_2m_sde", schedule="karras", compat="comfyui"),
-        {"RNG", "labels"},
+        {"RNG", "labels", "Sampler"},
         set(),
     ),
-    "fooocus sharpness": (fooocus(sharpness=2.0), PLAIN, {"RNG", "labels"}, set()),
+    "fooocus sharpness": (fooocus(sharpness=2.0), PLAIN, {"RNG", "labels", "Sampler"}, set()),
 }
 
 

@@ -265,7 +265,7 @@ def test_tcd_equals_diffusers(steps, gamma, tensors, monkeypatch):
     assert [round(SD1_SCHEDULE.t_of(sigma)) for sigma in sigmas[:-1]] == scheduler.timesteps.tolist()
     noises = tensors(1 + steps, dtype=torch.float32)
     expected = run_diffusers(scheduler, noises, monkeypatch, eta=gamma)
-    assert relative_error(run_ours(tcd, sigmas, noises, gamma=gamma), expected) < IN_FLOAT32
+    assert relative_error(run_ours(tcd, sigmas, noises, eta=gamma), expected) < IN_FLOAT32
 
 
 # x0 of data that is normal with this mean and spread is known in closed form; so are the ODE's path and x's law.
