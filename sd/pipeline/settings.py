@@ -185,11 +185,13 @@ class GenerationSettings:
         a1111="hr_second_pass_steps",
     )
     hires_upscaler: str = option(
-        *("latent", f"enlarges for the second pass of --hires-scale: {' or '.join(HIRES_UPSCALERS)}", "sampling"),
+        "latent",
+        f"enlarges for the second pass of --hires-scale: {', '.join(HIRES_UPSCALERS)}, or an ESRGAN model in "
+        "weights/upscalers/",
+        "sampling",
         flags=("--hires-upscaler",),
         mode="text",
-        choices=HIRES_UPSCALERS,
-        infotext=Infotext("Hires upscaler", "always", part_of="hires_scale"),
+        infotext=Infotext("Hires upscaler", "specially", part_of="hires_scale"),
         widget=Widget("dropdown", "Upscaler", "hires"),
         a1111="hr_upscaler",
         a1111_default="Latent",

@@ -40,12 +40,13 @@ from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.sampling_loop import OnStep, Progress, sample, sigmas_for_passes
-from sd.pipeline.settings import MAX_SEED, OPTIONS, GenerationSettings, list_prompts
+from sd.pipeline.settings import HIRES_UPSCALERS, MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
 from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
+from sd.upscalers.upscaler_files import resize_to, upscale_image
 from sd.utils.device import default_device, default_dtype
 from sd.utils.errors import UserError
 from sd.utils.images import apply_orientation, from_tensor, to_tensor
@@ -222,6 +223,8 @@ class StableDiffusion(AdapterCalls):
         image, mask = as_images(image, mask)
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
+        if settings.hires_scale > 1 and settings.hires_upscaler not in HIRES_UPSCALERS:
+            locate("upscaler", settings.hires_upscaler, self.adapters.models)  # before the first pass
         from_image, masked = image is not None, prepare_masked(settings, image, mask)
         image, mask = masked.image, masked.mask
         controls = control_inputs(self.controlnets, settings.control, self.adapters.models, control_images, image, mask)
@@ -308,12 +311,19 @@ class StableDiffusion(AdapterCalls):
         return from_tensor(self.decode_preview(latent))
 
     def upscale_latent(self, latent: Tensor, settings: GenerationSettings) -> Tensor:
-        """Returns a latent of the second pass's size: interpolated, or decoded, resized with Lanczos and encoded."""
+        """Returns a latent of the second pass's size: interpolated, or decoded, enlarged and encoded.
+
+        The image is enlarged by Lanczos, or by an ESRGAN model and then resized. Raises UserError for an unknown one.
+        """
         width, height = settings.hires_size
         if settings.hires_upscaler == "latent":
             size = (height // self.vae.downsample, width // self.vae.downsample)
             return F.interpolate(latent, size=size, mode="bilinear")
-        resized = [one.resize((width, height), Image.Resampling.LANCZOS) for one in from_tensor(self.decode(latent))]
+        images = from_tensor(self.decode(latent))
+        if settings.hires_upscaler != "lanczos":
+            path = locate("upscaler", settings.hires_upscaler, self.adapters.models)
+            images = [from_tensor(upscale_image(path, to_tensor(one), self.device))[0] for one in images]
+        resized = [resize_to(one, width, height) for one in images]
         return torch.cat([encode_image(self.vae, to_tensor(one)) for one in resized])
 
     def infotexts(self, settings: GenerationSettings, from_image: bool) -> list[str]:

@@ -242,7 +242,9 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
         reading.problems["hires_strength"] = "the file's denoising strength is not a number: give --hires-strength."
     upscaler = found.get("Hires upscaler", "Latent")
     values["hires_upscaler"] = "latent" if LATENT_UPSCALER.search(upscaler) else "lanczos"
-    if upscaler not in HIRES_UPSCALERS.values():
+    if upscaler not in HIRES_UPSCALERS.values() and found.get("Version", "").startswith(OURS):
+        values["hires_upscaler"] = upscaler  # the name of a model
+    elif upscaler not in HIRES_UPSCALERS.values():
         used = HIRES_UPSCALERS[values["hires_upscaler"]]
         notes["Hires upscaler"] = f"The upscaler {upscaler!r} of the second pass does not exist here: {used} is used."
     if found.get("Hires steps", "0") != "0":
