@@ -81,13 +81,8 @@ def old_names(state, blocks=2, doublings=2):
 
 
 def own_names(state):
-    names = {
-        "conv_body": "trunk_conv",
-        "conv_hr": "HRconv",
-        "body": "RRDB_trunk",
-        "conv_up1": "upconv1",
-        "conv_up2": "upconv2",
-    }
+    names = {"conv_body": "trunk_conv", "conv_hr": "HRconv", "body": "RRDB_trunk"}
+    names |= {f"conv_up{i}": f"upconv{i}" for i in (1, 2)}
     renamed = {}
     for key, tensor in state.items():
         first, dot, rest = key.partition(".")
@@ -114,7 +109,7 @@ def test_a_file_of_any_layout_is_the_network(tmp_path, layout, doublings):
 @pytest.mark.parametrize("shrink", [1, 2])
 @torch.no_grad()
 def test_tiles_are_the_whole_where_the_margin_is_what_the_network_sees(shrink):
-    """Two blocks of 15 convolutions and 5 more see 35 positions; a margin of 40 shrinks to 20 by 2, whose rest is small."""
+    """Two blocks of 15 convolutions and 5 more see 35 positions. Shrunk by 2, a margin of 40 is 20: the rest is small."""
     net = network(shrink=shrink)
     image = torch.rand(1, 3, 70, 91, generator=torch.Generator().manual_seed(1))
     padded = F.pad(image, (0, -91 % shrink, 0, -70 % shrink), mode="replicate")

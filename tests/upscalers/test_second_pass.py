@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from reference_models import randomize
-from web_client import post
+from web_client import Web, post
 
 from sd.checkpoints.discovery import Models
 from sd.pipeline.metadata.settings_infotext import read_settings
@@ -37,8 +37,6 @@ def test_it_enlarges_for_the_second_pass(pipe, tmp_path):
 
 
 def test_the_webuis_api_knows_it(tmp_path, pipe):
-    from web_client import Web
-
     web = Web(tmp_path, pipe)
     put_upscaler(web.models.folders["checkpoint"])
     web.models.refresh()
