@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sd.control.controlled_unet import Control, ControlledUNet
+from sd.control.controlled_unet import ControlledUNet
 from sd.denoiser import Guidance, Inpaint, sigmas_between
 from sd.optimization.deepcache import StepCached
 from sd.optimization.token_merging import token_merging
@@ -16,6 +16,7 @@ from sd.pipeline.noise import SeededNoise
 from sd.pipeline.sampler_names import ALL_SAMPLERS, CFG_PLUS_PLUS
 from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
 from sd.pipeline.sampling.schedules import sigmas_for
+from sd.pipeline.sampling.tiled_diffusion import TiledUNet
 from sd.pipeline.settings import GenerationSettings
 from sd.unet import UNetModel
 
@@ -84,16 +85,18 @@ def guided_denoiser(
     uncond, cond = (context.expand(batch, -1, -1) for context in contexts)
     scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal contexts: guidance changes nothing
     extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
-    cached = unet_for_run(unet, settings, init.controls, batch)
+    cached = unet_for_run(unet, settings, init, batch)
     interval = sigmas_between(settings.guidance_start, settings.guidance_end)
     guidance = UncondGuidance if settings.sampler in CFG_PLUS_PLUS else Guidance
     return guidance(cached, cond, uncond, scale, extra, interval, settings.guidance_rescale)
 
 
-def unet_for_run(unet: UNetModel, settings: GenerationSettings, controls: list[Control], batch: int) -> Callable:
-    """Returns the U-Net for one run: with ControlNets, with the step cache, or as it is."""
-    if controls:
-        return ControlledUNet(unet, controls, batch)
+def unet_for_run(unet: UNetModel, settings: GenerationSettings, init: InitImage, batch: int) -> Callable:
+    """Returns the U-Net for one run: in windows, with ControlNets, with the step cache, or as it is."""
+    if init.tile:
+        return TiledUNet(unet, init.tile, settings.tile_overlap, init.controls, batch)
+    if init.controls:
+        return ControlledUNet(unet, init.controls, batch)
     return unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
 
 

@@ -303,6 +303,8 @@ class GenerationSettings:
     only_masked: bool = input_options.ONLY_MASKED
     only_masked_padding: int = input_options.ONLY_MASKED_PADDING
     soft_inpainting: bool = input_options.SOFT_INPAINTING
+    tile_size: int = input_options.TILE_SIZE
+    tile_overlap: float = input_options.TILE_OVERLAP
 
     def __post_init__(self) -> None:
         for name in ("seed", "variation_seed"):
@@ -316,6 +318,7 @@ class GenerationSettings:
         object.__setattr__(self, "control", input_options.canonical_control(self.control))
         if self.guidance_start > self.guidance_end:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
+        input_options.check_tile(self.tile_size, self.tiling)
         check_size(8 if self.width is None else self.width, 8 if self.height is None else self.height)
         if self.width is not None and self.height is not None:
             check_size(*self.hires_size)

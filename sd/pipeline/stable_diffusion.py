@@ -185,6 +185,8 @@ class StableDiffusion(AdapterCalls):
         only_masked: bool = False,
         only_masked_padding: int = 32,
         soft_inpainting: bool = False,
+        tile_size: int = 0,
+        tile_overlap: float = 0.25,
         control_image: ImageLike | Sequence[ImageLike] | None = None,
     ) -> GenerationOutput:
         """Generates `num_images` images of a prompt, or of each prompt of a list, with seeds that count up from `seed`.
@@ -236,6 +238,7 @@ class StableDiffusion(AdapterCalls):
 
         size = width_and_height(settings)
         init = prepare_init_image(self.unet, self.vae, image, mask, *size, settings.soft_inpainting)
+        init.tile = settings.tile_size // self.vae.downsample
         latents, images = [], []
         networks = [self.unet, self.vae, *(one.loaded.network for one in controls)]
         padding = circular_padding(*networks) if settings.tiling else nullcontext()
@@ -272,6 +275,7 @@ class StableDiffusion(AdapterCalls):
         latent = sample(self.unet, settings, passes[0], contexts, init, noise, on_each)
         if len(passes) > 1:
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
+            second.tile = init.tile
             second.controls = [one.control_for(*settings.hires_size) for one in controls]
             second.init_latent = self.upscale_latent(latent, settings)
             noise.shape = tuple(second.init_latent.shape[1:])

@@ -109,7 +109,7 @@ def test_a_file_of_any_layout_is_the_network(tmp_path, layout, doublings):
 @pytest.mark.parametrize("shrink", [1, 2])
 @torch.no_grad()
 def test_tiles_are_the_whole_where_the_margin_is_what_the_network_sees(shrink):
-    """Two blocks of 15 convolutions and 5 more see 35 positions. Shrunk by 2, a margin of 40 is 20: the rest is small."""
+    """Two blocks of 15 convolutions and 5 more see 35 positions. Shrunk by 2, the margin is 20."""
     net = network(shrink=shrink)
     image = torch.rand(1, 3, 70, 91, generator=torch.Generator().manual_seed(1))
     padded = F.pad(image, (0, -91 % shrink, 0, -70 % shrink), mode="replicate")
