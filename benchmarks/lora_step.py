@@ -24,7 +24,7 @@ from sd.training.finetune.methods import LoraTraining
 from sd.training.finetune.recipes import Recipe, recipe_for
 from sd.training.finetune.setup import train_config
 from sd.training.loop import Trainer
-from sd.training.loss import eps_errors, snr_weights
+from sd.training.loss import prediction_errors, snr_weights
 
 NAME = "trained"
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -63,7 +63,7 @@ def our_step(model: RandomModel, pipe: StableDiffusion) -> Callable[[], Tensor]:
     weights = snr_weights()
 
     def loss(*_: object) -> Tensor:
-        return eps_errors(pipe.unet, x0, noise, t, context, weights).mean()
+        return prediction_errors(pipe.unet, x0, noise, t, context, weights).mean()
 
     trainer = Trainer(lora.module, loss, train_config(settings, "lora", pipe, world_size=1), rank=0, world_size=1)
 

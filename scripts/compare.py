@@ -12,7 +12,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.checkpoints.discovery import choose_checkpoint
-from sd.cli.args import FlagGroups, add_compute_flags, add_options, add_vae, load_pipeline, parse_column
+from sd.cli.args import FlagGroups, add_compute_flags, add_model_choices, add_options, load_pipeline, parse_column
 from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.evaluation.comparison import Column, compare
 from sd.pipeline.settings import OPTIONS, GenerationSettings
@@ -33,7 +33,7 @@ def comparison_parser() -> argparse.ArgumentParser:
     column = "column beside the base (repeatable): lora=FILE[:STRENGTH], embedding=FILE[:WORD] or ckpt=FILE, or several"
     add("--with", dest="columns", action="append", default=[], metavar="COLUMN", help=f"{column} joined by ' + '")
     add("--ckpt", "--model", metavar="FILE", help="base checkpoint, or its name in weights/ (default: as txt2img.py)")
-    add_vae(parser)
+    add_model_choices(parser)
     add("--word", help="new word in the prompts, which the base does not know")
     add("--class-word", default="", help="word in place of --word for the base and for CLIP (default: none)")
     add("--references", metavar="DIR", help="folder of the training images, for CLIP-I")

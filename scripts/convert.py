@@ -14,6 +14,7 @@ if not __package__:
 
 from sd.checkpoints.checkpoint import load_models, save_checkpoint
 from sd.checkpoints.discovery import locate
+from sd.checkpoints.predictions import PREDICTION_HELP, PREDICTIONS, prediction_of
 from sd.utils.device import DTYPES
 from sd.utils.errors import plain_errors
 
@@ -25,12 +26,16 @@ def main():
     parser.add_argument("target", type=Path, help="X.ckpt, X.safetensors, or the name of a folder to write")
     parser.add_argument("--dtype", choices=DTYPES, help="data type of the weights (default: the source's)")
     parser.add_argument("--vae", metavar="FILE", help="a VAE, or its name in weights/, to replace the checkpoint's own")
+    parser.add_argument(
+        "--prediction", choices=list(PREDICTIONS), metavar="KIND", help=f"mark the result: {PREDICTION_HELP}"
+    )
     options = parser.parse_args()
 
     start = time.perf_counter()
     separate = locate("VAE", options.vae) if options.vae else None
     dtype = DTYPES.get(options.dtype)
-    clip, vae, unet, found = load_models(locate("checkpoint", options.source), dtype, vae=separate)
+    source = locate("checkpoint", options.source)
+    clip, vae, unet, found = load_models(source, dtype, vae=separate, prediction=options.prediction)
     kind = save_checkpoint(options.target, clip, vae, unet, found.config, found.metadata)
 
     print(f"read     {found.path}: {found.kind}{''.join(f', {note}' for note in found.notes)}")
@@ -44,6 +49,7 @@ def main():
         count = sum(tensor.numel() for tensor in tensors)
         print(f"{name:<8} {len(tensors)} tensors, {count:,} parameters, {', '.join(dtypes)}")
         print("         " + ", ".join(f"{key} {value}" for key, value in found.config[name].items()))
+    print(f"predicts {prediction_of(found.config).name}")
     print(f"ignored  {', '.join(found.ignored) or 'nothing'}")
     print(f"written  {options.target}: {kind}, {time.perf_counter() - start:.1f} seconds")
 

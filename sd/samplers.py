@@ -56,9 +56,9 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise, eta: fl
         yield x, x0
 
 
-def ddpm(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise) -> Steps:
+def ddpm(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise, eta: float = 1.0) -> Steps:
     """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2) over fewer levels than in training: DDIM with eta 1."""
-    yield from ddim(denoise, x, sigmas, noise, eta=1.0)
+    yield from ddim(denoise, x, sigmas, noise, eta)
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise) -> Steps:
@@ -66,9 +66,9 @@ def euler(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise) -> Ste
     yield from ddim(denoise, x, sigmas, noise, eta=0.0)
 
 
-def euler_a(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise) -> Steps:
+def euler_a(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise, eta: float = 1.0) -> Steps:
     """k-diffusion's ancestral Euler, which is the same as DDPM here; both names are in use."""
-    yield from ddim(denoise, x, sigmas, noise, eta=1.0)
+    yield from ddim(denoise, x, sigmas, noise, eta)
 
 
 # Weights of the latest 1 to 4 slopes, the newest first; each row sums to 1.
@@ -156,7 +156,7 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise,
         yield x, x0
 
 
-def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise) -> Steps:
+def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise, eta: float = 1.0) -> Steps:
     """Single-step DPM-Solver++ on the SDE, as in k-diffusion with r = 1/2: x0 is taken at the geometric middle.
 
     It evaluates the model twice a step, but for a last step to 0. The noise up to the middle is part of the noise of
@@ -167,12 +167,12 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: list[float], noise: Noise) ->
         x0 = denoise(x, sigma)
         if to > 0:
             middle = math.sqrt(sigma * to)
-            down, up = split_variance(sigma, middle)
+            down, up = split_variance(sigma, middle, eta)
             first = noise()
             target = denoise(x0 + (down / sigma) * (x - x0) + up * first, middle)
             fraction = (sigma - middle) / (sigma - to)  # of the step's time, hence of its noise's variance
             whole = math.sqrt(fraction) * first + math.sqrt(1 - fraction) * noise()
-            down, up = split_variance(sigma, to)
+            down, up = split_variance(sigma, to, eta)
             x = target + (down / sigma) * (x - target) + up * whole
         else:
             x = x0

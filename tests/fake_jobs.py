@@ -35,6 +35,9 @@ def count(job, tell):
         if request.get("keep"):  # as a training that saves itself does
             return {"files": [], "step": step}
         raise
+    if request.get("record"):
+        (job.folder / "made.txt").write_text("recorded")
+        tell({"result": {"files": ["made.txt"]}})
     match request.get("do"):
         case "mend":
             raise UserError("the apple is blue: paint it red.")

@@ -23,6 +23,7 @@ from sd.web.server import create_app
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("a cat face, noto emoji", "a red apple, fluent 3d emoji", "a tree, fluent flat emoji", "a star, noto emoji")
 HEIGHT = 1180
+TALL = 1700  # so that the mask is in sight too
 
 
 def main():
@@ -74,8 +75,11 @@ def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
     page.press("Start from this image")
     page.paint((0.3, 0.4), (0.7, 0.4), (0.7, 0.48), (0.3, 0.48), (0.3, 0.56), (0.7, 0.56))
     draw(page, Prompt="a yellow heart, noto emoji", Denoising_strength=1)
+    width = page.driver.get_window_size()["width"]
+    page.driver.set_window_size(width, TALL)
     page.driver.execute_script("scrollTo(0, 0)")
     save(page, args.folder / "page-inpaint.png")
+    page.driver.set_window_size(width, HEIGHT)
 
 
 def show_training(page: Browser, args: argparse.Namespace, folder: Path) -> None:

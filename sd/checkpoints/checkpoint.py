@@ -26,7 +26,16 @@ from sd.checkpoints.diffusers_format import (
 from sd.checkpoints.families import CLIP, UNET, VAE, unsupported_unet
 from sd.checkpoints.foreign_files import reads_file
 from sd.checkpoints.mmap_files import MappedFile
-from sd.checkpoints.predictions import check_prediction_type
+from sd.checkpoints.predictions import (
+    V_KEY,
+    ZERO_SNR_KEY,
+    choose_prediction,
+    find_prediction,
+    prediction_marks,
+    prediction_metadata,
+    prediction_of,
+    with_prediction,
+)
 from sd.checkpoints.vae_files import LATENT_CHANNELS, ROOTS, USE_ANOTHER, VaeFile, read_vae
 from sd.checkpoints.weight_files import describe_contents, read_weights, write_weights
 from sd.utils.errors import UserError
@@ -40,6 +49,7 @@ NON_WEIGHTS = {
     *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
     *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
     *("logvar", "denoiser.sigmas"),
+    *(V_KEY, ZERO_SNR_KEY),  # marks; see `predictions`
     # the positions 0 to 76, which merges corrupt, and parts of CLIP that the text encoder does not use
     *(PREFIXES["clip"] + "text_model.embeddings.position_ids", PREFIXES["clip"] + "embeddings.position_ids"),
     *("cond_stage_model.logit_scale", "cond_stage_model.text_projection"),
@@ -103,12 +113,13 @@ def read_checkpoint_file(path: Path, separate: VaeFile | None = None) -> Checkpo
     content = found.content if isinstance(found.content, dict) else {}
     parts, ignored, unknown = split_by_network(state)
     check_completeness(path, parts, what, separate)
-    check_prediction_type(path, [*content, *state], state.get("alphas_cumprod"), found.metadata)
+    prediction = find_prediction(path, [*content, *state], state.get("alphas_cumprod"), found.metadata)
     if not any(key.startswith("text_model.") for key in parts["clip"]):
         notes.append("no `text_model.` in the text encoder's keys")
     parts["clip"] = diffusers_keys.clip_from_diffusers(parts["clip"])
     given = (content if found.kind == "ckpt" else found.metadata).get("sd_sizes")
     parts, config = apply_separate_vae(path, parts, None if given is None else fill_defaults(given, path), separate)
+    config = with_prediction(config, prediction)
     checkpoint = Checkpoint(
         path=path,
         kind=found.kind,
@@ -197,7 +208,7 @@ def split_by_network(state: dict) -> tuple[dict[str, dict[str, Tensor]], list[st
 
 
 def read_diffusers_folder(path: Path, separate: VaeFile | None = None) -> Checkpoint:
-    warnings = check_pipeline_config(path)
+    warnings, prediction = check_pipeline_config(path)
     has_vae = (path / FOLDERS["vae"]).is_dir()
     if not has_vae and separate is None:
         raise missing_vae_error(path)
@@ -219,6 +230,7 @@ def read_diffusers_folder(path: Path, separate: VaeFile | None = None) -> Checkp
         "clip": diffusers_keys.clip_from_diffusers(found["clip"]),
     }
     parts, config = apply_separate_vae(path, parts, config, separate)
+    config = with_prediction(config, prediction)
     checkpoint = Checkpoint(
         path=path,
         kind="diffusers",
@@ -283,10 +295,12 @@ def load_models(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     vae: str | Path | None = None,
+    prediction: str | None = None,
 ) -> tuple[nn.Module, nn.Module, nn.Module, Checkpoint]:
     """Reads a checkpoint into its networks: (clip, vae, unet, checkpoint), in eval mode, on `device` (CPU if None).
 
-    vae: the file or folder of a separate VAE, as in `read_checkpoint`.
+    vae: the file or folder of a separate VAE, as in `read_checkpoint`. prediction: one of `predictions.PREDICTIONS`,
+    for a file whose marks are missing or wrong.
     dtype None keeps the file's own. Where neither dtype nor device changes, the parameters *are* the file's pages,
     copy-on-write: nothing is read before it is used, training changes memory only, and the file must not be deleted.
     Otherwise each tensor is converted and its source freed before the next, so the peak is the size of the result.
@@ -294,6 +308,7 @@ def load_models(
     `read_checkpoint` does, and where keys or shapes are not exactly the networks'.
     """
     checkpoint = read_checkpoint(path, vae)
+    override_prediction(checkpoint, prediction)
     networks = build_networks(checkpoint.config, checkpoint.path)
     for part, network in networks.items():
         place = checkpoint.vae_path if part == "vae" else None
@@ -314,6 +329,17 @@ def load_models(
     return networks["clip"], networks["vae"], networks["unet"], checkpoint
 
 
+def override_prediction(checkpoint: Checkpoint, chosen: str | None) -> None:
+    """Sets what the U-Net predicts to the user's choice, with a warning where a mark of the file says another thing."""
+    marked = prediction_of(checkpoint.config)
+    prediction = choose_prediction(marked, chosen)
+    if chosen is not None and prediction != marked and marked.name != "eps":
+        checkpoint.warnings.append(
+            f"{checkpoint.path.name} is marked as a model of {marked.name}; {prediction.name} is used, as requested."
+        )
+    checkpoint.config = with_prediction(checkpoint.config, prediction)
+
+
 def save_checkpoint(
     path: str | Path,
     clip: nn.Module,
@@ -325,9 +351,9 @@ def save_checkpoint(
 ) -> str:
     """Writes a checkpoint, and returns its kind: "ckpt", "safetensors" or "diffusers", by the suffix unless given.
 
-    A file has v1-5's own keys, `position_ids` included, and its configuration in the metadata `sd_sizes`; a folder is
-    diffusers' and has config files. Whatever was at `path` is unchanged until the new checkpoint is complete. Raises
-    UserError where `path` cannot be written.
+    A file has v1-5's own keys, `position_ids` included, its configuration in the metadata `sd_sizes`, and the marks of
+    a model that predicts v; a folder is diffusers' and has config files. Whatever was at `path` is unchanged until the
+    new checkpoint is complete. Raises UserError where `path` cannot be written.
     """
     path = Path(path).expanduser()
     kind = kind or {".safetensors": "safetensors", ".ckpt": "ckpt"}.get(path.suffix.lower(), "diffusers")
@@ -343,6 +369,10 @@ def save_checkpoint(
     prefixes = PREFIXES | {"clip": PREFIXES["clip"] + "text_model."}
     state = {prefixes[part] + key: tensor for part in parts for key, tensor in parts[part].items()}
     state[prefixes["clip"] + "embeddings.position_ids"] = torch.arange(config["clip"]["max_length"])[None]
-    about = (metadata or {}) | {"format": "pt", "sd_sizes": json.dumps(config)}
+    state |= prediction_marks(prediction_of(config))
+    about = prediction_metadata(metadata or {}, prediction_of(config)) | {
+        "format": "pt",
+        "sd_sizes": json.dumps(config),
+    }
     write_weights(path, kind, state, about)
     return kind

@@ -1,6 +1,7 @@
 """The configuration of a model: `{"unet": {...}, "vae": {...}, "clip": {...}, "image_size": 512}`.
 
-The first three are the arguments of the networks' constructors, whose defaults are v1-5's. Our files carry their
+The first three are the arguments of the networks' constructors, whose defaults are v1-5's. A fifth entry,
+`"prediction"`, stands where the U-Net does not predict the noise (see `predictions`). Our files carry their
 configuration as `sd_sizes` in their metadata; that of other files is inferred from the shapes of their tensors.
 """
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sd.checkpoints.predictions import PREDICTIONS, with_prediction
 from sd.clip import CLIPTextModel
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
@@ -51,6 +53,9 @@ def fill_defaults(config: dict | str, source: object) -> dict:
     try:
         config = json.loads(config) if isinstance(config, str) else config
         full: dict[str, Any] = {"image_size": int(config.get("image_size", IMAGE_SIZE))}
+        if (prediction := config.get("prediction", "eps")) not in PREDICTIONS:
+            raise UserError(f"{source}: its sd_sizes give an unknown prediction; save the file again.")
+        full = with_prediction(full, PREDICTIONS[prediction])
         for part, network in NETWORKS.items():
             defaults = {name: p.default for name, p in inspect.signature(network).parameters.items()}
             full[part] = defaults | config.get(part, {})

@@ -10,6 +10,7 @@ from torch import Tensor
 from sd.checkpoints import diffusers_keys
 from sd.checkpoints.foreign_files import read_json_file
 from sd.checkpoints.mmap_files import MappedFile, write_safetensors
+from sd.checkpoints.predictions import Prediction, prediction_of
 from sd.checkpoints.weight_files import read_weights
 from sd.tokenizer import END, MAX_LENGTH, START, Tokenizer
 from sd.utils.errors import UserError
@@ -25,6 +26,7 @@ WEIGHT_NAME = re.compile(
     r"(?P<index>\.index(\.(?P<of_index>\w+))?\.json)?"
 )
 AGAIN = "download it again"
+PREDICTION_TYPES = {"epsilon": False, "v_prediction": True}
 SCHEDULE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
 CLIP_DEFAULTS = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408}
 OTHER_FOLDERS = {"tokenizer", "scheduler", "safety_checker", "feature_extractor"}
@@ -101,8 +103,11 @@ def vae_config_from_diffusers(config: dict) -> dict:
     }
 
 
-def check_pipeline_config(folder: Path) -> list[str]:
-    """Returns warnings, in sentences. Raises UserError where the model is not Stable Diffusion 1.x, or predicts v."""
+def check_pipeline_config(folder: Path) -> tuple[list[str], Prediction]:
+    """Returns warnings, in sentences, and what the model predicts. Raises UserError for another kind of model.
+
+    The scheduler's config has `prediction_type`, epsilon or v_prediction, and `rescale_betas_zero_snr`.
+    """
     if not (folder / MODEL_INDEX).exists():
         raise UserError(f"{folder} has no {MODEL_INDEX}: give a diffusers folder, or a checkpoint file.")
     pipeline = str(read_json_file(folder / MODEL_INDEX).get("_class_name"))
@@ -111,15 +116,16 @@ def check_pipeline_config(folder: Path) -> list[str]:
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json_file(path) if path.exists() else {}
     prediction = config.get("prediction_type") or "epsilon"
-    if prediction != "epsilon":
-        raise UserError(f"{folder} predicts {prediction}, not the noise: give a model that predicts epsilon.")
-    if config.get("rescale_betas_zero_snr"):
-        raise UserError(f"{folder} has zero terminal SNR, which is not supported yet: give a model without it.")
+    if prediction not in PREDICTION_TYPES:
+        raise UserError(f"{folder} predicts {prediction}: give a model that predicts epsilon or v.")
+    found = Prediction(PREDICTION_TYPES[prediction], bool(config.get("rescale_betas_zero_snr")))
     schedule = {key: config[key] for key in SCHEDULE if config.get(key) is not None}
     other = [f"{key} {value}" for key, value in schedule.items() if value != SCHEDULER[key]]
     if other:
-        return [f"{folder.name} gives another noise schedule ({', '.join(other)}) than v1's, which is used instead."]
-    return []
+        return [
+            f"{folder.name} gives another noise schedule ({', '.join(other)}) than v1's, which is used instead."
+        ], found
+    return [], found
 
 
 def read_network(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile], str]:
@@ -179,7 +185,7 @@ def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], config: dict) 
             file = "model.safetensors" if name == "clip" else "diffusion_pytorch_model.safetensors"
             write_safetensors(part / folder / file, rename[name](parts[name]), {"format": "pt"})
         (part / "scheduler").mkdir()
-        write_json(part / "scheduler" / "scheduler_config.json", SCHEDULER)
+        write_json(part / "scheduler" / "scheduler_config.json", scheduler_config(prediction_of(config)))
         write_tokenizer(part / "tokenizer")
 
 
@@ -274,12 +280,21 @@ def model_index(config: dict) -> dict:
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", "PNDMScheduler"],
+        "scheduler": ["diffusers", scheduler_config(prediction_of(config))["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+
+
+def scheduler_config(prediction: Prediction) -> dict:
+    """Returns the config of diffusers' scheduler; zero terminal SNR needs DDIM with trailing times."""
+    config = SCHEDULER | ({"prediction_type": "v_prediction"} if prediction.v else {})
+    if not prediction.zero_snr:
+        return config
+    del config["skip_prk_steps"]
+    return config | {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
 CONFIGS = {"unet": unet_config, "vae": vae_config, "clip": clip_config}

@@ -188,7 +188,8 @@ class Models:
                     return f"{shown} is {content.what}, not {with_article(kind)}: {instead}."
         names = {one.lower(): one for one in reversed(self.names(kind))}
         near = difflib.get_close_matches(shown.lower(), names)
-        hint = f"; did you mean {names[near[0]]}?" if near else ", there are none." if not names else "."
+        empty = "." if names else f": the folder {self.folders[kind].name} holds no file of this kind yet."
+        hint = f"; did you mean {names[near[0]]}?" if near else empty
         return f"there is no {kind} named {shown}{hint}"
 
 

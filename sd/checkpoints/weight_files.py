@@ -16,7 +16,7 @@ from sd.checkpoints.mmap_files import MappedFile, read_safetensors, write_safete
 from sd.checkpoints.pickles.objects import InertObject, ScriptObject
 from sd.checkpoints.pickles.reader import read_legacy, read_zip
 from sd.utils.errors import UserError
-from sd.utils.files import replacing, write_torch
+from sd.utils.files import encodable, replacing, write_torch
 
 
 @dataclass
@@ -66,11 +66,6 @@ def torch_file(content: Any, file: MappedFile) -> WeightFile:
     entries = content.items() if isinstance(content, dict) else ()
     texts = {encodable(key): encodable(text) for key, text in entries if type(key) is type(text) is str}
     return WeightFile("ckpt", content, texts, file)
-
-
-def encodable(text: str) -> str:
-    """Returns the text without lone surrogates, which cannot be encoded in a file."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def write_weights(path: str | Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

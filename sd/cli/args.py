@@ -10,6 +10,7 @@ from PIL import Image
 
 from sd.adapters.lora_loader import LoraReport
 from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
+from sd.checkpoints.predictions import PREDICTION_HELP, PREDICTIONS
 from sd.cli.run import PREVIEW_EVERY
 from sd.evaluation.comparison import Column
 from sd.optimization.registry import list_optimizations, parse_names
@@ -128,7 +129,7 @@ def add_model_flags(flags: FlagGroups) -> None:
         help="checkpoint file or diffusers folder, or the name of one in weights/",
         default_help="your own one in weights/, else the bundled model",
     )
-    add_vae(flags.groups["adapters"])
+    add_model_choices(flags.groups["adapters"])
     add(
         *("adapters", "--lora"),
         action="append",
@@ -163,13 +164,19 @@ def given_flags(parser: argparse.ArgumentParser) -> set[str]:
     return set(vars(bare.parse_args()))
 
 
-def add_vae(parser: Any) -> None:
-    """Adds --vae to a parser or a group."""
+def add_model_choices(parser: Any) -> None:
+    """Adds --vae and --prediction to a parser or a group."""
     parser.add_argument(
         "--vae",
         metavar="FILE",
         help="separate VAE: a file, a name in weights/vae/, or none for the checkpoint's own "
         "(default: NAME.vae.safetensors beside the checkpoint if there is one, else the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--prediction",
+        choices=list(PREDICTIONS),
+        metavar="KIND",
+        help=f"{PREDICTION_HELP} (default: as the file is marked, else eps)",
     )
 
 
@@ -248,7 +255,7 @@ def load_pipeline(args: argparse.Namespace) -> StableDiffusion:
         print(f"checkpoint: {path}{'' if args.ckpt else '; --ckpt emoji uses the bundled model'}")
     device = device_of(args.device)
     check_device(device)
-    pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device), args.vae)
+    pipe = StableDiffusion.from_pretrained(path, device, dtype_of(args.precision, device), args.vae, args.prediction)
     pipe.set_optimizations(parse_names(args.optimize))
     pipe.optimize()
     for text in args.lora:

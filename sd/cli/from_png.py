@@ -5,6 +5,7 @@ from typing import Any
 
 from sd.checkpoints.discovery import choose_checkpoint
 from sd.checkpoints.hashing import model_hash
+from sd.checkpoints.predictions import PREDICTIONS
 from sd.cli.args import prompt_from_args
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.pipeline.metadata.foreign_metadata import name_of
@@ -36,6 +37,8 @@ def settings_from_png(path: str, args: argparse.Namespace) -> tuple[list[Generat
     choose_checkpoint_of(path, found, args)
     if args.precision == "auto" and "precision" not in args.given:
         args.precision = PRECISIONS.get(found.get("Precision", ""), "fp32")
+    if args.prediction is None and found.get("Prediction") in PREDICTIONS:
+        args.prediction = found["Prediction"]
     print_notes(reading.notes, changes, args)
     if "Adapters" in found and not (args.lora or args.embedding):
         print(f"note: {path} was generated with {found['Adapters']}: give them as well for the same pixels.")
@@ -55,7 +58,9 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def reset_schedule(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Drops the file's schedule if it is the default of the file's sampler and another sampler is given."""
+    """Drops the file's eta, and its schedule if it is the default of its sampler, where another sampler is given."""
+    if "sampler" in changes:
+        values = {name: value for name, value in values.items() if name != "eta"}
     had_its_own = "sampler" in values and values.get("schedule") == ALL_SAMPLERS[values["sampler"]].schedule
     if "sampler" in changes and had_its_own:
         return values | {"schedule": ""}
@@ -93,6 +98,7 @@ def print_notes(notes: dict[str, str], changes: dict[str, Any], args: argparse.N
     settled |= {"Size"} if {"width", "height"} <= changes.keys() else set()
     settled |= {"Schedule type"} if {"schedule", "sampler"} & changes.keys() else set()
     settled |= {"VAE"} if getattr(args, "vae", None) else set()
+    settled |= {"Prediction", "Noise Schedule"} if args.prediction else set()
     settled |= {"ControlNet"} if getattr(args, "control_image", None) else set()
     for label, note in notes.items():
         if label not in settled:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sd.optimization.kernels import CONVOLUTION, REORDER, find_kernel, onednn_obstacle, trial_obstacle
 from sd.optimization.malloc_trim import trim_heap
-from sd.optimization.patching import LayerPatch, apply_patch, plain_layers, remove_patch, remove_patches
+from sd.optimization.patching import LayerPatch, apply_patch, make_plain, plain_layers, remove_patches
 
 MIN_CHANNELS = 16  # a kernel's block; layers with fewer are not packed
 
@@ -81,18 +81,33 @@ class PackedConv2d(LayerPatch, nn.Conv2d):
 
     def pack(self, shape: torch.Size) -> None:
         """shape: (B, C, H, W) of the input; any other size works too, but may be slower."""
-        parameter = self._parameters["weight"]
-        blocks = find_kernel(REORDER)(
-            parameter.detach().to_mkldnn(), self.padding, self.stride, self.dilation, self.groups, list(shape)
+        how = self.padding, self.stride, self.dilation, self.groups, list(shape)
+        self.replace_weight(
+            lambda weight, **facts: PackedWeight(find_kernel(REORDER)(weight.to_mkldnn(), *how), **facts)
         )
-        self.packed = PackedWeight(blocks, ref(parameter), parameter.requires_grad, parameter.shape, parameter.stride())
+
+    def replace_weight(self, pack: Callable[..., PackedWeight]) -> None:
+        """Replaces the parameter by pack(weight, **facts); facts: the fields of `PackedWeight` except `blocks`."""
+        parameter = self._parameters["weight"]
+        facts = dict(
+            original=ref(parameter),
+            requires_grad=parameter.requires_grad,
+            shape=parameter.shape,
+            strides=parameter.stride(),
+        )
+        self.packed = pack(parameter.detach(), **facts)
         self._parameters["weight"] = None
         del parameter
         trim_heap()  # or the plain weights leave 700 MB of holes
 
-    def restore(self) -> None:
+    def unpack(self) -> None:
+        """Makes `weight` a parameter again."""
         if self.packed is not None:
             self._parameters["weight"] = self.packed.restore()
+            self.packed = None
+
+    def restore(self) -> None:
+        self.unpack()
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = self.weight if keep_vars else self.weight.detach()
@@ -100,7 +115,7 @@ class PackedConv2d(LayerPatch, nn.Conv2d):
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        remove_patch(self, PackedConv2d)
+        make_plain(self)
         return self._apply(change, recurse)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from sd.clip import CLIPTextModel
 from sd.optimization import (
@@ -21,6 +22,7 @@ from sd.optimization import (
     shared_cfg_prefix,
     tiled_attention,
 )
+from sd.optimization.winograd import layer as winograd
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
 from sd.vae import AutoencoderKL
@@ -84,6 +86,12 @@ def set_memory_format(networks: Networks, order: torch.memory_format) -> None:
             network.to(memory_format=order)
 
 
+def apply_to_all(change: Callable[[nn.Module], None], networks: Networks) -> None:
+    """Patches the U-Net and the VAE."""
+    change(networks.unet)
+    change(networks.vae)
+
+
 def compile_networks(networks: Networks) -> None:
     for network in (networks.unet, networks.vae.decoder):
         compile.compile_forward(network)
@@ -105,6 +113,12 @@ OPTIMIZATIONS = {
         lambda networks: prepacked_conv.pack_convolutions(networks.unet),
         lambda networks: prepacked_conv.unpack_convolutions(networks.unet),
         prepacked_conv.obstacle,
+    ),
+    "winograd": Optimization(
+        "computes wide 3x3 convolutions with 16 products in place of 36: 0.9 GB more for the weights of v1-5",
+        lambda networks: apply_to_all(winograd.use_winograd, networks),
+        lambda networks: apply_to_all(winograd.use_direct, networks),
+        winograd.obstacle,
     ),
     "fused-geglu": Optimization(
         "applies the gate of a feed-forward layer while its sums are in registers",

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from sd.prompts.weighting import MAX_CHARACTERS
 from sd.utils.errors import UserError
+from sd.utils.files import is_encodable
 
 T = TypeVar("T")
 GROUPS = (
@@ -94,8 +96,8 @@ class Option:
             return
         if self.type is bool and not isinstance(value, bool):
             raise UserError(f"the {noun} is {value!r}: use True or False.")
-        if self.type is str and not isinstance(value, str):
-            raise UserError(f"the {noun} is {value!r}: give a text.")
+        if self.type is str:
+            check_text(noun, value)
         if self.low is None and self.type is int and (isinstance(value, bool) or not isinstance(value, int)):
             raise UserError(f"the {noun} is {value!r}: use a whole number.")
         if self.low is not None and self.high is not None:
@@ -125,6 +127,24 @@ def plain_type(annotation: Any) -> type:
     if isinstance(annotation, type):
         return annotation
     return next(one for one in annotation.__args__ if one is not type(None))
+
+
+def check_text(name: str, value: object) -> None:
+    """Raises UserError where a value is no text, is longer than any prompt may be, or cannot be stored.
+
+    Every text that a user gives passes here, from whatever interface. A lone surrogate, half of an emoji, cannot be
+    encoded in any file or answer, and a NUL ends a text for many programs that read it later.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"the {name} is {value!r}: give a text.")
+    if len(value) > MAX_CHARACTERS:
+        raise UserError(f"the {name} has {len(value)} characters: shorten it to at most {MAX_CHARACTERS}.")
+    if "\0" in value:
+        raise UserError(f"the {name} holds a NUL character: leave it out.")
+    if not is_encodable(value):
+        raise UserError(
+            f"the {name} holds half of a character (a lone surrogate) or bytes that are not UTF-8: type it again."
+        )
 
 
 def check_whole(name: str, value: object, lowest: int, highest: int) -> None:

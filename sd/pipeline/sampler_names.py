@@ -4,6 +4,7 @@
 where "Automatic" or a missing schedule means that program's choice.
 """
 
+import inspect
 import re
 from functools import partial
 
@@ -42,6 +43,8 @@ EXTRA_SAMPLERS = {
 }
 ALL_SAMPLERS = SAMPLERS | EXTRA_SAMPLERS
 CFG_PLUS_PLUS = ("ddim_cfgpp", "euler_cfgpp")  # these need `cfgpp.UncondGuidance` for their denoiser
+
+ETA_SAMPLERS = tuple(name for name, one in ALL_SAMPLERS.items() if "eta" in inspect.signature(one.run).parameters)
 
 # Other programs' names, where ours, normalized, is not the same already.
 OTHER_NAMES = {

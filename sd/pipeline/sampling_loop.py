@@ -1,11 +1,14 @@
 """The sampling loop: from noise to a latent along a list of sigmas, and the choice of those sigmas."""
 
+import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from sd.checkpoints.predictions import EPS, Prediction
 from sd.control.controlled_unet import ControlledUNet
 from sd.denoiser import Guidance, Inpaint, sigmas_between
 from sd.optimization.deepcache import StepCached
@@ -15,9 +18,13 @@ from sd.pipeline.inputs.soft_inpaint import SoftInpaint
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.sampler_names import ALL_SAMPLERS, CFG_PLUS_PLUS
 from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
-from sd.pipeline.sampling.schedules import sigmas_for
+from sd.pipeline.sampling.compatibility import sampler_noise, sigmas_from_image, start_scale, whole_sigmas
+from sd.pipeline.sampling.composed import ComposedGuidance, EditedDenoiser, UncondComposedGuidance
+from sd.pipeline.sampling.conditioning import Conditioning, Segment
 from sd.pipeline.sampling.tiled_diffusion import TiledUNet
+from sd.pipeline.sampling.v_prediction import NEVER_PURE_NOISE, predict_v, schedule_of
 from sd.pipeline.settings import GenerationSettings
+from sd.schedule import NoiseSchedule
 from sd.unet import UNetModel
 
 OnStep = Callable[[int, int, Tensor], object]
@@ -27,33 +34,43 @@ def sample(
     unet: UNetModel,
     settings: GenerationSettings,
     sigmas: list[float],
-    contexts: tuple[Tensor, Tensor],
+    contexts: Conditioning,
     init: InitImage,
     noise: SeededNoise,
     on_each: Callable[[Tensor], None],
+    prediction: Prediction = EPS,
 ) -> Tensor:
     """Denoises pure noise, or `init.init_latent` with noise added, along one list of sigmas.
 
-    contexts: uncond and cond, each (1, M, D). on_each: called with each step's x0. Returns the latent (B, 4, h, w),
-    scaled; B is the number of `noise`'s generators.
+    contexts: of the prompts. on_each: called with each step's x0. prediction: what the U-Net
+    predicts. Returns the latent (B, 4, h, w), scaled; B is the number of `noise`'s generators.
     """
     batch = len(noise.generators)
     init_latent = None if init.init_latent is None else init.init_latent.expand(batch, -1, -1, -1)
     if len(sigmas) < 2 and init_latent is not None:
         return init_latent  # strength 0: the image as it is
     if init_latent is None or (init.latent_mask is not None and settings.strength == 1):
-        x = noise() * math.sqrt(1 + sigmas[0] ** 2)
+        x = noise() * start_scale(settings, sigmas[0])
     else:
         x = add_noise(init_latent, init, settings, sigmas[0], noise())
 
-    denoise = guided_denoiser(unet, settings, contexts, init, batch)
+    denoise = guided_denoiser(unet, settings, contexts, init, batch, prediction)
     inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0])
+    schedule = schedule_of(prediction)
+    added = sampler_noise(settings, noise, sigmas, schedule)
     with token_merging(unet, settings.token_merging):
-        for state in ALL_SAMPLERS[settings.sampler].run(inpaint or denoise, x, sigmas, noise):
+        for state in sampler_run(settings, schedule)(inpaint or denoise, x, sigmas, added):
             x, x0 = state
             on_each(x0)
     latent = x / math.sqrt(1 + sigmas[-1] ** 2)
     return latent if inpaint is None else inpaint.keep(latent)
+
+
+def sampler_run(settings: GenerationSettings, schedule: NoiseSchedule) -> Callable:
+    """Returns the sampler's function of (denoise, x, sigmas, noise), with the arguments that the settings choose."""
+    run = ALL_SAMPLERS[settings.sampler].run
+    given = {"schedule": schedule} | ({} if settings.eta is None else {"eta": settings.eta})
+    return partial(run, **{name: value for name, value in given.items() if name in inspect.signature(run).parameters})
 
 
 def add_noise(
@@ -79,16 +96,42 @@ def inpainting(
 
 
 def guided_denoiser(
-    unet: UNetModel, settings: GenerationSettings, contexts: tuple[Tensor, Tensor], init: InitImage, batch: int
-) -> Guidance:
+    unet: UNetModel,
+    settings: GenerationSettings,
+    contexts: Conditioning,
+    init: InitImage,
+    batch: int,
+    prediction: Prediction = EPS,
+) -> Guidance | EditedDenoiser:
     """Returns the U-Net as a denoiser with classifier-free guidance, for a batch of images of one prompt."""
-    uncond, cond = (context.expand(batch, -1, -1) for context in contexts)
-    scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal contexts: guidance changes nothing
-    extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
     cached = unet_for_run(unet, settings, init, batch)
-    interval = sigmas_between(settings.guidance_start, settings.guidance_end)
-    guidance = UncondGuidance if settings.sampler in CFG_PLUS_PLUS else Guidance
-    return guidance(cached, cond, uncond, scale, extra, interval, settings.guidance_rescale)
+    schedule = schedule_of(prediction)
+    extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
+    interval = sigmas_between(settings.guidance_start, settings.guidance_end, schedule)
+
+    def guidance_of(segment: Segment) -> Guidance:
+        uncond = segment.uncond.expand(batch, -1, -1)
+        conds = [(cond.expand(batch, -1, -1), weight) for cond, weight in segment.conds]
+        more = (extra, interval, settings.guidance_rescale, schedule)
+        plus_plus = settings.sampler in CFG_PLUS_PLUS
+        if len(conds) > 1 or conds[0][1] != 1:
+            composed = UncondComposedGuidance if plus_plus else ComposedGuidance
+            guidance: Guidance = composed(cached, conds, uncond, settings.guidance_scale, *more)
+        else:
+            cond = conds[0][0]
+            scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal: guidance changes nothing
+            guidance = (UncondGuidance if plus_plus else Guidance)(cached, cond, uncond, scale, *more)
+        return predict_v(guidance) if prediction.v else guidance
+
+    segments = contexts.segments()
+    if len(segments) == 1:
+        return guidance_of(segments[0])
+    made: dict[tuple, Guidance] = {}  # alternating words return to the same contexts
+    for one in segments:
+        key = (id(one.uncond), *(id(cond) for cond, _ in one.conds))
+        made[key] = made.get(key) or guidance_of(one)
+    keys = [(id(one.uncond), *(id(cond) for cond, _ in one.conds)) for one in segments]
+    return EditedDenoiser([one.end for one in segments], [made[key] for key in keys])
 
 
 def unet_for_run(unet: UNetModel, settings: GenerationSettings, init: InitImage, batch: int) -> Callable:
@@ -100,24 +143,35 @@ def unet_for_run(unet: UNetModel, settings: GenerationSettings, init: InitImage,
     return unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
 
 
-def sigmas_for_passes(settings: GenerationSettings, from_image: bool) -> list[list[float]]:
+def schedule_for_model(settings: GenerationSettings, prediction: Prediction) -> tuple[GenerationSettings, list[str]]:
+    """Returns the settings with a schedule that fits the model, and a note where that is another one.
+
+    A model of zero terminal SNR has to start from pure noise (Lin et al. 2023, section 3.3).
+    """
+    if not prediction.zero_snr or settings.schedule not in NEVER_PURE_NOISE:
+        return settings, []
+    note = (
+        f"the model has zero terminal SNR, and the schedule {settings.schedule} never starts from pure noise: trailing "
+        "is used instead."
+    )
+    return settings.replace(schedule="trailing"), [note]
+
+
+def sigmas_for_passes(
+    settings: GenerationSettings, from_image: bool, prediction: Prediction = EPS
+) -> list[list[float]]:
     """Returns the sigmas of each pass: the first, and with `hires_scale` the second.
 
     from_image: whether the first pass starts from an image, and so at `strength`.
     """
-    to_zero = ALL_SAMPLERS[settings.sampler].to_zero
-    sigmas = sigmas_for(settings.steps, settings.schedule, to_zero)
-    passes = [truncate_sigmas(sigmas, settings.strength) if from_image else sigmas]
+    schedule = schedule_of(prediction)
+    if from_image:
+        return [sigmas_from_image(settings, settings.steps, settings.strength, schedule, second_pass=False)]
+    passes = [whole_sigmas(settings, settings.steps, schedule)]
     if settings.hires_scale > 1:
-        again = sigmas_for(settings.hires_steps or settings.steps, settings.schedule, to_zero)
-        passes.append(truncate_sigmas(again, settings.hires_strength))
+        steps = settings.hires_steps or settings.steps
+        passes.append(sigmas_from_image(settings, steps, settings.hires_strength, schedule, second_pass=True))
     return passes
-
-
-def truncate_sigmas(sigmas: list[float], strength: float) -> list[float]:
-    """Returns the last int(strength * steps) steps of a list: those of an image that is noised by `strength`."""
-    steps = len(sigmas) - 1
-    return sigmas[steps - min(int(steps * strength), steps) :]
 
 
 class Progress:

@@ -6,10 +6,11 @@ from typing import Any
 from sd.optimization.deepcache import MAX_EVERY
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.inputs import options as input_options
-from sd.pipeline.noise import random_seed
+from sd.pipeline.noise import SOURCES, random_seed
 from sd.pipeline.options import Infotext, Widget, check_number, check_whole, option, options_of
-from sd.pipeline.sampler_names import ALL_SAMPLERS, find_sampler
+from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_sampler
 from sd.pipeline.sampling.schedules import ALL_SCHEDULES
+from sd.prompts.weighting import EMPHASIS
 from sd.schedule import TIMES
 from sd.utils.errors import UserError
 from sd.utils.images import check_size
@@ -20,6 +21,7 @@ MAX_IMAGES = 1000
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**64 - 1
 VERSION = "sd-by-hand 0.1"
+COMPAT = {"none": "None", "webui": "webui", "comfyui": "ComfyUI"}
 HIRES_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
 SCHEDULE_LABELS = {
     "ldm": "Uniform",
@@ -248,6 +250,53 @@ class GenerationSettings:
         widget=Widget("checkbox", "Tiling", "advanced", info="makes a seamlessly tileable image"),
         a1111="tiling",
     )
+    rng: str = option(
+        *("cpu", f"noise source, one of {', '.join(SOURCES)}; gpu and nv: a GPU's, on any device", "sampling"),
+        flags=("--rng",),
+        choices=SOURCES,
+        noun="noise source",
+        infotext=Infotext("RNG", "always"),
+        widget=Widget("dropdown", "Noise source", "compatibility", info="the webui's default is the GPU's"),
+        missing={"a1111": "it is the option randn_source there"},
+    )
+    ensd: int = option(
+        *(0, "number added to the seed for the noise that a sampler adds (eta noise seed delta)", "sampling"),
+        flags=("--ensd",),
+        low=0,
+        high=MAX_SEED,
+        noun="seed delta",
+        infotext=Infotext("ENSD"),
+        widget=Widget("number", "Seed delta (ENSD)", "compatibility", low=0, step=1),
+        missing={"a1111": "it is the option eta_noise_seed_delta there"},
+    )
+    eta: float | None = option(
+        *(None, "share of the noise that an ancestral or SDE sampler, or DDIM, adds, from 0 to 1", "sampling"),
+        flags=("--eta",),
+        default_help="the sampler's own, 0 for ddim and 1 for the others",
+        low=0,
+        high=1,
+        infotext=Infotext("Eta", "specially"),
+        widget=Widget("text", "Eta", "compatibility", placeholder="the sampler's own"),
+        a1111="eta",
+        a1111_default=0.0,
+    )
+    compat: str = option(
+        *("none", f"do as another program does where they differ: {', '.join(COMPAT)}", "sampling"),
+        flags=("--compat",),
+        choices=COMPAT,
+        noun="compatibility",
+        infotext=Infotext("Compatibility"),
+        widget=Widget("dropdown", "Same image as", "compatibility", info="for the settings of another program"),
+        missing={"a1111": "it is the option compat here"},
+    )
+    emphasis: str = option(
+        *("original", f"how weights as in (word:1.2) are applied, one of {', '.join(EMPHASIS)}", "prompt"),
+        flags=("--emphasis",),
+        choices=EMPHASIS,
+        infotext=Infotext("Emphasis"),
+        widget=Widget("dropdown", "Emphasis", "compatibility", info="how weights as in (word:1.2) are applied"),
+        missing={"a1111": "it is the option emphasis there"},
+    )
     guidance_start: float = option(
         *(0.0, "share of the steps before guidance begins, from 0 to 1; over 0 is faster", "performance"),
         flags=("--guidance-start",),
@@ -319,6 +368,11 @@ class GenerationSettings:
         if self.guidance_start > self.guidance_end:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
         input_options.check_tile(self.tile_size, self.tiling)
+        if self.eta is not None and sampler not in ETA_SAMPLERS:
+            raise UserError(
+                f"the sampler {sampler} has no eta, as it adds no noise: leave out eta, or choose one of "
+                f"{', '.join(ETA_SAMPLERS)}."
+            )
         check_size(8 if self.width is None else self.width, 8 if self.height is None else self.height)
         if self.width is not None and self.height is not None:
             check_size(*self.hires_size)

@@ -28,6 +28,7 @@ from sd.checkpoints.discovery import EMBEDDINGS as EMBEDDINGS
 from sd.checkpoints.discovery import LORAS as LORAS
 from sd.checkpoints.discovery import WEIGHTS as WEIGHTS
 from sd.checkpoints.hashing import model_hash
+from sd.checkpoints.predictions import Prediction, prediction_of
 from sd.clip import CLIPTextModel
 from sd.optimization.registry import approximate_names, optimize
 from sd.pipeline.circular_padding import circular_padding
@@ -39,7 +40,8 @@ from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.output import GenerationOutput
-from sd.pipeline.sampling_loop import OnStep, Progress, sample, sigmas_for_passes
+from sd.pipeline.sampling.conditioning import Conditioning, encode_conditioning
+from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_model, sigmas_for_passes
 from sd.pipeline.settings import HIRES_UPSCALERS, MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
 from sd.prompts.prompt_adapters import load_prompt_adapters
@@ -58,6 +60,7 @@ FIELDS = {row.name for row in OPTIONS}
 class StableDiffusion(AdapterCalls):
     """The networks of one checkpoint, and how to generate images with them. Create one with `from_pretrained`.
 
+    prediction: what the U-Net predicts, as the checkpoint is marked; chosen_prediction: as the user chose, or None.
     path, vae_path: the files of the checkpoint, and of the VAE where that is a separate one.
     notes: sentences from loading them. taesd, optimizations: see `enable_taesd` and `set_optimizations`.
     """
@@ -77,6 +80,7 @@ class StableDiffusion(AdapterCalls):
         self.image_size: int = self.sizes["image_size"]  # pixels: what the model was trained at
         self.path, self.vae_path = path, vae_path
         self.notes: list[str] = []
+        self.chosen_prediction: str | None = None
         self.adapters = Adapters(tokenizer, clip, unet)
         self.controlnets = ControlNets(unet, self.sizes["unet"], vae.downsample)
         self.taesd: TAESD | None = None
@@ -90,12 +94,15 @@ class StableDiffusion(AdapterCalls):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         vae: str | Path | None = None,
+        prediction: str | None = None,
     ) -> "StableDiffusion":
         """Loads a .ckpt, a .safetensors or a diffusers folder, or its name in weights/; the bundled model if None.
 
         device: a GPU where there is one. dtype: fp16 on a GPU and fp32 on a CPU, where fp16 is slow and inexact.
         vae: the file, folder or name of a separate VAE; if None, NAME.vae.safetensors or NAME.vae.pt beside the
         checkpoint NAME, where there is one; "none": the checkpoint's own in any case.
+        prediction: what the U-Net predicts, one of `predictions.PREDICTIONS` ("eps", "v" and others), for a checkpoint
+        without the marks of it; None: as the checkpoint is marked, else the noise (eps).
         Raises UserError, in one sentence, for a file that is not a checkpoint of Stable Diffusion 1.x.
         """
         device = default_device() if device is None else torch.device(device)
@@ -103,10 +110,11 @@ class StableDiffusion(AdapterCalls):
             dtype = default_dtype(device)
         path = BUNDLED if path is None else locate("checkpoint", path)
         separate = separate_vae(vae, path, lambda text: locate("VAE", text))
-        clip, autoencoder, unet, checkpoint = load_models(path, dtype=dtype, device=device, vae=separate)
+        clip, autoencoder, unet, checkpoint = load_models(path, dtype, device, separate, prediction)
         check_latents(checkpoint)
         pipe = cls(Tokenizer(), clip, autoencoder, unet, checkpoint.config, path, separate)
         pipe.notes = list(checkpoint.warnings)
+        pipe.chosen_prediction = prediction
         if separate is not None and str(separate) != str(vae):
             pipe.notes.append(f"the VAE is {separate}{'' if vae else ', which lies beside the checkpoint'}.")
         for note in pipe.notes:
@@ -128,6 +136,10 @@ class StableDiffusion(AdapterCalls):
     @property
     def dtype(self) -> torch.dtype:
         return self.unet.out[2].weight.dtype
+
+    @property
+    def prediction(self) -> Prediction:
+        return prediction_of(self.sizes)
 
     def enable_taesd(self, path: str | Path, for_images: bool = True) -> None:
         """Loads TAESD, a tiny decoder, for the previews, and for the images unless `for_images` is False.
@@ -174,6 +186,11 @@ class StableDiffusion(AdapterCalls):
         hires_steps: int = 0,
         hires_upscaler: str = "latent",
         tiling: bool = False,
+        rng: str = "cpu",
+        ensd: int = 0,
+        eta: float | None = None,
+        compat: str = "none",
+        emphasis: str = "original",
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         step_cache: int = 1,
@@ -233,7 +250,8 @@ class StableDiffusion(AdapterCalls):
         self.optimize()
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
         rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
-        passes = sigmas_for_passes(settings, from_image=from_image)
+        settings, notes = schedule_for_model(settings, self.prediction)
+        passes = sigmas_for_passes(settings, from_image, self.prediction)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in passes) * len(rows))
 
         size = width_and_height(settings)
@@ -243,7 +261,8 @@ class StableDiffusion(AdapterCalls):
         networks = [self.unet, self.vae, *(one.loaded.network for one in controls)]
         padding = circular_padding(*networks) if settings.tiling else nullcontext()
         with padding, load_prompt_adapters(self.adapters, settings.prompt, settings.negative_prompt) as named:
-            contexts = self.encode_prompts(settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt))
+            texts = settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt)
+            contexts = [self.encode_prompts(texts, second_pass=i > 0) for i in range(len(passes))]
             init.controls = [one.control_for(*size) for one in controls]
             for row in rows:
                 latents.append(self.sample_latents(settings, row, contexts, init, passes, on_each, controls))
@@ -253,7 +272,7 @@ class StableDiffusion(AdapterCalls):
             seeds=settings.seeds(),
             infotexts=self.infotexts(settings, from_image),
             latents=torch.cat(latents),
-            notes=list(dict.fromkeys([*control_notes(settings), *masked.notes, *init.notes, *named.notes])),
+            notes=list(dict.fromkeys([*notes, *control_notes(settings), *masked.notes, *init.notes, *named.notes])),
             reports=named.reports,
         )
 
@@ -261,7 +280,7 @@ class StableDiffusion(AdapterCalls):
         self,
         settings: GenerationSettings,
         row: slice,
-        contexts: tuple[Tensor, Tensor],
+        contexts: list[Conditioning],
         init: InitImage,
         passes: list[list[float]],
         on_each: Callable[[Tensor], None],
@@ -271,15 +290,20 @@ class StableDiffusion(AdapterCalls):
         width, height = width_and_height(settings)
         shape = (4, height // self.vae.downsample, width // self.vae.downsample)
         seeds, variation_seeds = settings.seeds()[row], settings.variation_seeds()[row]
-        noise = SeededNoise(seeds, shape, self.device, variation_seeds, settings.variation_strength)
-        latent = sample(self.unet, settings, passes[0], contexts, init, noise, on_each)
+        noise = SeededNoise(
+            *(seeds, shape, self.device, variation_seeds, settings.variation_strength, settings.rng, settings.ensd),
+            later="gpu" if settings.compat == "comfyui" else None,
+        )
+        latent = sample(self.unet, settings, passes[0], contexts[0], init, noise, on_each, self.prediction)
         if len(passes) > 1:
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
             second.tile = init.tile
             second.controls = [one.control_for(*settings.hires_size) for one in controls]
             second.init_latent = self.upscale_latent(latent, settings)
             noise.shape = tuple(second.init_latent.shape[1:])
-            latent = sample(self.unet, settings, passes[1], contexts, second, noise, on_each)
+            if settings.compat != "none":
+                noise.restart(noise.shape)
+            latent = sample(self.unet, settings, passes[1], contexts[1], second, noise, on_each, self.prediction)
         return latent
 
     def resolve_size(self, settings: GenerationSettings, image: Image.Image | None) -> GenerationSettings:
@@ -292,11 +316,13 @@ class StableDiffusion(AdapterCalls):
             height=height if settings.height is None else settings.height,
         )
 
-    def encode_prompts(self, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
-        """Returns (uncond, cond), each (1, M, D), of equal length."""
-        texts = [settings.negative_prompt, settings.prompt]
-        uncond, cond = encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip).chunk(2)
-        return uncond, cond
+    def encode_prompts(self, settings: GenerationSettings, second_pass: bool = False) -> Conditioning:
+        """Returns the contexts of the prompts for one of the passes."""
+
+        def encode(texts: list[str]) -> Tensor:
+            return encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip, settings.emphasis)
+
+        return encode_conditioning(settings, encode, second_pass)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decodes scaled latents (B, 4, h, w) to images (B, 3, H, W), fp32, in [-1, 1] except for overshoot."""
@@ -338,6 +364,8 @@ class StableDiffusion(AdapterCalls):
             more["Precision"] = str(self.dtype).removeprefix("torch.")
         if self.vae_path is not None:
             more |= {"VAE hash": model_hash(self.vae_path) or None, "VAE": self.vae_path.name}
+        if self.chosen_prediction is not None:
+            more["Prediction"] = self.prediction.name
         if names := self.adapters.names():
             more["Adapters"] = ", ".join(names)
         if inexact := approximate_names(self.optimizations):

@@ -9,7 +9,7 @@ The syntax is that of AUTOMATIC1111's webui:
     BREAK         starts a new chunk, inside brackets too
 
 A bracket that is never closed extends to the end; a closing one without an opening one is text, and so is all else:
-`[a:b:0.5]`, `[a|b]` and `<...>` have no meaning here.
+`[a:b:0.5]`, `[a|b]` and AND are read before this (see `editing.py`), and `<...>` has no meaning here.
 """
 
 import re
@@ -29,6 +29,9 @@ MAX_CHUNKS = 16
 MAX_CHARACTERS = 10_000
 MAX_WEIGHT = 100  # larger weights give noise only, and overflow fp16
 
+# How a word's weight is applied, by the webui's names: times the states, which are rescaled to their former mean; the
+# same without rescaling; not at all; or brackets and BREAK are text like any other.
+EMPHASIS = {"original": "Original", "no_norm": "No norm", "ignore": "Ignore", "none": "None"}
 ROUND, SQUARE = 1.1, 1 / 1.1
 BREAK = ("BREAK", -1.0)  # the piece that `parse_prompt` gives for a break, as the webui writes it
 BREAK_WORD = re.compile(r"\s*\bBREAK\b\s*")
@@ -87,17 +90,18 @@ def merge_pieces(pieces: list[list[Any]]) -> list[tuple[str, float]]:
     return merged
 
 
-def split_chunks(tokenizer: Tokenizer, prompt: str) -> list[list[tuple[int, float]]]:
+def split_chunks(tokenizer: Tokenizer, prompt: str, emphasis: str = "original") -> list[list[tuple[int, float]]]:
     """Returns the prompt's tokens with their weights, in chunks of at most 75; an empty prompt is one empty chunk.
 
     A full chunk ends after its last comma, if that is among its last 20 tokens and no comma follows, so that a phrase
     stays whole. The vectors of one embedding stay together: where they do not fit, they start the next chunk.
+    emphasis: one of `EMPHASIS`; "none" reads no brackets.
     Raises UserError for a prompt past MAX_CHARACTERS, MAX_CHUNKS or MAX_WEIGHT.
     """
     if len(prompt) > MAX_CHARACTERS:
         raise UserError(f"the prompt has {len(prompt)} characters: shorten it to at most {MAX_CHARACTERS}.")
     segments: list[list[tuple[int, float]]] = [[]]  # between the breaks
-    for piece in parse_prompt(prompt):
+    for piece in [(prompt, 1.0)] if emphasis == "none" else parse_prompt(prompt):
         text, weight = piece
         if piece is BREAK:
             segments.append([])
@@ -138,38 +142,48 @@ def split_segment(
     return chunks
 
 
-def emphasize(states: Tensor, weights: Tensor) -> Tensor:
-    """Applies the webui's "Original" emphasis: token states times weights, rescaled to the former mean of each chunk.
+def emphasize(states: Tensor, weights: Tensor, emphasis: str = "original") -> Tensor:
+    """Applies the webui's emphasis: token states times weights, rescaled to the former mean of each chunk.
 
-    states: (k, N, D). weights: (k, N). Returns (k, N, D); where all weights of a chunk are 1, exactly its states.
+    states: (k, N, D). weights: (k, N). emphasis: one of `EMPHASIS`: "no_norm" does not rescale, "ignore" and "none"
+    leave the states as they are. Returns (k, N, D); where all weights of a chunk are 1, exactly its states.
     """
+    if emphasis in ("ignore", "none"):
+        return states
     z = states.float()
     weighted = z * weights[..., None]
+    if emphasis == "no_norm":
+        return weighted.to(states.dtype)
     return (weighted * (z.mean((1, 2), keepdim=True) / weighted.mean((1, 2), keepdim=True))).to(states.dtype)
 
 
-def encode_prompt(tokenizer: Tokenizer, clip: CLIPTextModel, prompt: str, clip_skip: int = 1) -> Tensor:
+def encode_prompt(
+    tokenizer: Tokenizer, clip: CLIPTextModel, prompt: str, clip_skip: int = 1, emphasis: str = "original"
+) -> Tensor:
     """Encodes one prompt to a context (1, 77 * k, D): k chunks of up to 75 tokens, each with a start and an end token.
 
-    clip_skip: 1 takes CLIP's last layer, 2 the one before it, as the webui counts.
+    clip_skip: 1 takes CLIP's last layer, 2 the one before it, as the webui counts. emphasis: one of `EMPHASIS`.
     Raises UserError for a clip_skip that CLIP has no layer for, and for a prompt past a bound (see `split_chunks`).
     """
     layers = len(clip.encoder.layers)
     if not 1 <= clip_skip <= layers:
         raise UserError(f"clip skip is {clip_skip}: use 1 (the last layer) to {layers} (the first).")
     ids, weights = [], []
-    for chunk in split_chunks(tokenizer, prompt):
+    for chunk in split_chunks(tokenizer, prompt, emphasis):
         rest = CHUNK - len(chunk)
         ids.append([tokenizer.start, *(token for token, _ in chunk), *[tokenizer.end] * (rest + 1)])
         weights.append([1.0, *(weight for _, weight in chunk), *[1.0] * (rest + 1)])
     device = clip.final_layer_norm.weight.device
     states = clip(torch.tensor(ids, device=device), clip_skip)  # (k, 77, D)
-    return emphasize(states, torch.tensor(weights, device=device)).flatten(0, 1)[None]  # (1, 77 * k, D)
+    weighted = emphasize(states, torch.tensor(weights, device=device), emphasis)
+    return weighted.flatten(0, 1)[None]  # (1, 77 * k, D)
 
 
-def encode_prompts(tokenizer: Tokenizer, clip: CLIPTextModel, prompts: list[str], clip_skip: int = 1) -> Tensor:
+def encode_prompts(
+    tokenizer: Tokenizer, clip: CLIPTextModel, prompts: list[str], clip_skip: int = 1, emphasis: str = "original"
+) -> Tensor:
     """Encodes B prompts to one context (B, 77 * k, D), k being the longest one's; empty chunks pad the others."""
-    contexts = [encode_prompt(tokenizer, clip, prompt, clip_skip) for prompt in prompts]
+    contexts = [encode_prompt(tokenizer, clip, prompt, clip_skip, emphasis) for prompt in prompts]
     longest = max(context.shape[1] for context in contexts)
     if any(context.shape[1] < longest for context in contexts):
         empty = encode_prompt(tokenizer, clip, "", clip_skip)  # (1, 77, D)

@@ -1,33 +1,48 @@
-"""The training loss: the error in the noise that the U-Net predicts (Ho et al. 2020, eq. 14)."""
+"""The training loss: the error in what the U-Net predicts, the noise (Ho et al. 2020, eq. 14) or v."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from sd.schedule import SD1_SCHEDULE
+from sd.checkpoints.predictions import EPS, Prediction
+from sd.pipeline.sampling.v_prediction import schedule_of, velocity
 
 
-def snr_weights(lowest: float = 0.0, highest: float = math.inf) -> Tensor:
-    """Return the weights of the squared error in eps at t = 0 … 999: (1000,).
+def snr_weights(lowest: float = 0.0, highest: float = math.inf, prediction: Prediction = EPS) -> Tensor:
+    """Return the weights of the squared error in the prediction at t = 0 … 999: (1000,).
 
-    The error in eps is snr times the error in x0, where snr = a / (1 - a) is the signal-to-noise ratio. With these
-    weights the error in x0 counts as much as snr within the bounds. Without bounds all weights are 1; with gamma as the
-    upper bound they are those of Min-SNR, min(snr, gamma) / snr (Hang et al. 2023, "Efficient Diffusion Training via
-    Min-SNR Weighting Strategy", sec. 3.4).
+    The error in eps is snr times the error in x0, where snr = a / (1 - a) is the signal-to-noise ratio, and the error
+    in v is snr + 1 times it. With these weights the error in x0 counts as much as snr within the bounds. Without bounds
+    all weights are 1; with gamma as the upper bound they are those of Min-SNR, min(snr, gamma) / snr for eps and
+    min(snr, gamma) / (snr + 1) for v (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy",
+    sec. 3.4).
     """
-    snr = SD1_SCHEDULE.alphas_cumprod / (1 - SD1_SCHEDULE.alphas_cumprod)
+    alphas = schedule_of(prediction).alphas_cumprod
+    snr = alphas / (1 - alphas)
+    if prediction.v:
+        return torch.ones_like(snr) if (lowest, highest) == (0, math.inf) else snr.clamp(lowest, highest) / (snr + 1)
     return snr.clamp(lowest, highest) / snr
 
 
-def eps_errors(unet: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, context: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean squared errors in eps, (B,) fp32.
+def prediction_errors(
+    unet: nn.Module,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    context: Tensor,
+    weights: Tensor,
+    prediction: Prediction = EPS,
+) -> Tensor:
+    """Return the weighted mean squared errors in eps or v, (B,) fp32.
 
     x0, noise: (B, 4, h, w), on the CPU or on the U-Net's device. t: (B,) 0 … 999. weights: (1000,), by timestep.
     """
     device, dtype = unet.out[2].weight.device, unet.out[2].weight.dtype
-    eps = unet(SD1_SCHEDULE.add_noise(x0, noise, t).to(device, dtype), t.to(device), context.to(device, dtype)).float()
-    return weights[t].to(device) * (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
+    schedule = schedule_of(prediction)
+    found = unet(schedule.add_noise(x0, noise, t).to(device, dtype), t.to(device), context.to(device, dtype)).float()
+    target = velocity(schedule, x0, noise, t) if prediction.v else noise
+    return weights[t].to(device) * (found - target.to(device)).square().mean(dim=(1, 2, 3))
 
 
 def offset_noise(shape: tuple[int, ...], offset: float, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,14 @@ class UserError(ValueError):
     """An error caused by user input. The message is one sentence: what is wrong and how to fix it."""
 
 
+class DiskError(UserError):
+    """A file could not be written: the disk is full, read-only or gone. reason: the system's error."""
+
+    def __init__(self, message: str, reason: OSError):
+        super().__init__(message)
+        self.is_full = reason.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 NO_MEMORY = "there was not enough memory: choose a smaller size or fewer images at once."
 STOPPED, NO_READER = 130, 141  # exit codes, as shells report SIGINT and SIGPIPE
 REMEDIES = {

@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sd.utils.errors import UserError
+from sd.utils.errors import DiskError, UserError
 from sd.utils.images import INFOTEXT_KEY, ambiguous_in_latin
 
 DATA = Path(str(resources.files("sd"))) / "data"  # vocabulary, wildcards, styles: what comes with the code
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>part|earlier)", re.DOTALL)  # as `replacing` names them
 STARTED = time.time()
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def cache_dir() -> Path:
@@ -33,6 +34,16 @@ def cache_dir() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-by-hand"
     except RuntimeError:
         return Path(os.devnull)
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: it has no lone surrogate, as half an emoji or odd bytes leave."""
+    return text.isascii() or not SURROGATE.search(text)
+
+
+def encodable(text: str) -> str:
+    """Return the text with each lone surrogate replaced by "?"."""
+    return text if is_encodable(text) else SURROGATE.sub("?", text)
 
 
 def write_torch(content: Any, path: Path) -> None:
@@ -67,7 +78,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(part, path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path} could not be written: {reason}; what was there before is unchanged.") from error
+        raise DiskError(f"{path} could not be written: {reason}; what was there before is unchanged.", error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         with suppress(OSError):
@@ -121,7 +132,7 @@ def check_outdir(outdir: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise UserError(f"cannot write into {outdir} ({error.strerror}): choose another --outdir.") from error
+        raise DiskError(f"cannot write into {outdir} ({error.strerror}): choose another --outdir.", error) from error
 
 
 def save_png(
@@ -144,10 +155,13 @@ def save_png(
             image.save(part, format="PNG", pnginfo=info)
             part.replace(target)
         except BaseException:
-            part.unlink()
+            with suppress(OSError):
+                part.unlink()
             raise
     except OSError as error:
-        raise UserError(f"cannot save in {outdir} ({error.strerror or error}): choose another folder.") from error
+        raise DiskError(
+            f"cannot save in {outdir} ({error.strerror or error}): choose another folder.", error
+        ) from error
     return target
 
 

@@ -15,11 +15,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from sd.utils.errors import UserError
-from sd.web.jobs.job import Busy, Missing
+from sd.utils.errors import DiskError, UserError
+from sd.web.jobs.job import Busy, Missing, disk_sentence
 from sd.web.jobs.limits import TooLarge
 
-STATUSES = {Busy: 503, Missing: 404, TooLarge: 413}  # of a UserError; 422 otherwise
+STATUSES = {Busy: 503, Missing: 404, TooLarge: 413, DiskError: 503}  # of a UserError; 422 otherwise
+NO_ROOM = 507  # for a disk that is full
 NO_OBJECT = ("missing", "model_attributes_type", "dict_type")  # pydantic's words for it, said of a whole body
 LONGEST = 300  # characters of a path or a sentence on the console
 
@@ -34,7 +35,7 @@ class Problem(BaseModel):
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 401, 403, 404, 413, 422, 503)
+    status: {"model": Problem} for status in (400, 401, 403, 404, 413, 422, 503, NO_ROOM)
 }
 
 
@@ -66,11 +67,17 @@ def problem(
 
 
 def status_of(error: UserError) -> int:
+    if isinstance(error, DiskError) and error.is_full:
+        return NO_ROOM
     return next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 422)
 
 
 async def answer_user_error(request: Request, error: UserError) -> JSONResponse:
     return problem(request, status_of(error), type(error).__name__, str(error))
+
+
+async def answer_os_error(request: Request, error: OSError) -> JSONResponse:
+    return await answer_user_error(request, DiskError(disk_sentence(error), error))
 
 
 async def answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -104,6 +111,7 @@ async def answer_bug(request: Request, error: Exception) -> JSONResponse:
 def add_error_handlers(app: FastAPI) -> None:
     handlers: dict[type[Exception], Callable[..., Any]] = {
         UserError: answer_user_error,
+        OSError: answer_os_error,
         HTTPException: answer_http_error,
         RequestValidationError: answer_invalid,
         Exception: answer_bug,

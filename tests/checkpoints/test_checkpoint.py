@@ -374,39 +374,6 @@ def test_a_plain_checkpoint_has_nothing_to_say(file):
     assert read_checkpoint(file).warnings == []
 
 
-OTHER_PREDICTIONS = [
-    {"v_pred": torch.zeros(0)},
-    {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)},
-    {"ztsnr": torch.zeros(1)},
-    {"edm_mean": torch.zeros(4), "edm_std": torch.zeros(4)},
-    {"edm_vpred.sigma_max": torch.zeros(1)},
-    {"sigma_max": torch.zeros(1)},
-    {"alphas_cumprod": torch.linspace(0.9991, 0, 1000)},
-]
-
-
-@pytest.mark.parametrize("extra", OTHER_PREDICTIONS, ids=lambda extra: " ".join(extra))
-def test_a_model_that_predicts_otherwise_is_refused(tmp_path, weights, extra):
-    safetensors.torch.save_file(weights | extra, tmp_path / "model.safetensors")
-    torch.save({"state_dict": weights} | extra, tmp_path / "model.ckpt")
-    for name in ("model.safetensors", "model.ckpt"):
-        if name == "model.ckpt" and "alphas_cumprod" in extra:
-            continue  # beside the weights it is no part of the model
-        with pytest.raises(UserError, match=rf"v-prediction or zero terminal SNR, as its {next(iter(extra))}"):
-            load_models(tmp_path / name)
-
-
-@pytest.mark.parametrize("key", ["modelspec.prediction_type", "ss_v_parameterization"])
-def test_metadata_says_how_a_model_predicts(tmp_path, weights, key):
-    for value, is_v in (("v", True), ("True", True), ("epsilon", False), ("False", False)):
-        safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {key: value})
-        if is_v and (value == "v") == key.startswith("modelspec"):
-            with pytest.raises(UserError, match=key):
-                load_models(tmp_path / "model.safetensors")
-        elif not is_v:
-            assert_loads(tmp_path / "model.safetensors", weights)
-
-
 @pytest.mark.parametrize(("channels", "said"), [(8, "an instruct-pix2pix model"), (5, "takes 5 channels"), (7, "7")])
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_a_unet_of_other_channels_is_refused_by_name(tmp_path, channels, said, is_folder):

@@ -180,7 +180,7 @@ def test_other_folders_are_refused_by_name(tmp_path, ours):
     refused("Stable Diffusion 2", lambda at: changed_json(at / unet, cross_attention_dim=1024))
     refused("Stable Diffusion 2", lambda at: changed_json(at / unet, use_linear_projection=True))
     scheduler = "scheduler/scheduler_config.json"
-    refused("v_prediction", lambda at: changed_json(at / scheduler, prediction_type="v_prediction"))
+    refused("predicts sample", lambda at: changed_json(at / scheduler, prediction_type="sample"))
     refused("file not found", lambda at: (at / unet).unlink())
     refused("does not contain valid JSON", lambda at: (at / unet).write_text("{"))
     refused("is not a valid config file", lambda at: (at / unet).write_text("[]"))
@@ -300,8 +300,7 @@ def test_the_trained_weights_go_before_their_non_ema_variant(tmp_path, ours):
 
 
 REFUSED_FOLDERS = {
-    "predicts v_prediction": lambda at: changed_json(at / SCHEDULER, prediction_type="v_prediction"),
-    "zero terminal SNR": lambda at: changed_json(at / SCHEDULER, rescale_betas_zero_snr=True),
+    "predicts sample": lambda at: changed_json(at / SCHEDULER, prediction_type="sample"),
     "different values for different levels": lambda at: changed_json(at / UNET, attention_head_dim=[5, 10]),
     "a text encoder with gelu": lambda at: changed_json(at / "text_encoder/config.json", hidden_act="gelu"),
     "but model.onnx": lambda at: (at / "vae/diffusion_pytorch_model.safetensors").rename(at / "vae/model.onnx"),

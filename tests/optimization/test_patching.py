@@ -32,6 +32,7 @@ from sd.optimization.patching import (
     remove_patches,
 )
 from sd.optimization.registry import OPTIMIZATIONS, optimize
+from sd.optimization.winograd import layer as winograd
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune.gradient_checkpointing import RECOMPUTED
 
@@ -156,6 +157,10 @@ PATCHES = {
     "prepacked-conv": (
         lambda unet, vae: prepacked_conv.pack_convolutions(unet),
         lambda unet, vae: prepacked_conv.unpack_convolutions(unet),
+    ),
+    "winograd": (
+        lambda unet, vae: [winograd.use_winograd(network) for network in (unet, vae)],
+        lambda unet, vae: [winograd.use_direct(network) for network in (unet, vae)],
     ),
     "fused-geglu": (
         lambda unet, vae: fused_geglu.fuse_geglu(unet),

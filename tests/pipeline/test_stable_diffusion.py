@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from sd.checkpoints.discovery import Models
 from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.metadata.settings_infotext import from_infotext
-from sd.pipeline.sampling_loop import truncate_sigmas
+from sd.pipeline.sampling.compatibility import truncate_sigmas
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.prompts.weighting import encode_prompt
@@ -141,7 +141,8 @@ def test_inpainting_unet_draws_from_text_alone(inpainting_pipe):
 def test_a_guidance_interval_written_out(pipe):
     """Five steps of Euler by hand: t = 801, 601, 401 lie between shares 0.15 and 0.65 of the way, 201 and 1 do not."""
     made = pipe("a red apple", "blurry", steps=5, sampler="euler", seed=4, guidance_start=0.15, guidance_end=0.65)
-    uncond, cond = pipe.encode_prompts(GenerationSettings("a red apple", "blurry"))
+    (segment,) = pipe.encode_prompts(GenerationSettings("a red apple", "blurry")).segments()
+    uncond, (cond, _) = segment.uncond, segment.conds[0]
     sigmas = sigma_list(5)
     x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(4))[None] * (1 + sigmas[0] ** 2) ** 0.5
     for sigma, to, t in zip(sigmas, sigmas[1:], (801.0, 601.0, 401.0, 201.0, 1.0)):

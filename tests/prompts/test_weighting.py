@@ -5,7 +5,10 @@ import torch
 from reference_models import TINY, peer_text, randomize
 
 from sd.clip import CLIPTextModel
+from sd.pipeline.metadata.settings_infotext import read_settings
+from sd.pipeline.settings import GenerationSettings
 from sd.prompts.weighting import (
+    EMPHASIS,
     MAX_CHARACTERS,
     MAX_CHUNKS,
     emphasize,
@@ -201,3 +204,37 @@ def test_bounds(tokenizer, clip, prompt, clip_skip, words):
 
 def test_the_longest_allowed_prompt_passes(tokenizer):
     assert len(split_chunks(tokenizer, "cat " * (75 * MAX_CHUNKS))) == MAX_CHUNKS
+
+
+@pytest.mark.parametrize("emphasis", EMPHASIS)
+def test_emphasis_is_the_webuis_of_that_name(pipe, emphasis):
+    """Original: z * w, times the ratio of the means. No norm: without it. Ignore: z. None: brackets are text."""
+    tokenizer, clip = pipe.tokenizer, pipe.clip
+    found = encode_prompt(tokenizer, clip, "a (red:1.4) apple", emphasis=emphasis)
+    plain = encode_prompt(tokenizer, clip, "a red apple")
+    weights = torch.ones(77)
+    weights[2] = 1.4
+    weighted = plain * weights[:, None]
+    expected = {
+        "original": weighted * (plain.mean() / weighted.mean()),
+        "no_norm": weighted,
+        "ignore": plain,
+        "none": encode_prompt(tokenizer, clip, r"a \(red:1.4\) apple"),
+    }[emphasis]
+    torch.testing.assert_close(found, expected)
+
+
+def test_none_reads_no_break_either(pipe):
+    (chunk,) = split_chunks(pipe.tokenizer, "a BREAK b", "none")
+    assert [token for token, _ in chunk] == pipe.tokenizer.encode("a BREAK b")
+    assert len(split_chunks(pipe.tokenizer, "a BREAK b", "ignore")) == 2
+
+
+@pytest.mark.parametrize("emphasis", ["no_norm", "ignore", "none"])
+def test_emphasis_reaches_the_image_and_is_read_back(pipe, emphasis):
+    settings = GenerationSettings("a (red:1.4) [apple]", steps=2, seed=1, width=64, height=64, emphasis=emphasis)
+    made = pipe.generate(settings)
+    again = GenerationSettings(**read_settings(made.infotexts[0]).values)
+    assert again.emphasis == emphasis
+    assert torch.equal(pipe.generate(again).latents, made.latents)
+    assert not torch.equal(pipe.generate(settings.replace(emphasis="original")).latents, made.latents)

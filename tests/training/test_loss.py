@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from sd.checkpoints.predictions import PREDICTIONS
+from sd.pipeline.sampling.v_prediction import schedule_of
 from sd.schedule import SD1_SCHEDULE
 from sd.training.finetune.batch import DiffusionLoss, Example, TrainingSource, fixed_examples
-from sd.training.loss import eps_errors, offset_noise, snr_weights
+from sd.training.loss import offset_noise, prediction_errors, snr_weights
 
 
 class Guess(nn.Module):
@@ -45,7 +47,7 @@ def test_error_is_the_weighed_mean_square():
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 3, 4, 2, 2, generator=generator).unbind(0)
     t, weights = torch.tensor([3, 500, 999]), torch.arange(1000) / 100
-    found = eps_errors(Guess(), x0, noise, t, contexts(["", "a", "bb"]), weights)
+    found = prediction_errors(Guess(), x0, noise, t, contexts(["", "a", "bb"]), weights)
     for i in range(3):
         a = SD1_SCHEDULE.alphas_cumprod[t[i]].item()
         seen = math.sqrt(a) * x0[i] + math.sqrt(1 - a) * noise[i]
@@ -97,7 +99,7 @@ def test_shapes_go_through_apart_and_the_prior_counts_with_its_weight():
     errors = []
     for one in examples:
         batch = one.x0[None], one.noise[None], torch.tensor([one.t])
-        errors.append(one.weight * eps_errors(unet, *batch, contexts([one.text]), weights).item())
+        errors.append(one.weight * prediction_errors(unet, *batch, contexts([one.text]), weights).item())
     assert found.item() == pytest.approx(sum(errors) / 3, rel=1e-5)  # fp32 sums in another order
 
 
@@ -119,3 +121,26 @@ def test_an_example_takes_its_time_from_the_generator_even_where_it_is_given():
     assert isinstance(free, Example)
     assert given.t == 10
     assert torch.equal(free.noise, given.noise)
+
+
+@pytest.mark.parametrize("prediction", [PREDICTIONS["v"], PREDICTIONS["v-zero-snr"]], ids=lambda one: one.name)
+def test_the_error_in_v_is_its_definition(prediction):
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 3, 4, 2, 2, generator=generator).unbind(0)
+    t = torch.tensor([3, 500, 999])
+    weights = snr_weights(prediction=prediction)
+    assert torch.equal(weights, torch.ones(1000))
+    found = prediction_errors(Guess(), x0, noise, t, contexts(["", "a", "bb"]), weights, prediction)
+    for i in range(3):
+        a = schedule_of(prediction).alphas_cumprod[t[i]].item()
+        seen = math.sqrt(a) * x0[i] + math.sqrt(1 - a) * noise[i]
+        v = math.sqrt(a) * noise[i] - math.sqrt(1 - a) * x0[i]
+        assert found[i].item() == pytest.approx((0.5 * seen + i - v).square().mean().item(), rel=1e-4)  # fp32
+
+
+def test_min_snr_for_v_is_hang_et_als():
+    a = SD1_SCHEDULE.alphas_cumprod.double()
+    snr = a / (1 - a)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
+    found = snr_weights(highest=5.0, prediction=PREDICTIONS["v"])
+    assert torch.allclose(found.double(), expected, rtol=1e-5)  # fp32 of 1 - a near a = 1

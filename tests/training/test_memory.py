@@ -20,7 +20,7 @@ STEP = textwrap.dedent("""
     from sd.training.finetune.gradient_checkpointing import enable_gradient_checkpointing
     from sd.training.loop import Trainer
     from sd.training.finetune.methods import METHODS
-    from sd.training.loss import eps_errors, snr_weights
+    from sd.training.loss import prediction_errors, snr_weights
     from sd.training.finetune.setup import train_config
     from sd.training.finetune.recipes import recipe_for
     from sd.unet import UNetModel
@@ -46,7 +46,7 @@ STEP = textwrap.dedent("""
 
     def loss(model, indices, generators):
         context = tuner.contexts(["a photo of zebrafish-7"])
-        return eps_errors(pipe.unet, x0, noise, torch.tensor([500]), context, snr_weights()).mean()
+        return prediction_errors(pipe.unet, x0, noise, torch.tensor([500]), context, snr_weights()).mean()
 
     settings = train_config(recipe, method, pipe, 1)
     assert Trainer(tuner.module, loss, settings, 0, 1).step(0, torch.tensor([0]))[1] == ""

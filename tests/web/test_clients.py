@@ -252,9 +252,9 @@ def test_an_image_in_the_body_of_txt2img_is_ignored_aloud(web, photo):
     assert info["ignored"] == ["init_images"]
 
 
-def test_what_is_png_or_cpu_here_is_noted(web):
+def test_what_is_png_here_is_noted(web):
     _, info = images_of(web, "txt2img", SAVING)
-    assert [note.split()[0] for note in info["notes"]] == ["Images", "Noise"]
+    assert [note.split()[0] for note in info["notes"]] == ["Images"]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,9 @@ def test_a_script_that_would_do_something_is_refused(web, scripts, sentence):
         {"inpainting_mask_weight": 0.5},
         {"comma_padding_backtrack": 0},
         {"token_merging_ratio": 0.5},
-        {"randn_source": "NV"},
+        {"randn_source": "dice"},
+        {"compat": "another"},
+        {"eta_noise_seed_delta": -1},
         {"uni_pc_order": 2},
         {"face_restoration": True},
         {"no_such_option": 1},

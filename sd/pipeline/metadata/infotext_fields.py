@@ -1,7 +1,6 @@
 """Conversion from the webui's labels to the fields of `GenerationSettings`, with a note on what is not honored.
 
-Every label is honored (a row of the table, or one of the functions below), silent (it does not change the image), or
-named in a note.
+What becomes of each label is in `infotext_keys`.
 """
 
 import math
@@ -13,54 +12,21 @@ from typing import Any
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.metadata.controlnet_text import LABEL as CONTROLNET
 from sd.pipeline.metadata.controlnet_text import control_from_labels
+from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NOTED_APART, OF_MASKED_IMAGES, SAME_AS, feature_of, is_known
 from sd.pipeline.options import Option
-from sd.pipeline.sampler_names import find_foreign_sampler, find_sampler
-from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS
+from sd.pipeline.sampler_names import ETA_SAMPLERS, find_foreign_sampler, find_sampler
+from sd.pipeline.settings import COMPAT, HIRES_UPSCALERS, OPTIONS
 from sd.utils.errors import UserError
 
 INVERTED, ONLY_MASKED = "Inpaint not masked", "Only masked"  # the webui's values of "Mask mode" and "Inpaint area"
 OURS = "sd-by-hand"  # what our own Version begins with
 UNKNOWN = ("", "unknown", "None", "none", "-1")
 
-# Labels that do not change the pixels, or repeat another label.
-SILENT = set(
-    "Prompt|Negative prompt|Model|Model hash|VAE hash|Lora hashes|TI hashes|Version|User|Template|Negative Template|"
-    "Precision|Adapters|Approximations|Created Date|Batch size|Batch pos|Guidance|Distilled CFG Scale|App|Backend|"
-    "Operations|Parser|Pipeline|Style Selector Enabled|Diffusion in Low Bits|Mask hash|Styles|Index|TE|UNET|"
-    "Size-1|Size-2|Size|Hires resize-1|Hires resize-2|First pass size-1|First pass size-2|Style|Prompts".split("|")
-)
-# Labels with these beginnings are parts of one feature.
-FEATURES = {
-    "ControlNet": "ControlNet",
-    "T2I": "a T2I adapter",
-    "Refiner": "a refiner",
-    "FreeU": "FreeU",
-    "freeu": "FreeU",
-    "IPAdapter": "an IP adapter",
-    "ADetailer": "ADetailer",
-    "Face restoration": "face restoration",
-    "Tiled Diffusion": "tiled diffusion",
-    "Dynamic thresholding": "dynamic thresholding",
-    "AddNet": "the additional-networks extension",
-    "Ultimate SD": "Ultimate SD upscale",
-    "Hires sampler": "another sampler in the second pass",
-    "Hires schedule": "another schedule in the second pass",
-    "Hires prompt": "another prompt in the second pass",
-    "Hires negative": "another negative prompt in the second pass",
-    "Hires checkpoint": "another checkpoint in the second pass",
-    "Hires CFG": "another CFG scale in the second pass",
-}
-REMARKS = {
-    "ComfyUI samplers": "The ComfyUI workflow has several KSampler nodes: only the first one's settings are read.",
-    "InvokeAI weights": "The prompt has weights in InvokeAI's syntax, which are plain text here: write (word:1.2).",
-    "ComfyUI weights": "ComfyUI weights words in another way than the webui and this program.",
-}
-# Only images that were generated from another image have one of these.
-FROM_IMAGE = (
-    *("Mask blur", "Inpaint area", "Masked area padding", "Masked content", "Init image hash", "Init image"),
-    *("Mask mode", "Soft inpainting enabled", "Image CFG scale", "Mask", "Outpaint"),
-)
-ON_GPU = ("GPU", "NV", "cuda", "gpu")  # NV is the GPU's, computed on the CPU
+RNGS = {"cpu": "cpu", "gpu": "gpu", "nv": "nv", "cuda": "nv"}  # cuda is stable-diffusion.cpp's
+DDIM_SAMPLERS = ("ddim", "ddim_cfgpp")  # the webui writes their eta as "Eta DDIM"
+SD_CPP = "stable-diffusion.cpp"
+LIKE_COMFYUI = ("ComfyUI", "Fooocus", "SwarmUI")
+WEBUI_VERSION = re.compile(r"v?\d.*|f\d.*|")  # of the webui and its forks; the first ones wrote none
 # Values with which a feature does nothing.
 OFF = (
     *("", "0", "0.0", "none", "false", "off", "original", "0x0", "-1", "-1x-1", "automatic", "use same choices"),
@@ -116,22 +82,11 @@ def refuse_value(text: str) -> None:
 
 # These are read by functions of their own below.
 READ_SPECIALLY = (
-    *("sampler", "schedule", "width", "height", "strength"),
+    *("sampler", "schedule", "width", "height", "strength", "rng", "eta", "compat"),
     *("hires_strength", "hires_upscaler", "hires_steps", "control"),
     *("invert_mask", "only_masked"),
 )
 READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
-HONORED = {row.infotext.label for row in OPTIONS if row.infotext} | SILENT | set(FROM_IMAGE)
-HONORED |= {"Scheduler", "RNG", "ENSD", "VAE", "Module 1"}
-SAME_AS = {
-    "Token merging ratio hr": "Token merging ratio",
-    "Hires CFG Scale": "CFG scale",
-    "Hires sampler": "Sampler",
-    "Hires schedule type": "Schedule type",
-    "Hires prompt": "Prompt",
-    "Hires negative prompt": "Negative prompt",
-    "Hires Module 1": "Module 1",
-}
 
 
 def read_fields(found: Mapping[str, str]) -> Reading:
@@ -140,7 +95,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
     for row in READ_PLAINLY:
         label = row.infotext.label if row.infotext else ""
         text = found.get(label)
-        if text is None or (text in UNKNOWN and row.name not in ("prompt", "negative_prompt")):
+        if text is None or (text in UNKNOWN and row.name not in ("prompt", "negative_prompt", "emphasis")):
             continue
         try:
             reading.values[row.name] = reader_for(row)(text)
@@ -296,7 +251,9 @@ def read_origin(found: Mapping[str, str], reading: Reading) -> None:
     """Reads whether the image was generated from another image, which is not in the file."""
     strength = found.get("Denoising strength", "0")
     second_pass = "hires_scale" in reading.values or "First pass size-1" in found
-    signs = [label for label in FROM_IMAGE if found.get(label, "").lower() not in ("", "none", "false")]
+    signs = [
+        label for label in (*FROM_IMAGE, *OF_MASKED_IMAGES) if found.get(label, "").lower() not in ("", "none", "false")
+    ]
     ours = found.get("Version", "").startswith(OURS) and "Denoising strength" in found and not second_pass
     if ours or "img2img" in found.get("Operations", "") or signs:
         reading.problems["image"] = (
@@ -315,24 +272,56 @@ def read_origin(found: Mapping[str, str], reading: Reading) -> None:
 
 
 def read_noise(found: Mapping[str, str], reading: Reading) -> None:
-    """Adds notes on noise and a VAE that differ here."""
+    """Reads the noise source and what the file's program does otherwise; adds notes on what differs here."""
     rng = found.get("RNG", "GPU")
-    if rng == "unknown":
+    if rng.lower() in RNGS:
+        reading.values["rng"] = RNGS[rng.lower()]
+    elif rng == "unknown":
         reading.notes["RNG"] = (
             "The file does not say how its noise was generated: the same seed can give another image here."
         )
-    elif rng.lower() not in ("cpu", "std_default"):
-        reading.notes["RNG"] = (
-            f"Its noise was generated {'on a GPU' if rng in ON_GPU else 'by ' + rng} and here it is on the CPU: "
-            "the same seed gives another image."
+    else:
+        reading.notes["RNG"] = f"Its noise was generated by {rng}, and here it is on the CPU: the same seed differs."
+    read_eta(found, reading)
+    if (like := program_of(found)) != "none":
+        reading.values["compat"] = like
+    if found.get("Noise Schedule", "Default") != "Default":
+        reading.notes["Noise Schedule"] = (
+            f"It was generated with the noise schedule {found['Noise Schedule']!r}: a checkpoint that is not marked as "
+            "one of zero terminal SNR needs --prediction v-zero-snr or eps-zero-snr for the same image."
         )
-    if found.get("ENSD", "0") not in ("0", "") and reading.values.get("sampler", "").endswith(("_a", "sde")):
-        reading.notes["ENSD"] = (
-            f"The seed delta (ENSD) {found['ENSD']} is not supported: the noise that the sampler adds is another one."
+    if "Prediction" in found:
+        reading.notes["Prediction"] = (
+            f"The model was loaded with --prediction {found['Prediction']}, which is needed for the same image."
         )
     vae = found.get("VAE") or found.get("Module 1", "")
     if vae.lower() not in ("", "none", "automatic", "use same choices", "baked vae"):
         reading.notes["VAE"] = f"It was decoded with the VAE {vae!r}: give that as well for the same colors."
+
+
+def read_eta(found: Mapping[str, str], reading: Reading) -> None:
+    """Reads the sampler's eta. The webui writes it for every sampler; one without eta does not use it."""
+    sampler = reading.values.get("sampler", "")
+    text = found.get("Eta DDIM", found.get("Eta")) if sampler in DDIM_SAMPLERS else found.get("Eta")
+    if found.get("Version", "").startswith(SD_CPP) and sampler not in DDIM_SAMPLERS:
+        return  # it writes an eta of 0 for every sampler, and only DDIM takes it
+    if text is None or sampler not in ETA_SAMPLERS:
+        return
+    try:
+        reading.values["eta"] = parse_finite(text)
+    except ValueError:
+        reading.problems["eta"] = f"the file gives 'Eta' as {text[:40]!r}, which is not a number: give --eta."
+
+
+def program_of(found: Mapping[str, str]) -> str:
+    """Returns the value of the option compat for the program that wrote the file."""
+    version = found.get("Version", "")
+    if "Compatibility" in found or version.startswith(OURS):
+        named = found.get("Compatibility", "").lower()
+        return named if named in COMPAT else "none"
+    if version in LIKE_COMFYUI:
+        return "comfyui"
+    return "webui" if "App" not in found and WEBUI_VERSION.fullmatch(version) else "none"
 
 
 def read_rest(found: Mapping[str, str], reading: Reading) -> None:
@@ -341,18 +330,11 @@ def read_rest(found: Mapping[str, str], reading: Reading) -> None:
     unknown: dict[str, bool] = {}
     for label, value in found.items():
         again = label in SAME_AS and value == found.get(SAME_AS[label])
-        if (
-            label in HONORED
-            or CONTROLNET.fullmatch(label)
-            or label.startswith(("Lora ", "TI "))
-            or value.strip().lower() in OFF
-            or again
-        ):
+        if is_known(label) or CONTROLNET.fullmatch(label) or value.strip().lower() in OFF or again:
             continue
-        feature = next((name for start, name in FEATURES.items() if label.startswith(start)), None)
-        if label in REMARKS:
-            reading.notes[label] = REMARKS[label]
-        elif feature is not None:
+        if label in NOTED_APART:
+            reading.notes[label] = NOTED_APART[label]
+        elif feature := feature_of(label):
             features[feature] = True
         else:
             unknown[re.sub("-[12]$", "", label)] = True

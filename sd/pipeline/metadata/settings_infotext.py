@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
 from sd.pipeline.metadata.controlnet_text import units_to_labels
-from sd.pipeline.metadata.infotext_fields import INVERTED, ONLY_MASKED, Reading, read_fields
+from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS, INVERTED, ONLY_MASKED, Reading, read_fields
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
@@ -57,7 +57,7 @@ def special_labels(settings: GenerationSettings, index: int, from_image: bool) -
         "Variation seed": settings.variation_seeds()[index] if varied else None,
         "Denoising strength": settings.hires_strength if hires else settings.strength if from_image else None,
         "Hires upscaler": upscaler_label(settings.hires_upscaler) if hires else None,
-        "RNG": "CPU",
+        "Eta DDIM" if settings.sampler in DDIM_SAMPLERS else "Eta": settings.eta,
         "Mask mode": INVERTED if settings.invert_mask else None,
         "Inpaint area": ONLY_MASKED if settings.only_masked else None,
     } | units_to_labels(settings.control)

@@ -68,6 +68,7 @@ class BrownianNoise:
 
     sampler: its name, one of SAMPLERS; it determines where noise is taken, see `noise_levels`. sigmas: the levels of
     the run, of which the largest and the smallest above 0 are the ends of the paths. seeds: one for each image.
+    ends: other levels whose ends the paths have.
     """
 
     SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")
@@ -77,12 +78,14 @@ class BrownianNoise:
         sampler: str,
         sigmas: list[float],
         seeds: list[int],
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         device: torch.device | str = "cpu",
         randn: Randn = cpu_randn,
+        ends: list[float] | None = None,
     ):
-        levels = [level for level in torch.tensor(sigmas, dtype=torch.float32).tolist() if level > 0]
-        self.paths = [BrownianPath(seed, shape, levels[-1], levels[0], randn) for seed in seeds]
+        levels = positive_levels(sigmas)
+        outer = positive_levels(sigmas if ends is None else ends)
+        self.paths = [BrownianPath(seed, shape, outer[-1], outer[0], randn) for seed in seeds]
         self.intervals = pairwise(noise_levels(sampler, levels))
         self.device = torch.device(device)
 
@@ -91,6 +94,11 @@ class BrownianNoise:
         # the path is followed downwards, from the largest sigma on
         increments = torch.stack([path(to) - path(sigma) for path in self.paths])
         return (increments / math.sqrt(sigma - to)).to(self.device)
+
+
+def positive_levels(sigmas: list[float]) -> list[float]:
+    """Return the levels above 0, rounded to float32."""
+    return [level for level in torch.tensor(sigmas, dtype=torch.float32).tolist() if level > 0]
 
 
 def noise_levels(sampler: str, levels: list[float]) -> list[float]:

@@ -21,7 +21,7 @@ NoiseSource = Callable[[], Tensor]
 Steps = Iterator[tuple[Tensor, Tensor]]
 
 
-def dpm2_a(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource) -> Steps:
+def dpm2_a(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource, eta: float = 1.0) -> Steps:
     """Sample with ancestral DPM-Solver-2 (Lu et al. 2022a, algorithm 1).
 
     Each step integrates to a level below the next one and adds fresh noise to return to it (Ho et al. 2020, eq. 7; see
@@ -29,7 +29,7 @@ def dpm2_a(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource)
     """
     for sigma, to in pairwise(sigmas):
         x0 = denoise(x, sigma)
-        down, up = split_variance(sigma, to)
+        down, up = split_variance(sigma, to, eta)
         if down > 0:
             middle = math.sqrt(sigma * down)
             halfway = x + (middle - sigma) * (x - x0) / sigma
@@ -39,14 +39,14 @@ def dpm2_a(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource)
         yield x, x0
 
 
-def dpmpp_2s_a(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource) -> Steps:
+def dpmpp_2s_a(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource, eta: float = 1.0) -> Steps:
     """Sample with ancestral DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1, r = 1/2).
 
     The model is evaluated twice a step, once in the last one.
     """
     for sigma, to in pairwise(sigmas):
         x0 = denoise(x, sigma)
-        down, up = split_variance(sigma, to)
+        down, up = split_variance(sigma, to, eta)
         if down > 0:
             middle = math.sqrt(sigma * down)
             target = denoise(x0 + (middle / sigma) * (x - x0), middle)
@@ -56,7 +56,7 @@ def dpmpp_2s_a(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSou
         yield x, x0
 
 
-def dpmpp_2m_sde_heun(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource) -> Steps:
+def dpmpp_2m_sde_heun(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource, eta: float = 1.0) -> Steps:
     """Sample with SDE-DPM-Solver++(2M) in its Heun form (Lu et al. 2022b, section 4 and algorithm 2, for the SDE).
 
     The midpoint form weights the change of x0 by 1/2; this form integrates it exactly over the step.
@@ -66,30 +66,32 @@ def dpmpp_2m_sde_heun(denoise: Denoise, x: Tensor, sigmas: list[float], noise: N
         x0 = denoise(x, sigma)
         if to > 0:
             h = math.log(sigma / to)
-            x = x0 + (to / sigma) ** 2 * (x - x0)
+            length = (1 + eta) * h
+            x = x0 + (to / sigma) ** (1 + eta) * (x - x0)
             if last_x0 is not None:
-                x = x + (1 + math.expm1(-2 * h) / (2 * h)) * (h / last_h) * (x0 - last_x0)
-            x = x + to * math.sqrt(1 - (to / sigma) ** 2) * noise()
+                x = x + (1 + math.expm1(-length) / length) * (h / last_h) * (x0 - last_x0)
+            x = x + to * math.sqrt(1 - (to / sigma) ** (2 * eta)) * noise()
             last_x0, last_h = x0, h
         else:
             x = x0
         yield x, x0
 
 
-def dpmpp_3m_sde(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource) -> Steps:
+def dpmpp_3m_sde(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseSource, eta: float = 1.0) -> Steps:
     """Sample with SDE-DPM-Solver++(3M), which extrapolates x0 by a parabola through its last three values.
 
-    The weights are those of Lu et al. 2022b, section 4, for the SDE: the functions phi_2 and phi_3 of 2h, h being the
-    step's length in log(sigma).
+    The weights are those of Lu et al. 2022b, section 4, for the SDE: the functions phi_2 and phi_3 of (1 + eta) h, h
+    being the step's length in log(sigma).
     """
     history: deque = deque(maxlen=2)  # (x0, length of the step that began there), newest first
     for sigma, to in pairwise(sigmas):
         x0 = denoise(x, sigma)
         if to > 0:
             h = math.log(sigma / to)
-            phi2 = 1 + math.expm1(-2 * h) / (2 * h)
-            phi3 = phi2 / (2 * h) - 1 / 2
-            moved = x0 + (to / sigma) ** 2 * (x - x0)
+            length = (1 + eta) * h
+            phi2 = 1 + math.expm1(-length) / length
+            phi3 = phi2 / length - 1 / 2
+            moved = x0 + (to / sigma) ** (1 + eta) * (x - x0)
             if len(history) == 2:
                 (x0_1, h_1), (x0_2, h_2) = history
                 r0, r1 = h_1 / h, h_2 / h
@@ -98,7 +100,7 @@ def dpmpp_3m_sde(denoise: Denoise, x: Tensor, sigmas: list[float], noise: NoiseS
                 moved = moved + phi2 * (slope + r0 * curvature) - phi3 * curvature
             elif history:
                 moved = moved + phi2 * (x0 - history[0][0]) * h / history[0][1]
-            x = moved + to * math.sqrt(-math.expm1(-2 * h)) * noise()
+            x = moved + to * math.sqrt(-math.expm1(-2 * h * eta)) * noise()
             history.appendleft((x0, h))
         else:
             x = x0

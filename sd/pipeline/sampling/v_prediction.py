@@ -5,13 +5,16 @@ Models", appendix D), with a = alphas_cumprod[t].
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from sd.checkpoints.predictions import Prediction
 from sd.denoiser import Denoiser, Guidance
-from sd.schedule import NoiseSchedule, scaled_linear_betas
+from sd.schedule import SD1_SCHEDULE, NoiseSchedule, scaled_linear_betas
 
+NEVER_PURE_NOISE = ("ldm", "ddim_uniform")  # schedules that begin below the last timestep
 LAST_ALPHA = 4.8973451890853435e-08  # the share of signal at t = 999 that ComfyUI and the webui leave: sigma is 4519
 
 
@@ -26,10 +29,23 @@ class VDenoiser(Denoiser):
 
 def predict_v(guidance: Guidance) -> Guidance:
     """Make a guidance take its U-Net's output for v. Returns the same object."""
-    for name in ("cond_only", "both"):
-        one = getattr(guidance, name)
-        setattr(guidance, name, VDenoiser(one.unet, one.context, one.inpaint_channels, one.schedule))
+    for name in ("cond_only", "both", "every"):
+        one = getattr(guidance, name, None)
+        if one is not None:
+            setattr(guidance, name, VDenoiser(one.unet, one.context, one.inpaint_channels, one.schedule))
     return guidance
+
+
+@cache
+def schedule_of(prediction: Prediction) -> NoiseSchedule:
+    """Return the noise schedule that a model of this prediction was trained with."""
+    return zero_snr_schedule() if prediction.zero_snr else SD1_SCHEDULE
+
+
+def velocity(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Return v, (B, ...), of x0 and noise (B, ...) at the timesteps t (B,): what a v model is trained to predict."""
+    sigma = schedule.sigmas.float().to(x0.device)[t].view(-1, *[1] * (x0.dim() - 1))
+    return (noise - sigma * x0) / (1 + sigma**2).sqrt()
 
 
 def zero_snr_schedule(betas: Tensor | None = None) -> NoiseSchedule:

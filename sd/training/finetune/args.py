@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sd.checkpoints.discovery import choose_checkpoint
-from sd.cli.args import add_vae
+from sd.cli.args import add_model_choices
 from sd.pipeline.stable_diffusion import WEIGHTS
 from sd.training.finetune.finetune import Result, finetune
 from sd.training.finetune.recipes import (
@@ -76,7 +76,7 @@ def add_images(options: OptionGroups) -> None:
     add = options.add_option
     add("--ckpt", "--model", metavar="FILE", default="your downloaded model, else the bundled one",
         help="checkpoint to train from: a file, a diffusers folder, or a name in weights/")  # fmt: skip
-    add_vae(options.group)
+    add_model_choices(options.group)
     add("--images", required=True, metavar="DIR", default="",
         help="folder of images, 5 to 15 for an object; captions in .txt or .caption files or in metadata.jsonl; "
         "subfolders such as '10_sks dog' are read as in kohya's scripts")  # fmt: skip
@@ -173,6 +173,7 @@ def train_from_args(options: OptionGroups, method: str, named: str) -> Result:
     Recipe(**{key: value for key, value in given.items() if value is not None})  # errors before a model is loaded
     check_device(device_of(args.device))
     name = getattr(args, named)
-    pipe = load_for_training(method, choose_checkpoint(args.ckpt, WEIGHTS), args.device, args.precision, args.vae)
+    path = choose_checkpoint(args.ckpt, WEIGHTS)
+    pipe = load_for_training(method, path, args.device, args.precision, args.vae, args.prediction)
     recipe = recipe_for(method, pipe, name, **given)
     return finetune(method, args.images, name, pipe, recipe, run=args.run, output=args.output)

@@ -7,10 +7,11 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from sd.checkpoints.predictions import EPS, Prediction
 from sd.schedule import TIMES
 from sd.training.finetune.data.captions import Captions
 from sd.training.finetune.latent_cache import LatentCache
-from sd.training.loss import eps_errors, offset_noise
+from sd.training.loss import offset_noise, prediction_errors
 
 Contexts = Callable[[list[str]], Tensor]  # B texts to what the U-Net reads, (B, M, D)
 
@@ -52,7 +53,7 @@ class DiffusionLoss:
 
     source: the training images, which the step's indices refer to. prior: class images. Each training example is paired
         with a random one of these, so that the word does not take over the class: L + weight * L_class (Ruiz et al.
-        2022, "DreamBooth", eq. 2). weights: (1000,), see `snr_weights`.
+        2022, "DreamBooth", eq. 2). weights: (1000,), see `snr_weights`. prediction: what the U-Net predicts.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class DiffusionLoss:
         weights: Tensor,
         source: TrainingSource,
         prior: TrainingSource | None = None,
+        prediction: Prediction = EPS,
     ):
+        self.prediction = prediction
         self.unet, self.contexts, self.weights, self.source, self.prior = unet, contexts, weights, source, prior
 
     def __call__(self, model: nn.Module, indices: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -81,7 +84,7 @@ class DiffusionLoss:
             x0, noise = torch.stack([one.x0 for one in group]), torch.stack([one.noise for one in group])
             t, weight = torch.tensor([one.t for one in group]), torch.tensor([one.weight for one in group])
             context = self.contexts([one.text for one in group])
-            errors = eps_errors(self.unet, x0, noise, t, context, weights)
+            errors = prediction_errors(self.unet, x0, noise, t, context, weights, self.prediction)
             total = total.to(errors.device) + (weight.to(errors.device) * errors).sum()
         return total
 

@@ -1,5 +1,6 @@
 """Fine-tune a model on an object or a style from a folder of images: textual inversion, LoRA and DreamBooth."""
 
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sd.checkpoints.predictions import EPS
 from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.optimization.registry import TRAINABLE
 from sd.pipeline.stable_diffusion import BUNDLED, EMBEDDINGS, LORAS, WEIGHTS, StableDiffusion
@@ -92,8 +94,9 @@ def finetune(
         cleanup.callback(tuner.close)
         check_free_space(required_space(method, tuner.module, pipe, recipe, len(folder)), run, output, say)
         train_source, held_out, prior_source = build_sources(pipe, recipe, run, folder, class_folder, say)
-        weights = snr_weights(recipe.least_snr, recipe.min_snr) if recipe.min_snr else snr_weights()
-        diffusion_loss = DiffusionLoss(pipe.unet, tuner.contexts, weights, train_source, prior_source)
+        lowest, highest = (recipe.least_snr, recipe.min_snr) if recipe.min_snr else (0.0, math.inf)
+        weights = snr_weights(lowest, highest, pipe.prediction)
+        diffusion_loss = DiffusionLoss(pipe.unet, tuner.contexts, weights, train_source, prior_source, pipe.prediction)
         config = train_config(recipe, method, pipe, world_size)
         say(describe_run(recipe, tuner, config, train_source, held_out, world_size))
         entries = metadata(method, output.stem, recipe, pipe, folder, config, train_source, note["began"], world_size)
@@ -167,7 +170,8 @@ def describe_base_model(pipe: StableDiffusion) -> str:
     if pipe.path is None:
         return "base model: the one in memory"
     bundled = " (the bundled model)" if Path(pipe.path).resolve() == BUNDLED.resolve() else ""
-    return f"base model: {pipe.path}{bundled}"
+    predicts = f", which predicts {pipe.prediction.name}" if pipe.prediction != EPS else ""
+    return f"base model: {pipe.path}{bundled}{predicts}"
 
 
 def class_image_folder(method: str, pipe: StableDiffusion, recipe: Recipe, rank: int, world_size: int) -> Path | None:

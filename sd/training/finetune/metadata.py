@@ -63,12 +63,14 @@ def metadata(
         "ss_clip_skip": 1,
         "ss_min_snr_gamma": recipe.min_snr or None,
         "ss_noise_offset": recipe.noise_offset or None,
+        "ss_v_parameterization": True if pipe.prediction.v else None,
+        "ss_zero_terminal_snr": True if pipe.prediction.zero_snr else None,
         "ss_seed": recipe.seed,
         "ss_flip_aug": recipe.flip,
         "ss_enable_bucket": recipe.buckets,
         "ss_training_comment": f"say {recipe.phrase}" if recipe.phrase else "trained on captions as they are",
         **dataset_metadata(folder, train_source, recipe, pipe),
-        **modelspec(method, name, recipe, began),
+        **modelspec(method, name, recipe, began, "v" if pipe.prediction.v else "epsilon"),
         TRAINED_FROM: base or "unknown",
     }
     return {key: str(value) for key, value in entries.items() if value is not None}
@@ -102,7 +104,7 @@ def dataset_metadata(
     }
 
 
-def modelspec(method: str, name: str, recipe: Recipe, began: float) -> dict[str, str | None]:
+def modelspec(method: str, name: str, recipe: Recipe, began: float, prediction: str) -> dict[str, str | None]:
     """Return metadata in the form of Stability AI's ModelSpec 1.0, which the web UIs show."""
     return {
         "modelspec.sai_model_spec": "1.0.0",
@@ -111,6 +113,6 @@ def modelspec(method: str, name: str, recipe: Recipe, began: float) -> dict[str,
         "modelspec.title": name.strip("<>"),
         "modelspec.date": datetime.fromtimestamp(int(began), timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
         "modelspec.resolution": f"{recipe.size}x{recipe.size}",
-        "modelspec.prediction_type": "epsilon",
+        "modelspec.prediction_type": prediction,
         "modelspec.trigger_phrase": recipe.phrase or None,
     }

@@ -49,6 +49,7 @@ def run_identity(
     """Return what must not change when a run resumes; learning rates, steps and the like may."""
     identity: dict[str, Any] = {"method": method, "name": name, "model_hash": content_hash(pipe)}
     identity |= {"model": Path(pipe.path).name if pipe.path else ""}
+    identity |= {"prediction": pipe.prediction.name}
     names = [
         image.path.relative_to(folder) if folder in image.path.parents else image.path for image in folder_images.images
     ]

@@ -124,14 +124,15 @@ def load_for_training(
     device: str | None = None,
     precision: str | None = None,
     vae: str | None = None,
+    prediction: str | None = None,
 ) -> StableDiffusion:
     """Load a checkpoint for `finetune`: in half precision where the networks stay frozen, in fp32 where they are
-    trained.
+    trained. prediction: for a checkpoint whose marks are missing, one of `predictions.PREDICTIONS`.
     """
     join_processes(str(default_device() if device is None else device))
     target = default_device() if device is None else torch.device(device)
     weights_in = "fp32" if method == "dreambooth" else precision or best_precision(target)
-    return StableDiffusion.from_pretrained(path, target, DTYPES[weights_in], vae)
+    return StableDiffusion.from_pretrained(path, target, DTYPES[weights_in], vae, prediction)
 
 
 def describe_run(

@@ -17,7 +17,7 @@ from sd.samplers import dpmpp_2m
 from sd.schedule import TIMES, sigma_list
 from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig, save_model, train
-from sd.training.loss import eps_errors, snr_weights
+from sd.training.loss import prediction_errors, snr_weights
 from sd.training.pretrain import run as pretrain_run
 from sd.training.pretrain.scene_latents import WORDINGS, SceneLatents
 from sd.training.pretrain.scenes.sheets import captioned_sheet
@@ -66,7 +66,7 @@ def train_scene_unet(
         tokens = tokenizer(sample_captions(data, indices, generator)).to(settings.device)
         with torch.set_grad_enabled(trains_text and torch.is_grad_enabled()):
             context = networks["text"](tokens)  # (B, 77, D)
-        return eps_errors(networks["unet"], x0, noise, t, context, weights).mean()
+        return prediction_errors(networks["unet"], x0, noise, t, context, weights).mean()
 
     def on_save(networks: nn.ModuleDict, step: int) -> None:
         for name in ("unet", "text"):

@@ -12,7 +12,7 @@ from sd.samplers import ddim
 from sd.schedule import TIMES, sigma_list
 from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig, save_model, train
-from sd.training.loss import eps_errors, snr_weights
+from sd.training.loss import prediction_errors, snr_weights
 from sd.training.pretrain.dataset import EmojiDataset
 from sd.training.pretrain.train_vae import encode
 from sd.unet import ResBlock, SpatialTransformer, UNetModel
@@ -66,7 +66,7 @@ def train_unet(
         # Stratified timesteps, one from each of B equal parts of 0..999: less variance in the sum.
         t = ((torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) * TIMES / len(x0)).long()
         context = states[captions.sample(indices, generator)].float()  # (B, 77, D)
-        return eps_errors(unet, x0, noise, t, context, weights).mean()
+        return prediction_errors(unet, x0, noise, t, context, weights).mean()
 
     def on_save(unet: UNetModel, step: int) -> None:
         save_model(unet, run)

@@ -24,7 +24,7 @@ from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
-from sd.web.problems import PROBLEMS, report
+from sd.web.problems import NO_ROOM, PROBLEMS, report
 
 MOST_TASKS = 1000  # ids of `force_task_id` that are kept
 
@@ -56,7 +56,7 @@ class Server:
             pass
         job = self.jobs.get(job.id)
         if job.state == "failed":
-            raise HTTPException(422 if job.user_error else 500, job.error)
+            raise HTTPException(422 if job.user_error else NO_ROOM if job.disk_error else 500, job.error)
         if job.state == "interrupted":
             raise HTTPException(503, job.error)
         notes = [*notes, *job.result.get("notes", [])]

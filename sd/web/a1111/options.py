@@ -3,7 +3,11 @@
 from pathlib import PurePosixPath
 from typing import Any
 
-from sd.pipeline.settings import check_whole
+from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS
+from sd.pipeline.noise import SOURCES
+from sd.pipeline.sampler_names import ETA_SAMPLERS
+from sd.pipeline.settings import COMPAT, MAX_SEED, check_number, check_whole
+from sd.prompts.weighting import EMPHASIS
 from sd.utils.errors import UserError
 from sd.web.a1111.webui_options import AT_DEFAULT, FIXED, NO_EFFECT, SHOWN
 from sd.web.jobs.model_index import Models
@@ -14,6 +18,12 @@ CHOICES = {  # the options that can be set, and the methods that check them
     "sd_model_checkpoint": "choose_checkpoint",
     "sd_vae": "choose_vae",
     "CLIP_stop_at_last_layers": "choose_clip_skip",
+    "randn_source": "choose_rng",
+    "eta_noise_seed_delta": "choose_seed_delta",
+    "eta_ancestral": "choose_eta",
+    "eta_ddim": "choose_eta",
+    "compat": "choose_compat",
+    "emphasis": "choose_emphasis",
 }
 OWN_VAE = ("automatic", "none")  # the webui's words for "no separate VAE"
 
@@ -28,6 +38,8 @@ class Options:
     def all(self) -> dict[str, Any]:
         checkpoint = title_of(self.models, self.models.default_checkpoint())
         defaults = {"sd_model_checkpoint": checkpoint, "CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"}
+        defaults |= {"randn_source": "CPU", "eta_noise_seed_delta": 0, "eta_ancestral": 1.0, "eta_ddim": 0.0}
+        defaults |= {"compat": "none", "emphasis": "Original"}
         fixed = {name: value for name, (value, _) in FIXED.items()}
         return defaults | fixed | AT_DEFAULT | SHOWN | self.chosen
 
@@ -74,6 +86,43 @@ class Options:
         whole = int(value) if isinstance(value, float) and value.is_integer() else value
         check_whole("CLIP_stop_at_last_layers", whole, 1, MOST_CLIP_SKIP)
         return whole
+
+    def choose_rng(self, value: Any) -> str:
+        if str(value).lower() not in SOURCES:
+            raise UserError(f"unknown randn_source {str(value)[:100]!r}; choose from {', '.join(SOURCES.values())}.")
+        return SOURCES[str(value).lower()]
+
+    def choose_seed_delta(self, value: Any) -> int:
+        check_whole("eta_noise_seed_delta", value, 0, MAX_SEED)
+        return value
+
+    def choose_eta(self, value: Any) -> float:
+        check_number("eta (eta_ancestral, eta_ddim)", value, 0, 1)
+        return float(value)
+
+    def choose_emphasis(self, value: Any) -> str:
+        if value not in EMPHASIS.values():
+            raise UserError(f"unknown emphasis {str(value)[:100]!r}; choose from {', '.join(EMPHASIS.values())}.")
+        return value
+
+    def choose_compat(self, value: Any) -> str:
+        """Return the value of the option --compat, which the webui does not have."""
+        if value not in COMPAT:
+            raise UserError(f"unknown compat {str(value)[:100]!r}; choose from {', '.join(COMPAT)}.")
+        return value
+
+
+def settings_of(options: dict[str, Any], sampler: str) -> dict[str, Any]:
+    """Return the fields of `GenerationSettings` that the webui has as options. sampler: by our name, for its eta."""
+    eta = options["eta_ddim" if sampler in DDIM_SAMPLERS else "eta_ancestral"]
+    own = 0.0 if sampler in DDIM_SAMPLERS else 1.0
+    return {
+        "rng": options["randn_source"].lower(),
+        "ensd": options["eta_noise_seed_delta"],
+        "eta": eta if sampler in ETA_SAMPLERS and eta != own else None,
+        "compat": options["compat"],
+        "emphasis": next(name for name, label in EMPHASIS.items() if label == options["emphasis"]),
+    }
 
 
 def check_fixed(name: str, value: Any) -> str:

@@ -11,18 +11,16 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.inputs.options import MAX_BLUR
-from sd.pipeline.sampler_names import ALL_SAMPLERS, WEBUI_SCHEDULES, find_sampler
+from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_foreign_sampler, find_sampler
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
 from sd.utils.errors import UserError
 from sd.web.a1111.controlnet import add_units
 from sd.web.a1111.fields import SOFT_INPAINTING, check_fields, check_scripts
-from sd.web.a1111.options import vae_of
+from sd.web.a1111.options import settings_of, vae_of
 from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
 from sd.web.jobs.submit import GenerateRequest
 
-# What these schedules are among ours: "Normal" has the numbers of "Uniform".
-OTHER_SCHEDULES = {"automatic": "", "normal": "uniform"}
 NO_STYLE = ("", "None")
 OTHER_NETWORKS = re.compile("<(hypernet|lyco):")
 RESIZE_MODES = {0: "stretch", 1: "crop"}
@@ -41,7 +39,7 @@ FIELDS: dict[str, Any] = {
 Named: Any = create_model("Named", **FIELDS)  # Any: its fields are known only at run time
 # The options that `settings_from_body` translates; the value of any other is the field's own.
 TRANSLATED = {"sampler", "schedule", "num_images", "strength", "clip_skip", "hires_scale", "hires_steps"}
-TRANSLATED |= {"hires_upscaler"}
+TRANSLATED |= {"hires_upscaler", "eta"}
 
 
 class TextToImage(Named):
@@ -58,7 +56,6 @@ class TextToImage(Named):
     sampler_index: str = "Euler"
     batch_size: int = Field(1, ge=1, le=MAX_IMAGES)
     n_iter: int = Field(1, ge=1, le=MAX_IMAGES)
-    eta: float = 0.0
     enable_hr: bool = False
     hr_second_pass_steps: int = Field(0, ge=0)
     hr_resize_x: int = Field(0, ge=0)
@@ -96,8 +93,8 @@ class ImageToImage(TextToImage):
     inpainting_mask_invert: bool = False
 
 
-def settings_from_body(body: TextToImage, clip_skip: int, has_image: bool) -> GenerationSettings:
-    """Returns the settings of a request. clip_skip: from the options. Raises UserError for what cannot be generated."""
+def settings_from_body(body: TextToImage, options: dict[str, Any], has_image: bool) -> GenerationSettings:
+    """Returns the settings of a request. options: the webui's. Raises UserError for what cannot be generated."""
     sampler, schedule = sampler_of(body)
     prompt, negative_prompt = body.prompt, body.negative_prompt
     for style in body.styles:
@@ -113,32 +110,33 @@ def settings_from_body(body: TextToImage, clip_skip: int, has_image: bool) -> Ge
         "sampler": sampler,
         "schedule": schedule,
         "num_images": body.batch_size * body.n_iter,
-        "clip_skip": body.clip_skip or clip_skip,
+        "clip_skip": body.clip_skip or options["CLIP_stop_at_last_layers"],
     }
+    translated |= settings_of(options, sampler)
+    if body.eta and sampler in ETA_SAMPLERS and sampler != "ddpm":
+        translated["eta"] = body.eta
     return GenerationSettings(**plain | translated | ({} if has_image else hires_from_body(body)))
 
 
 def sampler_of(body: TextToImage) -> tuple[str, str]:
     """Returns (sampler, schedule) by our names. An eta of 0 is the sampler's own, as in older webuis."""
     name = body.sampler_name or body.sampler_index
-    chosen = OTHER_SCHEDULES.get(body.scheduler.lower(), body.scheduler)
-    sampler, schedule = find_by_label(name, chosen)
-    if not chosen and schedule == "ldm" and not name.lower().endswith("uniform"):
-        schedule = WEBUI_SCHEDULES.get(sampler, schedule)
-    if body.eta not in (0, 1):
-        raise UserError(f"an eta of {body.eta:g} is not supported here: use 0 or 1.")
+    sampler, schedule = find_by_label(name, body.scheduler)
     return ("ddpm" if sampler == "ddim" and body.eta == 1 else sampler), schedule  # DDIM with eta 1 is DDPM
 
 
 def find_by_label(name: str, schedule: str) -> tuple[str, str]:
-    """Calls `find_sampler`; the UserError lists the names that /samplers and /schedulers list."""
+    """Calls `find_foreign_sampler`, for which Automatic and Uniform are what they are in the webui.
+
+    The UserError lists the names that /samplers and /schedulers list.
+    """
     try:
         find_sampler(name)
     except UserError:
         labels = ", ".join(one.label for one in ALL_SAMPLERS.values())
         raise UserError(f"unknown sampler {name[:100]!r}; choose from {labels}.") from None
     try:
-        return find_sampler(name, schedule)
+        return find_foreign_sampler(name, schedule)
     except UserError:
         labels = ", ".join(["Automatic", *SCHEDULE_LABELS.values()])
         raise UserError(f"unknown scheduler {schedule[:100]!r}; choose from {labels}.") from None
@@ -191,7 +189,9 @@ def request_from_body(body: TextToImage, options: dict) -> tuple[GenerateRequest
     has_image = isinstance(body, ImageToImage)
     ignored = check_fields(body, has_image)
     check_scripts(body)
-    settings = settings_from_body(body, options["CLIP_stop_at_last_layers"], has_image)
+    settings = settings_from_body(body, options, has_image)
+    if body.eta and settings.sampler not in ETA_SAMPLERS:
+        ignored.append("eta")
     request = GenerateRequest(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
     if has_image:
         add_image(request, body)

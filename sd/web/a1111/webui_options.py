@@ -83,7 +83,6 @@ AT_DEFAULT: dict[str, object] = {
     "sd_unet": "Automatic",
     "enable_quantization": False,
     "enable_emphasis": True,
-    "emphasis": "Original",
     "use_old_emphasis_implementation": False,
     "comma_padding_backtrack": 20,
     "tiling": False,
@@ -110,8 +109,6 @@ AT_DEFAULT: dict[str, object] = {
     "sd_hypernetwork": "None",
     "sd_hypernetwork_strength": 1.0,
     "sd_lora": "None",
-    "eta_ddim": 0.0,
-    "eta_ancestral": 1.0,
     "ddim_discretize": "uniform",
     "s_churn": 0.0,
     "s_tmin": 0.0,
@@ -121,7 +118,6 @@ AT_DEFAULT: dict[str, object] = {
     "sigma_min": 0.0,
     "sigma_max": 0.0,
     "rho": 0.0,
-    "eta_noise_seed_delta": 0,
     "always_discard_next_to_last_sigma": False,
     "sgm_noise_multiplier": False,
     "sd_noise_schedule": "Default",
@@ -136,10 +132,6 @@ AT_DEFAULT: dict[str, object] = {
 
 # What this server has whatever the webui's default is; the other values are taken with a note.
 FIXED: dict[str, tuple[object, dict[object, str]]] = {
-    "randn_source": (
-        "CPU",
-        {"GPU": "Noise is generated on the CPU here, so a seed gives another image than on a GPU."},
-    ),
     "samples_format": (
         "png",
         dict.fromkeys(("jpg", "jpeg", "webp", "avif"), "Images are PNG here, whatever samples_format says."),

@@ -33,15 +33,16 @@ SettingsBody: Any = create_model("SettingsBody", **SETTINGS | {"prompt": (str, .
 class GenerateBody(SettingsBody):
     """The body of POST /jobs: the fields of `sd.pipeline.settings.GenerationSettings`, and those beside them.
 
-    checkpoint: its name, "" for the default. vae: the name of a separate VAE, "" for the default. image: an input image
-    as base64 or a data: URL. mask: likewise, white where to generate. control_images: likewise, one for each
-    ControlNet in `control`, or one for all.
+    checkpoint: its name, "" for the default. vae: the name of a separate VAE, "" for the default. prediction: what a
+    checkpoint without marks predicts, such as "v". image: an input image as base64 or a data: URL. mask: likewise,
+    white where to generate. control_images: likewise, one for each ControlNet in `control`, or one for all.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=MAX_BODY)
 
     checkpoint: str = ""
     vae: str = ""
+    prediction: str = ""
     image: str | None = None
     mask: str | None = None
     control_images: list[str] = Field([], max_length=MAX_UNITS)
@@ -51,7 +52,12 @@ class GenerateBody(SettingsBody):
         image, mask = (None if text is None else decode_image(text) for text in (self.image, self.mask))
         settings = GenerationSettings(**{field.name: getattr(self, field.name) for field in fields(GenerationSettings)})
         control_images = [decode_image(text) for text in self.control_images]
-        return GenerateRequest(settings, self.checkpoint, image, mask, vae=self.vae, control_images=control_images)
+        return GenerateRequest(
+            *(settings, self.checkpoint, image, mask),
+            vae=self.vae,
+            prediction=self.prediction,
+            control_images=control_images,
+        )
 
 
 def jobs_router(jobs: Jobs, models: Models) -> APIRouter:

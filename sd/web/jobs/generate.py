@@ -1,8 +1,10 @@
 """A generation job in the worker: saves each image at once, so that a stop loses none. The API names it "draw"."""
 
+import copy
 import gc
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from sd.pipeline.mask import stretch_mask
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import GenerationOutput, StableDiffusion
 from sd.utils.device import device_of, dtype_of
+from sd.utils.errors import DiskError
 from sd.utils.files import save_png, write_png
 from sd.utils.image_grid import grid
 from sd.utils.images import open_image, to_rgb
@@ -56,7 +59,7 @@ class ImageGenerator:
         """Return {"files", "images" (those of the files), "seeds", "infotexts", "settings" (as used), "notes"}."""
         request = job.request
         settings = GenerationSettings(**request["settings"])
-        pipe = self.load(request["checkpoint"], request.get("vae", ""))
+        pipe = self.load(request["checkpoint"], request.get("vae", ""), request.get("prediction", ""))
         start = prepare_inputs(job.folder, request, settings, pipe.image_size)
         start.control_images = [open_image(path) for path in sorted(job.folder.glob("control-*"))]
         settings = pipe.resolve_size(settings, start.image)
@@ -99,9 +102,12 @@ class ImageGenerator:
             except Interrupted:
                 self.save_images(unfinished_images(pipe, part, start, reporter), job, prefix, result)
                 raise
-            self.save_images(output, job, prefix, result)
+            self.save_images(output, job, prefix, result, reporter.tell)
 
-    def save_images(self, output: GenerationOutput, job: Job, prefix: str, result: dict) -> None:
+    def save_images(
+        self, output: GenerationOutput, job: Job, prefix: str, result: dict, tell: Tell | None = None
+    ) -> None:
+        """Save images, and add each to the result at once. tell: records the result after each; None after a stop."""
         result["notes"] += [note for note in output.notes if note not in result["notes"]]
         for image, seed, text in zip(output.images, output.seeds, output.infotexts):
             name = save_png(image, job.folder, text, prefix).name
@@ -109,20 +115,23 @@ class ImageGenerator:
             result["images"].append(name)
             result["seeds"].append(seed)
             result["infotexts"].append(text)
+            if tell is not None:
+                tell({"result": copy.deepcopy(result)})
 
-    def load(self, name: str, vae: str = "") -> StableDiffusion:
-        """Return the pipeline of a checkpoint and a VAE, each by its name.
+    def load(self, name: str, vae: str = "", prediction: str = "") -> StableDiffusion:
+        """Return the pipeline of a checkpoint and a VAE, each by its name. prediction: "" as the checkpoint is marked.
 
         The last one is released first, so that memory never holds two. Raises UserError.
         """
         path = self.models.checkpoint(name)
         separate = self.models.vae(vae, path)
-        if self.pipe is None or (self.pipe.path, self.pipe.vae_path) != (path, separate):
+        wanted = (path, separate, prediction or None)
+        if self.pipe is None or (self.pipe.path, self.pipe.vae_path, self.pipe.chosen_prediction) != wanted:
             self.pipe = None
             gc.collect()
             device = device_of(self.device)
             dtype = dtype_of(self.precision, device)
-            self.pipe = StableDiffusion.from_pretrained(path, device, dtype, separate or "none")
+            self.pipe = StableDiffusion.from_pretrained(path, device, dtype, separate or "none", prediction or None)
             self.pipe.set_optimizations(parse_names(self.optimizations))
             self.pipe.adapters.models = self.models
         return self.pipe
@@ -143,8 +152,9 @@ class StepReporter:
         event: dict[str, Any] = {"step": self.before * total + done, "steps": self.parts * total}
         began = time.monotonic()
         if began >= self.next_preview and done < total:
-            write_png(grid(self.pipe.preview(x0)), self.folder / "preview.png")
-            event["preview"] = "preview.png"
+            with suppress(DiskError):  # an image that cannot be saved ends the job, a preview does not
+                write_png(grid(self.pipe.preview(x0)), self.folder / "preview.png")
+                event["preview"] = "preview.png"
             took = time.monotonic() - began
             self.next_preview = began + max(took / PREVIEW_SHARE, PREVIEW_AFTER)
         self.tell(event)

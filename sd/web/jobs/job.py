@@ -10,11 +10,14 @@ import json
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
-from sd.utils.errors import NO_MEMORY, UserError, is_out_of_memory
+from sd.utils.errors import NO_MEMORY, REMEDIES, DiskError, UserError, is_out_of_memory
+from sd.web.jobs.job_file import plain, read_job_file
 
 USER_ERROR_KEY = "mendable"  # the key of `Job.user_error` in job.json and in the HTTP API, unchanged for old clients
 ENDED = ("done", "failed", "cancelled", "interrupted")
@@ -51,8 +54,8 @@ class Job:
 
     progress: 0 to 1. eta: remaining seconds, None while unknown. created, started, ended: seconds since 1970.
     event: the last progress event, such as {"step": 3, "steps": 20, "preview": "preview.png"}. result: what the job
-    returned; its "files" are names of files in the job's folder. error: one sentence; user_error: whether another
-    request can avoid it.
+    returned, or what there is of it so far; its "files" are names of files in the job's folder. error: one sentence;
+    user_error: whether another request can avoid it; disk_error: whether the server's disk was at fault.
     """
 
     id: str
@@ -69,21 +72,27 @@ class Job:
     result: dict = field(default_factory=dict)
     error: str = ""
     user_error: bool = False
+    disk_error: bool = False
 
     @property
     def has_ended(self) -> bool:
         return self.state in ENDED
 
     def public(self) -> dict:
-        """Return everything but the folder's path, as JSON values."""
-        values = {key: value for key, value in asdict(self).items() if key != "folder"}
+        """Return everything but the folder's path, as JSON values that can be encoded."""
+        values = plain({key: value for key, value in asdict(self).items() if key != "folder"})
         return values | {USER_ERROR_KEY: values.pop("user_error")}
 
     def save(self) -> None:
         """Write job.json atomically, so that a reader sees the old state or the new one."""
         part = self.folder / ".job.json.part"
-        part.write_text(json.dumps(self.public(), indent=1, default=str), encoding="utf-8")
-        part.replace(self.folder / "job.json")
+        try:
+            part.write_text(json.dumps(self.public(), indent=1, default=str), encoding="utf-8")
+            part.replace(self.folder / "job.json")
+        except OSError:
+            with suppress(OSError):
+                part.unlink()
+            raise
 
     def file(self, name: str) -> Path:
         """Return the path of a file that the job names as its own. Raises Missing for any other name."""
@@ -103,8 +112,8 @@ class Job:
             if key in self.result:
                 self.result[key] = [one for i, one in enumerate(self.result[key]) if i != place]
         self.result["files"] = [one for one in self.result["files"] if one != name]
+        (self.folder / name).unlink(missing_ok=True)  # first, since a full disk may have no room for the list
         self.save()
-        (self.folder / name).unlink(missing_ok=True)
 
 
 def new_id() -> str:
@@ -113,21 +122,46 @@ def new_id() -> str:
 
 
 def load_job(folder: Path) -> Job:
-    """Read a job from its folder. Raises Missing where the folder holds none."""
+    """Read a job from its folder. Raises Missing where the folder holds none, or a damaged one."""
     try:
-        values = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        return Job(folder=folder, user_error=values.pop(USER_ERROR_KEY, False), **values)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        values = read_job_file(folder / "job.json")
+        user_error = bool(values.pop(USER_ERROR_KEY, False))
+        return Job(**values | {"id": folder.name, "folder": folder, "user_error": user_error})
+    except (OSError, ValueError, TypeError) as error:
         raise Missing(f"job not found: {folder.name}.") from error
 
 
-def explain_failure(failure: BaseException) -> tuple[str, bool]:
-    """Return a failed job's `error` and `user_error`."""
+class Failure(NamedTuple):
+    """Why a job failed: one sentence, and the job's `user_error` and `disk_error`."""
+
+    sentence: str
+    user_error: bool
+    disk_error: bool = False
+
+    def to_exception(self) -> Exception:
+        """Return what `explain_failure` takes back to this failure."""
+        if self.disk_error:
+            return DiskError(self.sentence, OSError())
+        return UserError(self.sentence) if self.user_error else JobFailed(self.sentence)
+
+
+def explain_failure(failure: BaseException) -> Failure:
+    """Return why a job failed."""
     text = str(failure).strip().split("\n")[0]
+    if isinstance(failure, DiskError):
+        return Failure(str(failure), False, True)
     if isinstance(failure, UserError):
-        return str(failure), True
+        return Failure(str(failure), True)
     if is_out_of_memory(failure):
-        return NO_MEMORY, True
+        return Failure(NO_MEMORY, True)
+    if isinstance(failure, OSError):
+        return Failure(disk_sentence(failure), False, True)
     if isinstance(failure, JobFailed):
-        return str(failure), False
-    return f"the job failed by a mistake in this program: {type(failure).__name__}: {text}", False
+        return Failure(str(failure), False)
+    return Failure(f"the job failed by a mistake in this program: {type(failure).__name__}: {text}", False)
+
+
+def disk_sentence(error: OSError) -> str:
+    """Return a sentence for a fault of the disk that names no path, since users of other machines read it."""
+    remedy = REMEDIES.get(error.errno, "check the disk") if error.errno is not None else "check the disk"
+    return f"the server could not read or write one of its files ({error.strerror or type(error).__name__}): {remedy}."

@@ -4,17 +4,31 @@ Finished jobs are read from their folders, so they survive a restart and take no
 """
 
 import asyncio
+import shutil
 import sys
 import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sd.utils.errors import UserError
+from sd.utils.errors import DiskError, UserError
 from sd.utils.files import remove_orphans
-from sd.web.jobs.job import JOB_ID, Busy, Cancelled, Job, JobFailed, Missing, Skipped, explain_failure, load_job, new_id
+from sd.web.jobs.job import (
+    JOB_ID,
+    Busy,
+    Cancelled,
+    Job,
+    JobFailed,
+    Missing,
+    Skipped,
+    disk_sentence,
+    explain_failure,
+    load_job,
+    new_id,
+)
+from sd.web.jobs.recovery import recover_images
 
 WAITING = 64  # jobs that may wait; the next one is refused as Busy
 STOPPED = "the server was stopped before this job was finished: ask for it again."
@@ -28,8 +42,9 @@ class Jobs:
 
     folder: holds the jobs' folders. limit: how many jobs may wait.
     run: runs one job, called as run(job, tell) in a thread, and returns the job's `result`; a list of them, one for
-    each device, shares the queue. It calls `tell` after each step with at least {"step", "steps"} of the whole job;
-    `tell` raises Cancelled, once, to stop it. An exception from `run` fails that job only.
+    each device, shares the queue. It calls `tell` after each step with at least {"step", "steps"} of the whole job, and
+    with {"result"} for what is finished; `tell` raises Cancelled, once, to stop it. An exception from `run` fails that
+    job only.
     """
 
     def __init__(self, folder: str | Path, run: Run | Sequence[Run], limit: int = WAITING):
@@ -53,18 +68,23 @@ class Jobs:
             if not job.has_ended:
                 for folder in [job.folder, *(path for path in job.folder.rglob("*") if path.is_dir())]:
                     remove_orphans(folder)
+                recover_images(job)
                 self.finish(job, "interrupted", STOPPED)
 
     def saved(self) -> Iterator[Job]:
-        """Yield the jobs in the folder, newest first."""
-        for folder in sorted(self.folder.iterdir(), reverse=True):
+        """Yield the jobs in the folder, newest first; none where the folder cannot be read."""
+        try:
+            names = sorted((entry.name for entry in self.folder.iterdir()), reverse=True)
+        except OSError:
+            return
+        for name in names:
             try:
-                yield self.get(folder.name)
-            except Missing:  # not a job's folder, or the server was killed before it wrote job.json
+                yield self.get(name)
+            except Missing:  # not a job's folder, a damaged one, or the server was killed before it wrote job.json
                 continue
 
     def submit(self, kind: str, request: dict, files: dict[str, bytes] | None = None) -> Job:
-        """Add a job to the queue. Raises Busy.
+        """Add a job to the queue. Raises Busy, and DiskError where the disk is full or cannot be written to.
 
         request: JSON values. files: the job's inputs by name, which are kept in its folder.
         """
@@ -75,10 +95,7 @@ class Jobs:
                 raise Busy(f"busy: {len(self.waiting)} jobs are waiting already; try again later.")
             id = new_id()
             job = Job(id, kind, request, self.folder / id)
-            job.folder.mkdir()
-            for name, data in (files or {}).items():
-                (job.folder / name).write_bytes(data)
-            job.save()
+            create_folder(job, files or {})
             self.live[id] = job
             self.waiting.append(job)
             self.changed.notify_all()
@@ -194,13 +211,13 @@ class Jobs:
         try:
             job.save()
             self.notify(job)
-            job.result = run(job, reporter)
+            job.result = run(job, reporter) or job.result
             state, error = ("cancelled" if reporter.stopped else "done"), ""
         except Cancelled:
             state, error = "cancelled", ""
         except BaseException as failure:  # any failure ends this job only
-            state, (error, job.user_error) = "failed", explain_failure(failure)
-            if not job.user_error and not isinstance(failure, JobFailed):
+            state, (error, job.user_error, job.disk_error) = "failed", explain_failure(failure)
+            if not (job.user_error or job.disk_error or isinstance(failure, JobFailed)):
                 print(f"job {job.id} failed:\n{traceback.format_exc()}", file=sys.stderr)
         if state == "cancelled" and self.closing:
             state, error = "interrupted", STOPPED
@@ -212,12 +229,19 @@ class Jobs:
             job.error, job.ended, job.eta = error, time.time(), None
             job.state = state  # last, since it is read without the lock
             self.stop_requests.pop(job.id, None)
-            try:
-                job.save()
-                self.live.pop(job.id, None)
-            except OSError as full:  # of the disk; the job then stays in memory
-                print(f"cannot write the end of job {job.id}: {full.strerror}", file=sys.stderr)
+            self.live.setdefault(job.id, job)
+            self.save_ended()
         self.notify(job)
+
+    def save_ended(self) -> None:
+        """Write the ends of jobs; where the disk is full they stay in memory until there is room."""
+        for job in [one for one in self.live.values() if one.has_ended]:
+            try:
+                job.folder.mkdir(parents=True, exist_ok=True)  # where it was deleted
+                job.save()
+                del self.live[job.id]
+            except OSError as error:
+                print(f"cannot write the end of job {job.id}: {error.strerror}", file=sys.stderr)
 
     def free_memory(self) -> None:
         """Let every idle worker release its memory until its next job."""
@@ -245,8 +269,24 @@ class Jobs:
                 self.finish(job, "interrupted", STOPPED)
 
 
+def create_folder(job: Job, files: dict[str, bytes]) -> None:
+    """Write a new job's folder. Raises DiskError, and then leaves nothing."""
+    try:
+        job.folder.mkdir(parents=True)
+        for name, data in files.items():
+            (job.folder / name).write_bytes(data)
+        job.save()
+    except OSError as error:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        raise DiskError(disk_sentence(error), error) from error
+
+
 class ProgressReporter:
-    """The `tell` of one job: it records progress, and raises what stops the job."""
+    """The `tell` of one job: it records progress and finished results, and raises what stops the job.
+
+    An event {"result": ...} is what there is of the result so far, which a kill of the worker or the server must not
+    lose; it stops nothing.
+    """
 
     def __init__(self, jobs: Jobs, job: Job):
         self.jobs, self.job = jobs, job
@@ -257,6 +297,9 @@ class ProgressReporter:
 
     def __call__(self, event: dict) -> None:
         job, now = self.job, time.monotonic()
+        if "result" in event:
+            self.record(event["result"])
+            return
         if steps := event.get("steps"):
             job.progress = min(event.get("step", 0) / steps, 1.0)
             self.first = self.first or (now, job.progress)
@@ -270,3 +313,9 @@ class ProgressReporter:
         if how is not None:
             self.stopped = self.stopped or how is not Skipped
             raise how
+
+    def record(self, result: dict) -> None:
+        self.job.result = result
+        with suppress(OSError):  # the end of the job is written as well, and says what is wrong
+            self.job.save()
+        self.jobs.notify(self.job)

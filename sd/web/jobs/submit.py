@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 
+from sd.checkpoints.predictions import EPS, choose_prediction
 from sd.control.units import check_image_count, parse_units
 from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
@@ -17,7 +18,8 @@ class GenerateRequest:
 
     settings: as for a pipeline; LoRAs are named in its prompt, <lora:name:0.8>, embeddings are words of it.
     checkpoint: its name, "" for the default one. vae: the name of a separate VAE, "" for the one that belongs to the
-    checkpoint, "None" for the checkpoint's own. image, mask: the bytes of files that `limits` has checked.
+    checkpoint, "None" for the checkpoint's own. prediction: what the checkpoint predicts, for one without marks,
+    or "". image, mask: the bytes of files that `limits` has checked.
     batch_size: images at once on a GPU. resize_mode: "crop" cuts an image of another shape, "stretch" distorts it.
     title: the beginning of the files' names, "" for a number alone. page: the open page that made the request and shows
     its jobs; "" for an API. control_images: files like `image`, of the ControlNets in the settings.
@@ -31,6 +33,7 @@ class GenerateRequest:
     resize_mode: str = "crop"
     title: str = ""
     vae: str = ""
+    prediction: str = ""
     page: str = ""
     control_images: list[bytes] = field(default_factory=list)
 
@@ -40,6 +43,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     settings = request.settings if request.image is None else with_image_size(request.settings, request.image)
     check_settings(settings)
     models.check_tags(settings.prompt)
+    choose_prediction(EPS, request.prediction or None)
     check_control(models, request)
     check_upscaler(models, settings)
     models.vae(request.vae, models.checkpoint(request.checkpoint))
@@ -51,6 +55,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
         "settings": asdict(settings),
         "checkpoint": request.checkpoint,
         "vae": request.vae,
+        "prediction": request.prediction,
         "batch_size": request.batch_size,
         "resize_mode": request.resize_mode,
         "title": request.title,

@@ -13,8 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd.utils.errors import UserError
-from sd.web.jobs.job import Cancelled, Job, JobFailed, explain_failure
+from sd.web.jobs.job import Cancelled, Failure, Job, JobFailed, explain_failure
 from sd.web.jobs.queue import Run, Tell
 
 if TYPE_CHECKING:
@@ -84,8 +83,7 @@ class WorkerProcess:
             if what == "cancelled":
                 raise Cancelled
             if what == "failed":
-                sentence, user_error = values
-                raise UserError(sentence) if user_error else JobFailed(sentence)
+                raise Failure(*values).to_exception()
             try:
                 tell(values[0])
             except Cancelled as how:
@@ -123,6 +121,6 @@ def serve(pipe: Connection, make: Callable[..., Run], *args: object) -> None:
                 answer = ["cancelled"]
             except BaseException as failure:
                 answer = ["failed", *explain_failure(failure)]
-                if not answer[2]:
+                if not any(answer[2:]):
                     print(f"job {job.id} failed:\n{traceback.format_exc()}", file=sys.stderr)
             pipe.send(answer)

@@ -9,6 +9,7 @@ import gradio as gr
 from safetensors import SafetensorError, safe_open
 
 from sd.checkpoints.config import IMAGE_SIZE
+from sd.checkpoints.predictions import PREDICTIONS
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.inputs.options import OF_MASKS
 from sd.pipeline.metadata.settings_infotext import form_values
@@ -27,6 +28,7 @@ from sd.web.ui.control import ControlBuilder
 
 SETTINGS = [row.name for row in OPTIONS]
 SEEDS = ("seed", "variation_seed")  # texts: a browser's numbers are exact to 2^53 only
+TEXTS = (*SEEDS, "eta")  # numbers that may be missing
 SAMPLER, STEPS = "dpmpp_2m", 25
 # Initial values of the form that differ from the table's defaults.
 FIRST_VALUES = {"prompt": "a red apple", "sampler": SAMPLER, "steps": STEPS}
@@ -144,7 +146,12 @@ class Form:
     def add_rare(self) -> None:
         with gr.Accordion("Advanced", open=False):
             self.add_section("advanced")
+            choices = [("As the model is marked", ""), *((name, name) for name in PREDICTIONS)]
+            info = "for a model of v-prediction or zero terminal SNR that is not marked as one"
+            self.add(prediction=gr.Dropdown(choices, value="", label="Prediction", info=info, min_width=120))
             self.reset = gr.Button("Reset the form", size="sm", min_width=120)
+        with gr.Accordion("Same image as another program", open=False):
+            self.add_section("compatibility")
         with gr.Accordion("Faster, less exact", open=False):
             self.add_section("faster")
 
@@ -169,6 +176,7 @@ class Form:
         chosen = {name: given[name] for name in SETTINGS}
         for name in SEEDS:
             chosen[name] = seed_of(chosen[name])
+        chosen["eta"] = eta_of(chosen["eta"])
         for name in given["style"] or []:
             chosen["prompt"], chosen["negative_prompt"] = find_style(name).apply(
                 chosen["prompt"], chosen["negative_prompt"]
@@ -187,6 +195,7 @@ class Form:
             mask,
             batch_size=given["batch_size"],
             vae=given["vae"],
+            prediction=given["prediction"],
             control_images=[decode_image(url) for url in given["control_images"] or ()],
         )
 
@@ -197,10 +206,12 @@ class Form:
         """
         values, notes = form_values(text)
         values = OFF | {"num_images": 1, "batch_size": 1, "style": [], "shape": CUSTOM} | values
-        values |= {name: str(values.get(name, "")) for name in SEEDS}
+        values |= {name: "" if values.get(name) is None else str(values[name]) for name in TEXTS}
         values["hires"] = values["hires_scale"] > 1
         if not values["hires"]:
             del values["hires_scale"]
+        predicts = parse_infotext(text).get("Prediction", "")
+        values["prediction"] = predicts if predicts in PREDICTIONS else ""
         if model := parse_infotext(text).get("Model"):
             try:
                 found = self.models.find("checkpoint", model)
@@ -268,6 +279,14 @@ def seed_of(text: str) -> int | None:
         return int(text) if text.strip() else None
     except ValueError as error:
         raise UserError(f"the seed is {text[:30]!r}: use a whole number, or nothing for a random one.") from error
+
+
+def eta_of(text: str) -> float | None:
+    """Returns eta; None, the sampler's own, for an empty text. Raises UserError for a text that is no number."""
+    try:
+        return float(text) if text.strip() else None
+    except ValueError as error:
+        raise UserError(f"eta is {text[:30]!r}: use a number from 0 to 1, or nothing for the sampler's own.") from error
 
 
 def usual_size(checkpoint: Path) -> int:

@@ -118,7 +118,7 @@ def training_panel(run: list[Job], before: Callable[[Job], int]) -> dict[str, st
         "stop": cancel("Stop training", current) if current else "",
         "body": progress(current or run[-1]),
         "queue": queue(run, current, before),
-        "made": "".join(training_result(job) for job in run if job.state == "done"),
+        "made": "".join(training_result(job) for job in run if job.state == "done" and "say" in job.result),
     }
 
 
@@ -129,11 +129,11 @@ def training_status(job: Job, before: int = 0) -> str:
 
 
 def progress(job: Job) -> str:
-    parts = [curves(job.event)] if "losses" in job.event else []
+    parts = [curves(job.event)] if {"losses", "held_out", "steps"} <= job.event.keys() else []
     if "sheet" in job.result:
         address = address_of(job, job.result["sheet"])
         parts.append(f'<img class="sheet" src="{address}" alt="Contact sheet, step by step">')
-    elif "preview" in job.event:
+    elif {"preview", "shown"} <= job.event.keys():
         address = f"{address_of(job, job.event['preview'])}?{job.event['shown']}"
         parts.append(f'<img class="sheet" src="{address}" alt="Test images after step {job.event["shown"]}">')
     return "".join(parts)
@@ -143,10 +143,13 @@ def training_result(job: Job) -> str:
     """Return how to use the result in a prompt, which step's weights were taken, and a button to try it."""
     result = job.result
     taken = ""
-    if "steps" in result:
+    if {"step", "steps"} <= result.keys():
         sentences = [f"The weights after step {result['step']} of {result['steps']} were taken"]
         if "rule" in result:  # as `advice.best_step` gives it; results of earlier versions have none
-            sentences = [f"{sentences[0]}: {result['rule']}", *(f"Warning: {one}" for one in result["warnings"])]
+            sentences = [
+                f"{sentences[0]}: {result['rule']}",
+                *(f"Warning: {one}" for one in result.get("warnings", ())),
+            ]
         taken = escape(" ".join(one.rstrip(".") + "." for one in sentences))
     button = f'<button type="button" data-prompt="{job.id}">Try it</button>' if "prompt" in result else ""
     return (

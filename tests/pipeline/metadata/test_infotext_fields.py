@@ -6,7 +6,8 @@ import warnings
 import pytest
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
-from sd.pipeline.metadata.infotext_fields import FEATURES, HONORED, read_fields
+from sd.pipeline.metadata.infotext_fields import read_fields
+from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NO_EFFECT, NOTED, NOTED_APART, OBEYED
 from sd.pipeline.metadata.settings_infotext import form_values, from_infotext, read_settings, to_infotext
 from sd.pipeline.settings import MAX_SEED, GenerationSettings
 from sd.utils.errors import UserError
@@ -37,15 +38,16 @@ def test_a_plain_image_needs_no_note():
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("RNG: NV", "on a GPU"),
-        ("ENSD: 31337", ""),  # DPM++ 2M adds no noise
+        ("RNG: NV", ""),
+        ("RNG: philox", "by philox"),
+        ("ENSD: 31337", ""),
         ('VAE hash: 735e4c3a44, VAE: "vae-ft-mse-840000.safetensors"', "vae-ft-mse-840000"),
         ("Module 1: vae-ft-mse", "vae-ft-mse"),  # as Forge writes it
         ('ControlNet 0: "Module: canny, Model: x"', "ControlNet"),
         ("Refiner: sd_xl_refiner, Refiner switch at: 0.8", "a refiner"),
         ('FreeU Stages: "[{}]", FreeU Schedule: "0, 1"', "FreeU"),
         ("Face restoration: CodeFormer", "face restoration"),
-        ("Emphasis: No norm", "Emphasis"),
+        ("Emphasis: No norm", ""),
         ("Emphasis: Original", ""),
         ("NGMS: 0.5", "NGMS"),
         ("Seed resize from: 448x448", "Seed resize from"),
@@ -69,14 +71,8 @@ def test_every_label_is_obeyed_silent_or_noted(more, said):
 
 
 def test_the_webuis_default_noise_is_a_gpus():
-    _, notes = read(LINE.removesuffix(", RNG: CPU"))
-    assert "on a GPU" in notes[0]
-
-
-def test_the_seed_delta_matters_to_ancestral_samplers_only():
-    line = LINE.replace("DPM++ 2M Karras", "Euler a Karras")
-    assert "ENSD" in one_note("ENSD: 31337", line)
-    assert read(f"{line}, ENSD: 0")[1] == []
+    values, notes = read(LINE.removesuffix(", RNG: CPU"))
+    assert (values["rng"], notes) == ("gpu", [])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +116,14 @@ def test_a_size_is_cut_as_the_webui_cuts_it():
 def test_one_odd_value_does_not_refuse_the_others():
     line = "Steps: many, Sampler: DPM++ 3M, CFG scale: 700, Seed: x, Size: 99999x64, Clip skip: 2, RNG: CPU"
     values, notes = read(line)
-    assert values == {"prompt": "a cat", "negative_prompt": "", "clip_skip": 2, "height": 64}
+    assert values == {
+        "prompt": "a cat",
+        "negative_prompt": "",
+        "clip_skip": 2,
+        "height": 64,
+        "rng": "cpu",
+        "compat": "webui",
+    }
     assert len(notes) == 6
     with pytest.raises(UserError, match=r"DPM\+\+ 3M"):
         from_infotext(f"a cat\n{line}")
@@ -210,8 +213,8 @@ def test_two_settings_that_do_not_go_together():
 
 
 def test_from_python_what_is_not_honored_is_a_warning():
-    with pytest.warns(UserWarning, match="on a GPU"):
-        from_infotext(f"x\n{LINE.removesuffix(', RNG: CPU')}")
+    with pytest.warns(UserWarning, match="by philox"):
+        from_infotext(f"x\n{LINE.replace('RNG: CPU', 'RNG: philox')}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         from_infotext(f"x\n{LINE}")
@@ -225,7 +228,7 @@ def test_a_text_without_settings_is_refused(text):
 
 def test_whatever_stands_there_nothing_is_raised():
     chance = random.Random(0)
-    labels = [*HONORED, *FEATURES, "Steps", "Size", "First pass size"]
+    labels = [*OBEYED, *NO_EFFECT, *NOTED, *NOTED_APART, *FROM_IMAGE]
     values = ["", "x", "-1", "0", "1e999", "nan", "9" * 400, "0x0", "3x4", "²", "1.", ".", "Karras", '"a, b"', "٣"]
     for _ in range(500):
         parts = [f"{chance.choice(labels)}: {chance.choice(values)}" for _ in range(8)]

@@ -7,6 +7,7 @@ import signal
 import socket
 
 import pytest
+import safetensors
 import torch
 from conftest import fresh_copy
 from many_processes import ended, forked, together
@@ -15,6 +16,8 @@ from reference_models import randomize
 
 from sd.adapters.embedding_files import read_embeddings
 from sd.checkpoints import weight_files
+from sd.checkpoints.checkpoint import read_checkpoint
+from sd.checkpoints.predictions import PREDICTIONS, prediction_of, with_prediction
 from sd.clip import CLIPTextModel
 from sd.evaluation.clip_score import Scorer
 from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
@@ -335,3 +338,25 @@ def test_the_best_step_has_the_fewest_copies_then_the_best_scores():
     assert "generates copies" not in format_table(scores, "x")
     copied = [Scores(0, 0.1, 0.1, 0), Scores(1, 0.5, 0.3, 2)]
     assert "warning: every step generates copies" in format_table(copied, "x")
+
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+def test_a_model_of_v_is_trained_as_one_and_its_results_say_so(method, pipe, images, tmp_path):
+    pipe.sizes = with_prediction(pipe.sizes, PREDICTIONS["v-zero-snr"])
+    losses = []
+    said = []
+    result = finetune(
+        *(method, images, WORD, pipe, quick(method, pipe, steps=2, saves=1), losses.append, tmp_path / "run"),
+        say=said.append,
+    )
+    with safetensors.safe_open(result.path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.prediction_type"] == "v"
+    assert metadata["ss_zero_terminal_snr"] == "True"
+    if method == "dreambooth":
+        assert prediction_of(read_checkpoint(result.path).config) == PREDICTIONS["v-zero-snr"]
+    else:
+        assert metadata["ss_v_parameterization"] == "True"
+    pipe.sizes = with_prediction(pipe.sizes, PREDICTIONS["eps"])
+    with pytest.raises(UserError, match="run"):
+        finetune(method, images, WORD, pipe, quick(method, pipe, steps=2, saves=1), None, tmp_path / "run")

@@ -14,7 +14,7 @@ from sd.training.finetune.gradient_checkpointing import disable_gradient_checkpo
 from sd.training.finetune.methods import METHODS, TARGETS, initial_vectors, matches_pattern
 from sd.training.finetune.recipes import recipe_for
 from sd.training.loop import TrainConfig, Trainer
-from sd.training.loss import eps_errors, snr_weights
+from sd.training.loss import prediction_errors, snr_weights
 from sd.utils.errors import UserError
 
 LOOP = TrainConfig(steps=1, batch=2, lr=1e-2, warmup=0, ema=0, precision="fp32", by_example=True, weight_decay=0.0)
@@ -36,7 +36,7 @@ def take_a_step(pipe, tuner, settings=LOOP):
     def loss(model, indices, generators):
         x0, noise = torch.randn(2, 2, 4, 8, 8, generator=generators[0]).unbind(0)
         context = tuner.contexts([f"a photo of {WORD}", "a dog"])
-        return eps_errors(pipe.unet, x0, noise, torch.tensor([100, 700]), context, snr_weights()).mean()
+        return prediction_errors(pipe.unet, x0, noise, torch.tensor([100, 700]), context, snr_weights()).mean()
 
     before = {name: p.detach().clone() for name, p in tuner.module.named_parameters()}
     value, wrong = Trainer(tuner.module, loss, settings, 0, 1).step(0, torch.tensor([0, 1]))

@@ -153,10 +153,12 @@ def test_a_second_pass_of_its_own_number_of_steps(web):
     assert (written["Steps"], written["Hires steps"]) == ("2", "8")
     same = post(web, "txt2img", **body, hr_second_pass_steps=2)
     assert same["images"] != more["images"]
-    alone = web.pipe("a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler", width=64, height=64)
+    alone = web.pipe(
+        "a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler", schedule="normal", width=64, height=64
+    )
     large = web.pipe(
         *("a red apple",),
-        **dict(steps=2, seed=7, guidance_scale=7.0, sampler="euler", width=64, height=64),
+        **dict(steps=2, seed=7, guidance_scale=7.0, sampler="euler", schedule="normal", width=64, height=64),
         **dict(hires_scale=1.5, hires_strength=0.75, hires_steps=8),
     )
     assert opened(more["images"][0]).tobytes() == large.images[0].tobytes() != alone.images[0].tobytes()

@@ -163,7 +163,15 @@ def test_the_answer_has_its_three_parts(web, pipe):
     assert answer.keys() == {"images", "parameters", "info"}
     info = json.loads(answer["info"])
     alone = pipe(
-        "a red apple", steps=2, seed=7, width=64, height=64, guidance_scale=7.0, sampler="euler_a", num_images=4
+        "a red apple",
+        steps=2,
+        seed=7,
+        width=64,
+        height=64,
+        guidance_scale=7.0,
+        sampler="euler_a",
+        schedule="normal",
+        num_images=4,
     )
     assert info["all_seeds"] == [7, 8, 9, 10]
     for text, picture in zip(answer["images"], alone.images):
@@ -217,13 +225,15 @@ def test_clip_skip_as_sd_next_has_it(web):
 @pytest.mark.parametrize(
     ("body", "sampler", "schedule"),
     [
-        ({"sampler_name": "Euler a"}, "Euler a", "Uniform"),
+        ({"sampler_name": "Euler a"}, "Euler a", "Normal"),
+        ({"sampler_name": "DPM++ 3M SDE", "scheduler": "Automatic"}, "DPM++ 3M SDE", "Exponential"),
+        ({"sampler_name": "Euler", "scheduler": "ldm"}, "Euler", "Uniform"),
         ({"sampler_index": "DDIM"}, "DDIM", "Uniform"),
         ({"sampler_name": "DPM++ 2M Karras"}, "DPM++ 2M", "Karras"),
         ({"sampler_name": "DPM++ 2M", "scheduler": "exponential"}, "DPM++ 2M", "Exponential"),
-        ({"sampler_name": "DPM++ 2M", "scheduler": "uniform"}, "DPM++ 2M", "Uniform"),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "uniform"}, "DPM++ 2M", "Normal"),
         ({"sampler_name": "DPM++ 2M", "scheduler": "Automatic"}, "DPM++ 2M", "Karras"),
-        ({"sampler_name": "k_heun"}, "Heun", "Uniform"),
+        ({"sampler_name": "k_heun"}, "Heun", "Normal"),
         ({"sampler_name": "DDIM", "eta": 1}, "DDPM", "Uniform"),
         ({"sampler_name": "LCM"}, "LCM", "LCM"),
     ],
@@ -249,14 +259,30 @@ def test_variations_and_hires(web, pipe):
     hires = post(web, "txt2img", **SMALL, enable_hr=True, hr_scale=1.5, denoising_strength=0.5)
     assert opened(hires["images"][0]).size == (96, 96)
     alone = pipe(
-        "a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler", hires_scale=1.5, hires_strength=0.5
+        "a red apple",
+        steps=2,
+        seed=7,
+        guidance_scale=7.0,
+        sampler="euler",
+        schedule="normal",
+        hires_scale=1.5,
+        hires_strength=0.5,
     )
     assert opened(hires["images"][0]).tobytes() == alone.images[0].tobytes()
 
 
 def test_from_a_picture(web, pipe, photo):
     answer = post(web, "img2img", **SMALL, init_images=[base64_of(photo)], denoising_strength=0.9)
-    alone = pipe("a red apple", steps=2, seed=7, image=photo, strength=0.9, guidance_scale=7.0, sampler="euler")
+    alone = pipe(
+        "a red apple",
+        steps=2,
+        seed=7,
+        image=photo,
+        strength=0.9,
+        guidance_scale=7.0,
+        sampler="euler",
+        schedule="normal",
+    )
     assert opened(answer["images"][0]).tobytes() == alone.images[0].tobytes()
     assert answer["parameters"]["init_images"] is None, "they are not sent back"
     answer = post(web, "img2img", **SMALL, init_images=[base64_of(photo)], include_init_images=True)
@@ -269,7 +295,7 @@ def test_a_picture_of_another_shape(web, pipe, mode, expected):
     wide.paste("blue", (0, 0, 64, 64))
     fitted = wide.resize((64, 64), Image.Resampling.LANCZOS) if expected == "stretched" else wide.crop((32, 0, 96, 64))
     answer = post(web, "img2img", **SMALL, init_images=[base64_of(wide)], resize_mode=mode, denoising_strength=0)
-    alone = pipe("", steps=2, seed=7, image=fitted, strength=0, guidance_scale=7.0, sampler="euler")
+    alone = pipe("", steps=2, seed=7, image=fitted, strength=0, guidance_scale=7.0, sampler="euler", schedule="normal")
     assert opened(answer["images"][0]).tobytes() == alone.images[0].tobytes()
 
 
@@ -343,14 +369,14 @@ def test_images_are_left_out_when_not_wanted(web):
         {"refiner_checkpoint": "sd_xl_refiner"},
         {"styles": ["no such style"]},
         {"s_churn": 1},
-        {"eta": 0.5},
+        {"eta": 1.5, "sampler_name": "DDIM"},
         {"sampler_name": "Wrong"},
         {"scheduler": "Wrong"},
         {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"},
         {"enable_hr": True, "hr_prompt": "another"},
         {"override_settings": {"sd_model_checkpoint": "../x"}},
         {"override_settings": {"CLIP_stop_at_last_layers": 0}},
-        {"override_settings": {"eta_noise_seed_delta": 31337}},
+        {"override_settings": {"eta_noise_seed_delta": -1}},
         {"override_settings": {"unheard_of": 1}},
         {"override_settings": {"CLIP_stop_at_last_layers": [1]}},
         {"batch_size": -2, "n_iter": -2},
@@ -416,9 +442,9 @@ def test_an_embedding_is_used_by_its_word_and_leaves_no_trace(web, pipe):
     with_it = post(web, "txt2img", **body)
     plain = post(web, "txt2img", **SMALL)
     pipe.load_embedding(web.models.folders["embedding"] / "zorgle.safetensors", "zorgle")
-    alone = pipe("a zorgle apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler")
+    alone = pipe("a zorgle apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler", schedule="normal")
     pipe.unload()
-    plain_alone = pipe("a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler")
+    plain_alone = pipe("a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler", schedule="normal")
     assert opened(with_it["images"][0]).tobytes() == alone.images[0].tobytes()
     assert opened(plain["images"][0]).tobytes() == plain_alone.images[0].tobytes()
     # The prompt names it, so "Adapters" need not: that is for what was loaded by hand, and `--resume` compares texts.
@@ -482,7 +508,7 @@ def client(tmp_path, pipe):
 
 def test_webuiapi_draws(client, pipe):
     result = client.txt2img(prompt="a red apple", seed=7, width=64, height=64, batch_size=2)
-    alone = pipe("a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler_a", num_images=2)
+    alone = pipe("a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler_a", schedule="normal", num_images=2)
     assert [image.tobytes() for image in result.images] == [image.tobytes() for image in alone.images]
     assert result.info["all_seeds"] == [7, 8]
     assert result.parameters["prompt"] == "a red apple"
@@ -544,3 +570,22 @@ def test_webuiapi_follows_and_interrupts(client):
     asking.join(60)
     assert len(results[0].images) < 50
     assert client.get_progress()["progress"] == 0
+
+
+def test_noise_eta_and_the_webuis_manner_are_options(web):
+    """Each changes the image, and the text in it says so; eta is a field of the body as well."""
+    body = SMALL | {"sampler_name": "Euler a", "steps": 2}
+    plain = post(web, "txt2img", **body)
+    for change, said in (
+        ({"override_settings": {"randn_source": "NV"}}, "RNG: NV"),
+        ({"override_settings": {"eta_noise_seed_delta": 31337}}, "ENSD: 31337"),
+        ({"override_settings": {"eta_ancestral": 0.5}}, "Eta: 0.5"),
+        ({"prompt": "a (red:1.4) apple", "override_settings": {"emphasis": "Ignore"}}, "Emphasis: Ignore"),
+        ({"override_settings": {"compat": "webui"}}, "Compatibility: webui"),
+        ({"eta": 0.25}, "Eta: 0.25"),
+    ):
+        answer = post(web, "txt2img", **body | change)
+        assert said in json.loads(answer["info"])["infotexts"][0]
+        assert answer["images"] != plain["images"]
+    ignored = post(web, "txt2img", **body | {"sampler_name": "Euler", "eta": 0.25})
+    assert json.loads(ignored["info"])["ignored"] == ["eta"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sd.utils.errors import UserError
+from sd.utils.files import encodable
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # of the file beside an image; kohya's scripts use the latter
 CAPTION_KEYS = ("text", "prompt", "caption")  # in metadata.jsonl; programs use different names
@@ -53,9 +54,9 @@ def read_metadata(path: Path) -> Iterator[tuple[Path, list[str]]]:
             entry = json.loads(line)
             found = next((entry[key] for key in CAPTION_KEYS if entry.get(key) is not None), [])
             texts = [text for text in (found if isinstance(found, list) else [found]) if text is not None]
-            captions = [" ".join(text.split()) for text in texts]
+            captions = [encodable(" ".join(text.split())) for text in texts]
             yield path.parent / entry["file_name"], [caption for caption in captions if caption]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             wanted = '{"file_name": "1.png", "text": "a dog"}'
             raise UserError(f"{path}, line {number}: invalid; the format is {wanted}.") from error
 
