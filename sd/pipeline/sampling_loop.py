@@ -55,8 +55,8 @@ def sample(
         x = add_noise(init_latent, init, settings, sigmas[0], noise())
 
     denoise = guided_denoiser(unet, settings, contexts, init, batch, prediction)
-    inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0])
     schedule = schedule_of(prediction)
+    inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0], schedule)
     added = sampler_noise(settings, noise, sigmas, schedule)
     with token_merging(unet, settings.token_merging):
         for state in sampler_run(settings, schedule)(inpaint or denoise, x, sigmas, added):
@@ -84,13 +84,18 @@ def add_noise(
 
 
 def inpainting(
-    denoise: Callable, settings: GenerationSettings, init: InitImage, init_latent: Tensor | None, first: float
+    denoise: Callable,
+    settings: GenerationSettings,
+    init: InitImage,
+    init_latent: Tensor | None,
+    first: float,
+    schedule: NoiseSchedule,
 ) -> Inpaint | None:
     """Returns the denoiser that keeps the part outside of the mask; None without a mask. first: the first sigma."""
     if init.latent_mask is None or init_latent is None:
         return None
     if init.soft_mask is not None:
-        return SoftInpaint(denoise, init_latent, init.soft_mask, first)
+        return SoftInpaint(denoise, init_latent, init.soft_mask, first, schedule)
     kind = UncondInpaint if settings.sampler in CFG_PLUS_PLUS else Inpaint
     return kind(denoise, init_latent, init.latent_mask)
 
