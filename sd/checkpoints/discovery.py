@@ -1,4 +1,4 @@
-"""Checkpoints, VAEs, LoRAs, embeddings and ControlNets by name, for scripts, Python, the web UI and the HTTP API.
+"""Checkpoints, VAEs, LoRAs, embeddings and other models by name, for scripts, Python, the web UI and the HTTP API.
 
 A name is looked up among the files of a few folders and is never a path, so no request reaches other files:
 
@@ -37,6 +37,7 @@ LORAS = WEIGHTS / "loras"
 EMBEDDINGS = WEIGHTS / "embeddings"
 VAES = WEIGHTS / "vae"
 CONTROLNETS = WEIGHTS / "controlnet"
+UPSCALERS = WEIGHTS / "upscalers"
 PREFERRED = "v1-5-pruned-emaonly"
 
 FRESH = 5.0  # seconds for which a listing is cached
@@ -49,6 +50,7 @@ ENDINGS = {
     "LoRA": (".safetensors", ".pt", ".bin", ".ckpt"),
     "embedding": (".safetensors", ".pt", ".bin", *IMAGE_ENDINGS),
     "ControlNet": (".safetensors", ".pth", ".pt", ".bin", ".ckpt"),
+    "upscaler": (".pth", ".safetensors", ".pt"),
 }
 INSTEAD = {  # what to do with a file of each kind
     "checkpoint": "choose it as the checkpoint",
@@ -56,6 +58,7 @@ INSTEAD = {  # what to do with a file of each kind
     "LoRA": "name it in the prompt, <lora:NAME:1>",
     "embedding": "write its token in the prompt",
     "ControlNet": "name it with --control, or as the ControlNet on the page",
+    "upscaler": "name it with --hires-upscaler, or as the upscaler on the page",
     "other": "choose another file",
 }
 
@@ -72,7 +75,7 @@ class Models:
     ):
         vaes = weights / VAES.name if vaes is None else vaes
         self.folders = {"checkpoint": weights, "LoRA": loras, "embedding": embeddings, "VAE": vaes}
-        self.folders["ControlNet"] = weights / CONTROLNETS.name
+        self.folders |= {"ControlNet": weights / CONTROLNETS.name, "upscaler": weights / UPSCALERS.name}
         self.listings: dict[str, tuple[float, object]] = {}
 
     def refresh(self) -> None:
@@ -220,7 +223,9 @@ def is_listed(path: Path, kind: str, is_own: bool) -> bool:
 
 
 def with_article(kind: str) -> str:
-    return {"embedding": "an embedding", "checkpoint": "a checkpoint of Stable Diffusion 1.x"}.get(kind, f"a {kind}")
+    if kind == "checkpoint":
+        return "a checkpoint of Stable Diffusion 1.x"
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def split_hash(name: str) -> tuple[str, str]:

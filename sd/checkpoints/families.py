@@ -53,6 +53,7 @@ KINDS = [  # how the description of a file begins, and the kind of model that it
     ("a textual inversion embedding", "embedding"),
     ("a VAE alone", "VAE"),
     ("a ControlNet", "ControlNet"),
+    ("an upscaler", "upscaler"),
 ]
 EMBEDDING_WIDTHS = {768, 1024, 1280}  # of Stable Diffusion 1, 2 and XL
 MOST_VECTORS = 10  # the most tensors in a file that holds nothing but embeddings

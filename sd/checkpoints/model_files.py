@@ -22,8 +22,8 @@ TRAINING_SIGNS = {TRAINED_FROM, "ss_training_comment", "ss_max_train_steps"}
 class Content:
     """The model in a file or folder.
 
-    kind: "checkpoint", "VAE", "LoRA", "embedding" or "ControlNet"; "other" for models that are not used here; "" if
-    unknown.
+    kind: "checkpoint", "VAE", "LoRA", "embedding", "ControlNet" or "upscaler"; "other" for models that are not used
+    here; "" if unknown.
     what: a description. trained: whether it was fine-tuned here. alias: the name in its metadata, or "".
     """
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sd.checkpoints.predictions import EPS, Prediction
-from sd.control.controlled_unet import Control, ControlledUNet
+from sd.control.controlled_unet import ControlledUNet
 from sd.denoiser import Guidance, Inpaint, sigmas_between
 from sd.optimization.deepcache import StepCached
 from sd.optimization.token_merging import token_merging
@@ -21,6 +21,7 @@ from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
 from sd.pipeline.sampling.compatibility import sampler_noise, sigmas_from_image, start_scale, whole_sigmas
 from sd.pipeline.sampling.composed import ComposedGuidance, EditedDenoiser, UncondComposedGuidance
 from sd.pipeline.sampling.conditioning import Conditioning, Segment
+from sd.pipeline.sampling.tiled_diffusion import TiledUNet
 from sd.pipeline.sampling.v_prediction import NEVER_PURE_NOISE, predict_v, schedule_of
 from sd.pipeline.settings import GenerationSettings
 from sd.schedule import NoiseSchedule
@@ -55,8 +56,8 @@ def sample(
         x = add_noise(init_latent, init, settings, sigmas[0], noise())
 
     denoise = guided_denoiser(unet, settings, contexts, init, batch, prediction)
-    inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0])
     schedule = schedule_of(prediction)
+    inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0], schedule)
     added = sampler_noise(settings, noise, sigmas, schedule)
     with token_merging(unet, settings.token_merging):
         for state in sampler_run(settings, schedule)(inpaint or denoise, x, sigmas, added):
@@ -84,13 +85,18 @@ def add_noise(
 
 
 def inpainting(
-    denoise: Callable, settings: GenerationSettings, init: InitImage, init_latent: Tensor | None, first: float
+    denoise: Callable,
+    settings: GenerationSettings,
+    init: InitImage,
+    init_latent: Tensor | None,
+    first: float,
+    schedule: NoiseSchedule,
 ) -> Inpaint | None:
     """Returns the denoiser that keeps the part outside of the mask; None without a mask. first: the first sigma."""
     if init.latent_mask is None or init_latent is None:
         return None
     if init.soft_mask is not None:
-        return SoftInpaint(denoise, init_latent, init.soft_mask, first)
+        return SoftInpaint(denoise, init_latent, init.soft_mask, first, schedule)
     kind = UncondInpaint if settings.sampler in CFG_PLUS_PLUS else Inpaint
     return kind(denoise, init_latent, init.latent_mask)
 
@@ -104,7 +110,7 @@ def guided_denoiser(
     prediction: Prediction = EPS,
 ) -> Guidance | EditedDenoiser:
     """Returns the U-Net as a denoiser with classifier-free guidance, for a batch of images of one prompt."""
-    cached = unet_for_run(unet, settings, init.controls, batch)
+    cached = unet_for_run(unet, settings, init, batch)
     schedule = schedule_of(prediction)
     extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
     interval = sigmas_between(settings.guidance_start, settings.guidance_end, schedule)
@@ -134,10 +140,12 @@ def guided_denoiser(
     return EditedDenoiser([one.end for one in segments], [made[key] for key in keys])
 
 
-def unet_for_run(unet: UNetModel, settings: GenerationSettings, controls: list[Control], batch: int) -> Callable:
-    """Returns the U-Net for one run: with ControlNets, with the step cache, or as it is."""
-    if controls:
-        return ControlledUNet(unet, controls, batch)
+def unet_for_run(unet: UNetModel, settings: GenerationSettings, init: InitImage, batch: int) -> Callable:
+    """Returns the U-Net for one run: in windows, with ControlNets, with the step cache, or as it is."""
+    if init.tile:
+        return TiledUNet(unet, init.tile, settings.tile_overlap, init.controls, batch)
+    if init.controls:
+        return ControlledUNet(unet, init.controls, batch)
     return unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
 
 

@@ -187,11 +187,13 @@ class GenerationSettings:
         a1111="hr_second_pass_steps",
     )
     hires_upscaler: str = option(
-        *("latent", f"enlarges for the second pass of --hires-scale: {' or '.join(HIRES_UPSCALERS)}", "sampling"),
+        "latent",
+        f"enlarges for the second pass of --hires-scale: {', '.join(HIRES_UPSCALERS)}, or an ESRGAN model in "
+        "weights/upscalers/",
+        "sampling",
         flags=("--hires-upscaler",),
         mode="text",
-        choices=HIRES_UPSCALERS,
-        infotext=Infotext("Hires upscaler", "always", part_of="hires_scale"),
+        infotext=Infotext("Hires upscaler", "specially", part_of="hires_scale"),
         widget=Widget("dropdown", "Upscaler", "hires"),
         a1111="hr_upscaler",
         a1111_default="Latent",
@@ -350,6 +352,8 @@ class GenerationSettings:
     only_masked: bool = input_options.ONLY_MASKED
     only_masked_padding: int = input_options.ONLY_MASKED_PADDING
     soft_inpainting: bool = input_options.SOFT_INPAINTING
+    tile_size: int = input_options.TILE_SIZE
+    tile_overlap: float = input_options.TILE_OVERLAP
 
     def __post_init__(self) -> None:
         for name in ("seed", "variation_seed"):
@@ -363,6 +367,7 @@ class GenerationSettings:
         object.__setattr__(self, "control", input_options.canonical_control(self.control))
         if self.guidance_start > self.guidance_end:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
+        input_options.check_tile(self.tile_size, self.tiling)
         if self.eta is not None and sampler not in ETA_SAMPLERS:
             raise UserError(
                 f"the sampler {sampler} has no eta, as it adds no noise: leave out eta, or choose one of "

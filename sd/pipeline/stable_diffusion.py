@@ -42,12 +42,13 @@ from sd.pipeline.noise import SeededNoise
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.sampling.conditioning import Conditioning, encode_conditioning
 from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_model, sigmas_for_passes
-from sd.pipeline.settings import MAX_SEED, OPTIONS, GenerationSettings, list_prompts
+from sd.pipeline.settings import HIRES_UPSCALERS, MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
 from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
+from sd.upscalers.upscaler_files import resize_to, upscale_image
 from sd.utils.device import default_device, default_dtype
 from sd.utils.errors import UserError
 from sd.utils.images import apply_orientation, from_tensor, to_tensor
@@ -201,6 +202,8 @@ class StableDiffusion(AdapterCalls):
         only_masked: bool = False,
         only_masked_padding: int = 32,
         soft_inpainting: bool = False,
+        tile_size: int = 0,
+        tile_overlap: float = 0.25,
         control_image: ImageLike | Sequence[ImageLike] | None = None,
     ) -> GenerationOutput:
         """Generates `num_images` images of a prompt, or of each prompt of a list, with seeds that count up from `seed`.
@@ -239,6 +242,8 @@ class StableDiffusion(AdapterCalls):
         image, mask = as_images(image, mask)
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
+        if settings.hires_scale > 1 and settings.hires_upscaler not in HIRES_UPSCALERS:
+            locate("upscaler", settings.hires_upscaler, self.adapters.models)  # before the first pass
         from_image, masked = image is not None, prepare_masked(settings, image, mask)
         image, mask = masked.image, masked.mask
         controls = control_inputs(self.controlnets, settings.control, self.adapters.models, control_images, image, mask)
@@ -251,6 +256,7 @@ class StableDiffusion(AdapterCalls):
 
         size = width_and_height(settings)
         init = prepare_init_image(self.unet, self.vae, image, mask, *size, settings.soft_inpainting)
+        init.tile = settings.tile_size // self.vae.downsample
         latents, images = [], []
         networks = [self.unet, self.vae, *(one.loaded.network for one in controls)]
         padding = circular_padding(*networks) if settings.tiling else nullcontext()
@@ -291,6 +297,7 @@ class StableDiffusion(AdapterCalls):
         latent = sample(self.unet, settings, passes[0], contexts[0], init, noise, on_each, self.prediction)
         if len(passes) > 1:
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
+            second.tile = init.tile
             second.controls = [one.control_for(*settings.hires_size) for one in controls]
             second.init_latent = self.upscale_latent(latent, settings)
             noise.shape = tuple(second.init_latent.shape[1:])
@@ -334,12 +341,19 @@ class StableDiffusion(AdapterCalls):
         return from_tensor(self.decode_preview(latent))
 
     def upscale_latent(self, latent: Tensor, settings: GenerationSettings) -> Tensor:
-        """Returns a latent of the second pass's size: interpolated, or decoded, resized with Lanczos and encoded."""
+        """Returns a latent of the second pass's size: interpolated, or decoded, enlarged and encoded.
+
+        The image is enlarged by Lanczos, or by an ESRGAN model and then resized. Raises UserError for an unknown one.
+        """
         width, height = settings.hires_size
         if settings.hires_upscaler == "latent":
             size = (height // self.vae.downsample, width // self.vae.downsample)
             return F.interpolate(latent, size=size, mode="bilinear")
-        resized = [one.resize((width, height), Image.Resampling.LANCZOS) for one in from_tensor(self.decode(latent))]
+        images = from_tensor(self.decode(latent))
+        if settings.hires_upscaler != "lanczos":
+            path = locate("upscaler", settings.hires_upscaler, self.adapters.models)
+            images = [from_tensor(upscale_image(path, to_tensor(one), self.device))[0] for one in images]
+        resized = [resize_to(one, width, height) for one in images]
         return torch.cat([encode_image(self.vae, to_tensor(one)) for one in resized])
 
     def infotexts(self, settings: GenerationSettings, from_image: bool) -> list[str]:

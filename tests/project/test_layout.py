@@ -17,7 +17,7 @@ LAYERS = [
     {"utils"},
     set(EIGHT),
     {"checkpoints", "optimization"},
-    {"adapters", "control"},
+    {"adapters", "control", "upscalers"},
     {"prompts"},
     {"pipeline"},
     {"evaluation"},

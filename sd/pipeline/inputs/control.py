@@ -149,7 +149,8 @@ def fit_control_image(image: Image.Image, resize: str, width: int, height: int) 
 
 
 def control_notes(settings: GenerationSettings) -> list[str]:
-    """Returns notes on what ControlNets leave out."""
-    if settings.control and settings.step_cache > 1:
-        return ["The step cache does not work with a ControlNet: every step is computed completely."]
+    """Returns notes on what does not work with ControlNets or with tiled diffusion."""
+    if settings.step_cache > 1 and (settings.control or settings.tile_size):
+        what = "a ControlNet" if settings.control else "tiled diffusion"
+        return [f"The step cache does not work with {what}: every step is computed completely."]
     return []

@@ -2,6 +2,7 @@
 
 from sd.control.units import format_units, parse_units
 from sd.pipeline.options import Infotext, Widget, option
+from sd.utils.errors import UserError
 
 MAX_BLUR = 64  # pixels
 CONTENTS = {"original": "original", "blurred": "fill", "noise": "latent noise", "nothing": "latent nothing"}
@@ -14,6 +15,14 @@ CONTROL = option(
     widget=Widget("text", "ControlNets", "control", placeholder="name:0.8:preprocessor=canny"),
     missing={"a1111": "the extension's units stand in alwayson_scripts.controlnet there"},
 )
+
+
+def check_tile(tile: int, seamless: bool) -> None:
+    """Raises UserError for a tile that no U-Net can halve, and for tiles of a seamless image."""
+    if tile % 64:
+        raise UserError(f"the tile size is {tile}: use a multiple of 64, or 0 for no tiles.")
+    if tile and seamless:
+        raise UserError("tiling makes an image seamless and works on all of it at once: leave out one of them.")
 
 
 def canonical_control(text: str) -> str:
@@ -74,6 +83,28 @@ SOFT_INPAINTING = option(
     infotext=Infotext("Soft inpainting enabled"),
     widget=Widget("checkbox", "Soft inpainting", "mask", info="gray parts of the mask change less"),
     missing={"a1111": OF_IMG2IMG},
+)
+TILE_SIZE = option(
+    *(0, "side of the windows of tiled diffusion in pixels, for large images in little memory; 0 is off", "sampling"),
+    flags=("--tile-size",),
+    metavar="PIXELS",
+    low=0,
+    high=4096,
+    infotext=Infotext("Tiled diffusion size"),
+    widget=Widget("slider", "Tile size", "advanced", high=1024, step=64, info="over 0: large images in windows"),
+    missing={"a1111": "AUTOMATIC1111's API has no such field"},
+)
+TILE_OVERLAP = option(
+    *(0.25, "share of a window's side that neighboring windows of --tile-size have in common", "sampling"),
+    flags=("--tile-overlap",),
+    metavar="SHARE",
+    low=0,
+    high=0.75,
+    infotext=Infotext("Tiled diffusion overlap", part_of="tile_size"),
+    widget=Widget(
+        "slider", "Tile overlap", "advanced", step=0.05, info="share that neighboring windows have in common"
+    ),
+    missing={"a1111": "AUTOMATIC1111's API has no such field"},
 )
 # Fields that say nothing without a mask.
 OF_MASKS = ("invert_mask", "mask_blur", "masked_content", "only_masked", "only_masked_padding", "soft_inpainting")

@@ -12,7 +12,7 @@ from typing import Any
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.metadata.controlnet_text import LABEL as CONTROLNET
 from sd.pipeline.metadata.controlnet_text import control_from_labels
-from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NOTED_APART, SAME_AS, feature_of, is_known
+from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NOTED_APART, OF_MASKED_IMAGES, SAME_AS, feature_of, is_known
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ETA_SAMPLERS, find_foreign_sampler, find_sampler
 from sd.pipeline.settings import COMPAT, HIRES_UPSCALERS, OPTIONS
@@ -202,7 +202,9 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
         reading.problems["hires_strength"] = "the file's denoising strength is not a number: give --hires-strength."
     upscaler = found.get("Hires upscaler", "Latent")
     values["hires_upscaler"] = "latent" if LATENT_UPSCALER.search(upscaler) else "lanczos"
-    if upscaler not in HIRES_UPSCALERS.values():
+    if upscaler not in HIRES_UPSCALERS.values() and found.get("Version", "").startswith(OURS):
+        values["hires_upscaler"] = upscaler  # the name of a model
+    elif upscaler not in HIRES_UPSCALERS.values():
         used = HIRES_UPSCALERS[values["hires_upscaler"]]
         notes["Hires upscaler"] = f"The upscaler {upscaler!r} of the second pass does not exist here: {used} is used."
     if found.get("Hires steps", "0") != "0":
@@ -254,7 +256,9 @@ def read_origin(found: Mapping[str, str], reading: Reading) -> None:
     """Reads whether the image was generated from another image, which is not in the file."""
     strength = found.get("Denoising strength", "0")
     second_pass = "hires_scale" in reading.values or "First pass size-1" in found
-    signs = [label for label in FROM_IMAGE if found.get(label, "").lower() not in ("", "none", "false")]
+    signs = [
+        label for label in (*FROM_IMAGE, *OF_MASKED_IMAGES) if found.get(label, "").lower() not in ("", "none", "false")
+    ]
     ours = found.get("Version", "").startswith(OURS) and "Denoising strength" in found and not second_pass
     if ours or "img2img" in found.get("Operations", "") or signs:
         reading.problems["image"] = (

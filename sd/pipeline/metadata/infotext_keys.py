@@ -3,6 +3,7 @@
 A label that is in none of these tables is noted by its name. docs/guides/same-image.md shows them.
 """
 
+from sd.pipeline.inputs.options import OF_MASKS
 from sd.pipeline.settings import OPTIONS
 
 # Labels that are read beside those of the table of options, and by what they are obeyed.
@@ -81,10 +82,9 @@ NOTED_APART = {
     "ComfyUI weights": "ComfyUI weights words in another way than the webui and this program.",
 }
 # Only images that were generated from another image have one of these: they are refused without that image.
-FROM_IMAGE = (
-    *("Mask blur", "Inpaint area", "Masked area padding", "Masked content", "Init image hash", "Init image"),
-    *("Mask mode", "Soft inpainting enabled", "Image CFG scale", "Mask", "Outpaint", "Conditional mask weight"),
-)
+FROM_IMAGE = (*("Init image hash", "Init image", "Image CFG scale", "Mask", "Outpaint", "Conditional mask weight"),)
+# So do the options of masks, which are obeyed with that image.
+OF_MASKED_IMAGES = tuple(row.infotext.label for row in OPTIONS if row.infotext and row.name in OF_MASKS)
 # Labels of a second pass that say nothing where they repeat the first pass's value.
 SAME_AS = {
     "Token merging ratio hr": "Token merging ratio",

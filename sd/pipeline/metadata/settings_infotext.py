@@ -3,13 +3,14 @@
 import re
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
 from sd.pipeline.metadata.controlnet_text import units_to_labels
 from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS, INVERTED, ONLY_MASKED, Reading, read_fields
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
-from sd.pipeline.settings import OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
+from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.utils.errors import UserError
 
 MINIMUM = {"Steps", "Sampler", "Seed", "CFG scale"}  # a text with none of these labels holds no settings
@@ -55,10 +56,16 @@ def special_labels(settings: GenerationSettings, index: int, from_image: bool) -
         "Size": f"{settings.width}x{settings.height}",
         "Variation seed": settings.variation_seeds()[index] if varied else None,
         "Denoising strength": settings.hires_strength if hires else settings.strength if from_image else None,
+        "Hires upscaler": upscaler_label(settings.hires_upscaler) if hires else None,
         "Eta DDIM" if settings.sampler in DDIM_SAMPLERS else "Eta": settings.eta,
         "Mask mode": INVERTED if settings.invert_mask else None,
         "Inpaint area": ONLY_MASKED if settings.only_masked else None,
     } | units_to_labels(settings.control)
+
+
+def upscaler_label(name: str) -> str:
+    """Returns the label of an upscaler of the second pass; of a file its name without folder and ending."""
+    return HIRES_UPSCALERS.get(name) or Path(name.replace("\\", "/")).stem
 
 
 def from_infotext(text: str) -> GenerationSettings:

@@ -39,7 +39,7 @@ def lists_router(jobs: Jobs, models: Models) -> APIRouter:
     """Return the routes; the last one takes every other address below /sdapi/v1."""
     router = APIRouter(prefix="/sdapi/v1", tags=["webui"], responses=PROBLEMS)
     add_models(router, models)
-    add_sampling_lists(router)
+    add_sampling_lists(router, models)
     add_state(router, jobs)
     add_others(router)
     return router
@@ -90,7 +90,7 @@ def describe_checkpoints(models: Models) -> list[dict]:
     return described
 
 
-def add_sampling_lists(router: APIRouter) -> None:
+def add_sampling_lists(router: APIRouter, models: Models) -> None:
     @router.get("/samplers")
     async def samplers() -> list[dict]:
         return [
@@ -106,7 +106,8 @@ def add_sampling_lists(router: APIRouter) -> None:
     @router.get("/upscalers")
     async def upscalers() -> list[dict]:
         more = {"model_name": None, "model_path": None, "model_url": None}
-        return [{"name": name} | more | {"scale": SCALES[name]} for name in UPSCALERS]
+        found = list(await asyncio.to_thread(models.names, "upscaler"))  # for the second pass alone
+        return [{"name": name} | more | {"scale": SCALES.get(name, 4)} for name in [*UPSCALERS, *found]]
 
     @router.get("/latent-upscale-modes")
     async def latent_upscale_modes() -> list[dict]:

@@ -147,15 +147,12 @@ def hires_from_body(body: TextToImage) -> dict[str, Any]:
     if not body.enable_hr:
         return {}
     names = {label.lower(): name for name, label in HIRES_UPSCALERS.items()} | {"none": "lanczos"}
-    if body.hr_upscaler.lower() not in names:
-        labels = ", ".join(HIRES_UPSCALERS.values())
-        raise UserError(f"unknown hr_upscaler {body.hr_upscaler[:100]!r}; choose from {labels}.")
     scale = hires_scale_of(body)
     if scale == 1:
         raise UserError("a second pass at the first one's size is not supported here: use an hr_scale over 1.")
     return {
         "hires_scale": scale,
-        "hires_upscaler": names[body.hr_upscaler.lower()],
+        "hires_upscaler": names.get(body.hr_upscaler.lower(), body.hr_upscaler),
         "hires_strength": body.denoising_strength,
         "hires_steps": body.hr_second_pass_steps,
     }

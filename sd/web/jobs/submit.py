@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from sd.checkpoints.predictions import EPS, choose_prediction
 from sd.control.units import check_image_count, parse_units
-from sd.pipeline.settings import GenerationSettings
+from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.limits import check_image, check_settings
@@ -45,6 +45,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     models.check_tags(settings.prompt)
     choose_prediction(EPS, request.prediction or None)
     check_control(models, request)
+    check_upscaler(models, settings)
     models.vae(request.vae, models.checkpoint(request.checkpoint))
     if request.mask is not None and request.image is None:
         raise UserError("a mask was given without an image: give the image that it belongs to as well.")
@@ -63,6 +64,17 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     files = {"image": request.image, "mask": request.mask}
     files |= {f"control-{i}": data for i, data in enumerate(request.control_images)}
     return jobs.submit("draw", description, {name: data for name, data in files.items() if data is not None})
+
+
+def check_upscaler(models: Models, settings: GenerationSettings) -> None:
+    """Raises UserError for an upscaler of the second pass that does not exist."""
+    if settings.hires_scale == 1 or settings.hires_upscaler in HIRES_UPSCALERS:
+        return
+    try:
+        models.find("upscaler", settings.hires_upscaler)
+    except UserError as error:
+        names = ", ".join([*HIRES_UPSCALERS.values(), *models.names("upscaler")])
+        raise UserError(f"unknown upscaler {settings.hires_upscaler[:100]!r}; choose from {names}.") from error
 
 
 def check_control(models: Models, request: GenerateRequest) -> None:

@@ -15,7 +15,7 @@ from sd.pipeline.inputs.options import OF_MASKS
 from sd.pipeline.metadata.settings_infotext import form_values
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
-from sd.pipeline.settings import OPTIONS, SCHEDULE_LABELS, GenerationSettings
+from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
 from sd.utils.errors import UserError
@@ -140,7 +140,8 @@ class Form:
         self.add(hires=gr.Checkbox(False, label="Hires fix", info=info))
         with gr.Row(visible=False) as self.hires_row:
             for row in section("hires"):
-                self.add_option(row.name)
+                choices = {"choices": upscalers(self.models)} if row.name == "hires_upscaler" else {}
+                self.add_option(row.name, **choices)
 
     def add_rare(self) -> None:
         with gr.Accordion("Advanced", open=False):
@@ -223,7 +224,14 @@ class Form:
 
     def listed(self) -> list[gr.Component]:
         """Returns the components whose lists `lists` gives."""
-        return [self.widgets["checkpoint"], self.widgets["vae"], self.addon, self.control.model, self.about]
+        return [
+            self.widgets["checkpoint"],
+            self.widgets["vae"],
+            self.addon,
+            self.control.model,
+            self.widgets["hires_upscaler"],
+            self.about,
+        ]
 
     def lists(self, checkpoint: str, vae: str) -> dict[gr.Component, object]:
         """Returns the lists of models as of now. checkpoint, vae: the current choices, which are kept if they exist."""
@@ -234,6 +242,7 @@ class Form:
             self.widgets["checkpoint"]: gr.Dropdown(names, value=chosen),
             self.widgets["vae"]: gr.Dropdown(vaes, value=known, visible=len(vaes) > 1),
             self.addon: gr.Dropdown(addons(self.models)),
+            self.widgets["hires_upscaler"]: gr.Dropdown(upscalers(self.models)),
             self.control.model: gr.Dropdown(list(self.models.names("ControlNet"))),
             self.about: about_model(self.models, chosen),
         }
@@ -260,7 +269,7 @@ def widget_for(row: Option, **changes: Any) -> gr.Component:
         return gr.Checkbox(**common | changes)
     if hint.kind == "dropdown":
         choices = CHOICES.get(row.name) or [(label, value) for value, label in (row.choices or {}).items()]
-        return gr.Dropdown(choices, **common | changes)
+        return gr.Dropdown(**{"choices": choices} | common | changes)
     return gr.Textbox(placeholder=hint.placeholder, **common | {"value": value or ""} | changes)
 
 
@@ -303,6 +312,13 @@ def vae_names(models: Models) -> list[tuple[str, str]]:
     with suppress(KeyError):
         found = models.names("VAE")
     return [("Automatic", ""), *((name, name) for name in found)]
+
+
+def upscalers(models: Models) -> list[tuple[str, str]]:
+    """Returns (label, name) of what enlarges for the second pass."""
+    return [(label, name) for name, label in HIRES_UPSCALERS.items()] + [
+        (name, name) for name in models.names("upscaler")
+    ]
 
 
 def is_bundled(models: Models, checkpoint: str) -> bool:

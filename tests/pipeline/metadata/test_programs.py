@@ -121,7 +121,12 @@ CASES = {
         set(),
     ),
     "webui seed resize": (web("Euler a", more="Seed resize from: 448x448, "), NEW, {"features"}, set()),
-    "webui controlnet": (web("Euler a", more='ControlNet 0: "Module: canny, Model: x", '), NEW, {"features"}, set()),
+    "webui controlnet": (
+        web("Euler a", more='ControlNet 0: "Module: canny, Model: x", '),
+        NEW | dict(control="x:preprocessor=canny"),
+        {"ControlNet"},
+        set(),
+    ),
     "webui refiner": (web("Euler a", more="Refiner: x, Refiner switch at: 0.8, "), NEW, {"features"}, set()),
     "webui ngms": (web("Euler a", more="NGMS: 0.5, "), NEW, {"features"}, set()),
     "webui pad conds": (web("Euler a", more="Pad conds: True, "), NEW, {"features"}, set()),
@@ -135,7 +140,7 @@ CASES = {
     ),
     "webui inpainting": (
         web("Euler a", more="Denoising strength: 1, Mask blur: 4, Inpaint area: Only masked, "),
-        NEW,
+        NEW | dict(mask_blur=4, only_masked=True),
         set(),
         {"image"},
     ),
@@ -243,7 +248,8 @@ def test_no_label_is_treated_in_two_ways():
     assert sum(map(len, ways)) == len(set().union(*ways))
     assert {treatment_of(row.infotext.label) for row in OPTIONS if row.infotext} == {"obeyed"}
     assert treatment_of("Size-1") == "obeyed"
-    assert treatment_of("Mask blur") == "refused"
+    assert treatment_of("Mask blur") == "obeyed"
+    assert treatment_of("Init image hash") == "refused"
     assert treatment_of("Lora whatever") == "no effect"
     assert treatment_of("NGMS") == treatment_of("Anything else") == "noted"
 

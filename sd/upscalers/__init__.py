@@ -1,0 +1,1 @@
+"""Networks that enlarge images: ESRGAN and Real-ESRGAN."""

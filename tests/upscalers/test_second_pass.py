@@ -1,0 +1,46 @@
+"""An ESRGAN model between the two passes: by its name in the folder, in infotext, and over the webui's API."""
+
+import numpy as np
+import pytest
+import torch
+from reference_models import randomize
+from web_client import Web, post
+
+from sd.checkpoints.discovery import Models
+from sd.pipeline.metadata.settings_infotext import read_settings
+from sd.upscalers.rrdbnet import RRDBNet
+from sd.utils.errors import UserError
+
+SMALL = dict(steps=2, seed=5, guidance_scale=3.0, sampler="euler", hires_scale=2.0, hires_strength=0.5)
+
+
+def put_upscaler(folder):
+    path = folder / "upscalers" / "sharp.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"params_ema": randomize(RRDBNet(8, 1, 4), seed=5).state_dict()}, path)
+    return path
+
+
+def test_it_enlarges_for_the_second_pass(pipe, tmp_path):
+    path = put_upscaler(tmp_path)
+    pipe.adapters.models = Models(tmp_path, tmp_path / "loras", tmp_path / "embeddings")
+    made = pipe("a cat", hires_upscaler="sharp", **SMALL)
+    assert made.images[0].size == (128, 128)
+    assert not np.array_equal(made.images[0], pipe("a cat", hires_upscaler="lanczos", **SMALL).images[0])
+    by_path = pipe("a cat", hires_upscaler=str(path), **SMALL)
+    assert np.array_equal(made.images[0], by_path.images[0])
+    for text in made.infotexts + by_path.infotexts:
+        assert "Hires upscaler: sharp," in text
+        assert read_settings(text).values["hires_upscaler"] == "sharp"
+    with pytest.raises(UserError, match="there is no upscaler named blurry"):
+        pipe("a cat", hires_upscaler="blurry", **SMALL)
+
+
+def test_the_webuis_api_knows_it(tmp_path, pipe):
+    web = Web(tmp_path, pipe)
+    put_upscaler(web.models.folders["checkpoint"])
+    web.models.refresh()
+    assert "sharp" in [one["name"] for one in web.client.get("/sdapi/v1/upscalers").json()]
+    body = dict(prompt="a cat", steps=2, seed=1, width=64, height=64, enable_hr=True, hr_scale=2, hr_upscaler="sharp")
+    assert "Hires upscaler: sharp" in post(web, "txt2img", **body)["info"]
+    web.jobs.close()
