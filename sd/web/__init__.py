@@ -4,6 +4,7 @@ jobs/
   job            a job, its folder and its states
   queue          the queue, with one worker for each device
   limits         the limits of a request
+  file_reader    strangers' files, read in a process of its own
   model_index    checkpoints, LoRAs and embeddings by name, never by path
   masks          the webui's mask options
   job_file       job.json, checked as it is read
