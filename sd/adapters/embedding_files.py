@@ -23,7 +23,9 @@ from sd.utils.files import replacing
 from sd.utils.images import open_image
 
 PNG_KEY = "sd-ti-embedding"
-MAX_HIDDEN_BYTES = 1 << 24  # bytes of an image's margins, and of their unpacked content
+MAX_HIDDEN_BYTES = 1 << 24  # bytes of the unpacked content
+MAX_CARD = 1 << 23  # pixels of an image that holds an embedding: the webui makes them 512 wide, plus the margins
+MAX_MARGIN = 1 << 21  # bytes of each margin: 75 vectors of 768 numbers need a fifth of it
 
 
 @dataclass
@@ -130,6 +132,8 @@ def read_image_embedding(path: Path) -> tuple[dict, dict[str, str]]:
     image = open_image(path)
     try:
         chunk = image.info.get(PNG_KEY)
+        if chunk is not None and len(chunk) > MAX_HIDDEN_BYTES:
+            raise ValueError("too large")
         text = base64.b64decode(chunk) if chunk else read_margins(image)
         content = json.loads(text, object_hook=as_tensor)
         if not isinstance(content, dict):
@@ -151,12 +155,14 @@ def read_margins(image: Image.Image) -> bytes:
     The left margin has the low halves of the bytes, the right one the high halves: the low four bits of each channel,
     xor a fixed sequence of pseudo-random numbers. The bytes are deflated JSON, with padding after it.
     """
+    if image.width * image.height > MAX_CARD:
+        raise ValueError("far larger than an embedding's image")
     pixels = np.asarray(image.convert("RGB")) & 15  # (H, W, 3)
     (black,) = np.nonzero(pixels.sum(axis=(0, 2)) == 0)
     if len(black) < 2:
         raise ValueError("no margins")
     low, high = (side.reshape(-1) for side in (pixels[:, : black[0]], pixels[:, black[-1] + 1 :]))
-    if low.size != high.size or low.size > MAX_HIDDEN_BYTES:
+    if low.size != high.size or low.size > MAX_MARGIN:
         raise ValueError("margins of different sizes")
     mask, state = np.empty_like(low), 0
     for i in range(low.size):

@@ -73,14 +73,20 @@ def receive_part(url: str, part: Path) -> None:
     """Appends what is missing to `part` over one connection. Raises ConnectionError where it ends too early."""
     have = size_of(part)
     headers = {"User-Agent": "sd-by-hand"} | ({"Range": f"bytes={have}-"} if have else {})
-    request = urllib.request.Request(url, headers=headers)
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        request.full_url.encode("ascii")
+    except ValueError as error:
+        raise UserError(
+            f"{url[:200]!r} is no address: give one such as https://example.com/model.safetensors."
+        ) from error
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response, open(part, "ab") as file:
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             file.truncate(have := 0)  # the server sends the whole file despite the Range header
             if response.status == 206:
                 raise ConnectionError("the server sent another range than requested")
         length = response.headers.get("Content-Length")
-        whole = None if length is None else have + int(length)
+        whole = have + int(length) if length is not None and length.isascii() and length.isdigit() else None
         if whole and whole - have > shutil.disk_usage(part.parent).free:
             raise UserError(f"{part.parent} has no room for {(whole - have) / 1e9:.1f} GB more: free some space.")
         with progress_bar(whole, "downloading", have) as bar:

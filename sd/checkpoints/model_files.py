@@ -1,7 +1,7 @@
 """Recognizes the model in a file or folder by its contents, and caches the result while the file is unchanged."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, describe_check
 from sd.checkpoints.foreign_files import read_json_file
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
+from sd.utils.files import is_encodable
 
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 IMAGE_ENDINGS = (".png", ".webp")  # an embedding may be stored in one
@@ -49,16 +50,34 @@ def content_of(path: Path) -> Content:
         return UNKNOWN
 
 
+def read_by(reader: Callable[[Callable[[Path], Content], Path], Content] | None) -> None:
+    """Lets `reader(function, path)` call what reads files from now on, in another process; None calls it in this one.
+
+    A server's process should never read strangers' files itself.
+    """
+    global call_reader
+    call_reader = reader
+
+
+call_reader: Callable[[Callable[[Path], Content], Path], Content] | None = None
+
+
 @lru_cache(maxsize=8192)
 def read_content(path: Path, changed: int, size: int) -> Content:
+    """Returns the model in a file or folder, and remembers it, a refusal too, until the file changes."""
     if path.is_dir():
         return folder_content(path)
     if path.suffix.lower() in IMAGE_ENDINGS:
         return Content("embedding", "an image with an embedding")
     try:
-        found = read_weights(path)
+        return file_content(path) if call_reader is None else call_reader(file_content, path)
     except UserError:
         return UNKNOWN
+
+
+def file_content(path: Path) -> Content:
+    """Raises UserError where the file cannot be read."""
+    found = read_weights(path)
     kind, what = kind_of(found.content)
     trained = kind == "checkpoint" and bool(TRAINING_SIGNS & found.metadata.keys())
     return Content(kind, what, trained, found.metadata.get("ss_output_name", ""))
@@ -112,6 +131,8 @@ def models_below(folder: Path, apart: Collection[Path] = frozenset()) -> Iterato
         except OSError:
             continue
         for path in entries:
+            if not is_encodable(path.name):  # no request and no answer can name it
+                continue
             if path.is_dir():
                 (found if is_one_model(path) else todo).append(path)
             elif path.suffix.lower() in FILE_ENDINGS + IMAGE_ENDINGS and path.is_file():

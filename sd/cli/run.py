@@ -17,7 +17,7 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.prompts.enhance import PromptEnhancer, apply_style
 from sd.prompts.llm import find_endpoint
 from sd.utils.device import rank_and_world_size
-from sd.utils.files import check_outdir, save_png, write_png
+from sd.utils.files import check_outdir, remove_orphans, save_png, write_png
 from sd.utils.image_grid import grid
 from sd.utils.images import open_image
 
@@ -54,6 +54,7 @@ def generate_and_save(
     """
     folder, (rank, count) = check_outdir(args.outdir), rank_and_world_size()
     control_images = [open_image(path) for path in args.control_image]
+    remove_orphans(folder)
     images: list[Image.Image] = []
     prompts: list[str] = []
     printed: set[str] = set()

@@ -35,6 +35,7 @@ DEFAULTS = {"Clip skip": "1", "RNG": "GPU"}  # not written; assumed where they a
 # `Label: value` up to the next comma, or a value in JSON's quotes. The length of a label is limited, so that a hostile
 # text takes linear time.
 FIELD = re.compile(r'(\w[\w \-/]{1,80}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+LONGEST_TEXT = 200_000  # letters of infotext: two prompts and their templates have 40,000 at most
 FEWEST_FIELDS = 3  # a last line with fewer is a part of the prompt
 JSON_LABELS = ("Hashes", "Civitai resources", "Civitai metadata")
 JSON_FIELD = re.compile(rf"(?:^|, ?)(?:{'|'.join(JSON_LABELS)}): (?=[\[{{])")
@@ -66,7 +67,7 @@ def parse_infotext(text: str) -> dict[str, str]:
     settings is all prompt. The negative prompt begins at the first line that begins with its label.
     """
     lines = text.replace("\r\n", "\n").strip().split("\n")
-    place = settings_line(lines)
+    place = settings_line(lines) if len(text) <= LONGEST_TEXT else None
     fields, below = ([], []) if place is None else (split_fields(lines[place]), lines[place + 1 :])
     lines = lines[:place]
     prompt_lines = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
@@ -144,7 +145,11 @@ def read_infotext(source: str | Path | BinaryIO) -> str:
 
 
 def holds_settings(text: str) -> bool:
-    return not text.startswith("{") and settings_line(text.replace("\r\n", "\n").strip().split("\n")) is not None
+    return (
+        len(text) <= LONGEST_TEXT
+        and not text.startswith("{")
+        and settings_line(text.replace("\r\n", "\n").strip().split("\n")) is not None
+    )
 
 
 def foreign_infotext(found: Foreign) -> str:

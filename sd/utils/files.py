@@ -1,8 +1,10 @@
 """Writing and reading files: atomic replacement, numbered images, lists of prompts."""
 
 import codecs
+import errno
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -21,7 +23,9 @@ from sd.utils.images import INFOTEXT_KEY, ambiguous_in_latin
 
 DATA = Path(str(resources.files("sd"))) / "data"  # vocabulary, wildcards, styles: what comes with the code
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>part|earlier)", re.DOTALL)  # as `replacing` names them
+MAX_TEXT_FILE = 1 << 26  # bytes of a list of prompts or captions
 STARTED = time.time()
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # of `os.link`
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -150,14 +154,13 @@ def save_png(
         add(INFOTEXT_KEY, infotext)
     folder = check_outdir(outdir)
     try:
-        target, part = reserve_path(folder, prefix, next_number(folder, prefix) if number is None else number)
+        part = folder / f".{secrets.token_hex(4)}.png.{os.getpid()}.part"  # a name that `remove_orphans` knows
         try:
             image.save(part, format="PNG", pnginfo=info)
-            part.replace(target)
-        except BaseException:
+            target = publish(part, folder, prefix, next_number(folder, prefix) if number is None else number)
+        finally:
             with suppress(OSError):
                 part.unlink()
-            raise
     except OSError as error:
         raise DiskError(
             f"cannot save in {outdir} ({error.strerror or error}): choose another folder.", error
@@ -180,25 +183,33 @@ def next_number(folder: Path, prefix: str) -> int:
     return 1 + max((int(match[1]) for match in map(numbered.fullmatch, os.listdir(folder)) if match), default=-1)
 
 
-def reserve_path(folder: Path, prefix: str, number: int) -> tuple[Path, Path]:
-    """Return a free file name from `number` on, and a hidden file beside it whose exclusive creation reserves it."""
+def publish(part: Path, folder: Path, prefix: str, number: int) -> Path:
+    """Give a finished file the first free name from `number` on, and return its path; it never replaces another file.
+
+    A hard link fails where the name is taken. A disk without them has an empty file of that name for a moment.
+    """
     while True:
         target = folder / f"{prefix}{number:05}.png"
-        part = folder / f".{target.name}.part"
         try:
-            part.open("xb").close()
+            os.link(part, target)
+            return target
         except FileExistsError:
             number += 1
-            continue
-        if not target.exists():
-            return target, part
-        part.unlink()  # another program took this number in the meantime
-        number += 1
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            with suppress(FileExistsError):
+                target.open("xb").close()
+                part.replace(target)
+                return target
+            number += 1
 
 
 def read_prompts(path: str | Path) -> list[str]:
     """Return the prompts of a text file, one a line without empty lines. Raises UserError if there are none."""
     try:
+        if Path(path).stat().st_size > MAX_TEXT_FILE:
+            raise UserError(f"{path} is too large for a list of prompts: give one of at most {MAX_TEXT_FILE >> 20} MB.")
         data = Path(path).read_bytes()
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' Notepad may save it
         lines = [line.strip() for line in data.decode("utf-16" if utf16 else "utf-8-sig").splitlines()]

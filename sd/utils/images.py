@@ -5,12 +5,13 @@ An image is a PIL image at the interfaces of the program and a tensor (B, 3, H, 
 
 import io
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, iTXt
 from torch import Tensor
 
@@ -18,6 +19,10 @@ from sd.utils.errors import UserError
 
 MAX_SIDE = 4096
 MAX_PIXELS = 80_000_000  # of an image to open: more is a decompression bomb or a mistake
+ANY_FILE, PER_BYTE = 1 << 28, 4  # bytes of pixels that any file may unpack to, and for each byte of the file besides
+SAMPLE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 2, "I;16": 2}  # of a pixel in Pillow's memory; 4 in any other mode
+MAX_TEXTS, MAX_TEXT_BYTES = 1000, 1 << 23  # of a PNG: chunks of text, and what they may unpack to in all
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # without those that start a program, as EPS does
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 INFOTEXT_KEY = "parameters"  # the PNG text chunk where the webui keeps the settings
@@ -37,7 +42,8 @@ def check_size(width: int, height: int, multiple: int = 8) -> None:
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
     """Read an image from a path or an open file, in its EXIF orientation and the file's own mode.
 
-    Raises UserError if it is missing, corrupt, not an image, or larger than MAX_PIXELS.
+    Raises UserError if it is missing, corrupt, not an image, larger than MAX_PIXELS, or unpacks to far more than a file
+    of its size may need.
     """
     name = source if isinstance(source, (str, Path)) else "the image"
     if isinstance(source, (str, Path)) and not Path(source).is_file():
@@ -45,10 +51,12 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     try:
         try:
             with open_header(source) as image:
-                return load_pixels(image)
+                return load_pixels(image, size_of_file(source))
         except ValueError:  # a text chunk behind the pixels is too large
             with Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS) as image:
-                return load_pixels(image)
+                return load_pixels(image, size_of_file(source))
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} has over {MAX_PIXELS // 10**6} million pixels: make it smaller first.") from error
     except Exception as error:  # Pillow raises nearly anything on a broken file
@@ -60,20 +68,65 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
 def open_header(source: str | Path | BinaryIO) -> Image.Image:
     """Open an image and read only its header; like Pillow it may raise any exception.
 
-    A PNG's text or color profile of over 1 MB when decompressed, which Pillow rejects, is left out.
+    A PNG's text or color profile of over 1 MB when decompressed, which Pillow rejects, is left out, and so is what is
+    beyond MAX_TEXTS and MAX_TEXT_BYTES.
     """
+    if count_texts(source) > MAX_TEXTS:
+        return Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS)
     try:
         return Image.open(source, formats=FORMATS)
     except ValueError:
         return Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS)
 
 
-def load_pixels(image: Image.Image) -> Image.Image:
-    """Read the pixels of an opened image and apply its EXIF orientation; Pillow's bomb error if it is too large."""
+def load_pixels(image: Image.Image, file_size: int) -> Image.Image:
+    """Read the pixels of an opened image and apply its EXIF orientation; Pillow's bomb error if it is too large.
+
+    Raises UserError, before any pixel is unpacked, where the pixels take far more memory than the file's size allows.
+    """
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
+    check_memory(image, file_size, copies=1)
     image.load()
+    if orientation_of(image) == 1:  # known only now: a PNG may have it behind the pixels
+        return image
+    check_memory(image, file_size, copies=2)
     return apply_orientation(image)
+
+
+def check_memory(image: Image.Image, file_size: int, copies: int) -> None:
+    """Raise UserError where copies of an image's pixels take far more memory than a file of its size may need."""
+    if image.width * image.height * SAMPLE_BYTES.get(image.mode, 4) * copies > ANY_FILE + PER_BYTE * file_size:
+        raise UserError(
+            f"an image of {image.width}x{image.height} pixels in {file_size:,} bytes is refused: it would take far "
+            "more memory than a file of its size may need; make it smaller first."
+        )
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 for an upright image and where there is none."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # corrupt EXIF data is ignored; Pillow may raise any exception
+        return 1
+
+
+def size_of_file(source: str | Path | BinaryIO) -> int:
+    if isinstance(source, (str, Path)):
+        return Path(source).stat().st_size
+    return source.seek(0, io.SEEK_END)
+
+
+def count_texts(source: str | Path | BinaryIO) -> int:
+    """Return how many chunks of text a PNG has, MAX_TEXTS + 1 for more; 0 for other formats. Nothing is unpacked."""
+    with open(source, "rb") if isinstance(source, (str, Path)) else nullcontext(source) as file:
+        file.seek(0)
+        count, signature = 0, file.read(len(PNG_SIGNATURE))
+        while signature == PNG_SIGNATURE and count <= MAX_TEXTS and len(head := file.read(8)) == 8:
+            count += head[4:] in TEXT_CHUNKS
+            file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
+        file.seek(0)
+    return count
 
 
 def whole_file(source: str | Path | BinaryIO) -> bytes:
@@ -87,31 +140,43 @@ def whole_file(source: str | Path | BinaryIO) -> bytes:
 def without_large_texts(png: bytes) -> bytes:
     """Return a PNG's bytes without the compressed chunks that Pillow would reject for their size.
 
-    Raises ValueError for other formats.
+    Of the texts the first MAX_TEXTS stay, up to MAX_TEXT_BYTES unpacked. Raises ValueError for other formats.
     """
     if not png.startswith(PNG_SIGNATURE):
         raise ValueError
     kept, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    texts, left = 0, MAX_TEXT_BYTES
     while place + 12 <= len(png):
         length = int.from_bytes(png[place : place + 4], "big")
         kind, end = png[place + 4 : place + 8], place + 12 + length
-        if kind not in (b"zTXt", b"iTXt", b"iCCP") or not unpacks_too_large(png[place + 8 : end - 4]):
+        if kind in TEXT_CHUNKS:
+            texts += 1
+            size = unpacked_size(kind, png[place + 8 : end - 4]) if left > 0 and texts <= MAX_TEXTS else left + 1
+            left -= size
+            if size <= MAX_TEXT_CHUNK and left >= 0:
+                kept.append(png[place:end])
+        else:
             kept.append(png[place:end])
         place = end
     return b"".join(kept)
 
 
-def unpacks_too_large(chunk: bytes) -> bool:
-    """Return whether a compressed chunk is too large; its data begins after its names, with zlib's first byte."""
-    begin = chunk.find(b"\x78", chunk.find(b"\0"))
-    while begin != -1:
+def unpacked_size(kind: bytes, chunk: bytes) -> int:
+    """Return how many bytes of work a text chunk is, MAX_TEXT_CHUNK + 1 at most for one attempt to unpack it.
+
+    Its compressed data begins after its names, with zlib's first byte.
+    """
+    if kind not in (b"zTXt", b"iTXt", b"iCCP"):
+        return min(len(chunk), MAX_TEXT_CHUNK)
+    largest, begin = len(chunk), chunk.find(b"\x78", chunk.find(b"\0"))
+    while begin != -1 and largest <= MAX_TEXT_CHUNK:
         try:
-            if len(zlib.decompressobj().decompress(chunk[begin:], MAX_TEXT_CHUNK + 1)) > MAX_TEXT_CHUNK:
-                return True
+            unpacked = len(zlib.decompressobj().decompress(chunk[begin:], MAX_TEXT_CHUNK + 1))
+            largest = max(largest, unpacked)
         except zlib.error:
             pass
         begin = chunk.find(b"\x78", begin + 1, 200)
-    return False
+    return largest
 
 
 def apply_orientation(image: Image.Image) -> Image.Image:

@@ -4,8 +4,11 @@ jobs/
   job            a job, its folder and its states
   queue          the queue, with one worker for each device
   limits         the limits of a request
+  file_reader    strangers' files, read in a process of its own
   model_index    checkpoints, LoRAs and embeddings by name, never by path
   masks          the webui's mask options
+  job_file       job.json, checked as it is read
+  recovery       images that a kill left without an entry
   generate       a job that generates images, in the worker
   finetune       a job that trains an embedding or a LoRA, in the worker
   worker         a worker in a process of its own, so that a crash ends one job
@@ -20,11 +23,13 @@ a1111/
   extras         upscaling without a model, the webui's "extras"
   lists          what clients ask before their first request
   api            AUTOMATIC1111's HTTP API over the same jobs
+attempts         wrong passwords, and the bodies that are arriving
 proxies          the headers of a reverse proxy
 security         hosts, origins, password and size of every request
 ui/
   components     parts of the page that Gradio does not have; their scripts and styles are in browser/
   addons         LoRAs and embeddings in a prompt, with a LoRA's trigger words
+  gate           which of Gradio's addresses the page uses, and what its events may hold
   form           the request as widgets, and back
   job_status     jobs as HTML
   follow         what both tabs share: errors, and which jobs belong to which page

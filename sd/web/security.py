@@ -12,17 +12,17 @@ import base64
 import binascii
 import hmac
 import json
+import re
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-from starlette.exceptions import HTTPException
-
 from sd.utils.errors import UserError
+from sd.web.attempts import TOO_LONG, Bodies, WrongPasswords
 from sd.web.jobs.limits import MAX_BODY
 from sd.web.problems import problem_content, report
 from sd.web.proxies import is_loopback_address
 
-TOO_LONG = f"the request exceeds {MAX_BODY >> 20} MB: send less."
+HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::\d{1,5})?")  # a Host header, the whole of it
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Asgi = Callable[[dict, Callable, Callable], Awaitable[None]]
 
@@ -43,17 +43,24 @@ class Guard:
         origins: tuple[str, ...] = (),
     ):
         self.app, self.auth, self.hosts, self.origins = app, auth, hosts, origins
+        self.wrong, self.bodies = WrongPasswords(), Bodies()
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if refusal := self.refuse(headers):
+        if refusal := self.refuse(headers, (scope.get("client") or ("",))[0]):
             return await answer(scope, receive, send, *refusal)
-        return await self.app(scope, limit_body(receive), send)
+        if scope["type"] == "websocket":
+            return await self.app(scope, receive, send)
+        counted = [0]
+        try:
+            return await self.app(scope, self.bodies.limited(receive, counted), send)
+        finally:
+            self.bodies.release(counted)
 
-    def refuse(self, headers: dict[str, str]) -> tuple[int, str] | None:
-        """Return (HTTP status, one sentence), or None where the request may pass."""
+    def refuse(self, headers: dict[str, str], address: str) -> tuple[int, str] | None:
+        """Return (HTTP status, one sentence), or None where the request may pass. address: the client's."""
         if not self.is_allowed_host(hostname(headers.get("host", ""))):
             return 403, (
                 "this server answers on this machine only: open it as http://127.0.0.1 or localhost, or start it with "
@@ -64,7 +71,12 @@ class Guard:
                 403,
                 "pages of other sites may not use this server; --cors-allow-origins lets one in.",
             )
-        if self.auth is not None and not self.has_credentials(headers.get("authorization", "")):
+        given = headers.get("authorization", "")
+        if self.auth is not None and given and self.wrong.is_blocked(address):
+            return 429, "too many wrong passwords: wait a minute, then try again."
+        if self.auth is not None and not self.has_credentials(given):
+            if given:
+                self.wrong.add(address)
             return 401, "this server requires a user and a password."
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY:
@@ -91,21 +103,6 @@ class Guard:
         return scheme.lower() == "basic" and all(right)
 
 
-def limit_body(receive: Callable) -> Callable:
-    """Return a `receive` that ends a body of unknown length once it is too long."""
-    seen = 0
-
-    async def receive_some() -> dict:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > MAX_BODY:
-            raise HTTPException(413, TOO_LONG)
-        return message
-
-    return receive_some
-
-
 async def answer(scope: dict, receive: Callable, send: Callable, status: int, sentence: str) -> None:
     report(scope, f"refused ({status}): {sentence}")
     if scope["type"] == "websocket":
@@ -115,16 +112,16 @@ async def answer(scope: dict, receive: Callable, send: Callable, status: int, se
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="sd", charset="UTF-8"'))
+    if status == 429:
+        headers.append((b"retry-after", b"60"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps(problem_content("Refused", sentence)).encode()})
 
 
 def hostname(host: str) -> str:
     """Return the name in a Host header: localhost for "localhost:7860", ::1 for "[::1]:7860"."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    found = HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def parse_origins(texts: list[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
+from sd.checkpoints.model_files import read_by
 from sd.cli.args import add_compute_flags
 from sd.optimization.registry import parse_names, resolve_names
 from sd.pipeline.settings import VERSION
@@ -27,6 +28,7 @@ from sd.utils.errors import UserError
 from sd.utils.files import check_outdir
 from sd.web.a1111.api import sdapi_router
 from sd.web.jobs.api import jobs_router
+from sd.web.jobs.file_reader import FileReader
 from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import WAITING, Jobs
@@ -141,6 +143,7 @@ def serve(args: argparse.Namespace) -> None:
     listener = listen(args.listen, args.port)
     folder, models = check_outdir(Path(args.outdir) / "jobs"), Models()
     workers = make_workers(args, models)
+    read_outside(models)
     jobs = Jobs(folder, workers, args.queue)
     app = create_app(jobs, models, auth, allowed_hosts(args), origins=origins, root_path=root_path)
     freeze_garbage_collector()
@@ -150,6 +153,13 @@ def serve(args: argparse.Namespace) -> None:
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=STOP_AFTER, proxy_headers=False)
     with suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended
         Server(config, jobs).run(sockets=[listener])
+
+
+def read_outside(models: Models) -> None:
+    """Let another process read the files of models."""
+    reader = FileReader()
+    models.reader = reader
+    read_by(reader)
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from sd.utils.errors import UserError
+from sd.web import attempts
 from sd.web import security as guard
 from sd.web.security import Guard, parse_auth, parse_origins
 from sd.web.server import add_cors, allowed_hosts, check_access, is_loopback, listen, server_parser
@@ -88,6 +89,7 @@ def test_websockets_too():
 
 def test_an_endless_body_is_cut(monkeypatch):
     monkeypatch.setattr(guard, "MAX_BODY", 1000)
+    monkeypatch.setattr(attempts, "MAX_BODY", 1000)
     assert client().post("/", content=b"x" * 1000).text == "1000"
     assert client().post("/", content=b"x" * 1001).status_code == 413
     chunks = client().post("/", content=(b"x" * 100 for _ in range(11)))  # of no length that it says beforehand

@@ -9,13 +9,11 @@ from sd.web.jobs.job import Job
 
 
 def recover_images(job: Job) -> None:
-    """Add to the result every image of ours that the job saved and did not record, and remove unfinished ones.
+    """Add to the result every image of ours that the job saved and did not record.
 
     Between the saving of an image and its entry in job.json a kill may come. An image is ours where it has settings.
     """
     with suppress(OSError):
-        for part in job.folder.glob(".*.png.part"):
-            part.unlink()
         for path in sorted(job.folder.glob("*.png")):
             if path.name not in job.result.get("files", ()):
                 with suppress(UserError):  # a preview, or a file that a fault of the disk has cut short

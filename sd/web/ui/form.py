@@ -19,6 +19,7 @@ from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, Gene
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.prompts.styles import find_style, styles_for
 from sd.utils.errors import UserError
+from sd.utils.images import MAX_SIDE
 from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.submit import GenerateRequest
@@ -293,9 +294,10 @@ def usual_size(checkpoint: Path) -> int:
     """Returns the training size of a checkpoint in pixels, from its header: 512 unless a file of ours names another."""
     try:
         with safe_open(checkpoint, "pt") as file:
-            return json.loads(file.metadata()["sd_sizes"])["image_size"]
-    except (OSError, SafetensorError, KeyError, TypeError):
+            size = json.loads(file.metadata()["sd_sizes"])["image_size"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return IMAGE_SIZE
+    return size if type(size) is int and 0 < size <= MAX_SIDE else IMAGE_SIZE
 
 
 def size_like(usual: int, width: float, height: float) -> tuple[int, int]:

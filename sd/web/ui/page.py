@@ -9,6 +9,7 @@ from sd.web.problems import add_error_handlers
 from sd.web.ui.components import CSS, head
 from sd.web.ui.draw_tab import GenerateTab
 from sd.web.ui.follow import page_router
+from sd.web.ui.gate import Page, PageGate
 from sd.web.ui.keep import keep_images
 from sd.web.ui.train_tab import TrainTab
 
@@ -29,7 +30,7 @@ THEME = gr.themes.Base(
 
 def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
     """Mount the page into the app and return the app."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    with Page(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADING, elem_classes="heading")
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
@@ -56,5 +57,7 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
         mcp_server=False,
         max_file_size=1,  # byte: nothing is uploaded Gradio's way
     )
-    add_error_handlers(app.routes[-1].app)  # the page takes every address that the API does not have
+    mounted = app.routes[-1]  # the page takes every address that the API does not have
+    add_error_handlers(mounted.app)
+    mounted.app = PageGate(mounted.app, page)
     return app

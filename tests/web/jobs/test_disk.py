@@ -113,7 +113,8 @@ def test_an_end_that_cannot_be_written_is_written_once_there_is_room(jobs, monke
 
 
 def test_a_job_whose_folder_is_deleted_while_it_runs_costs_that_job_only(jobs):
-    job = jobs.submit("count", {"steps": 20, "seconds": 0.01})
+    job = jobs.submit("count", {"steps": 20, "seconds": 0.05})
+    next(event for event in job_events(jobs, job.id) if event["event"])  # it runs, and writes nothing for a second
     shutil.rmtree(job.folder)
     found = ended(jobs, job)
     assert (found.state, found.disk_error) == ("failed", True)
@@ -139,7 +140,7 @@ def test_images_that_a_killed_server_had_not_recorded_are_listed(tmp_path):
     save_png(image, job.folder, INFOTEXT)
     image.save(job.folder / "preview.png")
     (job.folder / "00001.png").write_bytes((job.folder / "00000.png").read_bytes()[:60])
-    (job.folder / ".00002.png.part").write_bytes(b"")
+    (job.folder / ".1a2b3c4d.png.4194305.part").write_bytes(b"")  # of a process whose number no system gives
     with jobs.changed:
         job.save()  # as a kill leaves it: queued or running
     again = Jobs(tmp_path, lambda job, tell: {})

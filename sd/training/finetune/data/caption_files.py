@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sd.utils.errors import UserError
-from sd.utils.files import encodable
+from sd.utils.files import MAX_TEXT_FILE, encodable
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # of the file beside an image; kohya's scripts use the latter
 CAPTION_KEYS = ("text", "prompt", "caption")  # in metadata.jsonl; programs use different names
@@ -87,6 +87,8 @@ def read_flickr(path: Path, report=print) -> Iterator[tuple[Path, str]]:
 def read_text(path: Path) -> str:
     """Return the text of a file. Raises UserError where it is not UTF-8, with or without a byte order mark."""
     try:
+        if path.stat().st_size > MAX_TEXT_FILE:
+            raise UserError(f"{path} is too large for captions: {MAX_TEXT_FILE >> 20} MB are allowed.")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: save it as UTF-8.") from error

@@ -1,0 +1,78 @@
+"""Strangers' model files are read in a process of their own, so that a file that crashes or hangs costs no server."""
+
+import atexit
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from sd.utils.errors import UserError
+
+PATIENCE = 30.0  # seconds for one file; the first one waits for the process to start as well
+
+
+class FileReader:
+    """Calls functions of a file's path in another process, which starts with the first call and again after its death.
+
+    One file is read at a time. The process ends with this one.
+    """
+
+    def __init__(self, patience: float = PATIENCE):
+        self.patience, self.lock = patience, threading.Lock()
+        self.process: Any = None
+
+    def __call__(self, function: Callable[..., Any], path: Path) -> Any:
+        """Return function(path), both of a module's top level. Raises its UserError, and UserError where it dies."""
+        with self.lock:
+            if self.process is None or not self.process.is_alive():
+                self.start()
+            try:
+                self.pipe.send((function, path))
+                if not self.pipe.poll(self.patience):
+                    self.stop()
+                    raise UserError(f"{path.name} takes too long to read: move it out of the folder.")
+                good, value = self.pipe.recv()
+            except (EOFError, OSError) as error:
+                self.stop()
+                raise UserError(f"{path.name} ended the process that read it: move it out of the folder.") from error
+        if good:
+            return value
+        raise UserError(value)
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=read_files, args=[theirs], daemon=True)
+        self.process.start()
+        theirs.close()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+            self.process = None
+            atexit.unregister(self.stop)
+
+
+def read_files(pipe: Connection) -> None:
+    """Answer one call after another until the server is gone; the body of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # the kernel kills this process first
+    with suppress(EOFError, ConnectionError):
+        while True:
+            function, path = pipe.recv()
+            try:
+                answer = True, function(path)
+            except UserError as error:
+                answer = False, str(error)
+            except Exception as error:  # none is known; the server must not meet it
+                answer = False, f"{path.name} cannot be read ({type(error).__name__})."
+            pipe.send(answer)
