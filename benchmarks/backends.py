@@ -24,7 +24,7 @@ from benchmarks.diffusers_backend import (
 from benchmarks.tasks import GUIDANCE, PROMPT, SEED, TASKS, Options, RandomModel, guided_step, read_weights, shared_copy
 from sd.checkpoints.checkpoint import load_models, read_checkpoint
 from sd.checkpoints.diffusers_format import write_configs
-from sd.optimization.registry import EXACT, OPTIMIZATIONS, current_name
+from sd.optimization.registry import EXACT, OPTIMIZATIONS, current_name, default_names
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
@@ -95,6 +95,23 @@ class UnpatchedNetworks(OurNetworks):
     """Our networks without patches, except for the channels-last order, which diffusers' networks have here too."""
 
     title, optimizations = "ours, no patches", ("channels-last",)
+
+
+class DirectConvolutions(OurNetworks):
+    """Our networks with the default optimizations but for Winograd's convolutions."""
+
+    title = "ours, direct convolutions"
+
+    def missing(self, task: str, options: Options) -> str | None:
+        device, dtype = torch.device(options.device), DTYPES[options.dtype]
+        return None if OPTIMIZATIONS["winograd"].is_supported(device, dtype) else "the same as ours here"
+
+    def pipe(self, model: RandomModel) -> StableDiffusion:
+        pipe = super().pipe(model)
+        names = default_names(torch.device(model.device), model.dtype)
+        pipe.set_optimizations([name for name in names if name != "winograd"])
+        pipe.optimize()
+        return pipe
 
 
 class OptimizedNetworks(OurNetworks):
@@ -250,6 +267,7 @@ BACKENDS: dict[str, OurNetworks | ApproximateNetworks | DiffusersNetworks] = {
     **{name: OptimizedNetworks(name) for name, one in OPTIMIZATIONS.items() if not one.default},
     "quick": ApproximateNetworks(3),
     "quicker": ApproximateNetworks(4),
+    "direct": DirectConvolutions(),
     "plain": UnpatchedNetworks(),
     "diffusers": PlainDiffusers(),
     "compiled": CompiledDiffusers(),

@@ -115,7 +115,7 @@ OPTIMIZATIONS = {
         prepacked_conv.obstacle,
     ),
     "winograd": Optimization(
-        "computes wide 3x3 convolutions with 16 products in place of 36: 0.9 GB more for the weights of v1-5",
+        "computes wide 3x3 convolutions with 16 products in place of 36; v1-5 takes 1 GB more",
         lambda networks: apply_to_all(winograd.use_winograd, networks),
         lambda networks: apply_to_all(winograd.use_direct, networks),
         winograd.obstacle,

@@ -94,6 +94,14 @@ def test_what_is_off_by_default_is_a_side_of_its_own(monkeypatch):
     assert not any(task in dir(backend) for task in ("load", "train"))
 
 
+def test_direct_convolutions_are_the_defaults_without_winograd():
+    model, backend = RandomModel(SMALL), BACKENDS["direct"]
+    assert backend.missing("unet", SMALL) is None
+    assert backend.missing("unet", replace(SMALL, dtype="bf16")) == "the same as ours here"
+    ours = BACKENDS["ours"].pipe(model).optimize()
+    assert backend.pipe(model).optimize() == [name for name in ours if name != "winograd"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not have_openvino(), reason="openvino is an optional development package")
 def test_openvino_gives_the_same_answers(no_peaks):

@@ -25,8 +25,6 @@ class WinogradConv2d(PackedConv2d):
     so that an image has the same bits in any batch.
     """
 
-    STATE = ("packed",)
-
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W)."""
         if torch.is_grad_enabled() or x.dtype != self.dtype:
