@@ -2,8 +2,8 @@
 
     python tests/fuzz/kill.py --kills 20 --program txt2img
 
-After each kill every file with its final name is whole; after the last one the same command runs to its end, and nothing
-is missing, doubled or left half-written.
+After each kill every file with its final name is whole; after the last one the same command runs to its end, and
+nothing is missing, doubled or left half-written.
 """
 
 import argparse

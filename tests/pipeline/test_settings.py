@@ -28,6 +28,8 @@ def test_a_webui_picture_is_understood():
         hires_scale=2.0,
         hires_strength=0.55,
         variation_seed=settings.variation_seed,
+        rng="gpu",  # the webui's default, which it does not write
+        compat="webui",
     )
 
 

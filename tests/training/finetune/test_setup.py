@@ -20,5 +20,5 @@ from sd.training.finetune.setup import load_for_training
 )
 def test_frozen_networks_may_be_in_half_precision(monkeypatch, method, precision, dtype):
     monkeypatch.setattr(preparing, "best_precision", lambda device: "fp16")
-    monkeypatch.setattr(StableDiffusion, "from_pretrained", lambda path, device, dtype, vae: dtype)
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", lambda path, device, dtype, vae, prediction: dtype)
     assert load_for_training(method, device="cpu", precision=precision) == dtype
