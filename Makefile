@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= a red apple
 ARGS ?=
+WORKERS ?= 2
 
 OLDEST := 3.10
 comma := ,
@@ -17,8 +18,11 @@ txt2img: $(VENV)/core
 app: $(VENV)/web
 	@$(VENV)/bin/python scripts/app.py $(ARGS)
 
+# WORKERS processes of one thread each take two thirds of the time. The web's tests start servers and browsers and wait
+# for them, so they run alone.
 test: $(VENV)/dev
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/web
+	$(VENV)/bin/python -m pytest tests/web
 
 test-fast: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -m "not slow"
