@@ -23,14 +23,24 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = (
-    "checkpoints lora-and-embeddings fine-tuning prompts img2img-and-inpainting low-memory many-gpus web-ui "
-    "troubleshooting reverse-proxy"
+    "checkpoints lora-and-embeddings fine-tuning prompts img2img-and-inpainting controlnet same-image low-memory "
+    "many-gpus web-ui troubleshooting reverse-proxy"
 ).split()  # in this order: some use what those before them leave
 PAGES = [README, *((ROOT / f"docs/guides/{name}.md").read_text(encoding="utf-8") for name in GUIDES)]
 COMMAND_BLOCKS = ("", "python")  # languages of fenced blocks that are run; others, such as "text", are not commands
 SUBJECTS = ROOT / ".." / "shared" / "data" / "subjects"  # photographs, where there are any
 V1_5 = "weights/v1-5-pruned-emaonly.safetensors"
 
+NEW_CONTROLNET = """
+from pathlib import Path
+from sd import StableDiffusion
+from sd.control.controlnet import controlnet_from_unet
+from sd.control.controlnet_files import save_controlnet
+pipe = StableDiffusion.from_pretrained()
+Path("weights/controlnet").mkdir()
+network = controlnet_from_unet(pipe.unet, pipe.sizes["unet"])
+save_controlnet("weights/controlnet/control_v11p_sd15_canny.safetensors", network, {})
+"""
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python3? scripts/|torchrun [^`]*scripts/|make |pip install )[^`]+)`")
 
@@ -125,6 +135,7 @@ def add_what_a_user_has(folder: Path) -> None:
     shapes[32:96, 32:96] = [200, 30, 40]
     Image.fromarray(shapes).save(folder / "sketch.png")
     Image.fromarray(255 - shapes).save(folder / "room.png")
+    Image.fromarray(shapes).save(folder / "house.jpg")
     Image.fromarray(shapes[..., 0] // 200 * 255).save(folder / "mask.png")
     (folder / "prompts.txt").write_text("a red apple\na cat\na dog\n")
     pictures(folder / "captioned")
@@ -132,6 +143,7 @@ def add_what_a_user_has(folder: Path) -> None:
         path.with_suffix(".txt").write_text("a dog")
     convert = ["scripts/convert.py", "weights/emoji.safetensors", "model.ckpt"]
     subprocess.run([sys.executable, *convert], cwd=folder, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", NEW_CONTROLNET], cwd=folder, check=True, capture_output=True)
     few_emoji(folder / "a-few-emoji")
 
 

@@ -31,11 +31,11 @@ class ControlNetModel(UNetModel):
         attention_levels: tuple[int, ...] = (0, 1, 2),
         num_heads: int = 8,
         context_dim: int = 768,
+        middle_blocks: int = 1,
         hint_channels: tuple[int, ...] = HINT_CHANNELS,
     ):
-        super().__init__(
-            in_channels, 4, model_channels, channel_mult, num_res_blocks, attention_levels, num_heads, context_dim
-        )
+        encoder = model_channels, channel_mult, num_res_blocks, attention_levels, num_heads, context_dim, middle_blocks
+        super().__init__(in_channels, 4, *encoder)
         del self.output_blocks, self.out
         self.input_hint_block = hint_block(hint_channels, model_channels)
         self.hint_downsample = 2 ** (len(hint_channels) - 1)  # pixels for each position of the latent, each way
