@@ -90,11 +90,11 @@ def is_event(body: bytes, page: gr.Blocks) -> bool:
     if not isinstance(event, dict) or type(event.get("fn_index")) is not int:
         return False
     function = page.fns.get(event["fn_index"])
-    values, data = event.get("data"), event.get("event_data")
+    values = event.get("data")
     fits = function is not None and isinstance(values, list) and len(values) == len(function.inputs)
     session = event.get("session_hash")
     known = isinstance(session, str) and SESSION.fullmatch(session) is not None
-    return fits and known and (data is None or isinstance(data, dict))
+    return fits and known
 
 
 class Page(gr.Blocks):

@@ -115,7 +115,7 @@ def test_another_vae_is_another_pipeline(generator, tmp_path, monkeypatch):
     generator.models.refresh()
     loaded, pipe = [], generator.pipe
 
-    def load(path, device, dtype, vae):
+    def load(path, device, dtype, vae, prediction):
         loaded.append(getattr(vae, "name", vae))
         pipe.vae_path = None if vae == "none" else vae
         return pipe
