@@ -6,6 +6,7 @@ Attribute names are the checkpoint's, below `control_model.`; those of the encod
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +19,14 @@ HINT_CHANNELS = (16, 32, 96, 256)  # of the layers that bring the image to the l
 class ControlNetModel(UNetModel):
     """The control network. Defaults are those for v1-5: 361,279,120 parameters.
 
-    hint_channels: widths of the image's layers; each after the first halves height and width. The other arguments are
-    the U-Net's.
+    hint_channels: widths of the image's layers; each after the first halves height and width. sizes: the
+    U-Net's arguments.
     """
 
-    def __init__(
-        self,
-        in_channels: int = 4,
-        model_channels: int = 320,
-        channel_mult: tuple[int, ...] = (1, 2, 4, 4),
-        num_res_blocks: int = 2,
-        attention_levels: tuple[int, ...] = (0, 1, 2),
-        num_heads: int = 8,
-        context_dim: int = 768,
-        middle_blocks: int = 1,
-        hint_channels: tuple[int, ...] = HINT_CHANNELS,
-    ):
-        encoder = model_channels, channel_mult, num_res_blocks, attention_levels, num_heads, context_dim, middle_blocks
-        super().__init__(in_channels, 4, *encoder)
+    def __init__(self, hint_channels: tuple[int, ...] = HINT_CHANNELS, **sizes: Any):
+        super().__init__(**sizes)
         del self.output_blocks, self.out
-        self.input_hint_block = hint_block(hint_channels, model_channels)
+        self.input_hint_block = hint_block(hint_channels, self.model_channels)
         self.hint_downsample = 2 ** (len(hint_channels) - 1)  # pixels for each position of the latent, each way
         widths = [width_of(block) for block in self.input_blocks]
         self.zero_convs = nn.ModuleList(TimestepEmbedSequential(zero_convolution(width)) for width in widths)

@@ -15,6 +15,7 @@ from sd.utils.errors import UserError
 from sd.utils.files import is_encodable
 
 T = TypeVar("T")
+NOT_IN_WEBUI = {"a1111": "AUTOMATIC1111's API has no such field"}
 GROUPS = (
     "prompt",
     "sampling",

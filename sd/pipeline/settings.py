@@ -7,7 +7,7 @@ from sd.optimization.deepcache import MAX_EVERY
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.inputs import options as input_options
 from sd.pipeline.noise import SOURCES, random_seed
-from sd.pipeline.options import Infotext, Widget, check_number, check_whole, option, options_of
+from sd.pipeline.options import NOT_IN_WEBUI, Infotext, Widget, check_number, check_whole, option, options_of
 from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_sampler
 from sd.pipeline.sampling.schedules import ALL_SCHEDULES
 from sd.prompts.weighting import EMPHASIS
@@ -42,7 +42,6 @@ SCHEDULE_LABELS = {
     "turbo": "Turbo",
     "linear_quadratic": "Linear Quadratic",
 }
-NOT_IN_WEBUI = {"a1111": "AUTOMATIC1111's API has no such field"}
 
 
 @dataclass(frozen=True)

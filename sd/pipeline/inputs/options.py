@@ -1,7 +1,9 @@
 """Rows of the table of options for ControlNet and for masks; fields of `GenerationSettings` have them as defaults."""
 
+from functools import partial
+
 from sd.control.units import format_units, parse_units
-from sd.pipeline.options import Infotext, Widget, option
+from sd.pipeline.options import NOT_IN_WEBUI, Infotext, Widget, option
 from sd.utils.errors import UserError
 
 MAX_BLUR = 64  # pixels
@@ -30,59 +32,49 @@ def canonical_control(text: str) -> str:
     return format_units(parse_units(text))
 
 
-INVERT_MASK = option(
+mask_option = partial(option, mode="image", missing={"a1111": OF_IMG2IMG})
+
+INVERT_MASK = mask_option(
     *(False, "regenerate where the mask is black and keep where it is white", "img2img"),
     flags=("--invert-mask",),
-    mode="image",
     infotext=Infotext("Mask mode", "specially"),
     widget=Widget("checkbox", "Invert mask", "mask", info="regenerates what is not painted"),
-    missing={"a1111": OF_IMG2IMG},
 )
-MASK_BLUR = option(
+MASK_BLUR = mask_option(
     *(0, "blur of the mask's edge in pixels", "img2img"),
     flags=("--mask-blur",),
-    mode="image",
     low=0,
     high=MAX_BLUR,
     infotext=Infotext("Mask blur"),
     widget=Widget("slider", "Mask blur", "mask", step=1, default=4, info="pixels at the mask's edge"),
-    missing={"a1111": OF_IMG2IMG},
 )
-MASKED_CONTENT = option(
+MASKED_CONTENT = mask_option(
     *("original", f"what the masked part starts from: {', '.join(CONTENTS)}; it matters below strength 1", "img2img"),
     flags=("--masked-content",),
-    mode="image",
     choices=CONTENTS,
     infotext=Infotext("Masked content"),
     widget=Widget("dropdown", "Masked content", "mask", info="what the masked part starts from"),
-    missing={"a1111": OF_IMG2IMG},
 )
-ONLY_MASKED = option(
+ONLY_MASKED = mask_option(
     *(False, "generate the surroundings of the mask alone, at full size, and paste them back", "img2img"),
     flags=("--only-masked",),
-    mode="image",
     infotext=Infotext("Inpaint area", "specially"),
     widget=Widget("checkbox", "Only masked", "mask", info="the masked part alone, at full size"),
-    missing={"a1111": OF_IMG2IMG},
 )
-ONLY_MASKED_PADDING = option(
+ONLY_MASKED_PADDING = mask_option(
     *(32, "pixels around the mask that --only-masked takes in", "img2img"),
     flags=("--only-masked-padding",),
-    mode="image",
     low=0,
     high=4096,
     noun="padding",
     infotext=Infotext("Masked area padding", "always", part_of="only_masked"),
     widget=Widget("slider", "Only masked padding", "mask", high=256, step=4, info="pixels kept around it"),
-    missing={"a1111": OF_IMG2IMG},
 )
-SOFT_INPAINTING = option(
+SOFT_INPAINTING = mask_option(
     *(False, "let gray parts of the mask change later and less (differential diffusion); blur the mask", "img2img"),
     flags=("--soft-inpainting",),
-    mode="image",
     infotext=Infotext("Soft inpainting enabled"),
     widget=Widget("checkbox", "Soft inpainting", "mask", info="gray parts of the mask change less"),
-    missing={"a1111": OF_IMG2IMG},
 )
 TILE_SIZE = option(
     *(0, "side of the windows of tiled diffusion in pixels, for large images in little memory; 0 is off", "sampling"),
@@ -92,7 +84,7 @@ TILE_SIZE = option(
     high=4096,
     infotext=Infotext("Tiled diffusion size"),
     widget=Widget("slider", "Tile size", "advanced", high=1024, step=64, info="over 0: large images in windows"),
-    missing={"a1111": "AUTOMATIC1111's API has no such field"},
+    missing=NOT_IN_WEBUI,
 )
 TILE_OVERLAP = option(
     *(0.25, "share of a window's side that neighboring windows of --tile-size have in common", "sampling"),
@@ -104,7 +96,7 @@ TILE_OVERLAP = option(
     widget=Widget(
         "slider", "Tile overlap", "advanced", step=0.05, info="share that neighboring windows have in common"
     ),
-    missing={"a1111": "AUTOMATIC1111's API has no such field"},
+    missing=NOT_IN_WEBUI,
 )
 # Fields that say nothing without a mask.
 OF_MASKS = ("invert_mask", "mask_blur", "masked_content", "only_masked", "only_masked_padding", "soft_inpainting")
