@@ -136,7 +136,7 @@ def test_what_a_killed_worker_had_recorded_is_listed(tmp_path):
 def test_images_that_a_killed_server_had_not_recorded_are_listed(tmp_path):
     jobs = Jobs(tmp_path, count)
     job = jobs.submit("count", {"steps": 10_000, "seconds": 0.01})
-    next(event for event in job_events(jobs, job.id) if event["progress"])  # from here on, no thread writes its job.json
+    next(event for event in job_events(jobs, job.id) if event["progress"])  # its file is written
     image = Image.new("RGB", (64, 64))
     save_png(image, job.folder, INFOTEXT)
     image.save(job.folder / "preview.png")
