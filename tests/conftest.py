@@ -1,4 +1,5 @@
 import copy
+import os
 import runpy
 import sys
 from collections import Counter, defaultdict
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings as hypothesis_settings
 from PIL import Image
 from reference_models import randomize
 
@@ -14,6 +16,10 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.vae import AutoencoderKL
+
+# The same examples in every run, so that a commit passes or fails for its own sake; FUZZ_EXAMPLES asks for others.
+hypothesis_settings.register_profile("project", derandomize="FUZZ_EXAMPLES" not in os.environ, deadline=None)
+hypothesis_settings.load_profile("project")
 
 ROOT = Path(__file__).resolve().parents[1]
 UNET = dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), context_dim=64)
