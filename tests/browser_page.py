@@ -111,7 +111,7 @@ class Browser:
         self.until(lambda: self.find("//dialog[@open]"), "enlarged image")
 
     def paint(self, *points: tuple[float, float]) -> None:
-        """Over the picture, from point to point; (0, 0) is its upper left corner and (1, 1) its lower right one."""
+        """Over the image, from point to point; (0, 0) is its upper left corner and (1, 1) its lower right one."""
         from selenium.webdriver.common.action_chains import ActionChains
 
         canvas = self.until(lambda: self.find("//canvas"), "canvas")[0]

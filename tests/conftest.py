@@ -84,7 +84,7 @@ def inpainting_pipe(made_once):
 
 @pytest.fixture
 def photo():
-    """A PIL picture, 64x64, smooth and not grey."""
+    """A PIL image, 64x64, smooth and not grey."""
     generator = torch.Generator().manual_seed(5)
     small = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(small.numpy()).resize((64, 64), Image.Resampling.BICUBIC)

@@ -21,7 +21,7 @@ class Odd(Exception):
 
 
 def count(job, tell):
-    """request: steps, seconds (of each), then what to do: "mend", "break", "memory", "exit", "kill"."""
+    """request: steps, seconds (of each), then what to do: "user error", "break", "memory", "exit", "kill"."""
     request, skipped = job.request, 0
     steps = request.get("steps", 3)
     try:
@@ -39,7 +39,7 @@ def count(job, tell):
         (job.folder / "made.txt").write_text("recorded")
         tell({"result": {"files": ["made.txt"]}})
     match request.get("do"):
-        case "mend":
+        case "user error":
             raise UserError("the apple is blue: paint it red.")
         case "break":
             raise Odd("no such luck\nin two lines")

@@ -67,7 +67,7 @@ CHANGES = [  # a pattern, what takes its place, and why
     (r"^python scripts/train_scratch\.py.*", r"\g<0> --steps 2 --batch 4", "hours otherwise"),
     (r"^python scripts/train_(ti|lora|dreambooth)\.py.*", r"\g<0> --steps 2 --saves 1 --batch 1", "minutes otherwise"),
     (r"^python scripts/train_dreambooth\.py.*", r"\g<0> --class-images 2", "likewise"),
-    (r"^.*--from-file .*", r"\g<0> --steps 2", "dozens of pictures"),
+    (r"^.*--from-file .*", r"\g<0> --steps 2", "dozens of images"),
     (r"^python scripts/compare\.py.*", r"\g<0> --steps 2", "three models"),
     (r"http://localhost:8080/v1", r"{chat}", "a chat model of our own that answers always the same"),
 ]
@@ -130,7 +130,7 @@ def copy_project(folder: Path) -> None:
 
 def add_what_a_user_has(folder: Path) -> None:
     """The files that the README's commands name and that are the user's own."""
-    pictures(folder / "photos")
+    write_photos(folder / "photos")
     shapes = np.zeros((128, 128, 3), np.uint8)
     shapes[32:96, 32:96] = [200, 30, 40]
     Image.fromarray(shapes).save(folder / "sketch.png")
@@ -138,7 +138,7 @@ def add_what_a_user_has(folder: Path) -> None:
     Image.fromarray(shapes).save(folder / "house.jpg")
     Image.fromarray(shapes[..., 0] // 200 * 255).save(folder / "mask.png")
     (folder / "prompts.txt").write_text("a red apple\na cat\na dog\n")
-    pictures(folder / "captioned")
+    write_photos(folder / "captioned")
     for path in list((folder / "captioned").iterdir()):
         path.with_suffix(".txt").write_text("a dog")
     convert = ["scripts/convert.py", "weights/emoji.safetensors", "model.ckpt"]
@@ -147,7 +147,7 @@ def add_what_a_user_has(folder: Path) -> None:
     few_emoji(folder / "a-few-emoji")
 
 
-def pictures(folder: Path) -> None:
+def write_photos(folder: Path) -> None:
     """Five photographs of a dog, or, where there are none, soft noise."""
     folder.mkdir()
     for path in sorted((SUBJECTS / "dog").glob("*.jpg"))[:5]:

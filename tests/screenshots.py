@@ -49,10 +49,10 @@ def main():
 
 
 def show_generating(page: Browser, args: argparse.Namespace) -> None:
-    """A gallery, and a picture on its way."""
+    """A gallery, and an image on its way."""
     steps = 4 if args.quick else 30
     for prompt in PROMPTS:
-        draw(page, Prompt=prompt, Steps=steps, Seed=7, Batch_count=4)
+        generate(page, Prompt=prompt, Steps=steps, Seed=7, Batch_count=4)
     page.write(Prompt="a red heart, noto emoji", Steps=steps, Batch_count=1)
     page.press("Generate")
     page.until(lambda: page.find("//img[@alt='Preview']"), "preview")
@@ -61,7 +61,7 @@ def show_generating(page: Browser, args: argparse.Namespace) -> None:
     page.state("done")
 
 
-def draw(page: Browser, **fields: object) -> None:
+def generate(page: Browser, **fields: object) -> None:
     """Waits until it is in the gallery."""
     before = len(page.images("gallery"))
     page.write(**fields)
@@ -70,11 +70,11 @@ def draw(page: Browser, **fields: object) -> None:
 
 
 def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
-    """The newest picture's middle, masked and generated again."""
+    """The newest image's middle, masked and generated again."""
     page.enlarge(0)
     page.press("Start from this image")
     page.paint((0.3, 0.4), (0.7, 0.4), (0.7, 0.48), (0.3, 0.48), (0.3, 0.56), (0.7, 0.56))
-    draw(page, Prompt="a yellow heart, noto emoji", Denoising_strength=1)
+    generate(page, Prompt="a yellow heart, noto emoji", Denoising_strength=1)
     width = page.driver.get_window_size()["width"]
     page.driver.set_window_size(width, TALL)
     page.driver.execute_script("scrollTo(0, 0)")
@@ -85,7 +85,7 @@ def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
 def show_training(page: Browser, args: argparse.Namespace, folder: Path) -> None:
     page.tab("Train")
     page.give("Images to train on, 5 to 15", *[creature(i, folder) for i in range(8)])
-    page.until(lambda: len(page.find("//ul[@aria-label='Chosen images']/li")) == 8, "pictures")
+    page.until(lambda: len(page.find("//ul[@aria-label='Chosen images']/li")) == 8, "images")
     page.write(Name="blob", What_it_is="face", Training_steps=4 if args.quick else 120)
     page.press("Train")
     page.state("done")
@@ -112,8 +112,8 @@ def creature(i: int, folder: Path) -> Path:
 
 
 def save(page: Browser, path: Path) -> None:
-    picture = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
-    picture.save(path, optimize=True)
+    shot = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
+    shot.save(path, optimize=True)
     print(f"{path}  {path.stat().st_size >> 10} kB")
 
 

@@ -152,7 +152,7 @@ def test_an_interval_is_measured_in_t():
 
 @pytest.mark.parametrize("amount", [0.3, 1.0])
 def test_rescale_is_diffusers_formula_on_eps(amount):
-    """rescale_noise_cfg: the deviation of each picture's eps, back to what cond alone has."""
+    """rescale_noise_cfg: the deviation of each image's eps, back to what cond alone has."""
     uncond, cond = eps_of(UNCOND), eps_of(COND)
     guided = uncond + 7.5 * (cond - uncond)
     restored = guided * (cond.std(dim=[1, 2, 3], keepdim=True) / guided.std(dim=[1, 2, 3], keepdim=True))
@@ -183,15 +183,15 @@ def test_guidance_takes_a_long_prompt():
     assert torch.equal(unet.seen[0][2][:B], UNCOND.repeat(1, 3, 1))
 
 
-def test_inpaint_keeps_exactly_and_draws_exactly():
+def test_inpaint_keeps_exactly_and_generates_exactly():
     known = rand(B, 4, 8, 8, seed=5) * 1e3
     mask = (rand(B, 1, 8, 8, seed=6) > 0).float()
     inner = Denoiser(Unet(), COND)
     denoise = Inpaint(inner, known, mask)
-    drawn = mask.bool().expand_as(X)
+    masked = mask.bool().expand_as(X)
     for result, free in ((denoise(X, SIGMA), inner(X, SIGMA)), (denoise.keep(X), X)):
-        assert torch.equal(result[drawn], free[drawn])
-        assert torch.equal(result[~drawn], known[~drawn])
+        assert torch.equal(result[masked], free[masked])
+        assert torch.equal(result[~masked], known[~masked])
 
 
 def test_inpaint_blends_along_a_soft_edge():

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that nothing in the loop waits for it, and that its patches draw the same picture."""
+"""What only a GPU can show: that nothing in the loop waits for it, and that its patches give the same image."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_no_step_waits_for_the_gpu(pipe, sampler):
 
 
 @pytest.mark.parametrize("patch", ["model-cpu-offload", "compile"])
-def test_patches_of_the_gpu_draw_the_same_picture(pipe, patch):
+def test_patches_of_the_gpu_generate_the_same_image(pipe, patch):
     pipe.optimizations = None
     expected = pipe(**ASKED).latents
     pipe.optimizations = [EXACT, patch]

@@ -253,7 +253,7 @@ def test_a_step_is_yielded_as_it_is_made(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_picture_does_not_depend_on_its_batch(name):
+def test_an_image_does_not_depend_on_its_batch(name):
     together = sample(name, 8, draws(17))
     alone = sample(name, 8, [noise[1:] for noise in draws(17)])
     assert torch.equal(together[1:], alone)

@@ -22,7 +22,7 @@ HERE = "http://127.0.0.1"
 
 
 class Web:
-    """The parts of a server, in one process: `pipe` draws, folders lie below `folder`."""
+    """The parts of a server, in one process: `pipe` generates, folders lie below `folder`."""
 
     def __init__(self, folder, pipe, limit=64, **guard):
         self.models = Models(*(folder / name for name in ("weights", "weights/loras", "weights/embeddings")))
@@ -77,5 +77,5 @@ def base64_of(image: Image.Image) -> str:
 
 
 def opened(text: str) -> Image.Image:
-    """The picture in an answer's base64."""
+    """The image in an answer's base64."""
     return Image.open(io.BytesIO(base64.b64decode(text)))

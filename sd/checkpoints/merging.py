@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd.checkpoints.checkpoint import DISPLAY_NAMES, PREFIXES, Checkpoint, check_state_dict, read_checkpoint
+from sd.checkpoints.checkpoint import PREFIXES, Checkpoint, read_checkpoint
+from sd.checkpoints.completeness import DISPLAY_NAMES, check_state_dict
 from sd.checkpoints.config import build_networks
 from sd.checkpoints.mmap_files import stream_safetensors
 from sd.utils.errors import UserError

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sd.checkpoints.checkpoint import read_checkpoint, summarize_keys
+from sd.checkpoints.checkpoint import read_checkpoint
+from sd.checkpoints.completeness import summarize_keys
 from sd.checkpoints.config import CLIP_HEAD_WIDTH, block_numbers, infer_clip_config, skip_init
 from sd.checkpoints.diffusers_format import read_network
 from sd.checkpoints.foreign_files import read_json_file, reads_file

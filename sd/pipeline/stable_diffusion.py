@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -36,7 +35,9 @@ from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
 from sd.pipeline.inputs.control import ControlInput, ControlNets, control_inputs, control_notes
 from sd.pipeline.inputs.masked import prepare_masked
-from sd.pipeline.latents import decode_latent, encode_image
+from sd.pipeline.inputs.second_pass import upscale_latent
+from sd.pipeline.inputs.sizes import check_inputs, resolve_size, width_and_height
+from sd.pipeline.latents import decode_latent
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.output import GenerationOutput
@@ -48,10 +49,8 @@ from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
-from sd.upscalers.upscaler_files import resize_to, upscale_image
 from sd.utils.device import default_device, default_dtype
-from sd.utils.errors import UserError
-from sd.utils.images import apply_orientation, from_tensor, to_tensor
+from sd.utils.images import from_tensor
 from sd.vae import AutoencoderKL
 
 FIELDS = {row.name for row in OPTIONS}
@@ -299,7 +298,7 @@ class StableDiffusion(AdapterCalls):
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
             second.tile = init.tile
             second.controls = [one.control_for(*settings.hires_size) for one in controls]
-            second.init_latent = self.upscale_latent(latent, settings)
+            second.init_latent = upscale_latent(self.vae, self.decode, latent, settings, self.adapters.models)
             noise.shape = tuple(second.init_latent.shape[1:])
             if settings.compat != "none":
                 noise.restart(noise.shape)
@@ -308,13 +307,7 @@ class StableDiffusion(AdapterCalls):
 
     def resolve_size(self, settings: GenerationSettings, image: Image.Image | None) -> GenerationSettings:
         """Returns the settings with a size: as given, else the image's, cut to multiples of 8, else the model's."""
-        width, height = (
-            [self.image_size] * 2 if image is None else [side // 8 * 8 for side in apply_orientation(image).size]
-        )
-        return settings.replace(
-            width=width if settings.width is None else settings.width,
-            height=height if settings.height is None else settings.height,
-        )
+        return resolve_size(settings, image, self.image_size)
 
     def encode_prompts(self, settings: GenerationSettings, second_pass: bool = False) -> Conditioning:
         """Returns the contexts of the prompts for one of the passes."""
@@ -340,22 +333,6 @@ class StableDiffusion(AdapterCalls):
         """Returns scaled latents (B, 4, h, w), such as the x0 of `on_step`, as images, by TAESD where it is enabled."""
         return from_tensor(self.decode_preview(latent))
 
-    def upscale_latent(self, latent: Tensor, settings: GenerationSettings) -> Tensor:
-        """Returns a latent of the second pass's size: interpolated, or decoded, enlarged and encoded.
-
-        The image is enlarged by Lanczos, or by an ESRGAN model and then resized. Raises UserError for an unknown one.
-        """
-        width, height = settings.hires_size
-        if settings.hires_upscaler == "latent":
-            size = (height // self.vae.downsample, width // self.vae.downsample)
-            return F.interpolate(latent, size=size, mode="bilinear")
-        images = from_tensor(self.decode(latent))
-        if settings.hires_upscaler != "lanczos":
-            path = locate("upscaler", settings.hires_upscaler, self.adapters.models)
-            images = [from_tensor(upscale_image(path, to_tensor(one), self.device))[0] for one in images]
-        resized = [resize_to(one, width, height) for one in images]
-        return torch.cat([encode_image(self.vae, to_tensor(one)) for one in resized])
-
     def infotexts(self, settings: GenerationSettings, from_image: bool) -> list[str]:
         """Returns the infotext of each image. The settings must have a size."""
         name, hashed = (self.path.stem, model_hash(self.path)) if self.path else ("", "")
@@ -371,18 +348,3 @@ class StableDiffusion(AdapterCalls):
         if inexact := approximate_names(self.optimizations):
             more["Approximations"] = ", ".join(inexact)
         return [to_infotext(settings, i, name, hashed, from_image, more) for i in range(settings.num_images)]
-
-
-def check_inputs(settings: GenerationSettings, image: Image.Image | None, mask: Image.Image | None) -> None:
-    """Raises UserError for a mask without an image, and for a second pass after img2img."""
-    if mask is not None and image is None:
-        raise UserError("a mask was given without an image: give the image that it belongs to as well.")
-    if image is not None and settings.hires_scale > 1:
-        raise UserError("a second pass (hires_scale) is for txt2img: leave out hires_scale or the image.")
-
-
-def width_and_height(settings: GenerationSettings) -> tuple[int, int]:
-    """Returns the (width, height) of settings that have both."""
-    assert settings.width is not None
-    assert settings.height is not None
-    return settings.width, settings.height

@@ -35,7 +35,7 @@ ui/
   follow         what both tabs share: errors, and which jobs belong to which page
   keep           the form over a reload
   gallery        the images, and their settings back into the form
-  draw_tab       the tab that generates
+  generate_tab   the tab that generates
   train_tab      the tab that trains
   page           both tabs, in the app
 server           all of it together; it admits this machine only, unless flags say otherwise

@@ -1,4 +1,4 @@
-"""ΔW from files of every dialect against peft, diffusers and LyCORIS; our files in their loaders; bad files."""
+"""ΔW from files of every format against peft, diffusers and LyCORIS; our files in their loaders; bad files."""
 
 import copy
 import json
@@ -84,7 +84,7 @@ def adapted(peer, config, seed=0):
     return randomize_adapter(get_peft_model(peer, config), seed)
 
 
-def picture_inputs(width=64):
+def image_inputs(width=64):
     generator = torch.Generator().manual_seed(5)
     return (
         torch.randn(1, 4, 8, 8, generator=generator),
@@ -93,7 +93,7 @@ def picture_inputs(width=64):
     )
 
 
-class TestDialects:
+class TestFormats:
     @pytest.mark.parametrize("alpha", [2.0, None])
     def test_kohya(self, wide, wide_layers, tmp_path, alpha):
         path = write(tmp_path / "style.safetensors", kohya_tensors(*wide_layers, alpha=alpha))
@@ -248,7 +248,7 @@ class TestDialects:
                 "lycoris_text_encoder_text_model_",
             ),
         }
-        for dialect, (unet_key, text_key) in possible_names.items():
+        for file_format, (unet_key, text_key) in possible_names.items():
             text_key += text if text_key.endswith(".") else text.replace(".", "_")
             tensors = {
                 f"{unet_key}.lora_down.weight": down,
@@ -257,7 +257,7 @@ class TestDialects:
                 f"{text_key}.lora_up.weight": text_up,
             }
             file = read_lora(write(tmp_path / "x.safetensors", tensors), *wide)
-            assert file.format == dialect
+            assert file.format == file_format
             assert torch.equal(file.deltas["unet"][path].delta(layers[path].weight), up @ down)
             assert file.deltas["clip"][text].delta(wide[1].get_submodule(text).weight).shape == (3072, 768)
 
@@ -450,10 +450,10 @@ class TestLyCORIS:
 
 
 class TestWriting:
-    @pytest.mark.parametrize("dialect", ["kohya", "diffusers", "peft"])
+    @pytest.mark.parametrize("file_format", ["kohya", "diffusers", "peft"])
     @pytest.mark.parametrize("dora", [False, True])
-    def test_peers_read_ours(self, small, small_layers, tmp_path, dialect, dora):
-        """The same picture from diffusers with our file as from us, and the same from us after reading it again."""
+    def test_peers_read_ours(self, small, small_layers, tmp_path, file_format, dora):
+        """The same image from diffusers with our file as from us, and the same from us after reading it again."""
         unet, clip = small
         peer_unet, peer_text = peers_of(SMALL, *copy.deepcopy(small))
         tensors = kohya_tensors(*small_layers)
@@ -463,17 +463,17 @@ class TestWriting:
                 for name, m in small_layers[0].items()
             }
         load_lora(unet, clip, write(tmp_path / "a.safetensors", tensors))
-        place = tmp_path / ("out" if dialect == "peft" else "out.safetensors")
-        save_lora(place, unet, clip, "a", dialect)
-        x, t, context = picture_inputs()
+        place = tmp_path / ("out" if file_format == "peft" else "out.safetensors")
+        save_lora(place, unet, clip, "a", file_format)
+        x, t, context = image_inputs()
         ours = unet(x, t, context)
         states = clip(torch.tensor([[3, 20, 99]]))
         plain = peer_unet(x, t, context).sample.detach()
         assert relative_error(ours, plain) > 0.01
-        if dialect == "peft":
+        if file_format == "peft":
             peer_unet = PeftModel.from_pretrained(peer_unet, place / "unet").eval()
             theirs = peer_unet(x, t, context).sample
-        elif dora and dialect == "kohya":
+        elif dora and file_format == "kohya":
             theirs = None
         else:
             load_in_diffusers(place, peer_unet, peer_text)
@@ -538,9 +538,9 @@ class TestRealFiles:
         if not path.exists():
             pytest.skip("the files that others made are not here")
         unet, clip = hollow_v15()
-        dialect, in_unet, in_clip, tokens = REAL[file]
+        file_format, in_unet, in_clip, tokens = REAL[file]
         report = load_lora(unet, clip, path)
-        assert report.format == dialect
+        assert report.format == file_format
         assert report.matched == report.total == in_unet + in_clip
         assert len(deltas_of(unet, path.stem)) == in_unet
         assert len(deltas_of(clip, path.stem)) == in_clip
@@ -622,7 +622,7 @@ class TestInAndOut:
         load_lora(unet, clip, write(tmp_path / "a.safetensors", kohya_tensors(*small_layers)))
         patches = deltas_of(unet, "a")
         assert {parameter.dtype for patch in patches.values() for parameter in patch.parameters()} == {torch.float32}
-        x, t, context = (v.bfloat16() if v.is_floating_point() else v for v in picture_inputs())
+        x, t, context = (v.bfloat16() if v.is_floating_point() else v for v in image_inputs())
         half = unet(x, t, context)
         assert half.dtype == torch.bfloat16
         full = unet.float()(x.float(), t, context.float())

@@ -1,4 +1,4 @@
-"""Embeddings of every dialect, read as their writers meant them; new words in and out without a trace."""
+"""Embeddings of every format, read as their writers meant them; new words in and out without a trace."""
 
 import base64
 import copy
@@ -111,9 +111,9 @@ class TestNewWords:
             eject(tokenizer, clip, "<b>")
 
 
-def webui_picture(content: dict, height=64, chunk=False) -> Image.Image:
-    """The webui's picture of an embedding, from its description: JSON deflated; low and high halves of the bytes as
-    margins three channels deep, left and right of the picture, each behind a black column; the low four bits are xor a
+def webui_image(content: dict, height=64, chunk=False) -> Image.Image:
+    """The webui's image of an embedding, from its description: JSON deflated; low and high halves of the bytes as
+    margins three channels deep, left and right of the image, each behind a black column; the low four bits are xor a
     generator's, the high four an ornament."""
     data = np.frombuffer(zlib.compress(json.dumps(content).encode(), 9), np.uint8)
     width = len(data) // (height * 3) + 1
@@ -127,82 +127,82 @@ def webui_picture(content: dict, height=64, chunk=False) -> Image.Image:
     for half in (data & 15, data >> 4):
         ornament = rng.integers(0, 16, data.size, np.uint8) << 4
         margins.append((half ^ np.array(noise, np.uint8) ^ ornament).reshape(height, width, 3))
-    picture = rng.integers(1, 255, (height, 40, 3), np.uint8)
-    picture[:, 10:12] = 0  # black columns of its own
+    image = rng.integers(1, 255, (height, 40, 3), np.uint8)
+    image[:, 10:12] = 0  # black columns of its own
     black = np.zeros((height, 1, 3), np.uint8)
-    return Image.fromarray(np.concatenate([margins[0], black, picture, black, margins[1]], axis=1))
+    return Image.fromarray(np.concatenate([margins[0], black, image, black, margins[1]], axis=1))
 
 
-def write_dialect(folder, dialect: str, rows: torch.Tensor):
-    """(file, word that it should give): each dialect as its own program writes it."""
+def write_format(folder, file_format: str, rows: torch.Tensor):
+    """(file, word that it should give): each format as its own program writes it."""
     webui = {"string_to_token": {"*": 265}, "name": "its-own-name", "step": 300, "sd_checkpoint_name": "v1-5"}
     path = folder / "toy-name.pt"
-    if dialect == "webui":
+    if file_format == "webui":
         torch.save({**webui, "string_to_param": {"*": rows.clone().requires_grad_()}}, path)
-    elif dialect == "webui, old container":
+    elif file_format == "webui, old container":
         torch.save({**webui, "string_to_param": {"*": rows}}, path, _use_new_zipfile_serialization=False)
-    elif dialect == "rinongal":
+    elif file_format == "rinongal":
         parameters = nn.ParameterDict({"*": nn.Parameter(rows)})
         torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}, path)
-    elif dialect == "diffusers .bin":
+    elif file_format == "diffusers .bin":
         torch.save({"<toy>": rows[0] if len(rows) == 1 else rows}, path := folder / "learned_embeds.bin")
         return path, "<toy>"
-    elif dialect == "diffusers .safetensors":
+    elif file_format == "diffusers .safetensors":
         save_file({"<toy>": rows}, path := folder / "learned_embeds.safetensors", {"format": "pt"})
         return path, "<toy>"
-    elif dialect == "diffusers folder":
+    elif file_format == "diffusers folder":
         save_file({"<toy>": rows}, folder / "learned_embeds.safetensors")
         return folder, "<toy>"
-    elif dialect == "diffusers advanced":
+    elif file_format == "diffusers advanced":
         save_file({"clip_l": rows}, path := folder / "toy-name.safetensors")
-    elif dialect == "kohya":
+    elif file_format == "kohya":
         save_file({"emb_params": rows}, path := folder / "toy-name.safetensors", {"ss_num_train_images": "3"})
-    elif dialect == "kohya .pt":
+    elif file_format == "kohya .pt":
         torch.save({"emb_params": rows}, path)
-    elif dialect == "picture, chunk":
+    elif file_format == "image, chunk":
         content = {**webui, "string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}}
         info = PngImagePlugin.PngInfo()
         info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(content).encode()).decode())
         Image.new("RGB", (32, 32), "red").save(path := folder / "toy-name.png", pnginfo=info)
         return path, "its-own-name"
-    elif dialect == "picture, pixels":
+    elif file_format == "image, pixels":
         content = {**webui, "string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}}
-        webui_picture(content).save(path := folder / "toy-name.png")
+        webui_image(content).save(path := folder / "toy-name.png")
         return path, "its-own-name"
-    elif dialect == "picture, webp":
+    elif file_format == "image, webp":
         content = {**webui, "string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}}
-        webui_picture(content).save(path := folder / "toy-name.webp", lossless=True)
+        webui_image(content).save(path := folder / "toy-name.webp", lossless=True)
         return path, "its-own-name"
-    elif dialect == "cloneofsimo":
+    elif file_format == "cloneofsimo":
         tensors = {"unet:0:up": torch.ones(3, 1), "unet:0:down": torch.ones(1, 3), "<toy>": rows[0]}
         save_file(tensors, path := folder / "x.safetensors", {"<toy>": "<embed>", "unet": "[]"})
         return path, "<toy>"
-    elif dialect == "bundled":
+    elif file_format == "bundled":
         key = "bundle_emb.toy v1.5.string_to_param.*"
         save_file({key: rows, "lora_unet_conv_in.alpha": torch.ones(())}, path := folder / "x.safetensors")
         return path, "toy v1.5"
     return path, "toy-name"
 
 
-DIALECTS = [
+FORMATS = [
     *("webui", "webui, old container", "rinongal", "diffusers .bin", "diffusers .safetensors", "diffusers folder"),
-    *("diffusers advanced", "kohya", "kohya .pt", "picture, chunk", "picture, pixels", "picture, webp"),
+    *("diffusers advanced", "kohya", "kohya .pt", "image, chunk", "image, pixels", "image, webp"),
     *("cloneofsimo", "bundled"),
 ]
 
 
-class TestDialects:
+class TestFormats:
     @pytest.mark.parametrize("count", [1, 3])
-    @pytest.mark.parametrize("dialect", DIALECTS)
-    def test_every_dialect(self, clip, tokenizer, tmp_path, dialect, count):
-        rows = vectors(1 if dialect == "cloneofsimo" else count)
-        path, word = write_dialect(tmp_path, dialect, rows)
+    @pytest.mark.parametrize("file_format", FORMATS)
+    def test_every_format(self, clip, tokenizer, tmp_path, file_format, count):
+        rows = vectors(1 if file_format == "cloneofsimo" else count)
+        path, word = write_format(tmp_path, file_format, rows)
         report = load_embedding(tokenizer, clip, path)
         assert report.vectors == {word: len(rows)}
         assert torch.equal(rows_of(tokenizer, clip, word), rows)
         assert report.warnings == []
         assert word in str(report)
-        if "webui" in dialect:
+        if "webui" in file_format:
             assert report.about == "step 300, model v1-5"
         eject(tokenizer, clip, word)
         load_embedding(tokenizer, clip, path, token="<mine>")
@@ -336,7 +336,7 @@ class TestBadFiles:
         self.refused(clip, tokenizer, tmp_path / "x.safetensors", "holds no embedding: it is a LoRA")
         self.refused(clip, tokenizer, tmp_path, "is a folder")
 
-    def test_pictures_without_one(self, clip, tokenizer, tmp_path):
+    def test_images_without_one(self, clip, tokenizer, tmp_path):
         path = tmp_path / "x.png"
         Image.effect_noise((64, 64), 50).save(path)
         self.refused(clip, tokenizer, path, "image without an embedding")

@@ -46,7 +46,7 @@ def row(sampler: str, steps: int, right: float, change: float | None) -> Row:
 
 
 def test_what_is_as_good_as_the_reference_is_bold():
-    """100 pictures, half of them right: one standard error of a difference of shares is 7 %."""
+    """100 images, half of them right: one standard error of a difference of shares is 7 %."""
     rows = [row("ddpm", 50, 0.5, None), row("euler", 10, 0.42, 0.0), row("euler", 20, 0.44, -0.005)]
     rows += [row("euler", 30, 0.6, -0.02), row("heun", 10, 0.1, 0.0)]
     assert [one.reaches(rows[0]) for one in rows] == [True, False, True, False, False]

@@ -107,7 +107,7 @@ def test_direct_convolutions_are_the_defaults_without_winograd():
 def test_openvino_gives_the_same_answers(no_peaks):
     """Other kernels with other sums, and approximations of exp and erf in some; guidance multiplies what they differ.
 
-    Whole pictures then are rounded to other levels in many places, by one of 255.
+    Whole images then are rounded to other levels in many places, by one of 255.
     """
     bounds = {"unet": 1e-4, "vae": 1e-4, "text": 1e-4, "txt2img": 1e-2}
     for result in run(list(bounds), replace(SMALL, rounds=1, backends=("ours", "diffusers", "openvino"))):
@@ -208,7 +208,7 @@ def test_figures_are_of_pairs():
 
 
 def test_flops_are_those_of_the_published_model():
-    """0.8 TFLOP a pass of v1-5 at 512x512, twice for guidance; pictures add the text, the steps and the decoder."""
+    """0.8 TFLOP a pass of v1-5 at 512x512, twice for guidance; images add the text, the steps and the decoder."""
     options = Options(steps=3)
     unet, vae, text = (count_flops(name, options)["task"] for name in ("unet", "vae", "text"))
     assert unet == pytest.approx(1.607e12, rel=1e-3)
@@ -278,7 +278,7 @@ def test_each_absent_package_is_named(monkeypatch):
         backends_of("unet", replace(SMALL, backends=("nonsense",)))
 
 
-def test_the_quick_side_draws_whole_pictures_and_caches_steps(no_peaks, monkeypatch):
+def test_the_quick_side_generates_whole_images_and_caches_steps(no_peaks, monkeypatch):
     assert backends_of("unet", replace(SMALL, backends=("quick",)))[0] == []
     monkeypatch.setattr(BACKENDS["quick"], "missing", lambda task, options: None)
     # Whose answer is exact, on any machine.
@@ -291,19 +291,19 @@ def test_the_quick_side_draws_whole_pictures_and_caches_steps(no_peaks, monkeypa
     assert figures[1] < 2e-3 < figures[4]  # a grey level in some pixels, where sums are in another order
 
 
-def test_rates_are_from_each_process_first_picture_to_its_last(tmp_path):
+def test_rates_are_from_each_process_first_image_to_its_last(tmp_path):
     """Two processes that took the numbers in turn, one twice as fast as the other and started later."""
     for number, seconds in enumerate([10, 21, 14, 23, 18, 25]):
         path = tmp_path / f"{number:05}.png"
         path.touch()
         os.utime(path, ns=(seconds * 10**9,) * 2)
-    pictures = sorted(tmp_path.glob("*.png"))
-    assert multi_process.images_per_second(pictures, 2) == [2 / 8, 2 / 4]
-    assert multi_process.images_per_second(pictures, 1) == [5 / 15]
+    images = sorted(tmp_path.glob("*.png"))
+    assert multi_process.images_per_second(images, 2) == [2 / 8, 2 / 4]
+    assert multi_process.images_per_second(images, 1) == [5 / 15]
 
 
 def test_many_are_compared_to_one_alone_on_its_share(monkeypatch):
-    """One alone needs 1 s a picture, and two beside each other 0.52 s together: 96 % of what two would draw."""
+    """One alone needs 1 s an image, and two beside each other 0.52 s together: 96 % of what two would generate."""
     asked = []
 
     def seconds_per_image(launcher, cores, threads, processes, options):
@@ -319,7 +319,7 @@ def test_many_are_compared_to_one_alone_on_its_share(monkeypatch):
 
 
 @pytest.mark.slow
-def test_many_prompts_are_drawn_three_ways():
+def test_many_prompts_are_generated_three_ways():
     (result,) = run(["many"], Options(tiny=True, rounds=1, steps=2, size=64))
     assert result.backends == ["ours", "alone", "threads"]
     assert all(seconds > 0 for backend in result.backends for seconds in result.seconds[backend])

@@ -1,4 +1,4 @@
-"""Checkpoints in, out, and refused: values first, then every dialect, then every wrong file."""
+"""Checkpoints in, out, and refused: values first, then every format, then every wrong file."""
 
 import json
 import subprocess
@@ -116,7 +116,7 @@ def without_text_model(state):
 
 
 IDS = C + "embeddings.position_ids"
-DIALECTS = {
+FORMATS = {
     "no state_dict": lambda state: state,
     "no state_dict, counters beside": lambda state: {"epoch": 3, "global_step": 7, **state},
     "nested twice": lambda state: {"state_dict": {"state_dict": state}},
@@ -129,9 +129,9 @@ DIALECTS = {
 }
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_merges(tmp_path, weights, dialect):
-    torch.save(DIALECTS[dialect](weights), tmp_path / "merge.ckpt")
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_merges(tmp_path, weights, file_format):
+    torch.save(FORMATS[file_format](weights), tmp_path / "merge.ckpt")
     assert_loads(tmp_path / "merge.ckpt", weights)
 
 

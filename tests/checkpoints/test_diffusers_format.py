@@ -57,10 +57,10 @@ def test_diffusers_and_transformers_load_our_folder_and_compute_the_same(ours, t
     torch.testing.assert_close(theirs.scheduler.betas[[0, -1]], torch.tensor([0.00085, 0.012]))
 
 
-def test_their_pipeline_draws_from_our_folder(theirs):
+def test_their_pipeline_generates_from_our_folder(theirs):
     theirs.set_progress_bar_config(disable=True)
-    picture = theirs("a red apple", num_inference_steps=2, height=64, width=64).images[0]
-    assert picture.size == (64, 64)
+    image = theirs("a red apple", num_inference_steps=2, height=64, width=64).images[0]
+    assert image.size == (64, 64)
 
 
 def same_weights(path, models):

@@ -203,7 +203,7 @@ def test_a_hypernetwork_is_no_embedding(models):
     assert models.names("embedding") == {}
 
 
-def test_a_picture_beside_an_embedding_shows_it_and_one_alone_may_hold_one(models):
+def test_an_image_beside_an_embedding_shows_it_and_one_alone_may_hold_one(models):
     put(models, "embeddings/dog.safetensors", "embedding")
     for name in ("dog.png", "dog.preview.png", "cat.png"):
         (models.folders["embedding"] / name).write_bytes(b"a picture")

@@ -177,7 +177,7 @@ def test_a_model_of_v1s_sizes_without_a_vae_takes_v1s_vae_only(tmp_path):
 # Every way in
 
 
-def test_names_work_in_python_and_its_hash_is_in_the_picture(tmp_path, monkeypatch):
+def test_names_work_in_python_and_its_hash_is_in_the_image(tmp_path, monkeypatch):
     weights = tmp_path / "weights"
     weights.joinpath("vae").mkdir(parents=True)
     bundled = StableDiffusion.from_pretrained(dtype=torch.float32)

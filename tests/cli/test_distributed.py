@@ -1,4 +1,4 @@
-"""Many drawings over several processes: the same files as one process makes, also after a stop."""
+"""Many images over several processes: the same files as one process makes, also after a stop."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ONE = ["--steps", "2", "--seed", "5", "--ckpt", str(BUNDLED), "--sampler", "dpmpp_2m"]
 
 
-def drawings(count: int = 5, **settings) -> list[GenerationRequest]:
+def make_requests(count: int = 5, **settings) -> list[GenerationRequest]:
     asked = dict(steps=2, width=64, height=64, variation_seed=0) | settings
     return [
         GenerationRequest(GenerationSettings(f"picture {i}", seed=10 + i * asked.get("num_images", 1), **asked))
@@ -30,7 +30,7 @@ def drawings(count: int = 5, **settings) -> list[GenerationRequest]:
 
 
 def fill(pipe, folder: Path, planned: list[GenerationRequest]) -> None:
-    """Pictures as `draw_and_save` would name and sign them, without drawing them."""
+    """Images as `generate_and_save` would name and sign them, without generating them."""
     for one in planned:
         for i, text in enumerate(one.texts(pipe.infotexts(pipe.resolve_size(one.settings, None), from_image=False))):
             save_png(Image.new("RGB", (8, 8)), folder, text, one.prefix, one.number + i)
@@ -46,12 +46,12 @@ def test_alone_one_is_one_process(monkeypatch, capsys):
     with worker_context():
         print("heard")
     assert capsys.readouterr().out == "heard\n"
-    asked = drawings()
+    asked = make_requests()
     assert shard(broadcast(lambda: asked)) is asked
 
 
 def test_shares_are_all_of_it_once_the_largest_first(monkeypatch):
-    asked = drawings(4) + drawings(3, num_images=2)
+    asked = make_requests(4) + make_requests(3, num_images=2)
     shares = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
@@ -78,7 +78,7 @@ def test_all_but_the_first_are_silent_until_they_fail(monkeypatch, capsys):
 
 def test_numbers_go_on_where_the_folder_ends(pipe, tmp_path):
     save_png(Image.new("RGB", (8, 8)), tmp_path, prefix="", number=6)
-    planned = assign_filenames(pipe, drawings(3, num_images=2), tmp_path)
+    planned = assign_filenames(pipe, make_requests(3, num_images=2), tmp_path)
     assert [one.number for one in planned] == [7, 9, 11]
     fill(pipe, tmp_path, reversed(planned))  # in whatever order they are made
     assert names(tmp_path) == [f"{i:05}.png" for i in range(6, 13)]
@@ -89,7 +89,8 @@ def test_numbers_go_on_where_the_folder_ends(pipe, tmp_path):
 
 def test_titles_count_each_for_themselves(pipe, tmp_path):
     titled = [
-        GenerationRequest(one.settings, title=title) for one, title in zip(drawings(4), ["Cat", "Dog", "Cat", "Cat"])
+        GenerationRequest(one.settings, title=title)
+        for one, title in zip(make_requests(4), ["Cat", "Dog", "Cat", "Cat"])
     ]
     assert [(one.prefix, one.number) for one in assign_filenames(pipe, titled, tmp_path)] == [
         ("cat-", 0),
@@ -101,7 +102,7 @@ def test_titles_count_each_for_themselves(pipe, tmp_path):
 
 def test_what_is_there_is_left_out_and_gaps_are_filled(pipe, tmp_path, capsys):
     save_png(Image.new("RGB", (8, 8)), tmp_path)  # somebody's
-    asked = expand_request(drawings(1, num_images=3)[0].settings) + drawings(3)[1:]
+    asked = expand_request(make_requests(1, num_images=3)[0].settings) + make_requests(3)[1:]
     whole = assign_filenames(pipe, asked, tmp_path)
     fill(pipe, tmp_path, whole)
     for number in (2, 4):
@@ -112,20 +113,22 @@ def test_what_is_there_is_left_out_and_gaps_are_filled(pipe, tmp_path, capsys):
     fill(pipe, tmp_path, rest)
     assert names(tmp_path) == [f"{i:05}.png" for i in range(6)]
     assert assign_filenames(pipe, asked, tmp_path, resume=True) == []
-    again = assign_filenames(pipe, asked, tmp_path)  # without the flag everything is drawn again, beside what there is
+    again = assign_filenames(
+        pipe, asked, tmp_path
+    )  # without the flag everything is generated again, beside what there is
     assert [one.number for one in again] == [6, 9, 10]
 
 
 @pytest.mark.parametrize("change", [dict(steps=3), dict(seed=1), dict(negative_prompt="x"), dict(step_cache=2)])
-def test_other_settings_are_another_picture(pipe, tmp_path, change):
-    asked = drawings(1)
+def test_other_settings_are_another_image(pipe, tmp_path, change):
+    asked = make_requests(1)
     fill(pipe, tmp_path, assign_filenames(pipe, asked, tmp_path))
     other = [GenerationRequest(asked[0].settings.replace(**change))]
     assert [one.number for one in assign_filenames(pipe, other, tmp_path, resume=True)] == [1]
 
 
-def test_a_broken_picture_is_drawn_again_beside_it(pipe, tmp_path):
-    asked = drawings(2)
+def test_a_broken_image_is_generated_again_beside_it(pipe, tmp_path):
+    asked = make_requests(2)
     fill(pipe, tmp_path, assign_filenames(pipe, asked, tmp_path))
     (tmp_path / "00001.png").write_bytes((tmp_path / "00001.png").read_bytes()[:-50])  # into the pixels
     rest = assign_filenames(pipe, asked, tmp_path, resume=True)
@@ -149,7 +152,7 @@ def torchrun(count: int, folder: Path, *flags: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.slow
-def test_two_processes_draw_what_one_draws(run, tmp_path):
+def test_two_processes_generate_what_one_generates(run, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red apple\na {dog|cat}\na house\na fish\na ghost\n")
     assert run("txt2img.py", "--from-file", "prompts.txt", "--outdir", "one", "--skip-grid", *ONE)[0] == 0
     done = torchrun(2, tmp_path, "--outdir", "two")

@@ -25,48 +25,48 @@ def test_prompts_from_a_file(tmp_path):
             read_prompts(path)
 
 
-def test_plain_words_stay_one_drawing():
+def test_plain_words_stay_one_request():
     asked = GenerationSettings("a cat", num_images=3, seed=5)
-    (drawing,) = expand_request(asked)
-    assert drawing.settings.seeds() == asked.seeds()
-    assert drawing == GenerationRequest(asked.replace(variation_seed=asked.variation_seed))
+    (request,) = expand_request(asked)
+    assert request.settings.seeds() == asked.seeds()
+    assert request == GenerationRequest(asked.replace(variation_seed=asked.variation_seed))
 
 
-def test_each_picture_chooses_by_its_own_seed():
+def test_each_image_chooses_by_its_own_seed():
     asked = GenerationSettings("a __animal__", "no __color__", num_images=4, seed=5)
-    drawings = expand_request(asked)
-    pictures = [(seed, one) for one in drawings for seed in one.settings.seeds()]
-    assert [seed for seed, _ in pictures] == [5, 6, 7, 8]
-    for seed, one in pictures:
+    requests = expand_request(asked)
+    images = [(seed, one) for one in requests for seed in one.settings.seeds()]
+    assert [seed for seed, _ in images] == [5, 6, 7, 8]
+    for seed, one in images:
         assert one.settings.prompt == expand_wildcards("a __animal__", seed)
         assert one.settings.negative_prompt == expand_wildcards("no __color__", seed)
         assert one.template == "a __animal__"
         assert one.title == ""
     alone = expand_request(asked.replace(seed=7, num_images=1))
-    assert alone[0].settings.prompt == pictures[2][1].settings.prompt
+    assert alone[0].settings.prompt == images[2][1].settings.prompt
 
 
-def test_neighbours_with_equal_words_are_drawn_together():
-    drawings = expand_request(GenerationSettings("{a|b}", num_images=12, seed=1))
-    prompts = [one.settings.prompt for one in drawings]
+def test_neighbors_with_equal_words_are_generated_together():
+    requests = expand_request(GenerationSettings("{a|b}", num_images=12, seed=1))
+    prompts = [one.settings.prompt for one in requests]
     assert all(here != there for here, there in pairwise(prompts))
-    assert sum(one.settings.num_images for one in drawings) == 12
-    assert len(drawings) < 12
+    assert sum(one.settings.num_images for one in requests) == 12
+    assert len(requests) < 12
 
 
 def test_variations_of_one_seed_are_of_one_prompt():
     asked = GenerationSettings("{a|b|c|d|e}", num_images=4, seed=1, variation_seed=9, variation_strength=0.2)
-    (drawing,) = expand_request(asked)
-    assert drawing.settings.seeds() == [1] * 4
-    assert drawing.settings.variation_seeds() == [9, 10, 11, 12]
+    (request,) = expand_request(asked)
+    assert request.settings.seeds() == [1] * 4
+    assert request.settings.variation_seeds() == [9, 10, 11, 12]
 
 
 def test_a_writer_gets_the_chosen_words_and_adds_to_the_negative_prompt():
     asked = GenerationSettings("a {red} __animal__", "blur", num_images=1, seed=3)
-    (drawing,) = expand_request(asked, lambda idea, seed: EnhancedPrompt(f"{idea}, {seed}", "dogs", "Title", "note."))
-    assert drawing.settings.prompt == expand_wildcards("a {red} __animal__", 3) + ", 3"
-    assert drawing.settings.negative_prompt == "blur, dogs"
-    assert (drawing.title, drawing.note, drawing.template) == ("Title", "note.", "a {red} __animal__")
+    (request,) = expand_request(asked, lambda idea, seed: EnhancedPrompt(f"{idea}, {seed}", "dogs", "Title", "note."))
+    assert request.settings.prompt == expand_wildcards("a {red} __animal__", 3) + ", 3"
+    assert request.settings.negative_prompt == "blur, dogs"
+    assert (request.title, request.note, request.template) == ("Title", "note.", "a {red} __animal__")
 
 
 def test_an_unknown_wildcard_in_either_prompt():
@@ -76,7 +76,7 @@ def test_an_unknown_wildcard_in_either_prompt():
 
 
 @pytest.mark.parametrize("template", ["a __animal__", 'a "b", c: {d|e}', "two\nlines, and: more\\", "語"])
-def test_the_template_in_a_pictures_settings(template):
+def test_the_template_in_an_images_settings(template):
     text = write_infotext("a cat", "x", {"Steps": 2, "Sampler": "Euler", "Seed": 1, "Version": "sd"})
     longer = with_setting(text, "Template", template)
     found = parse_infotext(longer)

@@ -185,11 +185,11 @@ def test_a_transformers_file_alone_has_heads_of_64(openai, inputs, tmp_path):
     check(read_clip(path), *openai(*inputs), inputs)
 
 
-def test_the_bundled_one_takes_its_text_tower_from_the_model_that_draws():
+def test_the_bundled_one_takes_its_text_tower_from_the_model_that_generates():
     clip = read_clip(ROOT / "weights" / "emoji-clip.safetensors")
-    drawing = load_file(ROOT / "weights" / "emoji.safetensors")
+    model = load_file(ROOT / "weights" / "emoji.safetensors")
     key = "text_model.final_layer_norm.weight"
-    assert torch.equal(clip.state_dict()[key], drawing[f"cond_stage_model.transformer.{key}"].float())
+    assert torch.equal(clip.state_dict()[key], model[f"cond_stage_model.transformer.{key}"].float())
     assert (clip.vision_model.image_size, clip.text_model.encoder.layers[0].self_attn.heads) == (128, 3)
 
 

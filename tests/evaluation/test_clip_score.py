@@ -1,4 +1,4 @@
-"""CLIP-I and CLIP-T against sums written out, pictures against transformers, the script as it is run."""
+"""CLIP-I and CLIP-T against sums written out, images against transformers, the script as it is run."""
 
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def test_what_is_not_given_is_not_measured(photo):
 
 
 @pytest.mark.parametrize("size", [(90, 60), (61, 94), (32, 32), (20, 16), (300, 41)])
-def test_pictures_are_shown_as_transformers_shows_them(size):
+def test_images_are_shown_as_transformers_shows_them(size):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
     image = Image.fromarray(pixels.numpy())
@@ -105,7 +105,7 @@ def test_pictures_are_shown_as_transformers_shows_them(size):
     assert (preprocess_image(image, 32) - theirs).abs().max() < 1e-5
 
 
-def test_pictures_are_shown_as_openai_shows_them():
+def test_images_are_shown_as_openai_shows_them():
     """The middle of an odd remainder, 3 pixels of which 2 go to the left: OpenAI rounds, transformers cuts."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 35, 3), dtype=np.uint8))
     cut = np.asarray(image)[:, 2:34] / 255
@@ -135,14 +135,14 @@ def test_without_placeholder(prompt, word, class_word, read):
 def test_the_bundled_clip_scores_when_nothing_else_is_given(photo):
     scorer = load_clip(device="cpu")
     assert "bundled" in scorer.name
-    pictures, texts = scorer.embed_images([photo] * 17), scorer.embed_texts(["a red apple", "a " * 200])
-    assert (pictures.shape, texts.shape) == ((17, 192), (2, 192))
-    for rows in (pictures, texts):
+    images, texts = scorer.embed_images([photo] * 17), scorer.embed_texts(["a red apple", "a " * 200])
+    assert (images.shape, texts.shape) == ((17, 192), (2, 192))
+    for rows in (images, texts):
         assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)))
-    assert torch.allclose(pictures[0], pictures[16], atol=1e-6)  # the last is in a batch of its own
+    assert torch.allclose(images[0], images[16], atol=1e-6)  # the last is in a batch of its own
 
 
-def test_prompts_are_in_the_pictures_or_in_a_file(tmp_path, photo):
+def test_prompts_are_in_the_images_or_in_a_file(tmp_path, photo):
     text = "a <rex>\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 42, Size: 64x64"
     paths = [save_png(photo, tmp_path, text), save_png(photo, tmp_path, text.replace("rex", "cat"))]
     assert list(prompts_by_path(paths).values()) == ["a <rex>", "a <cat>"]
@@ -159,7 +159,7 @@ def test_prompts_are_in_the_pictures_or_in_a_file(tmp_path, photo):
         prompts_by_path([save_png(photo, tmp_path)])
 
 
-def test_opened_pictures_are_read_when_they_are_looked_at(tmp_path, photo):
+def test_opened_images_are_read_when_they_are_looked_at(tmp_path, photo):
     opened = LazyImages([save_png(photo, tmp_path), tmp_path / "nothing.png"])
     assert len(opened) == 2
     assert np.array_equal(np.asarray(opened[0]), np.asarray(photo))
@@ -169,14 +169,14 @@ def test_opened_pictures_are_read_when_they_are_looked_at(tmp_path, photo):
 
 @pytest.fixture
 def folders(tmp_path, photo):
-    """Two drawings with their prompts and a sheet beside them, and a reference that one of them repeats."""
+    """Two images with their prompts and a sheet beside them, and a reference that one of them repeats."""
     text = "a <rex>\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 42, Size: 64x64"
     made, references = tmp_path / "made", tmp_path / "references"
     save_png(photo, made, text)
     save_png(photo.rotate(90), made, text)
     save_png(photo, made, prefix="grid-")
     references.mkdir()
-    photo.save(references / "taught.png")
+    photo.save(references / "trained.png")
     return made, references
 
 
@@ -189,10 +189,10 @@ def test_the_script(run, folders):
     assert "±" in out.partition("CLIP-T")[2].splitlines()[0]
     assert "of 2 images to 1 references" in out
     assert "copies    1 of 2" in out
-    assert "00000.png repeats taught.png: 1.00" in out
+    assert "00000.png repeats trained.png: 1.00" in out
 
 
-def test_the_script_counts_a_broken_drawings_prompt_as_well(run, folders):
+def test_the_script_counts_a_broken_images_prompt_as_well(run, folders):
     made, references = folders
     (made / "00000.png").write_bytes(b"no picture")
     Path("prompts.txt").write_text("a dog\na cat\n")

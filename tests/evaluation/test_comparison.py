@@ -1,4 +1,4 @@
-"""Each column draws what its model draws alone, and leaves nothing behind; the script as it is run."""
+"""Each column generates what its model generates alone, and leaves nothing behind; the script as it is run."""
 
 import gc
 import weakref
@@ -50,7 +50,7 @@ ASKED = [
 ]
 
 
-def test_a_column_draws_what_its_model_draws_alone(pipe, files):
+def test_a_column_generates_what_its_model_generates_alone(pipe, files):
     lora, word = files
     before = {key: tensor.clone() for key, tensor in pipe.unet.state_dict().items()}
     columns = [Column(), Column(loras=((lora, 0.5),)), Column(embeddings=((word, None),))]
@@ -115,7 +115,7 @@ def test_scores_stand_under_each_column(pipe, files, photo):
 
 
 @pytest.mark.parametrize("spoilt", ["missing", "no LoRA", "no checkpoint"])
-def test_a_mistake_costs_no_drawing(pipe, files, tmp_path, spoilt):
+def test_a_mistake_costs_no_generation(pipe, files, tmp_path, spoilt):
     path = str(tmp_path / "spoilt.safetensors")
     if spoilt != "missing":
         save_file({"a": torch.zeros(1)}, path)
@@ -161,10 +161,10 @@ def test_what_is_no_column_is_one_sentence(text):
 
 def test_the_script_with_the_bundled_model(run, photo):
     save_file({"<bent>": torch.randn(192, generator=torch.Generator().manual_seed(0))}, "bent.safetensors")
-    Path("taught").mkdir()
-    photo.save("taught/one.png")
+    Path("references").mkdir()
+    photo.save("references/one.png")
     flags = ["--with", "embedding=bent.safetensors", "--with", f"ckpt={BUNDLED}", "--ckpt", BUNDLED, "--steps", 2]
-    flags += ["--word", "<bent>", "--class-word", "apple", "--references", "taught", "--num-images", 2]
+    flags += ["--word", "<bent>", "--class-word", "apple", "--references", "references", "--num-images", 2]
     code, out, err = run("compare.py", "a <bent> on grass", *flags)
     assert code == 0, err
     assert "scored by the bundled CLIP" in out

@@ -1,4 +1,4 @@
-"""Copies are told from other pictures of the same thing, on photographs and drawings where they are at hand."""
+"""Copies are told from other images of the same thing, on photographs and drawings where they are at hand."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def scene(seed: int) -> Image.Image:
 
 
 def changed(image: Image.Image) -> dict[str, Image.Image]:
-    """What a model that repeats a picture makes of it."""
+    """What a model that repeats an image makes of it."""
     width, height = image.size
     pixels = to_tensor(image)
     noise = 0.2 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
@@ -39,7 +39,7 @@ def square(path: Path) -> Image.Image:
     return ImageOps.fit(to_rgb(open_image(path)), (256, 256))
 
 
-def test_a_changed_picture_is_nearest_to_its_source_and_a_copy():
+def test_a_changed_image_is_nearest_to_its_source_and_a_copy():
     scenes = [scene(seed) for seed in range(5)]
     for i, image in enumerate(scenes):
         closeness = pixel_similarity(list(changed(image).values()), scenes)
@@ -59,14 +59,14 @@ def test_a_correlation_written_out():
     assert pixel_similarity([one], [one]).item() == pytest.approx(1, abs=1e-5)
 
 
-def test_pictures_of_one_colour_are_copies_of_nothing():
+def test_images_of_one_color_are_copies_of_nothing():
     white = Image.new("RGB", (64, 64), "white")
     assert pixel_similarity([white], [white, scene(0)]).abs().max() < 1e-3
 
 
 @pytest.mark.skipif(not SUBJECTS.is_dir(), reason="the photographs are not here")
 @pytest.mark.parametrize(("subject", "most"), [("dog", 0.85), ("backpack", 0.85), ("red_cartoon", COPY_THRESHOLD)])
-def test_other_pictures_of_a_subject_are_no_copies(subject, most):
+def test_other_images_of_a_subject_are_no_copies(subject, most):
     photos = [square(path) for path in sorted((SUBJECTS / subject).glob("*.jpg"))]
     closeness = pixel_similarity(photos, photos).fill_diagonal_(0)
     assert closeness.max() < most  # as the file says

@@ -37,7 +37,7 @@ def script(name: str, *flags: object) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / name), *map(str, flags)]
 
 
-def draw(folder: Path) -> list[str]:
+def generate(folder: Path) -> list[str]:
     flags = ("--steps", 2, "--W", 64, "--H", 64, "--n_iter", IMAGES, "--seed", 5, "--skip_grid", "--resume")
     return script("txt2img.py", "a red apple", *flags, "--outdir", folder / "out")
 
@@ -71,7 +71,7 @@ def one_file(folder: Path) -> None:
 
 
 PROGRAMS = {
-    "txt2img": Program(draw, check_images, all_images),
+    "txt2img": Program(generate, check_images, all_images),
     "convert": Program(convert, check_weights, one_file),
 }
 

@@ -18,7 +18,7 @@ def unet():
 
 
 def inputs(count: int, batch: int = 2, size: int = 8, seed: int = 0) -> list[tuple]:
-    """What `count` calls of one walk are given; one context for all, as one walk has it."""
+    """What `count` calls of one run are given; one context for all, as one run has it."""
     generator = torch.Generator().manual_seed(seed)
     context = torch.randn(batch, 77, 64, generator=generator)
     xs = [torch.randn(batch, 4, size, size, generator=generator) for _ in range(count)]
@@ -99,7 +99,7 @@ def test_rows_do_not_mix(unet):
     calls = inputs(2)
     rows = [[[part[i : i + 1] for part in given] for given in calls] for i in range(2)]
     for row in rows:
-        row[1][2] = row[0][2]  # slices are new objects; one walk has one context
+        row[1][2] = row[0][2]  # slices are new objects; one run has one context
     together = [whole(*given) for given in calls]
     for i in range(2):
         for step in range(2):
@@ -108,7 +108,7 @@ def test_rows_do_not_mix(unet):
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "heun", "dpmpp_sde", "plms", "unipc"])
-def test_the_deep_part_is_computed_every_nth_call_of_a_drawing(pipe, sampler):
+def test_the_deep_part_is_computed_every_nth_call_of_an_image(pipe, sampler):
     counts = {"deep": 0, "shallow": 0}
 
     def counted(name):
@@ -121,12 +121,12 @@ def test_the_deep_part_is_computed_every_nth_call_of_a_drawing(pipe, sampler):
     pipe.unet.out.register_forward_hook(counted("shallow"))
     asked = dict(steps=6, sampler=sampler, seed=1)
     pipe("a red apple", step_cache=2, num_images=2, **asked)
-    calls = counts["shallow"] // 2  # of each of the two pictures, which a CPU draws one by one
+    calls = counts["shallow"] // 2  # of each of the two images, which a CPU generates one by one
     assert counts["deep"] == 2 * -(-calls // 2)
     assert calls == {"heun": 11, "dpmpp_sde": 11, "plms": 7}.get(sampler, 6)
 
 
-def test_no_picture_hears_of_the_one_before(pipe):
+def test_no_image_depends_on_the_one_before(pipe):
     asked = dict(steps=5, sampler="heun", step_cache=4)
     alone = pipe("a dog", seed=2, **asked).latents
     pipe("a cat", seed=1, width=72, height=40, **asked)
@@ -135,7 +135,7 @@ def test_no_picture_hears_of_the_one_before(pipe):
 
 
 def test_once_is_off_and_nothing_stays(pipe):
-    pipe.optimize()  # as the first drawing does
+    pipe.optimize()  # as the first call does
     keys, text = list(pipe.unet.state_dict()), repr(pipe.unet)
     before = pipe("a dog", seed=2, steps=4).latents
     pipe("a dog", seed=2, steps=4, step_cache=3)

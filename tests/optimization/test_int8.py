@@ -144,7 +144,7 @@ def test_only_what_looks_at_places_and_is_wide_enough():
     assert all(type(layer) is nn.Linear for layer in text)
 
 
-def test_the_bundled_model_draws_nearly_the_same_picture():
+def test_the_bundled_model_generates_nearly_the_same_image():
     asked = dict(prompt="a red apple, noto emoji", steps=8, sampler="dpmpp_2m", guidance_scale=3.0, seed=5)
     pipe = StableDiffusion.from_pretrained()
     exact = pipe(**asked)
@@ -153,4 +153,4 @@ def test_the_bundled_model_draws_nearly_the_same_picture():
     assert "Approximations" not in exact.infotexts[0]
     assert "Approximations: int8" in made.infotexts[0]
     error = (to_tensor(made.images[0]) - to_tensor(exact.images[0])).square().mean().item() / 4  # of a range of 2
-    assert 25 < -10 * math.log10(error) < 60  # 30 dB is what is asked for on the mean of many pictures
+    assert 25 < -10 * math.log10(error) < 60  # 30 dB is what is asked for on the mean of many images

@@ -1,4 +1,4 @@
-"""Patches for speed: the same picture, the same bits once off, and adapters, edges and shortcuts that still work."""
+"""Patches for speed: the same image, the same bits once off, and adapters, edges and shortcuts that still work."""
 
 import math
 
@@ -69,11 +69,11 @@ def gradient(unet: UNetModel) -> torch.Tensor:
     return context.grad
 
 
-def guided_inputs(dtype: torch.dtype = torch.float32, size: int = 16, pictures: int = 1):
+def guided_inputs(dtype: torch.dtype = torch.float32, size: int = 16, images: int = 1):
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(pictures, 4, size, size, generator=generator)
-    context = torch.randn(2 * pictures, 7, 48, generator=generator)
-    return torch.cat([x, x]).to(dtype), torch.full((2 * pictures,), 300), context.to(dtype)
+    x = torch.randn(images, 4, size, size, generator=generator)
+    context = torch.randn(2 * images, 7, 48, generator=generator)
+    return torch.cat([x, x]).to(dtype), torch.full((2 * images,), 300), context.to(dtype)
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -209,7 +209,7 @@ def test_the_start_is_shared_only_where_both_rows_are_equal(networks):
     unet, vae = networks
     x, t, context = guided_inputs()
     other, later = torch.cat([x[:1], -x[1:]]), torch.tensor([300, 301])
-    four = guided_inputs(pictures=2)
+    four = guided_inputs(images=2)
     expected = [unet(other, t, context), unet(x, later, context), unet(*four), unet(x[:1], t[:1], context[:1])]
     optimize(unet, vae, ["shared-cfg-prefix"])
     found = [unet(other, t, context), unet(x, later, context), unet(*four), unet(x[:1], t[:1], context[:1])]
@@ -256,7 +256,7 @@ def test_the_list_names_each_with_its_state(device, dtype):
     assert ("prepacked-conv" in on) == (dtype == torch.float32)
 
 
-def test_the_bundled_model_draws_the_same_picture_with_and_without():
+def test_the_bundled_model_generates_the_same_image_with_and_without():
     asked = dict(prompt="a red apple, noto emoji", steps=4, sampler="dpmpp_2m", guidance_scale=3.0, seed=5)
     fast, plain = StableDiffusion.from_pretrained(), StableDiffusion.from_pretrained()
     plain.optimizations = ()

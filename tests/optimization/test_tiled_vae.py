@@ -33,7 +33,7 @@ def test_one_tile_is_the_vae_itself(pipe):
             torch.testing.assert_close(ours, whole)
 
 
-def test_big_pictures_go_in_tiles(pipe, monkeypatch):
+def test_big_images_go_in_tiles(pipe, monkeypatch):
     monkeypatch.setattr("sd.pipeline.latents.TILED_FROM", 64 * 64)
     monkeypatch.setattr("sd.optimization.tiled_vae.TILE", 8)
     monkeypatch.setattr("sd.optimization.tiled_vae.OVERLAP", 2)
@@ -41,9 +41,9 @@ def test_big_pictures_go_in_tiles(pipe, monkeypatch):
     pipe.vae.post_quant_conv.register_forward_pre_hook(lambda conv, args: sides.append(args[0].shape[-1]))
     with torch.no_grad():
         decode_latent(pipe.vae, torch.randn(1, 4, 8, 8))
-        picture = decode_latent(pipe.vae, torch.randn(1, 4, 20, 14))
-        assert encode_image(pipe.vae, picture).shape == (1, 4, 20, 14)
-    assert picture.shape == (1, 3, 160, 112)
+        image = decode_latent(pipe.vae, torch.randn(1, 4, 20, 14))
+        assert encode_image(pipe.vae, image).shape == (1, 4, 20, 14)
+    assert image.shape == (1, 3, 160, 112)
     assert sides == [8] * (1 + 3 * 2)
 
 
@@ -54,13 +54,13 @@ def test_what_a_gpu_has_no_memory_for_goes_in_tiles(pipe, monkeypatch, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with torch.no_grad():
-        picture = decode_latent(pipe.vae, latent)
-        again = encode_image(pipe.vae, picture)
+        image = decode_latent(pipe.vae, latent)
+        again = encode_image(pipe.vae, image)
         monkeypatch.setattr("sd.pipeline.latents.decode_tiled", lambda vae, latent: type(vae).decode(vae, latent))
         monkeypatch.setattr("sd.pipeline.latents.encode_tiled", lambda vae, image: type(vae).encode(vae, image))
         pipe.vae.decode = pipe.vae.encode = too_much
-        torch.testing.assert_close(decode_latent(pipe.vae, latent), picture)
-        torch.testing.assert_close(encode_image(pipe.vae, picture), again)
+        torch.testing.assert_close(decode_latent(pipe.vae, latent), image)
+        torch.testing.assert_close(encode_image(pipe.vae, image), again)
     assert capsys.readouterr().err.count("too little memory for the whole image: the VAE works in tiles.") == 2
 
 

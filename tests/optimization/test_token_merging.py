@@ -64,7 +64,7 @@ def test_one_place_of_each_cell_stays():
         assert sorted(stays.tolist() + others.tolist()) == list(range(54))
         cells = {(place // 9 // 2, place % 9 // 2) for place in stays.tolist()}
         assert cells == {(row, column) for row in range(3) for column in range(4)}
-    assert not torch.equal(drawn[0][0], drawn[1][0])  # lots are drawn anew every time
+    assert not torch.equal(drawn[0][0], drawn[1][0])  # destinations are sampled again every time
 
 
 def attention(seed: int = 1) -> CrossAttention:
@@ -105,7 +105,7 @@ def test_only_the_highest_resolution_is_merged():
 
 
 def test_ratio_0_is_off_and_nothing_stays(pipe):
-    pipe.optimize()  # as the first drawing does
+    pipe.optimize()  # as the first call does
     keys, text = list(pipe.unet.state_dict()), repr(pipe.unet)
     before = pipe("a dog", seed=2, steps=3).latents
     merged = pipe("a dog", seed=2, steps=3, token_merging=0.5).latents
@@ -137,7 +137,7 @@ def test_the_attention_sees_fewer_places(pipe):
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "heun"])
-def test_a_picture_does_not_depend_on_its_batch(pipe, sampler):
+def test_an_image_does_not_depend_on_its_batch(pipe, sampler):
     asked = dict(steps=3, sampler=sampler, token_merging=0.5)
     three = pipe("a dog", seed=5, num_images=3, **asked)
     assert torch.equal(pipe("a dog", seed=7, **asked).latents, three.latents[2:])

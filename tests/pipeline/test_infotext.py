@@ -180,7 +180,7 @@ def test_broken_bytes_give_a_text_or_one_sentence(kind):
     assert outcomes == {str, UserError}
 
 
-def test_pictures_without_settings(tmp_path):
+def test_images_without_settings(tmp_path):
     for name in ("plain.png", "plain.jpg", "plain.webp", "plain.gif"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
         with pytest.raises(UserError, match="holds no settings"):

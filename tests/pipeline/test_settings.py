@@ -6,7 +6,7 @@ from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 
 
-def test_a_webui_picture_is_understood():
+def test_a_webui_image_is_understood():
     text = (
         "a castle (on a hill:1.2)\nNegative prompt: blurry, lowres\n"
         "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 965400086, Size: 512x768, "

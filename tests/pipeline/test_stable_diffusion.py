@@ -51,11 +51,11 @@ def test_txt2img_is_ddim_with_guidance_written_out(pipe):
         for t in scheduler.timesteps:
             uncond, cond = (pipe.unet(latent, t.expand(1), context) for context in contexts)
             latent = scheduler.step(uncond + 5.0 * (cond - uncond), t, latent).prev_sample
-        picture = pipe.vae.decode(latent / LATENT_SCALE)
+        image = pipe.vae.decode(latent / LATENT_SCALE)
     # Seven steps of a random U-Net enlarge fp32's rounding (another order of sums, batch of 2) about tenfold.
     assert (made.latents - latent).norm() / latent.norm() < 1e-5
-    # The same picture but for pixels that stood at the edge of rounding.
-    difference = np.asarray(made.images[0], int) - np.asarray(from_tensor(picture)[0], int)
+    # The same image but for pixels that stood at the edge of rounding.
+    difference = np.asarray(made.images[0], int) - np.asarray(from_tensor(image)[0], int)
     assert abs(difference).max() <= 1
 
 
@@ -116,7 +116,7 @@ def test_inpainting_leaves_the_rest_of_the_latent_bit_for_bit(pipe, photo, sampl
     assert np.array_equal(np.asarray(made.images[0])[:, 24:], np.asarray(photo)[:, 24:])
 
 
-def test_inpainting_unet_sees_mask_and_masked_picture(inpainting_pipe, photo):
+def test_inpainting_unet_sees_mask_and_masked_image(inpainting_pipe, photo):
     seen = []
     inpainting_pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append(args[0]))
     inpainting_pipe("x", image=photo, mask=half_mask(), steps=2, strength=1.0, seed=1)
@@ -131,7 +131,7 @@ def test_inpainting_unet_sees_mask_and_masked_picture(inpainting_pipe, photo):
         assert torch.equal(row[5:], masked[0])
 
 
-def test_inpainting_unet_draws_from_text_alone(inpainting_pipe):
+def test_inpainting_unet_generates_from_text_alone(inpainting_pipe):
     seen = []
     inpainting_pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append(args[0]))
     inpainting_pipe("x", steps=1, seed=1)
@@ -168,7 +168,7 @@ def test_approximations_together_in_every_sampler(pipe, sampler):
     assert not torch.allclose(pipe("a red apple", **asked).latents, made.latents[:1])
 
 
-def test_approximations_inpaint_and_draw_twice(inpainting_pipe, photo):
+def test_approximations_inpaint_and_generate_twice(inpainting_pipe, photo):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 32, 64))
     made = inpainting_pipe("x", image=photo, mask=mask, strength=1.0, steps=3, seed=1, **APPROXIMATE)
@@ -177,7 +177,7 @@ def test_approximations_inpaint_and_draw_twice(inpainting_pipe, photo):
     assert twice.images[0].size == (96, 96)
 
 
-def test_an_empty_prompt_draws_without_guidance(pipe):
+def test_an_empty_prompt_generates_without_guidance(pipe):
     batches = []
     pipe.unet.register_forward_pre_hook(lambda unet, args: batches.append(len(args[0])))
     empty = pipe("", steps=2, seed=1)
@@ -214,8 +214,8 @@ def test_variation_strength_runs_from_one_seeds_noise_to_the_others(pipe):
         torch.testing.assert_close(made.latents, expected.latents, rtol=1e-3, atol=1e-4)
 
 
-def test_tiling_makes_the_picture_wrap(pipe):
-    """Shift the starting noise around the edge, and the picture shifts with it."""
+def test_tiling_makes_the_image_wrap(pipe):
+    """Shift the starting noise around the edge, and the image shifts with it."""
     from sd.denoiser import Denoiser
     from sd.pipeline.circular_padding import circular_padding
 
@@ -223,13 +223,13 @@ def test_tiling_makes_the_picture_wrap(pipe):
     context = torch.randn(1, 77, 64)
     with torch.no_grad(), circular_padding(pipe.unet, pipe.vae):
         denoise = Denoiser(pipe.unet, context)
-        picture, shifted = (decode_latent(pipe.vae, denoise(start, 1.0)) for start in (x, x.roll(4, dims=3)))
+        image, shifted = (decode_latent(pipe.vae, denoise(start, 1.0)) for start in (x, x.roll(4, dims=3)))
     # The U-Net halves the size once, so a shift by 4 is whole there; what is left is fp32 rounding.
-    torch.testing.assert_close(picture.roll(32, dims=3), shifted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(image.roll(32, dims=3), shifted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
-def test_hires_draws_twice(pipe, upscaler):
+def test_hires_generates_twice(pipe, upscaler):
     steps = []
     made = pipe(
         *("a red apple",),
@@ -240,7 +240,7 @@ def test_hires_draws_twice(pipe, upscaler):
     assert steps == [(i, 15, 8 if i <= 10 else 12) for i in range(1, 16)]
 
 
-def test_on_step_can_stop_the_drawing(pipe):
+def test_on_step_can_stop_the_generation(pipe):
     class Cancelled(Exception):
         pass
 
@@ -261,7 +261,7 @@ def test_odd_sizes_and_not_square(pipe):
     assert made.latents.shape == (1, 4, 5, 9)
 
 
-def test_the_infotext_draws_the_same_again(pipe, tmp_path):
+def test_the_infotext_generates_the_same_again(pipe, tmp_path):
     made = pipe(
         "a (red:1.2) apple,\nround", "blurry", steps=3, sampler="dpmpp_2m", schedule="karras", num_images=2, clip_skip=2
     )
@@ -274,14 +274,14 @@ def test_fp16_vae_that_overflows_is_run_again_in_fp32(pipe, capsys):
     pipe.vae.half()
     with torch.no_grad():
         pipe.vae.decoder.conv_in.weight.mul_(1e5)  # beyond 65504
-    picture = decode_latent(pipe.vae, torch.randn(1, 4, 8, 8))
-    assert picture.isfinite().all()
+    image = decode_latent(pipe.vae, torch.randn(1, 4, 8, 8))
+    assert image.isfinite().all()
     assert capsys.readouterr().err.count("fp32") == 1
     decode_latent(pipe.vae, torch.randn(1, 4, 8, 8))
     assert capsys.readouterr().err == ""
 
 
-def test_a_picture_that_is_not_a_number_is_said(pipe):
+def test_an_image_that_is_not_a_number_is_said(pipe):
     with torch.no_grad():
         pipe.vae.decoder.conv_out.bias.fill_(math.nan)
     with pytest.raises(UserError, match="NaN"):
@@ -331,7 +331,7 @@ def test_taesd_previews_and_decodes(pipe):
         (dict(token_merging=0.9), "token merging"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_in_one_sentence(pipe, changed, said):
+def test_what_cannot_be_generated_is_said_in_one_sentence(pipe, changed, said):
     with pytest.raises(UserError, match=said) as caught:
         pipe(**(dict(prompt="x", steps=2, seed=1) | changed))
     assert "\n" not in str(caught.value)
@@ -388,7 +388,7 @@ def test_loras_and_embeddings_come_and_go(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model"])
-def test_saved_and_loaded_it_draws_the_same(pipe, tmp_path, name):
+def test_saved_and_loaded_it_generates_the_same(pipe, tmp_path, name):
     pipe.save_pretrained(tmp_path / name)
     again = StableDiffusion.from_pretrained(tmp_path / name)
     assert again.sizes == pipe.sizes
@@ -397,8 +397,8 @@ def test_saved_and_loaded_it_draws_the_same(pipe, tmp_path, name):
         assert read.keys() == written.keys()
         assert all(torch.equal(read[key], written[key]) for key in written)
     # One grey level: in a file, weights begin anywhere, and where the address differs kernels may sum in another order.
-    pictures = [np.asarray(one("x", steps=2, seed=1).images[0]).astype(int) for one in (again, pipe)]
-    assert abs(pictures[0] - pictures[1]).max() <= 1
+    images = [np.asarray(one("x", steps=2, seed=1).images[0]).astype(int) for one in (again, pipe)]
+    assert abs(images[0] - images[1]).max() <= 1
 
 
 def test_no_path_is_the_bundled_model():

@@ -64,14 +64,14 @@ def test_real_weights_against_diffusers():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published TAESD files are not here")
 @torch.no_grad()
-def test_real_weights_keep_a_picture_and_speak_scaled_latents():
+def test_real_weights_keep_an_image_and_use_scaled_latents():
     taesd = load_taesd(REAL)
     y, x = torch.meshgrid(torch.linspace(-1, 1, 128), torch.linspace(-1, 1, 128), indexing="ij")
     image = torch.stack([x, y, (x * y * 3).sin()])[None]  # (1, 3, 128, 128)
     latent = taesd.encode(image)
     # Scaled: unscaled latents of SD 1.x have a standard deviation of about 5.
     assert 0.3 < latent.std() < 2
-    # A lossy code, 0.06 of the range of 2 off on this picture; with LATENT_SCALE applied either way it is 0.43 off.
+    # A lossy code, 0.06 of the range of 2 off on this image; with LATENT_SCALE applied either way it is 0.43 off.
     assert (taesd.decode(latent) - image).abs().mean() < 0.1
 
 

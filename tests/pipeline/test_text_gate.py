@@ -1,4 +1,4 @@
-"""Texts are judged in one place, whatever way they come in."""
+"""Texts are checked in one place, whatever way they come in."""
 
 import pytest
 

@@ -30,9 +30,9 @@ def test_minimal_txt2img_equals_the_pipeline_without_patches_in_every_pixel(prom
 
 
 def test_minimal_train_lowers_the_loss():
-    drawing = torch.zeros(2, 3, 64, 64)
-    drawing[:, :, 16:48, 16:48] = torch.tensor([0.9, -0.8, -0.8]).view(3, 1, 1)
-    *_, losses = train(drawing, "a red square", steps=24, batch=4, lr=1e-4)
+    squares = torch.zeros(2, 3, 64, 64)
+    squares[:, :, 16:48, 16:48] = torch.tensor([0.9, -0.8, -0.8]).view(3, 1, 1)
+    *_, losses = train(squares, "a red square", steps=24, batch=4, lr=1e-4)
     # One loss depends on its t more than on the weights, so means of a third of the run are compared.
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 

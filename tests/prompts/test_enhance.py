@@ -88,7 +88,7 @@ def test_answers_are_checked_strictly(text, said):
     assert "\n" not in str(caught.value)
 
 
-def test_no_answer_is_too_long_to_be_drawn():
+def test_no_answer_is_too_long_to_be_generated():
     # A token is at least one byte. A chunk may be cut 20 tokens short; a style and a few tags come on top.
     longest = max(len(style.prompt.encode()) for style in read_styles().values())
     assert LIMITS["prompt"] + longest < (CHUNK - 20) * MAX_CHUNKS

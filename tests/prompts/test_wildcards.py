@@ -32,7 +32,7 @@ def test_equal_seeds_choose_the_same_and_others_choose_anew():
 
 
 def test_what_a_seed_chooses_is_fixed_for_good(folder):
-    # Written down once: a picture's template and seed must give its prompt in later versions too.
+    # Written down once: an image's template and seed must give its prompt in later versions too.
     made = [expand_wildcards("__pet__ {1|2|3} __size__", seed, folder) for seed in (0, 1, 2, 2**63 - 1)]
     assert made == ["dog 3 big", "dog 1 small", "dog 3 big", "dog 1 small"]
 
@@ -102,7 +102,7 @@ def test_our_own_files_hold_good_lines(name):
         assert "__" not in expand_wildcards(line, 1)  # whatever it names exists
 
 
-def test_our_own_names_for_the_bundled_model_are_names_that_it_has_learnt():
+def test_our_own_names_for_the_bundled_model_are_names_that_it_has_learned():
     from sd.prompts.enhance import read_emoji_names
 
     known = set(read_emoji_names())

@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path.name for path in ROOT.glob("scripts/*.py"))
-DRAWING = {
+GENERATING = {
     "txt2img.py": ["a red apple"],
     "img2img.py": ["a red apple", "--init-img", "no such file.png"],
     "inpaint.py": ["a red apple", "--image", "no such file.png", "--mask", "no such file.png"],
 }
-WITHOUT_FILE = DRAWING | {
+WITHOUT_FILE = GENERATING | {
     "txt2img.py": ["--from-file", "no such file.txt"],
     "compare.py": ["a red apple", "--with", "embedding=no such file.pt"],
     "convert.py": ["no such file.ckpt", "out.safetensors"],
@@ -62,7 +62,7 @@ def test_a_file_that_is_not_there_is_one_sentence(run, script):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("script", DRAWING)
+@pytest.mark.parametrize("script", GENERATING)
 @pytest.mark.parametrize(
     "flags",
     [
@@ -83,7 +83,7 @@ def test_a_file_that_is_not_there_is_one_sentence(run, script):
     ids=" ".join,
 )
 def test_numbers_that_cannot_be_meant_are_one_sentence(run, script, flags):
-    code, out, err = run(script, *DRAWING[script], *flags)
+    code, out, err = run(script, *GENERATING[script], *flags)
     assert (code, out) == (2, ""), err
     assert "error: " in err.splitlines()[-1]
 

@@ -1,4 +1,4 @@
-"""Every drawing script as a person runs it, with the bundled model."""
+"""Every script that generates, as a person runs it, with the bundled model."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def draw(run):
+def generate(run):
     """As `run`, with the bundled model and few steps."""
     return lambda script, *flags: run(script, *flags, "--ckpt", BUNDLED, "--steps", 2)
 
@@ -37,8 +37,8 @@ def test_txt2img_as_a_program(tmp_path):
     assert Image.open(tmp_path / "outputs" / "00000.png").size == (128, 128)
 
 
-def test_txt2img_numbers_its_pictures_and_writes_their_settings(draw, tmp_path):
-    code, out, _ = draw("txt2img.py", "--prompt", "a red apple", "--n_samples", 2, "--n_iter", 2, "--seed", 7)
+def test_txt2img_numbers_its_images_and_writes_their_settings(generate, tmp_path):
+    code, out, _ = generate("txt2img.py", "--prompt", "a red apple", "--n_samples", 2, "--n_iter", 2, "--seed", 7)
     assert code == 0
     assert [line.split()[2] for line in out.splitlines() if "seed" in line] == ["7", "8", "9", "10"]
     assert sorted(p.name for p in Path("outputs").iterdir()) == [*(f"0000{i}.png" for i in range(4)), "grid-00000.png"]
@@ -49,42 +49,42 @@ def test_txt2img_numbers_its_pictures_and_writes_their_settings(draw, tmp_path):
     assert len(settings["Model hash"]) == 10
 
 
-def test_from_png_draws_the_same_pixels_again(run, draw):
+def test_from_png_generates_the_same_pixels_again(run, generate):
     hires = ["--hires-scale", 1.5, "--tiling", "--clip-skip", 2, "--variation-strength", 0.3]
     first = [*("a (red:1.3) apple", "--negative-prompt", "x"), *("--n_samples", 2, "--sampler", "euler_a"), *hires]
-    assert draw("txt2img.py", *first)[0] == 0
+    assert generate("txt2img.py", *first)[0] == 0
     code, _, err = run("txt2img.py", "--from-png", "outputs/00001.png", "--outdir", "again", "--ckpt", BUNDLED)
     assert code == 0, err
     assert np.array_equal(pixels("again/00000.png"), pixels("outputs/00001.png"))
     assert read_infotext("again/00000.png") == read_infotext("outputs/00001.png")
 
 
-def test_from_file_draws_each_line(draw):
+def test_from_file_generates_each_line(generate):
     Path("prompts.txt").write_text("a cat\n\na dög\n", encoding="utf-8")
-    code, out, _ = draw("txt2img.py", "--from-file", "prompts.txt", "--seed", 1, "--skip-grid")
+    code, out, _ = generate("txt2img.py", "--from-file", "prompts.txt", "--seed", 1, "--skip-grid")
     assert code == 0
     assert len(out.splitlines()) == 2
     assert parse_infotext(read_infotext("outputs/00001.png"))["Prompt"] == "a dög"
 
 
-def test_compvis_spellings(draw):
+def test_compvis_spellings(generate):
     flags = ["--plms", "--scale", 3, "--H", 64, "--W", 96, "--seed", 3, "--precision", "full", "--outdir", "there"]
-    assert draw("txt2img.py", "a cat", *flags)[0] == 0
+    assert generate("txt2img.py", "a cat", *flags)[0] == 0
     settings = parse_infotext(read_infotext("there/00000.png"))
     assert (settings["Sampler"], settings["CFG scale"]) == ("PLMS", "3")
     assert Image.open("there/00000.png").size == (96, 64)
 
 
-def test_bf16_is_written_and_read_again(run, draw):
-    assert draw("txt2img.py", "a cat", "--precision", "bf16")[0] == 0
+def test_bf16_is_written_and_read_again(run, generate):
+    assert generate("txt2img.py", "a cat", "--precision", "bf16")[0] == 0
     assert parse_infotext(read_infotext("outputs/00000.png"))["Precision"] == "bfloat16"
     run("txt2img.py", "--from-png", "outputs/00000.png", "--outdir", "again", "--ckpt", BUNDLED)
     assert np.array_equal(pixels("again/00000.png"), pixels("outputs/00000.png"))
 
 
-def test_img2img_and_its_settings_cannot_be_drawn_from_text(run, draw, photo):
+def test_img2img_and_its_settings_cannot_be_generated_from_text(run, generate, photo):
     photo.save("photo.png")
-    code, _, err = draw("img2img.py", "a cat", "--init-img", "photo.png", "--strength", 0.5, "--seed", 1)
+    code, _, err = generate("img2img.py", "a cat", "--init-img", "photo.png", "--strength", 0.5, "--seed", 1)
     assert code == 0, err
     assert Image.open("outputs/00000.png").size == photo.size
     code, _, err = run("txt2img.py", "--from-png", "outputs/00000.png")
@@ -92,34 +92,34 @@ def test_img2img_and_its_settings_cannot_be_drawn_from_text(run, draw, photo):
     assert "img2img.py" in err
 
 
-def test_img2img_brings_a_big_photo_to_the_models_size(draw, photo):
+def test_img2img_brings_a_big_photo_to_the_models_size(generate, photo):
     photo.resize((1000, 500)).save("photo.png")
-    code, out, _ = draw("img2img.py", "a cat", "--init-img", "photo.png")
+    code, out, _ = generate("img2img.py", "a cat", "--init-img", "photo.png")
     assert code == 0
     assert "1000x500" in out
     assert Image.open("outputs/00000.png").size == (176, 88)
 
 
-def test_inpaint_keeps_what_is_black(draw, photo):
+def test_inpaint_keeps_what_is_black(generate, photo):
     photo.resize((128, 128)).save("photo.png")
     mask = Image.new("L", (128, 128), 0)
     mask.paste(255, (0, 0, 64, 128))
     mask.save("mask.png")
-    code, _, err = draw("inpaint.py", "a cat", "--image", "photo.png", "--mask", "mask.png", "--seed", 1)
+    code, _, err = generate("inpaint.py", "a cat", "--image", "photo.png", "--mask", "mask.png", "--seed", 1)
     assert code == 0, err
     assert np.array_equal(pixels("outputs/00000.png")[:, 64:], pixels("photo.png")[:, 64:])
     assert not np.array_equal(pixels("outputs/00000.png")[:, :64], pixels("photo.png")[:, :64])
 
 
-def test_preview_is_written_while_drawing(draw):
-    assert draw("txt2img.py", "a cat", "--preview", "--n_samples", 3)[0] == 0
+def test_preview_is_written_while_generating(generate):
+    assert generate("txt2img.py", "a cat", "--preview", "--n_samples", 3)[0] == 0
     assert Image.open("outputs/preview.png").size == (128, 128)
 
 
-def test_from_png_says_what_else_was_there(run, draw):
+def test_from_png_says_what_else_was_there(run, generate):
     table = {"<bent>": torch.randn(192, generator=torch.Generator().manual_seed(0))}
     save_file(table, "bent.safetensors")
-    code, out, err = draw("txt2img.py", "a <bent> cat", "--embedding", "bent.safetensors")
+    code, out, err = generate("txt2img.py", "a <bent> cat", "--embedding", "bent.safetensors")
     assert code == 0, err
     assert out.startswith("<bent>: 1 vector")
     code, out, _ = run("txt2img.py", "--from-png", "outputs/00000.png", "--ckpt", BUNDLED, "--outdir", "again")
@@ -167,8 +167,8 @@ def test_mistakes_are_one_sentence_and_exit_code_2(run, flags, said):
     ],
     ids=lambda flags: flags[1],
 )
-def test_from_png_draws_the_same_pixels_in_anothers_manner(run, draw, flags):
-    assert draw("txt2img.py", "a [(red:1.3)|blue] apple AND [a cat:a dog:1]:0.5", *flags, "--seed", 3)[0] == 0
+def test_from_png_generates_the_same_pixels_in_anothers_manner(run, generate, flags):
+    assert generate("txt2img.py", "a [(red:1.3)|blue] apple AND [a cat:a dog:1]:0.5", *flags, "--seed", 3)[0] == 0
     code, out, err = run("txt2img.py", "--from-png", "outputs/00000.png", "--outdir", "again", "--ckpt", BUNDLED)
     assert code == 0, err
     assert "note: The model was loaded" not in out  # the flag is taken from the file
@@ -253,11 +253,11 @@ def test_from_png_an_image_of_another_program(run):
 
 
 @pytest.mark.parametrize("kind", ["black", "gray", "nothing"])
-def test_inpaint_with_an_empty_mask_is_refused(draw, photo, kind):
+def test_inpaint_with_an_empty_mask_is_refused(generate, photo, kind):
     photo.save("photo.png")
     masks = {"black": ("L", 0), "gray": ("L", 90), "nothing": ("RGBA", (255, 255, 255, 0))}
     Image.new(masks[kind][0], photo.size, masks[kind][1]).save("mask.png")
-    code, _, err = draw("inpaint.py", "a cat", "--image", "photo.png", "--mask", "mask.png")
+    code, _, err = generate("inpaint.py", "a cat", "--image", "photo.png", "--mask", "mask.png")
     assert code == 2
     assert "the mask is empty" in err
 

@@ -67,7 +67,7 @@ def test_noise_offset_adds_its_square_to_the_variance_of_the_means():
 
 
 class Latents:
-    """Of picture i: all i, wide for odd ones."""
+    """Of image i: all i, wide for odd ones."""
 
     def sample(self, indices, generator):
         return [torch.full((4, 2, 4 if i % 2 else 2), float(i)) for i in indices]
@@ -80,9 +80,9 @@ class Texts:
 
 def test_shapes_go_through_apart_and_the_prior_counts_with_its_weight():
     unet, weights = Guess(), snr_weights()
-    learnt = TrainingSource(Latents(), Texts(), indices=[0, 1, 2])
+    subject = TrainingSource(Latents(), Texts(), indices=[0, 1, 2])
     prior = TrainingSource(Latents(), Texts(), indices=[4], weight=0.25)
-    diffusion_loss = DiffusionLoss(unet, contexts, weights, learnt, prior)
+    diffusion_loss = DiffusionLoss(unet, contexts, weights, subject, prior)
 
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in (7, 8, 9)]
@@ -91,7 +91,7 @@ def test_shapes_go_through_apart_and_the_prior_counts_with_its_weight():
     assert sorted(unet.sizes) == [(1, 4, 2, 4), (5, 4, 2, 2)]
 
     drawn = generators()
-    examples = [learnt.make_example(i, generator) for i, generator in enumerate(drawn)]
+    examples = [subject.make_example(i, generator) for i, generator in enumerate(drawn)]
     for generator in drawn:
         torch.randint(1, (), generator=generator)
         examples.append(prior.make_example(0, generator))

@@ -1,4 +1,4 @@
-"""What an image file costs is judged before the work: pixels, chunks of text, and their number."""
+"""What an image file costs is checked before the work: pixels, chunks of text, and their number."""
 
 import io
 import struct
@@ -102,7 +102,7 @@ def test_a_text_at_the_bound_is_still_quick():
     assert time.process_time() - began < SLOW
 
 
-def test_an_image_of_margins_is_judged_by_its_size(tmp_path, monkeypatch):
+def test_an_image_of_margins_is_checked_by_its_size(tmp_path, monkeypatch):
     path = tmp_path / "wide.png"
     Image.new("RGB", (2048, 2048)).save(path)
     pixels = Image.new("RGB", (2048, 2048), "white")

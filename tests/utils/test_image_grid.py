@@ -1,4 +1,4 @@
-"""The table of pictures: where its pictures lie, and that its texts wrap and fit."""
+"""The table of images: where its images lie, and that its texts wrap and fit."""
 
 import numpy as np
 from PIL import Image, ImageFont
@@ -31,7 +31,7 @@ def test_rows_and_columns_stand_in_line():
     assert boxes[5][2] == sheet.width - GAP
 
 
-def test_texts_are_at_the_sides_and_leave_the_pictures_alone():
+def test_texts_are_at_the_sides_and_leave_the_images_alone():
     without = contact_sheet([[plain("red")]], [""], [""])
     sheet = contact_sheet([[plain("red")]], ["a row"], ["a column"], ["CLIP-T 0.251 ± 0.012"])
     assert without.size == (64 + 3 * GAP, 64 + 3 * GAP)
@@ -59,7 +59,7 @@ def test_words_wider_than_a_column_are_broken():
     assert render_label("an_embedding_with_a_very_long_name-000500", font, 64).width <= 64
 
 
-def test_pictures_of_other_sizes_shapes_and_modes():
+def test_images_of_other_sizes_shapes_and_modes():
     wide = Image.new("RGBA", (2000, 1000), (0, 0, 255, 255))
     sheet = contact_sheet([[plain("red"), wide, None]], ["x"], ["a", "b", "c"])
     left, top, right, bottom = places(sheet, "blue")

@@ -116,7 +116,7 @@ def test_other_modes(mode, color, rgb):
     assert pixels(to_rgb(Image.new(mode, (1, 1), color))) == [[list(rgb)]]
 
 
-def test_a_phones_picture_comes_upright(tmp_path):
+def test_a_phones_image_comes_upright(tmp_path):
     image = Image.new("RGB", (16, 8), BLUE)
     image.paste(RED, (0, 0, 8, 8))  # red on the left
     exif = Image.Exif()
@@ -217,7 +217,7 @@ def test_a_decompression_bomb_is_refused_unread(side):
         open_image(io.BytesIO(png_header_of(side, side)))
 
 
-def test_what_is_no_picture(tmp_path):
+def test_what_is_no_image(tmp_path):
     file = io.BytesIO()
     noise(64, 64).save(file, "PNG")
     (tmp_path / "cut.png").write_bytes(file.getvalue()[:3000])
@@ -235,7 +235,7 @@ def test_what_is_no_picture(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_broken_bytes_give_a_picture_or_one_sentence(kind):
+def test_broken_bytes_give_an_image_or_one_sentence(kind):
     file = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 3

@@ -19,14 +19,14 @@ QUIET = dict(deadline=None, database=None, suppress_health_check=list(HealthChec
 @pytest.fixture
 def web(tmp_path, pipe):
     web = Web(tmp_path, pipe, limit=10_000)
-    draw = web.pipe.generate
+    real_generate = web.pipe.generate
 
-    def draw_little(asked, image=None, mask=None, *rest, **more):
+    def generate_little(asked, image=None, mask=None, *rest, **more):
         """With everything that was asked for but the size and the number, which only take time."""
         small = asked.replace(steps=1, width=64, height=64, num_images=1, hires_scale=1.0)
-        return draw(small, image, mask, *rest, **more)
+        return real_generate(small, image, mask, *rest, **more)
 
-    web.pipe.generate = draw_little
+    web.pipe.generate = generate_little
     yield web
     web.jobs.close()
 

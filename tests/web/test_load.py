@@ -35,24 +35,24 @@ class Crowd:
         self.until = time.monotonic() + SECONDS
         self.lock = threading.Lock()
         self.together = threading.Barrier(CLIENTS)
-        self.pictures: dict[int, set[str]] = {}
+        self.images: dict[int, set[str]] = {}
         self.answers: list[int] = []
         self.memories: list[int] = []
 
-    def draw(self, seed: int) -> None:
+    def generate(self, seed: int) -> None:
         body = {"prompt": "a red apple", "steps": 2, "seed": seed}
         status, answer = self.running.ask("POST", "/sdapi/v1/txt2img", body)
         with self.lock:
             self.answers.append(status)
             if status == 200:
                 digest = hashlib.sha256(base64.b64decode(answer["images"][0])).hexdigest()
-                self.pictures.setdefault(seed, set()).add(digest)
+                self.images.setdefault(seed, set()).add(digest)
 
     def client(self, number: int) -> None:
         choice = random.Random(number)
         self.together.wait()  # the first fifty requests come in one moment
         while time.monotonic() < self.until:
-            self.draw(choice.randrange(SEEDS))
+            self.generate(choice.randrange(SEEDS))
 
     def watch_memory(self) -> None:
         worker = self.running.worker()
@@ -68,7 +68,7 @@ def test_fifty_clients_at_once(tmp_path):
     with server(tmp_path) as running:
         alone = Crowd(running)
         for seed in range(SEEDS):
-            alone.draw(seed)
+            alone.generate(seed)
         program = Path(__file__).parents[1] / "probes.py"
         command = [sys.executable, program, str(running.port), str(SECONDS)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as probing:
@@ -86,14 +86,14 @@ def test_fifty_clients_at_once(tmp_path):
     settled = crowd.memories[len(crowd.memories) // 3 :]
     median, most, slowest = times[len(times) // 2], times[len(times) * 99 // 100], times[-1]
     print(
-        f"\n{len(crowd.answers)} pictures in {SECONDS:g} s; /progress {len(times)} times, in ms: median "
+        f"\n{len(crowd.answers)} images in {SECONDS:g} s; /progress {len(times)} times, in ms: median "
         f"{1000 * median:.0f}, 99 % within {1000 * most:.0f}, slowest {1000 * slowest:.0f}; memory "
         f"{settled[0] >> 10} MB, at the end {settled[-1] >> 10} MB"
     )
     assert set(crowd.answers) == {200}, "a job was lost"
     assert states == {"done"}
     assert len(made) == len(crowd.answers) + SEEDS
-    assert all(crowd.pictures[seed] == alone.pictures[seed] for seed in crowd.pictures), "a wrong picture for a seed"
+    assert all(crowd.images[seed] == alone.images[seed] for seed in crowd.images), "a wrong image for a seed"
     assert most < SLOW
     assert slowest < SLOWEST
     assert settled[-1] - settled[0] < GROWTH

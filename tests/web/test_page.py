@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from web_client import HERE, listening, png
 
-from sd.web.jobs import finetune as teaching
+from sd.web.jobs import finetune as finetune_jobs
 from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
@@ -62,7 +62,7 @@ def newest(web):
     return web.jobs.list(1)[0]
 
 
-def draw(page, web, **fields):
+def generate(page, web, **fields):
     """The job, once the page says that it is done."""
     before = {job.id for job in web.jobs.list()}
     page.write(**fields)
@@ -77,11 +77,11 @@ def draw(page, web, **fields):
 
 def first_of_gallery(page):
     """ "job/file", or "" while there is none."""
-    pictures = page.images("gallery")
-    return pictures[0].get_attribute("data-image") if pictures else ""
+    images = page.images("gallery")
+    return images[0].get_attribute("data-image") if images else ""
 
 
-def test_a_picture_is_drawn_and_the_page_finds_it_again(page, web):
+def test_an_image_is_generated_and_the_page_finds_it_again(page, web):
     page.write(Prompt="a red apple", Steps=300, Seed=7)
     page.press("Generate")
     assert page.until(lambda: page.find("//progress[@aria-label='Progress']"), "progress")
@@ -96,12 +96,14 @@ def test_a_picture_is_drawn_and_the_page_finds_it_again(page, web):
 
 
 def test_settings_come_back_from_the_gallery_and_from_a_file(page, web, tmp_path):
-    job = draw(page, web, Prompt="a green tree", Negative_prompt="blue", Steps=2, Guidance=5.5, Seed=123456789012345678)
+    job = generate(
+        page, web, Prompt="a green tree", Negative_prompt="blue", Steps=2, Guidance=5.5, Seed=123456789012345678
+    )
     page.write(Prompt="something else", Negative_prompt="", Steps=30, Guidance=7.5, Seed="")
     page.enlarge(0)
     page.until(lambda: "Steps: 2" in page.text(), "settings of the image")
     page.press("Use these settings")
-    page.until(lambda: page.value("Prompt") == "a green tree", "prompt of the picture")
+    page.until(lambda: page.value("Prompt") == "a green tree", "prompt of the image")
     found = [page.value(name) for name in ("Negative prompt", "Steps", "Guidance", "Seed")]
     assert found == ["blue", "2", "5.5", "123456789012345678"]
 
@@ -128,11 +130,11 @@ def test_cancel_acts_within_a_step(page, web, monkeypatch):
     assert newest(web).event["step"] <= stopped_at[0] + 1 < 400
 
 
-def test_a_mask_is_painted_and_only_there_it_is_drawn_anew(page, web, photo_file):
+def test_a_mask_is_painted_and_only_there_it_is_generated_again(page, web, photo_file):
     page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
     page.give("Image to start from", photo_file)
     page.paint((0.1, 0.2), (0.5, 0.2), (0.9, 0.2))
-    job = draw(page, web, Prompt="a red apple", Steps=4, Mask_blur=0, Seed=3)
+    job = generate(page, web, Prompt="a red apple", Steps=4, Mask_blur=0, Seed=3)
     mask = Image.open(job.folder / "mask").getchannel("A")
     assert mask.size == (128, 128)
     assert mask.getpixel((64, 26)) == 255
@@ -140,17 +142,17 @@ def test_a_mask_is_painted_and_only_there_it_is_drawn_anew(page, web, photo_file
 
     def change(box):
         pair = (Image.open(path).convert("L").crop(box) for path in (photo_file, job.folder / job.result["images"][0]))
-        one, other = (list(picture.getdata()) for picture in pair)
+        one, other = (list(image.getdata()) for image in pair)
         return sum(abs(a - b) for a, b in zip(one, other)) / len(one)
 
-    # The autoencoder changes the kept part a little; what is drawn anew has nothing to do with it.
+    # The autoencoder changes the kept part a little; what is generated again has nothing to do with it.
     assert change((16, 16, 112, 36)) > 4 * change((0, 80, 128, 128))
 
 
 def test_a_word_is_trained_and_stands_in_the_list(page, web, tmp_path, monkeypatch):
     quick = dict(preview_steps=2, prompts=("{}",), saves=1, batch=2)
-    real = teaching.recipe_for
-    monkeypatch.setattr(teaching, "recipe_for", lambda *names, **given: real(*names, **given | quick))
+    real = finetune_jobs.recipe_for
+    monkeypatch.setattr(finetune_jobs, "recipe_for", lambda *names, **given: real(*names, **given | quick))
     files = [tmp_path / f"{i}.jpg" for i in range(5)]
     for i, file in enumerate(files):
         Image.radial_gradient("L").rotate(20 * i).convert("RGB").save(file)
@@ -195,8 +197,8 @@ def test_generate_pressed_twice_makes_two_jobs_and_cancel_stops_the_one_shown(pa
 
 def test_train_with_every_default_pressed_twice_makes_one_job(page, web, tmp_path, monkeypatch):
     quick = dict(steps=2, preview_steps=1, prompts=("{}",), saves=1, batch=1)
-    real = teaching.recipe_for
-    monkeypatch.setattr(teaching, "recipe_for", lambda *names, **given: real(*names, **given | quick))
+    real = finetune_jobs.recipe_for
+    monkeypatch.setattr(finetune_jobs, "recipe_for", lambda *names, **given: real(*names, **given | quick))
     files = [tmp_path / f"{i}.png" for i in range(5)]
     for i, file in enumerate(files):
         Image.radial_gradient("L").rotate(20 * i).resize((64, 64)).convert("RGB").save(file)
@@ -228,7 +230,7 @@ def test_the_form_is_kept_over_a_reload_and_ctrl_enter_generates(page, web):
 
 
 def test_an_image_is_enlarged_looked_through_and_deleted(page, web):
-    draw(page, web, Prompt="a red apple", Steps=1, Batch_count=2)
+    generate(page, web, Prompt="a red apple", Steps=1, Batch_count=2)
     page.enlarge(0)
     shown = page.driver.find_element("css selector", "dialog img")
     first = shown.get_attribute("src")
@@ -281,9 +283,9 @@ def test_a_prompt_is_written_without_a_chat_model_and_its_title_names_the_file(p
     page.write(Prompt="a fox", Seed=5)
     page.press("Improve the prompt")
     page.until(lambda: page.value("Prompt") != "a fox" and "a fox" in page.value("Prompt"), "longer prompt")
-    job = draw(page, web, Steps=1)
+    job = generate(page, web, Steps=1)
     assert job.result["files"] == ["a-fox-00000.png"], "the title names the file"
-    assert draw(page, web, Prompt="a red apple").result["files"] == ["00000.png"], "another's title does not"
+    assert generate(page, web, Prompt="a red apple").result["files"] == ["00000.png"], "another's title does not"
 
 
 @pytest.mark.parametrize(("path", "shown"), [("", "Generate"), ("docs", "/sdapi/v1/txt2img")])
@@ -340,5 +342,5 @@ def test_gradio_hands_out_and_takes_no_files(closed, tmp_path):
     secret.write_text("x")
     for place in (secret, "/etc/passwd", tmp_path / "jobs", "../README.md", "http://127.0.0.1:1/x"):
         assert closed.get(f"/gradio_api/file={place}").status_code in (403, 404), place
-    picture = png(Image.new("RGB", (8, 8)))
-    assert closed.post("/gradio_api/upload", files={"files": ("a.png", picture)}).status_code == 404
+    image = png(Image.new("RGB", (8, 8)))
+    assert closed.post("/gradio_api/upload", files={"files": ("a.png", image)}).status_code == 404

@@ -15,8 +15,8 @@ from sd.web.jobs.job import Job
 from sd.web.jobs.model_index import Models
 from sd.web.ui.addons import with_addon
 from sd.web.ui.control import with_unit
-from sd.web.ui.draw_tab import title_of
 from sd.web.ui.form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
+from sd.web.ui.generate_tab import title_of
 from sd.web.ui.job_status import generation_panel
 from sd.web.ui.train_tab import curves, training_panel
 
@@ -38,14 +38,14 @@ def values_of(form, **changes):
     return [values[name] for name in form.widgets]
 
 
-def test_untouched_it_asks_for_a_picture_of_the_models_size(form):
+def test_untouched_it_asks_for_an_image_of_the_models_size(form):
     asked = form.request(*values_of(form, seed="5"))
     expected = GenerationSettings("a red apple", seed=5, steps=STEPS, sampler=SAMPLER, width=128, height=128)
     assert asked.settings.replace(variation_seed=0) == expected.replace(variation_seed=0)
     assert (asked.checkpoint, asked.image, asked.mask) == (BUNDLED.stem, None, None)
 
 
-def test_a_pictures_text_fills_the_form_with_what_drew_it(form):
+def test_an_images_text_fills_the_form_with_its_settings(form):
     settings = GenerationSettings(
         prompt="a fox, (red:1.2)",
         negative_prompt="blue",
@@ -126,10 +126,10 @@ def test_small_things():
 
 
 @pytest.mark.parametrize(
-    ("picture", "size"), [((300, 300), (512, 512)), ((4000, 1000), (1024, 256)), ((1, 9999), (8, 51200))]
+    ("image", "size"), [((300, 300), (512, 512)), ((4000, 1000), (1024, 256)), ((1, 9999), (8, 51200))]
 )
-def test_a_size_like_a_pictures(picture, size):
-    assert size_like(512, *picture) == size
+def test_a_size_like_an_images(image, size):
+    assert size_like(512, *image) == size
 
 
 def test_one_unknown_sampler_is_named_and_the_rest_is_filled_in(form):
@@ -173,7 +173,7 @@ def test_what_others_wrote_is_no_html():
 
 def test_curves_stay_in_their_frame():
     event = {"steps": 4, "losses": [(1, 0.4), (2, 0.2), (4, 0.3)], "held_out": [(4, 0.35)]}
-    drawn = curves(event)
-    assert 'points="120.0,0.0 240.0,160.0 480.0,80.0"' in drawn
-    assert 'points="480.0,40.0"' in drawn
+    plotted = curves(event)
+    assert 'points="120.0,0.0 240.0,160.0 480.0,80.0"' in plotted
+    assert 'points="480.0,40.0"' in plotted
     assert curves({"steps": 1, "losses": [(1, 0.5)], "held_out": []})

@@ -73,7 +73,7 @@ def server(outdir, *flags):
             process.terminate()
 
 
-def test_it_draws_with_nothing_but_the_bundled_model(tmp_path):
+def test_it_generates_with_nothing_but_the_bundled_model(tmp_path):
     with server(tmp_path) as running:
         status, answer = running.ask("POST", "/sdapi/v1/txt2img", SMALL | {"cfg_scale": 7.5, "sampler_name": "DDPM"})
         assert status == 200, answer
@@ -154,8 +154,8 @@ def test_kill_9_of_the_worker_and_of_the_server(tmp_path):
         running.job(unfinished[0]["id"], "running")
         worker = running.worker()
         running.process.kill()
-    pictures = {job["id"]: (tmp_path / "jobs" / job["id"] / "00000.png").read_bytes() for job in (done, after)}
-    assert len(set(pictures.values())) == 1, "the same seed, the same picture"
+    images = {job["id"]: (tmp_path / "jobs" / job["id"] / "00000.png").read_bytes() for job in (done, after)}
+    assert len(set(images.values())) == 1, "the same seed, the same image"
     deadline = time.monotonic() + 60
     while is_alive(worker):  # it ends by itself when it finds the server gone, at its next step
         assert time.monotonic() < deadline, "a worker was left behind"
@@ -167,5 +167,5 @@ def test_kill_9_of_the_worker_and_of_the_server(tmp_path):
         assert states == expected | {job["id"]: "interrupted" for job in unfinished}
         for job in (done, after):
             assert running.ask("GET", f"/jobs/{job['id']}")[1] == job
-            assert (tmp_path / "jobs" / job["id"] / "00000.png").read_bytes() == pictures[job["id"]]
+            assert (tmp_path / "jobs" / job["id"] / "00000.png").read_bytes() == images[job["id"]]
         assert running.job(running.ask("POST", "/jobs", SMALL)[1]["id"], "done")

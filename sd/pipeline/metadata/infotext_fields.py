@@ -3,23 +3,22 @@
 What becomes of each label is in `infotext_keys`.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.metadata.controlnet_text import LABEL as CONTROLNET
 from sd.pipeline.metadata.controlnet_text import control_from_labels
 from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NOTED_APART, OF_MASKED_IMAGES, SAME_AS, feature_of, is_known
+from sd.pipeline.metadata.infotext_reading import OURS, Reading, parse_boolean, parse_finite, parse_integer
+from sd.pipeline.metadata.infotext_sizes import read_second_pass, read_size
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ETA_SAMPLERS, find_foreign_sampler, find_sampler
-from sd.pipeline.settings import COMPAT, HIRES_UPSCALERS, OPTIONS
+from sd.pipeline.settings import COMPAT, OPTIONS
 from sd.utils.errors import UserError
 
 INVERTED, ONLY_MASKED = "Inpaint not masked", "Only masked"  # the webui's values of "Mask mode" and "Inpaint area"
-OURS = "sd-by-hand"  # what our own Version begins with
 UNKNOWN = ("", "unknown", "None", "none", "-1")
 
 RNGS = {"cpu": "cpu", "gpu": "gpu", "nv": "nv", "cuda": "nv"}  # cuda is stable-diffusion.cpp's
@@ -32,37 +31,6 @@ OFF = (
     *("", "0", "0.0", "none", "false", "off", "original", "0x0", "-1", "-1x-1", "automatic", "use same choices"),
     *("use same sampler", "use same scheduler", "use same checkpoint", "unknown"),
 )
-LATENT_UPSCALER = re.compile("latent", re.IGNORECASE)
-
-
-@dataclass
-class Reading:
-    """The content of infotext. values: by the fields of `GenerationSettings`.
-
-    notes: sentences on what is not honored, by label. problems: sentences on what would give another image and needs a
-    decision of the user, by field; "image" where it was generated from another image.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
-
-
-def parse_integer(text: str) -> int:
-    """Parses an integer, also one written as 2.0; exact at any length. Raises ValueError."""
-    return int(re.sub(r"\.0*$", "", text.strip()))
-
-
-def parse_finite(text: str) -> float:
-    """Parses a finite number. Raises ValueError."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError
-    return value
-
-
-def parse_boolean(text: str) -> bool:
-    return text.lower() in ("true", "1", "yes")
 
 
 def reader_for(row: Option) -> Callable[[str], Any]:
@@ -157,77 +125,6 @@ def nearest_sampler(name: str) -> str:
     lower = name.lower()
     families = {"2m": "dpmpp_2m", "sde": "dpmpp_sde", " a": "euler_a", "_a": "euler_a", "dpm": "dpmpp_2m"}
     return next((known for sign, known in families.items() if sign in lower), "euler")
-
-
-def read_size(found: Mapping[str, str], reading: Reading) -> None:
-    """Reads the first pass's size, cut to multiples of 8 as in the webui."""
-    size = read_pair(found, "Size")
-    if size is None:
-        reading.notes["Size"] = "The file does not say its size: the model's own is used."
-        return
-    if (first := read_pair(found, "First pass size")) is not None:
-        size = first_pass(first, size)
-    cut = [max(8, side // 8 * 8) for side in size]
-    if cut != size:
-        reading.notes["Size"] = f"The size {size[0]}x{size[1]} is not a multiple of 8: {cut[0]}x{cut[1]} is used."
-    reading.values["width"], reading.values["height"] = cut
-
-
-def read_pair(found: Mapping[str, str], label: str) -> list[int] | None:
-    """Returns a width and a height in pixels; None where there are none, or impossible ones."""
-    sides = [found.get(f"{label}-{i}", "") for i in (1, 2)]
-    return [int(side) for side in sides] if all(side.isdecimal() and len(side) < 7 for side in sides) else None
-
-
-def first_pass(first: list[int], size: list[int]) -> list[int]:
-    """Returns the size of the first pass; the first webui wrote 0x0 for 512 * 512 pixels of the last size's shape."""
-    if 0 not in first:
-        return first
-    scale = math.sqrt(512 * 512 / max(1, size[0] * size[1]))
-    return [math.ceil(scale * side / 64) * 64 for side in size]
-
-
-def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
-    """Reads the scale of the second pass, also from a size, its strength, upscaler and steps."""
-    values, notes = reading.values, reading.notes
-    target = read_pair(found, "Size" if read_pair(found, "First pass size") else "Hires resize")
-    if "hires_scale" not in values and "width" in values and target and any(target):
-        set_scale(target, reading)
-    if values.get("hires_scale", 1) <= 1:
-        values.pop("hires_scale", None)
-        return
-    try:
-        values["hires_strength"] = parse_finite(found.get("Denoising strength", "0.7"))
-    except ValueError:
-        reading.problems["hires_strength"] = "the file's denoising strength is not a number: give --hires-strength."
-    upscaler = found.get("Hires upscaler", "Latent")
-    values["hires_upscaler"] = "latent" if LATENT_UPSCALER.search(upscaler) else "lanczos"
-    if upscaler not in HIRES_UPSCALERS.values() and found.get("Version", "").startswith(OURS):
-        values["hires_upscaler"] = upscaler  # the name of a model
-    elif upscaler not in HIRES_UPSCALERS.values():
-        used = HIRES_UPSCALERS[values["hires_upscaler"]]
-        notes["Hires upscaler"] = f"The upscaler {upscaler!r} of the second pass does not exist here: {used} is used."
-    if found.get("Hires steps", "0") != "0":
-        try:
-            values["hires_steps"] = parse_integer(found["Hires steps"])
-        except ValueError:
-            notes["Hires steps"] = "The steps of the second pass are not a number: it takes the first pass's number."
-
-
-def set_scale(target: list[int], reading: Reading) -> None:
-    """Sets the scale from the first size to `target`; a side of 0 keeps the shape."""
-    size = [reading.values["width"], reading.values["height"]]
-    scale = max(side / own for side, own in zip(target, size))
-    if scale > 1:
-        if any(int(side * scale) < wanted for wanted, side in zip(target, size)):
-            scale *= 1 + 1e-12  # so that cutting to whole pixels loses none
-        reading.values["hires_scale"] = scale
-        made = [int(side * scale) // 8 * 8 for side in size]
-        if any(wanted and wanted // 8 * 8 != side for wanted, side in zip(target, made)):
-            reading.notes["Hires resize"] = (
-                f"The second pass to {target[0]}x{target[1]} is not of the first pass's shape: here it gives "
-                f"{made[0]}x{made[1]}."
-            )
 
 
 def read_control(found: Mapping[str, str], reading: Reading) -> None:

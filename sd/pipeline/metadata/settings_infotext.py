@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
 from sd.pipeline.metadata.controlnet_text import units_to_labels
-from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS, INVERTED, ONLY_MASKED, Reading, read_fields
+from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS, INVERTED, ONLY_MASKED, read_fields
+from sd.pipeline.metadata.infotext_reading import Reading
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings

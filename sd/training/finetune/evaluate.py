@@ -127,7 +127,7 @@ def finetune_concept(
     for method, name in (("ti", f"<{concept.file_name}>"), ("lora", concept.file_name)):
         recipe = recipe_for(method, pipe, name, kind=concept.kind, **word_settings(method, concept))
         where = run / f"{concept.file_name}-{method}"
-        folder, output = concept.write(where / "pictures", recipe.phrase), where / "result.safetensors"
+        folder, output = concept.write(where / "images", recipe.phrase), where / "result.safetensors"
         result = finetune(method, folder, name, pipe, recipe, run=where, output=output, say=say)
         (pipe.load_embedding if method == "ti" else pipe.load_lora)(result.path)
         generated[method] = concept.generate(pipe, recipe.phrase)
@@ -158,7 +158,7 @@ def measure_prior_preservation(
     where = run / f"{concept.file_name}-dreambooth-{prior_weight:g}"
     given = word_settings("dreambooth", concept) | {"prior_weight": prior_weight}
     recipe = recipe_for("dreambooth", pipe, concept.file_name, **given)
-    folder, output = concept.write(where / "pictures", recipe.phrase), where / "result.safetensors"
+    folder, output = concept.write(where / "images", recipe.phrase), where / "result.safetensors"
     result = finetune("dreambooth", folder, concept.file_name, pipe, recipe, run=where, output=output)
     pipe = StableDiffusion.from_pretrained(result.path)
     images, class_images = concept.generate(pipe, recipe.phrase), concept.generate(pipe, concept.known)

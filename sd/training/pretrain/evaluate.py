@@ -85,7 +85,7 @@ def retrieval(clip: CLIP, dataset: EmojiDataset, vectors: Tensor, names: set[str
         same = [k for k in places if dataset.emoji[k].style == emoji.style]
         best = same[(vectors[same] @ text[emoji.style][ordered.index(emoji.name)]).argmax()]
         to_image += dataset.emoji[best].name == emoji.name
-    return {"picture to text": to_text / len(wanted_emoji), "text to picture": to_image / len(wanted_emoji)}
+    return {"image to text": to_text / len(wanted_emoji), "text to image": to_image / len(wanted_emoji)}
 
 
 def encode_texts(clip: CLIP, texts: list[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A fine-tuning job: trains an embedding or a LoRA on a few images. Its kind in the API is "teach", for old clients."""
+"""A fine-tuning job: trains an embedding or a LoRA on a few images."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from sd.training.finetune.finetune import finetune
 from sd.training.finetune.recipes import KINDS, LARGE, SMALL, TINY, recipe_for
 from sd.utils.errors import UserError
 from sd.web.jobs.generate import ImageGenerator
-from sd.web.jobs.job import Cancelled, Job, Skipped
+from sd.web.jobs.job import TRAIN, Cancelled, Job, Skipped
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs, Tell
 
@@ -49,7 +49,7 @@ def submit_finetune(jobs: Jobs, models: Models, request: FineTuneRequest) -> Job
     values = {key: value for key, value in asdict(request).items() if key != "images"}
     with jobs.changed:  # so that of two requests at the same moment the second sees the first
         check_not_training(jobs, request)
-        return jobs.submit("teach", values, {f"photo-{i:02}": data for i, data in enumerate(request.images)})
+        return jobs.submit(TRAIN, values, {f"photo-{i:02}": data for i, data in enumerate(request.images)})
 
 
 def check_finetune(models: Models, request: FineTuneRequest) -> None:
@@ -73,7 +73,7 @@ def check_finetune(models: Models, request: FineTuneRequest) -> None:
 def check_not_training(jobs: Jobs, request: FineTuneRequest) -> None:
     """Raises UserError where a waiting or running job is going to write the same file."""
     for job in jobs.live.values():
-        same = job.kind == "teach" and (job.request["name"], job.request["method"]) == (request.name, request.method)
+        same = job.kind == TRAIN and (job.request["name"], job.request["method"]) == (request.name, request.method)
         if same and not job.has_ended:
             raise UserError(f"{request.name} is being trained already: wait for it, cancel it, or choose another name.")
 

@@ -1,4 +1,4 @@
-"""A generation job in the worker: saves each image at once, so that a stop loses none. The API names it "draw"."""
+"""A generation job in the worker: saves each image at once, so that a stop loses none."""
 
 import copy
 import gc

@@ -6,7 +6,7 @@ from sd.checkpoints.predictions import EPS, choose_prediction
 from sd.control.units import check_image_count, parse_units
 from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
-from sd.web.jobs.job import Job
+from sd.web.jobs.job import GENERATE, Job
 from sd.web.jobs.limits import check_image, check_settings
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
@@ -63,7 +63,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     }
     files = {"image": request.image, "mask": request.mask}
     files |= {f"control-{i}": data for i, data in enumerate(request.control_images)}
-    return jobs.submit("draw", description, {name: data for name, data in files.items() if data is not None})
+    return jobs.submit(GENERATE, description, {name: data for name, data in files.items() if data is not None})
 
 
 def check_upscaler(models: Models, settings: GenerationSettings) -> None:

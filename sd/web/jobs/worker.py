@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd.web.jobs.job import Cancelled, Failure, Job, JobFailed, explain_failure
+from sd.web.jobs.job import GENERATE, TRAIN, Cancelled, Failure, Job, JobFailed, explain_failure
 from sd.web.jobs.queue import Run, Tell
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class JobRunner:
     def __init__(self, generator: "ImageGenerator"):
         from sd.web.jobs.finetune import FineTuner  # with PyTorch, which the server's side of a worker does without
 
-        self.runs: dict[str, Run] = {"draw": generator, "teach": FineTuner(generator)}
+        self.runs: dict[str, Run] = {GENERATE: generator, TRAIN: FineTuner(generator)}
 
     def __call__(self, job: Job, tell: Tell) -> dict:
         return self.runs[job.kind](job, tell)

@@ -7,9 +7,9 @@ from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.problems import add_error_handlers
 from sd.web.ui.components import CSS, head
-from sd.web.ui.draw_tab import GenerateTab
 from sd.web.ui.follow import page_router
 from sd.web.ui.gate import Page, PageGate
+from sd.web.ui.generate_tab import GenerateTab
 from sd.web.ui.keep import keep_images
 from sd.web.ui.train_tab import TrainTab
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from sd.utils.errors import UserError
 from sd.web.jobs.finetune import FineTuneRequest, default_steps, submit_finetune
-from sd.web.jobs.job import Job, Missing
+from sd.web.jobs.job import TRAIN, Job, Missing
 from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
@@ -28,7 +28,7 @@ class TrainTab:
 
     def __init__(self, jobs: Jobs, models: Models, form: Form):
         self.jobs, self.models, self.form = jobs, models, form
-        self.followed = JobFollower(jobs, "teach", training_panel)
+        self.followed = JobFollower(jobs, TRAIN, training_panel)
         self.page = gr.Textbox(visible=False)
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=5, min_width=320):
@@ -46,7 +46,7 @@ class TrainTab:
                 gr.HTML("The model is the one chosen under Generate.", elem_classes="hint")
                 self.train = gr.Button("Train", variant="primary", size="lg", elem_id="train")
             with gr.Column(scale=6, min_width=320):
-                self.stage = followed("teach")
+                self.stage = followed(TRAIN)
 
     def connect(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
         widgets = self.form.widgets
@@ -54,7 +54,7 @@ class TrainTab:
         fields = {"name": self.name, "class_word": self.class_word, "method": self.method, "kind": self.kind}
         fields["steps"] = self.steps
         given = [self.page, self.name, self.images, self.method, self.kind, self.class_word, self.steps, checkpoint]
-        self.train.click(show_errors(self.submit), given, None, js=with_page("teach"), **PRESS)
+        self.train.click(show_errors(self.submit), given, None, js=with_page(TRAIN), **PRESS)
         lists = self.form.listed()
         self.stage.input(self.refreshed, [checkpoint, widgets["vae"]], lists, **EVENT)
         tried = [widgets["prompt"], checkpoint, tabs]
@@ -67,7 +67,7 @@ class TrainTab:
             self.steps,
             **EVENT,
         )
-        keep_form(page, "teach", fields)
+        keep_form(page, TRAIN, fields)
 
     def automatic(self, method: str, checkpoint: str) -> str:
         """Return the placeholder of the empty field for steps."""

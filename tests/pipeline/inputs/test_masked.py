@@ -21,7 +21,7 @@ def mask_with(box, size=(64, 64)):
     return mask
 
 
-def test_white_is_drawn_or_black_is():
+def test_white_is_generated_or_black_is():
     mask = mask_with((0, 0, 10, 64))
     assert prepare_mask(mask.convert("RGB")).tobytes() == mask.tobytes()
     assert prepare_mask(mask, invert=True).getpixel((0, 0)) == 0
@@ -64,9 +64,9 @@ def test_filling_takes_the_colours_around():
         ((20, 20, 40, 40), 4, (64, 64), (16, 16, 44, 44)),
         ((20, 28, 40, 38), 0, (64, 64), (20, 23, 40, 43)),  # widened to the shape, around its middle
         ((20, 20, 30, 40), 0, (128, 64), (5, 20, 45, 40)),
-        ((0, 0, 10, 20), 0, (64, 64), (0, 0, 20, 20)),  # moved into the picture
+        ((0, 0, 10, 20), 0, (64, 64), (0, 0, 20, 20)),  # moved into the image
         ((0, 0, 64, 64), 32, (64, 64), (0, 0, 64, 64)),
-        ((0, 0, 64, 10), 0, (64, 128), (0, 0, 64, 64)),  # no further than the picture
+        ((0, 0, 64, 10), 0, (64, 128), (0, 0, 64, 64)),  # no further than the image
     ],
 )
 def test_the_region_around_a_mask(box, padding, shape, region):
@@ -98,7 +98,7 @@ def test_without_options_the_inputs_are_the_very_same(photo):
     assert (made.image is photo, made.mask is mask, made.region) == (True, True, None)
 
 
-def test_an_inverted_mask_is_the_inverted_picture_of_it(pipe, photo):
+def test_an_inverted_mask_is_the_inverted_image_of_it(pipe, photo):
     mask = mask_with((0, 0, 32, 64))
     made = pipe("a cat", image=photo, mask=mask, invert_mask=True, **SMALL)
     assert np.array_equal(pixels(made), pixels(pipe("a cat", image=photo, mask=ImageOps.invert(mask), **SMALL)))

@@ -205,7 +205,7 @@ def test_the_webuis_labels_are_obeyed(sampler, more, expected):
     assert {name: reading.values[name] for name in names if name in reading.values} == expected
 
 
-def test_our_own_older_images_are_drawn_as_before():
+def test_our_own_older_images_are_generated_as_before():
     text = to_infotext(of(), 0, "", "", from_image=False)
     assert read_settings(text).values["rng"] == "cpu"
     assert "compat" not in read_settings(text).values

@@ -23,7 +23,7 @@ class Folder:
 
 
 def said(*captions, **options):
-    """All wordings of one picture with these captions."""
+    """All wordings of one image with these captions."""
     (one,) = Captions(Folder(captions), **options).wordings
     return one
 

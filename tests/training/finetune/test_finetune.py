@@ -58,7 +58,7 @@ def finetune(*args, **given):
 
 @pytest.fixture
 def images(tmp_path):
-    """Five pictures, one of them wide."""
+    """Five images, one of them wide."""
     folder = tmp_path / "images"
     folder.mkdir()
     generator = torch.Generator().manual_seed(6)
@@ -222,13 +222,13 @@ def test_the_scaled_learning_rate_is_printed(pipe, images, tmp_path, capsys):
 def test_class_images_are_generated_once_and_kept(pipe, images, tmp_path):
     given = {"class_word": "dog"}
     finetune("dreambooth", images, WORD, fresh_copy(pipe), quick("dreambooth", pipe, **given), run=tmp_path / "a")
-    drawn = sorted((tmp_path / "runs" / "class").glob("*/*.png"))
-    assert [path.name for path in drawn] == ["00000.png", "00001.png"]
-    times = [path.stat().st_mtime_ns for path in drawn]
-    drawn[1].unlink()  # as if it had been stopped there
+    generated = sorted((tmp_path / "runs" / "class").glob("*/*.png"))
+    assert [path.name for path in generated] == ["00000.png", "00001.png"]
+    times = [path.stat().st_mtime_ns for path in generated]
+    generated[1].unlink()  # as if it had been stopped there
     finetune("dreambooth", images, WORD, fresh_copy(pipe), quick("dreambooth", pipe, **given), run=tmp_path / "b")
-    assert drawn[0].stat().st_mtime_ns == times[0]
-    assert drawn[1].exists()
+    assert generated[0].stat().st_mtime_ns == times[0]
+    assert generated[1].exists()
     same(contents(tmp_path / "a"), contents(tmp_path / "b"))
 
 
@@ -302,8 +302,8 @@ def test_a_captioned_set_needs_no_word_and_its_captions_are_previewed(pipe, imag
 
 
 def test_a_new_word_stands_alone_and_starts_as_its_class(pipe):
-    taught = recipe_for("ti", pipe, WORD, class_word="dog")
-    assert (taught.init, taught.phrase) == ("dog", WORD)
+    chosen = recipe_for("ti", pipe, WORD, class_word="dog")
+    assert (chosen.init, chosen.phrase) == ("dog", WORD)
     assert recipe_for("ti", pipe, WORD, class_word="dog", init="brown dog").init == "brown dog"
     assert recipe_for("lora", pipe, WORD, class_word="dog").phrase == f"{WORD} dog"
 

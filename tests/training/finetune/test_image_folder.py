@@ -24,7 +24,7 @@ FLICKR = """image_name| comment_number| comment
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, b.jpg 40 x 30 and a.png 20 x 20."""
+    """Two images, b.jpg 40 x 30 and a.png 20 x 20."""
     Image.new("RGB", (40, 30), RED).save(tmp_path / "b.jpg")
     Image.new("RGB", (20, 20), BLUE).save(tmp_path / "a.png")
     return tmp_path

@@ -88,7 +88,7 @@ def test_the_second_half_of_the_views_are_mirror_images(photos, vae):
     mirrored = LatentCache(ImageFolder(mirrored_folder, say=lambda *_: None), vae, 64, flip=False, random_crop=False)
     centre = LatentCache(photos, vae, 64, flip=True, random_crop=False)
     assert relative_error(both.gaussians[1][:2], plain.gaussians[1]) < 1e-5  # fp32, batches of another size
-    # A picture resized and then mirrored differs by one of 255 levels here and there; another crop differs by 0.7.
+    # An image resized and then mirrored differs by one of 255 levels here and there; another crop differs by 0.7.
     assert relative_error(centre.gaussians[1][1], mirrored.gaussians[0][0]) < 1e-2
 
 

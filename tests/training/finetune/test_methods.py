@@ -208,8 +208,8 @@ def test_dreambooths_checkpoint_is_the_trained_networks_in_fp16(pipe, tmp_path):
 
     tuner = METHODS["dreambooth"](pipe, WORD, recipe(pipe, "dreambooth"))
     take_a_step(pipe, tuner)
-    tuner.save(tmp_path / "taught.safetensors", 7, {"ss_seed": "0"})
-    loaded = StableDiffusion.from_pretrained(tmp_path / "taught.safetensors", dtype=torch.float32)
+    tuner.save(tmp_path / "tuned.safetensors", 7, {"ss_seed": "0"})
+    loaded = StableDiffusion.from_pretrained(tmp_path / "tuned.safetensors", dtype=torch.float32)
     for key, tensor in bits(loaded).items():
         assert torch.equal(tensor, bits(pipe)[key].half().float()), key
 

@@ -306,9 +306,9 @@ def test_photos_on_a_model_of_emoji_cause_a_warning():
     told = format_table(photos, "x")
     assert "was not trained on images like these: its loss on them is 0.42" in told
     assert "best step" not in told
-    drawings = [Scores(0, 0.3, 0.8, 0, held_out=0.17), Scores(1, 0.5, 0.8, 0, held_out=0.16)]
-    assert "not trained on" not in format_table(drawings, "x")
-    assert "best step" in format_table(drawings, "x")
+    scores = [Scores(0, 0.3, 0.8, 0, held_out=0.17), Scores(1, 0.5, 0.8, 0, held_out=0.16)]
+    assert "not trained on" not in format_table(scores, "x")
+    assert "best step" in format_table(scores, "x")
 
 
 def test_a_gain_within_its_interval_is_none_and_the_held_out_loss_may_disagree():

@@ -8,7 +8,7 @@ from sd.utils.errors import UserError
 
 
 def test_a_word_starts_as_exactly_its_initializer(pipe):
-    """One vector for each of its tokens, so that step 0 draws what those words draw."""
+    """One vector for each of its tokens, so that step 0 generates what those words generate."""
     tokens = len(pipe.tokenizer.encode("golden retriever"))
     assert tokens == 2
     assert recipe_for("ti", pipe, "w", init="golden retriever").vectors == 2

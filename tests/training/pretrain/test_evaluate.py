@@ -26,14 +26,14 @@ def shapes(size=64):
 def dataset():
     rows, images = shapes()
 
-    class Pictures(SimpleNamespace):
+    class Images(SimpleNamespace):
         def __len__(self):
             return len(rows)
 
         def images(self, indices):
             return images[indices]
 
-    return Pictures(emoji=rows)
+    return Images(emoji=rows)
 
 
 def test_features_have_unit_length_and_do_not_see_white():

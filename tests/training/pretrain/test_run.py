@@ -208,7 +208,7 @@ def test_training_resumes_from_shipped_weights(tiny, tmp_path):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key].half().float(), after[key]) for key in before)
 
-    # Same data, same order: what has learnt starts lower than what has not.
+    # Same data, same order: what has learned starts lower than what has not.
     pretrain_run.train_part("clip", second, FakeDataset(), replace(settings, steps=10))
     assert losses(second / "clip")[0] < 0.9 * losses(first / "clip")[0]
 

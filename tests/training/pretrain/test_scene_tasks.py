@@ -97,8 +97,8 @@ def test_the_detector_overfits_scenes_and_finds_their_objects(cutouts):
         optimizer.zero_grad()
         detection_loss(detector, images, *wanted).backward()
         optimizer.step()
-    judged = [is_right(scene.content, each) for scene, each in zip(scenes, detector.eval().detect(images))]
-    assert sum(judged) >= 5
+    verdicts = [is_right(scene.content, each) for scene, each in zip(scenes, detector.eval().detect(images))]
+    assert sum(verdicts) >= 5
 
 
 def test_nothing_is_found_on_white_by_an_untrained_detector():

@@ -17,7 +17,7 @@ def test_spread_counts_marked_places_alone():
     assert [value.item() for value in masked_statistics(maps, torch.zeros_like(where))] == [
         0.0,
         0.0,
-    ]  # an empty picture
+    ]  # an empty image
 
 
 def test_filters_are_blind_to_an_even_tone_and_of_unit_length():
@@ -38,13 +38,13 @@ def box(left: int, size: int, striped: bool) -> torch.Tensor:
 
 
 def test_a_texture_is_known_on_shapes_never_seen():
-    """Where the nearest picture is that of the same shape, so that it says nothing of the style."""
+    """Where the nearest image is that of the same shape, so that it says nothing of the style."""
     known = [(left, size, striped) for left in (2, 4) for size in (8, 12) for striped in (True, False)]
     images = torch.stack([box(*one) for one in known])
-    judge = StyleClassifier(images, ["striped" if striped else "plain" for *_, striped in known])
+    classifier = StyleClassifier(images, ["striped" if striped else "plain" for *_, striped in known])
     emoji = torch.stack([box(10, 20, True), box(10, 20, False)])
-    assert judge(emoji) == ["striped", "plain"]
-    assert judge.accuracy(emoji, [Emoji("", "box", "plain", [], "pair")] * 2) == 0.5
+    assert classifier(emoji) == ["striped", "plain"]
+    assert classifier.accuracy(emoji, [Emoji("", "box", "plain", [], "pair")] * 2) == 0.5
     both = features(torch.stack([box(4, 12, True), box(4, 12, False), box(2, 8, True)]))
     assert both[0] @ both[1] > both[0] @ both[2]
 
@@ -72,7 +72,7 @@ def test_reconstructed_is_encoded_and_decoded_and_kept_in_range():
         def decode(self, latent):
             return latent
 
-    class Pictures:
+    class Images:
         pixels = torch.tensor([0.25, -0.25, 0.75]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
 
         def __len__(self):
@@ -81,5 +81,5 @@ def test_reconstructed_is_encoded_and_decoded_and_kept_in_range():
         def images(self, indices):
             return self.pixels[indices]
 
-    decoded = reconstructed(Doubling(), Pictures(), batch=2)
+    decoded = reconstructed(Doubling(), Images(), batch=2)
     assert decoded[:, 0, 0, 0].tolist() == [0.5, -0.5, 1.0]

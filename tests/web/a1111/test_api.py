@@ -174,8 +174,8 @@ def test_the_answer_has_its_three_parts(web, pipe):
         num_images=4,
     )
     assert info["all_seeds"] == [7, 8, 9, 10]
-    for text, picture in zip(answer["images"], alone.images):
-        assert opened(text).tobytes() == picture.tobytes()
+    for text, image in zip(answer["images"], alone.images):
+        assert opened(text).tobytes() == image.tobytes()
     assert [opened(text).info["parameters"] for text in answer["images"]] == info["infotexts"]
     assert parse_infotext(info["infotexts"][3])["Seed"] == "10"
     facts = {"seed": 7, "width": 64, "height": 64, "steps": 2, "cfg_scale": 7.0, "sampler_name": "Euler a"}
@@ -201,11 +201,11 @@ def test_other_clients_bodies(web, body):
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
-def test_other_clients_bodies_with_a_picture(web, photo, prefix):
+def test_other_clients_bodies_with_an_image(web, photo, prefix):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (8, 8, 40, 40))
-    pictures = {"init_images": [prefix + base64_of(photo)], "mask": prefix + base64_of(mask)}
-    assert opened(post(web, "img2img", **SHOWN, **pictures)["images"][0]).size == (64, 64)
+    images = {"init_images": [prefix + base64_of(photo)], "mask": prefix + base64_of(mask)}
+    assert opened(post(web, "img2img", **SHOWN, **images)["images"][0]).size == (64, 64)
 
 
 def test_what_is_said_of_a_second_pass(web):
@@ -271,7 +271,7 @@ def test_variations_and_hires(web, pipe):
     assert opened(hires["images"][0]).tobytes() == alone.images[0].tobytes()
 
 
-def test_from_a_picture(web, pipe, photo):
+def test_from_an_image(web, pipe, photo):
     answer = post(web, "img2img", **SMALL, init_images=[base64_of(photo)], denoising_strength=0.9)
     alone = pipe(
         "a red apple",
@@ -290,7 +290,7 @@ def test_from_a_picture(web, pipe, photo):
 
 
 @pytest.mark.parametrize(("mode", "expected"), [(0, "stretched"), (1, "cut")])
-def test_a_picture_of_another_shape(web, pipe, mode, expected):
+def test_an_image_of_another_shape(web, pipe, mode, expected):
     wide = Image.new("RGB", (128, 64), "red")
     wide.paste("blue", (0, 0, 64, 64))
     fitted = wide.resize((64, 64), Image.Resampling.LANCZOS) if expected == "stretched" else wide.crop((32, 0, 96, 64))
@@ -306,9 +306,9 @@ def test_inpainting_keeps_what_is_black(web, photo, only_masked, fill):
     mask.paste(255, (8, 8, 24, 24))
     body = dict(init_images=[base64_of(photo)], mask=base64_of(mask), mask_blur=0, inpainting_fill=fill)
     answer = post(web, "img2img", **SMALL, **body, inpaint_full_res=only_masked, inpaint_full_res_padding=4)
-    drawn, kept = np.asarray(opened(answer["images"][0])), np.asarray(mask) == 0
-    assert (drawn[kept] == np.asarray(photo)[kept]).all()
-    assert (drawn[~kept] != np.asarray(photo)[~kept]).any()
+    generated, kept = np.asarray(opened(answer["images"][0])), np.asarray(mask) == 0
+    assert (generated[kept] == np.asarray(photo)[kept]).all()
+    assert (generated[~kept] != np.asarray(photo)[~kept]).any()
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_the_blur_of_a_mask(web, photo, blurs, blur):
     assert post(web, "img2img", **body, **blurs)["images"] == images[0] != images[1]
 
 
-def test_only_masked_gives_the_whole_picture_back(web, photo):
+def test_only_masked_gives_the_whole_image_back(web, photo):
     large = photo.resize((256, 192))
     mask = Image.new("L", (256, 192))
     mask.paste(255, (100, 50, 140, 90))
@@ -408,22 +408,22 @@ def test_what_is_not_supported_is_said(web, body):
         {"init_images": ["/etc/passwd"]},
         {"resize_mode": 2},
         {"mask": "AAAA"},
-        {"inpainting_fill": 4, "mask": "picture"},
-        {"mask_blur_x": 3, "mask": "picture"},
-        {"mask_blur": 100, "mask": "picture"},
+        {"inpainting_fill": 4, "mask": "photo"},
+        {"mask_blur_x": 3, "mask": "photo"},
+        {"mask_blur": 100, "mask": "photo"},
         {"latent_mask": "AAAA"},
         {"init_images": [None]},
     ],
     ids=lambda body: next(iter(body)),
 )
-def test_pictures_that_are_refused(web, photo, body):
+def test_images_that_are_refused(web, photo, body):
     body = {"init_images": [base64_of(photo)]} | body
-    if body.get("mask") == "picture":
+    if body.get("mask") == "photo":
         body["mask"] = base64_of(photo)
     assert refused(web, "img2img", **body)
 
 
-def test_a_checkpoint_that_cannot_be_drawn_with_is_said(web):
+def test_a_checkpoint_that_cannot_generate_is_said(web):
     save_file({}, web.models.folders["checkpoint"] / "broken.safetensors")
     web.models.refresh()
     pipe, web.generator.pipe = web.generator.pipe, None
@@ -479,7 +479,7 @@ def test_what_is_no_json_is_said(web, sent):
     assert "with Content-Type: application/json" in answer.json()["detail"]
 
 
-def test_settings_read_from_a_picture(web, photo):
+def test_settings_read_from_an_image(web, photo):
     answer = post(web, "txt2img", **SMALL)
     read = post(web, "png-info", image=answer["images"][0])
     assert read["info"] == json.loads(answer["info"])["infotexts"][0] == read["items"]["parameters"]
@@ -506,7 +506,7 @@ def client(tmp_path, pipe):
         yield client
 
 
-def test_webuiapi_draws(client, pipe):
+def test_webuiapi_generates(client, pipe):
     result = client.txt2img(prompt="a red apple", seed=7, width=64, height=64, batch_size=2)
     alone = pipe("a red apple", steps=2, seed=7, guidance_scale=7.0, sampler="euler_a", schedule="normal", num_images=2)
     assert [image.tobytes() for image in result.images] == [image.tobytes() for image in alone.images]

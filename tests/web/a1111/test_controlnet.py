@@ -56,7 +56,7 @@ def info_of(answer):
     return json.loads(answer["info"])
 
 
-def test_auto_photoshops_unit_draws(nets, photo):
+def test_auto_photoshops_unit_generates(nets, photo):
     body = with_units(PHOTOSHOP | {"input_image": base64_of(photo)}, {"enabled": False}, {})
     answer = post(nets, "txt2img", **body)
     assert (
@@ -66,7 +66,7 @@ def test_auto_photoshops_unit_draws(nets, photo):
     assert answer["images"] != post(nets, "txt2img", **SMALL)["images"]
 
 
-def test_webuiapis_unit_draws_and_its_detect(tmp_path, pipe, photo):
+def test_webuiapis_unit_generates_and_its_detect(tmp_path, pipe, photo):
     with listening(with_a_controlnet(Web(tmp_path, pipe)).app) as port:
         client = webuiapi.WebUIApi(port=port)
         assert client.controlnet_model_list() == ["edges"]

@@ -1,4 +1,4 @@
-"""Jobs over HTTP, drawn by a small model of random weights."""
+"""Jobs over HTTP, run by a small model of random weights."""
 
 import http.client
 import io
@@ -19,7 +19,7 @@ from sd.web.jobs.job import Job
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7}
 
 
-def drawn(web, **body) -> dict:
+def generated(web, **body) -> dict:
     answer = web.client.post("/jobs", json=SMALL | body)
     assert answer.status_code == 202, answer.text
     job = web.ended(answer.json())
@@ -27,22 +27,22 @@ def drawn(web, **body) -> dict:
     return job
 
 
-def picture(web, job, index=0) -> Image.Image:
+def image_of(web, job, index=0) -> Image.Image:
     answer = web.client.get(f"/jobs/{job['id']}/files/{job['result']['images'][index]}")
     assert answer.headers["content-type"] == "image/png"
     return Image.open(io.BytesIO(answer.content))
 
 
 def test_the_same_pixels_as_the_pipeline_alone(web, pipe):
-    job = drawn(web, num_images=2, sampler="DPM++ 2M Karras")
+    job = generated(web, num_images=2, sampler="DPM++ 2M Karras")
     alone = pipe(SMALL["prompt"], steps=2, seed=7, num_images=2, sampler="dpmpp_2m", schedule="karras")
     assert job["result"]["seeds"] == [7, 8]
     for i in range(2):
-        assert picture(web, job, i).tobytes() == alone.images[i].tobytes()
+        assert image_of(web, job, i).tobytes() == alone.images[i].tobytes()
 
 
-def test_a_picture_says_its_settings(web):
-    job = drawn(web, negative_prompt="blurry")
+def test_an_image_says_its_settings(web):
+    job = generated(web, negative_prompt="blurry")
     data = web.client.get(f"/jobs/{job['id']}/files/00000.png").content
     assert read_infotext(io.BytesIO(data)) == job["result"]["infotexts"][0]
     assert job["result"]["infotexts"][0].startswith("a red apple\nNegative prompt: blurry\nSteps: 2, Sampler: DDPM")
@@ -50,19 +50,19 @@ def test_a_picture_says_its_settings(web):
 
 
 @pytest.mark.parametrize("how", ["image", "mask"])
-def test_from_a_picture_as_the_pipeline_does(web, pipe, photo, how):
+def test_from_an_image_as_the_pipeline_does(web, pipe, photo, how):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 32, 64))
     given = {"image": base64_of(photo)} | ({"mask": base64_of(mask)} if how == "mask" else {})
-    job = drawn(web, strength=1.0, **given)
+    job = generated(web, strength=1.0, **given)
     alone = pipe(SMALL["prompt"], steps=2, seed=7, image=photo, mask=mask if how == "mask" else None, strength=1.0)
-    assert picture(web, job).tobytes() == alone.images[0].tobytes()
+    assert image_of(web, job).tobytes() == alone.images[0].tobytes()
 
 
 def test_a_seed_is_chosen_and_kept(web):
-    job = drawn(web, seed=None)
-    again = drawn(web, seed=job["result"]["seeds"][0])
-    assert picture(web, job).tobytes() == picture(web, again).tobytes()
+    job = generated(web, seed=None)
+    again = generated(web, seed=job["result"]["seeds"][0])
+    assert image_of(web, job).tobytes() == image_of(web, again).tobytes()
 
 
 def test_every_setting_of_the_pipeline_is_to_be_had():
@@ -92,7 +92,7 @@ def test_cancelling(web):
     assert web.client.delete(f"/jobs/{job['id']}").json()["state"] == "cancelled"
 
 
-def test_finished_pictures_of_a_cancelled_job_stay(web):
+def test_finished_images_of_a_cancelled_job_stay(web):
     job = web.client.post("/jobs", json=SMALL | {"steps": 20, "num_images": 60}).json()
     for event in job_events(web.jobs, job["id"]):
         if event["event"].get("step", 0) > 20:
@@ -101,11 +101,11 @@ def test_finished_pictures_of_a_cancelled_job_stay(web):
     ended = web.ended(job)
     assert ended["state"] == "cancelled"
     assert ended["result"]["seeds"][0] == 7
-    assert picture(web, ended).size == (64, 64)
+    assert image_of(web, ended).size == (64, 64)
 
 
 def test_listing(web):
-    job = drawn(web)
+    job = generated(web)
     newest = web.client.get("/jobs").json()
     assert newest[0]["id"] == job["id"]
     assert newest[0]["ahead"] == 0
@@ -164,12 +164,12 @@ def test_a_web_form_of_another_site_starts_nothing(web):
     ],
 )
 def test_no_other_file_is_reachable(web, path):
-    job = drawn(web)
+    job = generated(web)
     assert web.client.get(f"/jobs/{job['id']}/files/{path}").status_code in (404, 405)
 
 
 def test_a_result_replaced_by_a_link_is_not_followed(web, tmp_path):
-    job = drawn(web)
+    job = generated(web)
     (tmp_path / "secret").write_text("secret")
     file = web.jobs.folder / job["id"] / "00000.png"
     file.unlink()
@@ -220,7 +220,7 @@ def test_its_description_needs_no_other_host(web):
     assert {Path(file).name for file in files} == {"swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"}
     for file in files:
         assert web.client.get(file).status_code == 200, file
-    assert web.client.get("/redoc").status_code == 404, "it fetches a picture from elsewhere"
+    assert web.client.get("/redoc").status_code == 404, "it fetches an image from elsewhere"
 
 
 def test_a_client_that_goes_away_loses_no_job(tmp_path, pipe):

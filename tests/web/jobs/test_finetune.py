@@ -1,4 +1,4 @@
-"""A job that teaches: what is refused, what it tells, and that it leaves the model as it was."""
+"""A fine-tuning job: what is refused, what it tells, and that it leaves the model as it was."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.training.finetune import finetune as personalize
 from sd.utils.errors import UserError
-from sd.web.jobs import finetune as teaching
+from sd.web.jobs import finetune as finetune_jobs
 from sd.web.jobs.finetune import CURVE_POINTS, FineTuner, FineTuneRequest, smooth_losses, submit_finetune
 from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.job import Cancelled
@@ -47,8 +47,8 @@ def finetuner(pipe, models, monkeypatch):
     vision = CLIPVisionModel(image_size=32, patch_size=16, width=64, layers=1, heads=1)
     scorer = Scorer(randomize(CLIP(text, vision, 32), seed=4), "a tiny CLIP")
     monkeypatch.setattr(personalize, "load_clip", lambda: scorer)
-    real = teaching.recipe_for
-    monkeypatch.setattr(teaching, "recipe_for", lambda *names, **given: real(*names, **given | QUICK))
+    real = finetune_jobs.recipe_for
+    monkeypatch.setattr(finetune_jobs, "recipe_for", lambda *names, **given: real(*names, **given | QUICK))
     pipe.path = BUNDLED  # as if it had been loaded from there, so that it stays
     return FineTuner(ImageGenerator(models, pipe=pipe))
 
@@ -82,7 +82,7 @@ def test_nothing_is_trained_over_what_is_there(submit, models):
     submit(method="ti")
 
 
-@pytest.mark.parametrize(("method", "kind"), teaching.METHODS.items())
+@pytest.mark.parametrize(("method", "kind"), finetune_jobs.METHODS.items())
 def test_from_images_to_a_file_that_prompts_can_name(method, kind, submit, finetuner, models, pipe):
     before = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
     told = []

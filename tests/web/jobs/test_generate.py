@@ -1,4 +1,4 @@
-"""The worker's side of a picture."""
+"""The worker's side of an image."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from web_client import Web
 
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.web.jobs import generate as drawing
+from sd.web.jobs import generate as generate_job
 from sd.web.jobs.generate import ImageGenerator, split_into_batches
 from sd.web.jobs.job import Job, Skipped
 from sd.web.jobs.model_index import Models
@@ -45,7 +45,7 @@ def test_steps_are_counted_over_the_whole_job(generator, tmp_path):
     assert [len(event["result"]["images"]) for event in told if "result" in event] == [1, 2, 3]
 
 
-def test_a_skipped_picture_is_left_out(generator, tmp_path):
+def test_a_skipped_image_is_left_out(generator, tmp_path):
     def skip_the_second(event):
         if event.get("step") == 5:
             raise Skipped
@@ -56,7 +56,7 @@ def test_a_skipped_picture_is_left_out(generator, tmp_path):
 
 
 def test_previews(generator, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "PREVIEW_AFTER", 0)
+    monkeypatch.setattr(generate_job, "PREVIEW_AFTER", 0)
     told = []
     generator(job_of(tmp_path), told.append)
     assert told[0]["preview"] == "preview.png"
@@ -96,11 +96,11 @@ def test_a_title_names_the_files(tmp_path, pipe, title, name):
 def test_running_out_of_memory_costs_one_job(tmp_path, pipe, monkeypatch):
     web = Web(tmp_path, pipe)
 
-    def draw(*_, **__):
+    def generate_nothing(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipe, "generate", draw)
+        patch.setattr(pipe, "generate", generate_nothing)
         failed = web.ended(submit_request(web.jobs, web.models, GenerateRequest(GenerationSettings(steps=1))).public())
     assert failed["error"].startswith("there was not enough memory")
     done = web.ended(submit_request(web.jobs, web.models, GenerateRequest(GenerationSettings(steps=1))).public())

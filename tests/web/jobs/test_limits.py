@@ -16,7 +16,7 @@ from sd.web.jobs import limits
 from sd.web.jobs.limits import TooLarge, check_image, check_settings, decode_image
 
 
-def test_a_picture_in_base64_or_a_data_url(photo):
+def test_an_image_in_base64_or_a_data_url(photo):
     data = png(photo)
     text = base64.b64encode(data).decode()
     assert decode_image(text) == data
@@ -28,7 +28,7 @@ def test_a_picture_in_base64_or_a_data_url(photo):
     "text",
     ["", "!", "http://127.0.0.1/x.png", "file:///etc/passwd", "data:", "data:image/png;base64,*", "Ü", "QUJD"],
 )
-def test_what_is_no_picture(text):
+def test_what_is_no_image(text):
     with pytest.raises(UserError):
         decode_image(text)
 
@@ -58,7 +58,7 @@ def test_a_decompression_bomb_is_not_unpacked(size, monkeypatch):
         check_image(bomb(*size))
 
 
-def test_a_large_picture_that_is_allowed():
+def test_a_large_image_that_is_allowed():
     assert check_image(png(Image.new("1", (4096, 4096)))).size == (4096, 4096)
 
 

@@ -130,7 +130,7 @@ def test_skipping_goes_on(jobs):
 @pytest.mark.parametrize(
     ("do", "error", "user_error"),
     [
-        ("mend", "the apple is blue: paint it red.", True),
+        ("user error", "the apple is blue: paint it red.", True),
         ("memory", "there was not enough memory: choose a smaller size or fewer images at once.", True),
         ("break", "the job failed by a mistake in this program: Odd: no such luck", False),
     ],

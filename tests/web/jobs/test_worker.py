@@ -46,7 +46,7 @@ def test_cancelling_reaches_it_within_a_step(jobs):
 
 
 def test_failures_keep_their_sentence(jobs):
-    assert (ended(jobs, {"do": "mend"}).error, ended(jobs, {"do": "mend"}).user_error) == (
+    assert (ended(jobs, {"do": "user error"}).error, ended(jobs, {"do": "user error"}).user_error) == (
         "the apple is blue: paint it red.",
         True,
     )

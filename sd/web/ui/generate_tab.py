@@ -13,7 +13,7 @@ from sd.prompts.llm import find_endpoint
 from sd.prompts.weighting import CHUNK, split_chunks
 from sd.utils.errors import UserError
 from sd.web.jobs.finetune import tokenizer
-from sd.web.jobs.job import Missing
+from sd.web.jobs.job import GENERATE, Missing
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
@@ -34,14 +34,14 @@ class GenerateTab:
 
     def __init__(self, jobs: Jobs, models: Models):
         self.jobs, self.models = jobs, models
-        self.followed = JobFollower(jobs, "draw", generation_panel)
+        self.followed = JobFollower(jobs, GENERATE, generation_panel)
         self.page = gr.Textbox(visible=False)  # its id, which the browser sends with each press
         self.enhanced = gr.State(None)  # the last enhanced prompt
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=5, min_width=320):
                 self.form = Form(models)
             with gr.Column(scale=6, min_width=320):
-                self.stage = followed("draw")
+                self.stage = followed(GENERATE)
                 self.gallery = Gallery(jobs, self.form)
         self.connect_form()
         self.connect_sizes()
@@ -79,16 +79,17 @@ class GenerateTab:
     def connect_seed(self) -> None:
         seed = self.form.widgets["seed"]
         self.form.dice.click(None, None, seed, js="() => ''")
-        self.form.same_seed.click(show_errors(self.last_seed), self.page, seed, js="() => sd.page('draw')", **EVENT)
+        last = f"() => sd.page('{GENERATE}')"
+        self.form.same_seed.click(show_errors(self.last_seed), self.page, seed, js=last, **EVENT)
 
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
         given = [self.page, self.enhanced, *form.inputs()]
-        form.generate.click(show_errors(self.submit), given, None, js=with_page("draw"), **PRESS)
+        form.generate.click(show_errors(self.submit), given, None, js=with_page(GENERATE), **PRESS)
         self.stage.input(self.show_notes, None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
         lists = form.listed()
-        loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name not in IMAGES})
+        loaded = keep_form(page, GENERATE, {name: one for name, one in form.widgets.items() if name not in IMAGES})
         loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)
 
     def submit(self, page: str, enhanced: EnhancedPrompt | None, *values: object) -> None:
