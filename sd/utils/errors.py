@@ -8,15 +8,24 @@ exception is a bug of the program and keeps its traceback.
 import errno
 import functools
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks, and what a terminal would obey
+
 
 class UserError(ValueError):
-    """An error caused by user input. The message is one sentence: what is wrong and how to fix it."""
+    """An error caused by user input. The message is one sentence: what is wrong and how to fix it.
+
+    Control characters, which names and values out of strangers' files may hold, are escaped.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], str(message)))
 
 
 class DiskError(UserError):

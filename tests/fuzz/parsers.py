@@ -3,6 +3,7 @@
 `PARSERS` holds a function and its seeds for each. A parser may raise UserError and the error that its docstring names.
 """
 
+import base64
 import io
 import json
 import random
@@ -21,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from sd.adapters.lora_tags import split_tags
 from sd.checkpoints.diffusers_format import check_pipeline_config, read_folder_config
 from sd.checkpoints.discovery import Models
-from sd.checkpoints.foreign_files import parse_json_object
+from sd.checkpoints.foreign_files import convert_errors, parse_json_object
 from sd.checkpoints.merging import parse_blocks
 from sd.checkpoints.model_files import folder_content
 from sd.checkpoints.pickles.opcodes import scan_program
@@ -54,7 +55,7 @@ PROMPTS = [
 INFOTEXTS = [
     "a dog\nNegative prompt: a cat\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512, "
     'Model hash: 0123456789, Lora hashes: "a: 12, b: 34", Hires upscale: 2, Denoising strength: 0.7, Version: v1.10',
-    "x\nSteps: 1, Sampler: Euler a, CFG scale: 1e999, Seed: -1, Size: 8x9, Clip skip: 2, RNG: NV, Eta: 0.5, ENSD: 31337",
+    "x\nSteps: 1, Sampler: Euler a, CFG scale: 1e999, Seed: -1, Size: 8x9, Clip skip: 2, RNG: NV, Eta: 0.5, ENSD: 3",
     'ControlNet 0: "Module: canny, Model: x [1], Weight: 1, Resize Mode: Crop and Resize", Steps: 2, Sampler: DDIM',
 ]
 GRAPH = {
@@ -67,7 +68,7 @@ GRAPH = {
 }  # fmt: skip
 METADATA = [
     json.dumps(GRAPH),
-    json.dumps({"model_weights": "x", "image": {"prompt": [{"prompt": "a"}], "steps": 1, "seed": 1, "sampler": "ddim"}}),
+    json.dumps({"model_weights": "x", "image": {"prompt": [{"prompt": "a"}], "steps": 1, "seed": 1, "sampler": "x"}}),
     json.dumps({"positive_prompt": "a", "negative_prompt": "b", "steps": 3, "cfg_scale": 7, "model": {"name": "x"},
                 "loras": [{"model": {"name": "y"}, "weight": 0.5}], "width": 64, "height": 64, "seed": 3}),
     json.dumps({"prompt": "a {b}", "uc": "c", "steps": 28, "scale": 5, "sampler": "k_euler", "v4_prompt": {}}),
@@ -86,8 +87,8 @@ CONFIGS = [
      "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
      "attention_head_dim": 8, "cross_attention_dim": 768, "norm_num_groups": 32},
     {"block_out_channels": [32, 64], "latent_channels": 4, "layers_per_block": 2, "scaling_factor": 0.18215},
-    {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 49408, "intermediate_size": 1,
-     "hidden_act": "quick_gelu", "max_position_embeddings": 77},
+    {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 49408,
+     "intermediate_size": 8, "hidden_act": "quick_gelu", "max_position_embeddings": 77},
     {"prediction_type": "epsilon", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000},
 ]  # fmt: skip
 CONFIG_FILES = (
@@ -115,7 +116,7 @@ WORDS = (
 
 
 def change_text(text: str, chance: random.Random, others: list[str]) -> str:
-    """Returns a text with one to five changes: a word or letter put in, a piece removed, doubled, or taken from another."""
+    """Returns a text with one to five changes: a word or letter put in, a piece removed, doubled, or another's."""
     for _ in range(chance.randint(1, 5)):
         place, length = chance.randrange(len(text) + 1), chance.choice((1, 2, 5, 20, 80))
         way = chance.randrange(5)
@@ -191,8 +192,9 @@ class Parser:
 
 
 def run_program(data: bytes) -> None:
-    operations, _ = scan_program(data, 0, len(data))
-    RestrictedUnpickler(Path("fuzz"), lambda size: None).run(operations)
+    with convert_errors("fuzz"):
+        operations, _ = scan_program(data, 0, len(data))
+        RestrictedUnpickler(Path("fuzz"), lambda size: None).run(operations)
 
 
 def reader_of_text(name: str, read: Callable[[Path], object]) -> Callable[[str], None]:
@@ -224,7 +226,10 @@ def read_units(text: str) -> None:
     parse_units(format_units(parse_units(text)))
 
 
-def encode(text: str, tokenizer: Tokenizer = Tokenizer()) -> None:
+TOKENIZER = Tokenizer()
+
+
+def encode(text: str, tokenizer: Tokenizer = TOKENIZER) -> None:
     """As a prompt reaches the tokenizer: after the gate of texts."""
     if is_encodable(text) and "\0" not in text:
         tokenizer.decode(tokenizer.encode(text))
@@ -246,6 +251,7 @@ def parsers() -> dict[str, Parser]:
     ]
     flickr = "image_name| comment_number| comment\n1.jpg| 0| a dog\n"
     lines = '{"file_name": "1.png", "text": ["a", null]}\n{"file_name": "2.png", "caption": "b"}\n'
+    read_beside = lambda path: read_sidecar_caption(path.with_suffix(".png"))  # noqa: E731
     read_list = lambda path: read_caption_lists(path.parent, lambda line: None)  # noqa: E731
     return {
         "program": Parser(run_program, programs, weight=6),
@@ -273,7 +279,7 @@ def parsers() -> dict[str, Parser]:
         "folder": Parser(read_folder, [json.dumps(config) for config in CONFIGS]),
         "jsonl": Parser(reader_of_text("metadata.jsonl", read_list), [lines]),
         "csv": Parser(reader_of_text("results.csv", read_list), [flickr]),
-        "caption": Parser(reader_of_text("1.txt", lambda path: read_sidecar_caption(path.with_suffix(".png"))), PROMPTS),
+        "caption": Parser(reader_of_text("1.txt", read_beside), PROMPTS),
         "prompt file": Parser(reader_of_text("prompts.txt", read_prompts), PROMPTS),
         "styles": Parser(reader_of_text("styles.csv", lambda path: read_styles(path.parent)),
                          ['name,prompt,negative_prompt\nx,"{prompt}, y",z\n']),
@@ -295,7 +301,7 @@ def request_parsers() -> dict[str, Parser]:
         names = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-prefix")
         read_forwarded_headers({"type": "http", "scheme": "http", "headers": [(name, value) for name in names]})
 
-    url = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNiAAAABgADNjd8qAAAAABJRU5ErkJggg=="
+    url = "data:image/png;base64," + base64.b64encode(images()[0]).decode()
     return {
         "base64": Parser(decode_image, [url, url.partition(",")[2]]),
         "host": Parser(hostname, ["localhost:7860", "[::1]:7860", "127.0.0.1"]),

@@ -11,6 +11,7 @@ import argparse
 import random
 import sys
 import time
+import warnings
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -39,10 +40,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the mutations (default: the time)")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-problems"), help="folder for inputs with a problem")
     parser.add_argument("--every", type=int, default=1, help="take every Nth file of the corpus; 0: none (default: 1)")
-    parser.add_argument(
-        "--only", default="", help="the part of a name, of the corpus or of a parser, that is run alone"
-    )
+    parser.add_argument("--only", default="", help="the part of a name of the corpus or of a parser; run it alone")
     options = parser.parse_args()
+    warnings.simplefilter("ignore")  # each value that a parser does not honor is one
     seed = int(time.time()) if options.seed is None else options.seed
     with in_folder() as folder:
         fuzzer = Fuzzer(Path(folder), options.keep.resolve(), random.Random(seed), options.only)

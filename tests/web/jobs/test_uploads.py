@@ -80,7 +80,7 @@ def test_errors_keep_their_kind_and_sentence(apart):
         image_size(png(large))
     with pytest.raises(UserError, match="cannot be opened as an image"):
         decode_image(base64.b64encode(b"no image").decode())
-    with pytest.raises(UserError, match="photo.png holds no settings"):
+    with pytest.raises(UserError, match=r"photo\.png holds no settings"):
         uploaded_infotext(png(RED), "photo.png")
 
 
