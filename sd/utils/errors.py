@@ -16,16 +16,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks, and what a terminal would obey
+LONGEST = 2000  # letters of a message
 
 
 class UserError(ValueError):
     """An error caused by user input. The message is one sentence: what is wrong and how to fix it.
 
-    Control characters, which names and values out of strangers' files may hold, are escaped.
+    Names and values out of strangers' files may be in it: control characters are escaped, and of a message of over
+    LONGEST letters the middle is left out.
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], str(message)))
+        text = CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], str(message))
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}")
 
 
 class DiskError(UserError):

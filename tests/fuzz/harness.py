@@ -4,6 +4,7 @@ import faulthandler
 import gc
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -17,14 +18,17 @@ from fuzz.corpus import MARKER
 from sd.adapters.embedding_files import read_embeddings
 from sd.adapters.lora_files import open_adapter
 from sd.checkpoints import checkpoint
-from sd.checkpoints.model_files import content_of
+from sd.checkpoints.foreign_files import reads_file
+from sd.checkpoints.model_files import content_of, models_below
 from sd.checkpoints.vae_files import read_vae
 from sd.checkpoints.weight_files import read_weights
 from sd.control.controlnet_files import infer_hint_channels, read_controlnet
 from sd.evaluation.clip_loader import read_clip
+from sd.pipeline.infotext import read_infotext
 from sd.pipeline.taesd import load_taesd
 from sd.upscalers.upscaler_files import load_upscaler
 from sd.utils.errors import UserError
+from sd.utils.images import open_image, to_rgb
 
 SLOWEST = 5.0  # seconds of the processor
 LARGEST = 300 << 20  # bytes beyond the file's own size
@@ -43,9 +47,15 @@ READERS = {
     "adapter": open_adapter,
     "content": content_of,
     "clip": read_clip,
-    "controlnet": lambda path: infer_hint_channels(read_controlnet(path)),
+    "controlnet": reads_file(lambda path: infer_hint_channels(read_controlnet(path))),
     "upscaler": load_upscaler,
     "taesd": load_taesd,
+}
+IMAGE_READERS = {
+    "image": lambda path: to_rgb(open_image(path)),
+    "settings": lambda path: read_infotext(path),
+    "embedding": lambda path: read_embeddings(path, 768),
+    "mask": lambda path: to_rgb(open_image(path), "black"),
 }
 
 
@@ -105,8 +115,27 @@ def check_bytes(name: str, data: bytes, folder: Path, found: Findings, measured:
     """Reads a file of these bytes in every way. measured: whether the memory of each way is measured, which is slow."""
     path = folder / "file.ckpt"
     path.write_bytes(data)
+    check_path(name, path, READERS, len(data), found, measured)
+
+
+def check_folder(name: str, build: Callable[[Path], None], folder: Path, found: Findings) -> None:
+    """Builds a folder and reads it in every way."""
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    (folder / "model").mkdir()
+    build(folder / "model")
+    readers = {way: read for way, read in READERS.items() if way != "weights"}
+    readers["list"] = lambda path: [content_of(one) for one in models_below(path.parent)]
+    check_path(name, folder / "model", readers, 0, found)
+    shutil.rmtree(folder / "model")
+
+
+def check_path(
+    name: str, path: Path, readers: dict[str, Callable], size: int, found: Findings, measured: bool = True
+) -> None:
+    """Reads a file or folder in each of these ways; `size` is what it takes on the disk."""
+    folder = path.parent
     found.files += 1
-    for way, read in READERS.items():
+    for way, read in readers.items():
         before, WATCH.events = reset_peak() if measured else 0, []
         WATCH.on = True
         was_read = check_call(f"{name} as {way}", read, path, found)
@@ -114,7 +143,7 @@ def check_bytes(name: str, data: bytes, folder: Path, found: Findings, measured:
         if WATCH.events:
             found.problems.append(f"{name} as {way}: EXECUTED {WATCH.events[:3]}")
         if measured:
-            check_memory(f"{name} as {way}", before + len(data), found)
+            check_memory(f"{name} as {way}", before + size, found)
         if way == "weights" and not was_read:
             break  # all others begin with it
     if (folder / MARKER).exists():
@@ -131,7 +160,7 @@ def check_call(name: str, read: Callable, value: object, found: Findings, also: 
         was_read = True
     except UserError as error:
         found.refused += 1
-        if "\n" in str(error) or len(str(error)) > 1000:
+        if min(str(error), default=" ") < " " or len(str(error)) > 2000:
             found.problems.append(f"{name}: not one sentence: {str(error)[:300]!r}")
     except also:
         found.refused += 1

@@ -181,7 +181,7 @@ def saved(format: str, mode: str = "RGB", **options: object) -> bytes:
 @dataclass
 class Parser:
     """parse: called with one changed seed. also: errors beside UserError that it may raise. most: letters of an input,
-    where something before it bounds them."""
+    where something before it bounds them. weight: how often its turn comes."""
 
     parse: Callable[[str], object] | Callable[[bytes], object]
     seeds: list
@@ -297,7 +297,7 @@ def request_parsers() -> dict[str, Parser]:
         return {}
 
     def forwarded(text: str) -> None:
-        value = quote(text, safe="/:, []").encode()
+        value = quote(text, safe="/:, []", errors="replace").encode()
         names = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-prefix")
         read_forwarded_headers({"type": "http", "scheme": "http", "headers": [(name, value) for name in names]})
 

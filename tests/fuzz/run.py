@@ -12,17 +12,22 @@ import random
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from fuzz.corpus import hostile_files  # noqa: E402
+from fuzz.folders import hostile_folders  # noqa: E402
 from fuzz.harness import (  # noqa: E402
+    IMAGE_READERS,
     Findings,
     check_bytes,
     check_call,
+    check_folder,
     check_memory,
+    check_path,
     ended_after,
     in_folder,
     reset_peak,
@@ -30,8 +35,9 @@ from fuzz.harness import (  # noqa: E402
 )
 from fuzz.mutation import mutate, seeds  # noqa: E402
 from fuzz.parsers import Parser, change, parsers  # noqa: E402
+from fuzz.pictures import image_files  # noqa: E402
 
-BLOCK = 500  # cases whose memory is measured together
+BLOCK = 1.0  # seconds of the processor for each target in turn, whose cases are measured together
 
 
 def main() -> int:
@@ -50,10 +56,23 @@ def main() -> int:
         for i, (name, data) in enumerate(hostile_files() if options.every else ()):
             if options.only in name and i % options.every == 0:
                 fuzzer.check_file(name, data)
+        for i, (name, data) in enumerate(image_files() if options.every else ()):
+            if options.only in name and i % options.every == 0:
+                fuzzer.check_image(name, data)
+        for i, (name, build) in enumerate(hostile_folders() if options.every else ()):
+            if options.only in name and i % options.every == 0:
+                fuzzer.check_folder(name, build)
         print(f"corpus: {fuzzer.found.summary()}", flush=True)
         problems = len(fuzzer.found.problems)
         fuzzer.run(60 * options.minutes)
         return 1 if problems or fuzzer.found.problems else 0
+
+
+def turn() -> Iterator[None]:
+    """Yields for BLOCK seconds of the processor."""
+    end = time.process_time() + BLOCK
+    while time.process_time() < end:
+        yield
 
 
 class Fuzzer:
@@ -78,20 +97,20 @@ class Fuzzer:
         print(f"mutation: {self.found.summary()}", flush=True)
 
     def check_files(self, known: list[bytes]) -> None:
-        data = [mutate(self.chance.choice(known), self.chance, known) for _ in range(BLOCK)]
-        before, name = reset_peak(), f"a changed file after {self.found.files}"
-        for one in data:
-            self.check_file(name, one, measured=False)
-        if not check_memory(name, before + max(map(len, data)), Findings()):
+        before, name, data = reset_peak(), f"a changed file after {self.found.files}", []
+        for _ in turn():
+            data.append(mutate(self.chance.choice(known), self.chance, known))
+            self.check_file(name, data[-1], measured=False)
+        if not check_memory(name, before + sum(map(len, data)), Findings()):
             for one in data:
                 self.check_file(name, one)
 
     def check_parser(self, name: str, parser: Parser) -> None:
-        cases = [self.changed(parser) for _ in range(BLOCK)]
-        before = reset_peak()
-        for case in cases:
-            self.check_case(name, parser, case)
-        if not check_memory(name, before + max(map(len, cases)), Findings()):
+        before, cases = reset_peak(), []
+        for _ in turn():
+            cases.append(self.changed(parser))
+            self.check_case(name, parser, cases[-1])
+        if not check_memory(name, before + 4 * sum(map(len, cases)), Findings()):
             for case in cases:
                 before = reset_peak()
                 self.check_case(name, parser, case)
@@ -113,6 +132,19 @@ class Fuzzer:
         with ended_after(600):
             check_bytes(name, data, self.folder, self.found, measured)
         self.keep_input(before, "file", data)
+
+    def check_image(self, name: str, data: bytes) -> None:
+        before, path = len(self.found.problems), self.folder / "image.png"
+        path.write_bytes(data)
+        with ended_after(600):
+            check_path(name, path, IMAGE_READERS, len(data), self.found)
+        self.keep_input(before, "image", data)
+
+    def check_folder(self, name: str, build: Callable[[Path], None]) -> None:
+        before = len(self.found.problems)
+        with ended_after(600):
+            check_folder(name, build, self.folder, self.found)
+        self.keep_input(before, "folder", name.encode())
 
     def keep_input(self, before: int, name: str, data: bytes) -> None:
         """Prints the problems since `before`, and writes the input that caused them."""
