@@ -40,6 +40,7 @@ class DiskError(UserError):
 
 
 NO_MEMORY = "there was not enough memory: choose a smaller size or fewer images at once."
+NO_UTF8 = "the locale has no UTF-8, so {!r} cannot be written there: set LC_ALL=C.UTF-8, or use plain letters."
 STOPPED, NO_READER = 130, 141  # exit codes, as shells report SIGINT and SIGPIPE
 REMEDIES = {
     errno.ENOSPC: "make room on that disk",
@@ -91,6 +92,8 @@ def plain_errors(main):
                     exit_process(NO_READER)
                 if isinstance(error, UserError):
                     exit_process(2, f"error: {error}")
+                if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":  # of a path
+                    exit_process(2, f"error: {NO_UTF8.format(error.object[:200])}")
                 if isinstance(error, (MemoryError, RuntimeError, OSError)) and is_out_of_memory(error):
                     exit_process(2, f"error: {NO_MEMORY}")
                 if isinstance(error, OSError):
