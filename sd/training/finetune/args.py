@@ -123,7 +123,8 @@ def add_previews(options: OptionGroups) -> None:
     options.begin_group("preview images")
     add = options.add_option
     add("--prompt", dest="prompts", action="append", type=decode_argument, metavar="TEXT",
-        default="four that suit the model", help="validation prompt, with {} for the new word (repeatable)")  # fmt: skip
+        default="four that suit the model",
+        help="validation prompt, with {} for the new word (repeatable)")  # fmt: skip
     add(
         "--saves",
         type=int,
