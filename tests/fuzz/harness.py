@@ -1,5 +1,6 @@
 """Reads one file in every way that the project has, and reports what must never happen while it does."""
 
+import codecs
 import faulthandler
 import gc
 import os
@@ -213,5 +214,7 @@ def warm_up(folder: Path) -> None:
 
     for name, data in list(sizes())[:30]:
         check_bytes(name, data, folder, found)
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "shift_jis", "iso2022_jp", "latin-1", "cp437"):
+        codecs.lookup(encoding)
     gc.collect()
     gc.freeze()  # so that collecting before each file is quick
