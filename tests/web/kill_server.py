@@ -225,9 +225,7 @@ def main() -> int:
             attack.done.set()
             attack.process.kill()
             attack.process.wait()
-    print(
-        f"{len(attack.accepted)} jobs of {CLIENTS} clients, {attack.malformed} malformed requests; kills: {dict(killed)}"
-    )
+    print(f"{len(attack.accepted)} jobs of {CLIENTS} clients, {attack.malformed} malformed ones; kills: {dict(killed)}")
     print(f"{found}; statuses {dict(sorted(attack.statuses.items()))}")
     print("\n".join(attack.fives[:20]))
     return 1 if attack.fives or any(found[name] for name in ("lost", "unended", "mixed", "unlisted")) else 0
