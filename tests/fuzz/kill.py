@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -172,7 +173,7 @@ PROGRAMS = {
 
 
 def run_and_kill(program: Program, folder: Path, kills: int, chance: random.Random) -> int:
-    """Returns how many runs were killed; the others had ended before."""
+    """Returns how many runs were killed; the others had ended before, and the next one starts from nothing."""
     began = time.monotonic()
     first = subprocess.run(program.command(folder / "whole"), capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
@@ -185,7 +186,13 @@ def run_and_kill(program: Program, folder: Path, kills: int, chance: random.Rand
             process.kill()
             process.wait()
             killed += 1
-        program.check(folder)
+            program.check(folder)
+        else:  # it starts again from nothing
+            program.check(folder)
+            program.done(folder)
+            for path in folder.iterdir():
+                if path.name not in ("whole", "images"):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
     last = subprocess.run(program.command(folder), capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     program.check(folder)
