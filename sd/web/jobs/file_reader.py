@@ -78,7 +78,7 @@ def read_files(pipe: Connection) -> None:
         while True:
             function, args = pipe.recv()
             try:
-                answer = None, function(*args)
+                answer: tuple[type[UserError] | None, Any] = None, function(*args)
             except DiskError as error:
                 answer = UserError, str(error)
             except UserError as error:
