@@ -10,7 +10,7 @@ OLDEST := 3.10
 comma := ,
 CODE := sd scripts benchmarks examples tests docs/write_reference.py setup.py .ci/import_core.py
 
-.PHONY: txt2img app test test-fast screenshots lint format clean
+.PHONY: txt2img app test test-fast screenshots lint audit format clean
 
 txt2img: $(VENV)/core
 	@$(VENV)/bin/python scripts/txt2img.py --prompt="$$PROMPT_TEXT" $(ARGS)
@@ -36,6 +36,11 @@ lint: $(VENV)/dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/vermin --quiet --violations --target=$(OLDEST)- $(CODE)
+
+# Known defects of the installed packages; needs the network, so it is no part of lint.
+audit: $(VENV)/dev
+	$(VENV)/bin/python -m pip install --quiet pip-audit
+	$(VENV)/bin/python -m pip_audit --skip-editable
 
 format: $(VENV)/dev
 	$(VENV)/bin/ruff check --fix .

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import io
 import json
 import re
 import zlib
@@ -202,4 +203,6 @@ def save_embedding(
                 "sd_checkpoint_name": model_name,
             }
             # The older of torch's two containers: a webui before 1.10 refuses what newer torch adds to the other.
-            torch.save(content, part, _use_new_zipfile_serialization=False)
+            buffer = io.BytesIO()  # torch reports a full disk of this container as an error of its own
+            torch.save(content, buffer, _use_new_zipfile_serialization=False)
+            part.write_bytes(buffer.getvalue())

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sd.checkpoints.families import PEFT_CONFIG
-from sd.checkpoints.foreign_files import parse_json_object, reads_file
+from sd.checkpoints.foreign_files import parse_json_object, read_json_file, reads_file
 from sd.checkpoints.weight_files import describe_contents, read_weights
 from sd.utils.errors import UserError
 
@@ -130,7 +130,7 @@ def open_folder(path: Path) -> AdapterFile:
     contents = AdapterFile({}, config_name=PEFT_CONFIG)
     for part, folder in folders.items():
         contents.tensors |= read_named_tensors(weights_in(folder))
-        contents.configs[part] = parse_json_object((folder / PEFT_CONFIG).read_bytes(), folder / PEFT_CONFIG)
+        contents.configs[part] = read_json_file(folder / PEFT_CONFIG)
     return contents
 
 

@@ -149,8 +149,8 @@ def read_network(folder: Path) -> tuple[dict[str, Tensor], list[MappedFile], str
     *_, is_index, _, path = min(found)
     if not is_index:
         return read_weight_files([path])
-    shards = read_json_file(path).get("weight_map", {}).values()
-    return read_weight_files([folder / Path(shard).name for shard in sorted(set(shards))])
+    shards = {Path(shard).name for shard in read_json_file(path).get("weight_map", {}).values()}
+    return read_weight_files([folder / name for name in sorted(shards)])
 
 
 def read_weight_files(paths: list[Path]) -> tuple[dict[str, Tensor], list[MappedFile], str]:

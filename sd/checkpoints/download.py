@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sd.utils.errors import UserError
+from sd.utils.errors import REMEDIES, DiskError, UserError
 
 MIRROR = "https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/"
 SHA256 = {
@@ -44,7 +44,9 @@ def download_file(url: str, path: Path, sha256: str, patience: int = 5, pause: f
             raise UserError(f"{url} is not {path.name}: its SHA-256 differs; try another --url.")
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
+        remedy = REMEDIES.get(error.errno or 0, "check the path and the disk")
+        reason = f"{error.strerror or error}; {remedy}, and run this again, which resumes an unfinished download"
+        raise DiskError(f"{path} could not be written: {reason}.", error) from error
 
 
 def download_part(url: str, part: Path, sha256: str, patience: int, pause: float) -> None:

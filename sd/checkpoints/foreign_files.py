@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
 
 from sd.utils.errors import NO_MEMORY, UserError, is_out_of_memory, os_error_message
 
@@ -68,9 +69,13 @@ def reads_file(read: Callable) -> Callable:
 def read_json_file(path: Path) -> dict:
     """Returns a JSON file's object. Raises UserError where the file is missing, too large, or holds anything else."""
     try:
-        if path.stat().st_size > LARGEST_JSON:
+        status = path.stat()
+        if not S_ISREG(status.st_mode):  # reading a pipe waits forever
+            raise UserError(f"{path} is not a file: download the whole folder again.")
+        if status.st_size > LARGEST_JSON:
             raise UserError(f"{path} is too large for a configuration: download it again.")
-        return parse_json_object(path.read_bytes(), path)
+        with path.open("rb") as file:
+            return parse_json_object(file.read(LARGEST_JSON + 1), path)
     except FileNotFoundError as error:
         raise UserError(f"file not found: {path}; download the whole folder again.") from error
     except OSError as error:

@@ -19,6 +19,7 @@ from sd.pipeline.settings import MAX_IMAGES, OPTIONS, GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.device import DTYPES, check_device, device_of, dtype_of
 from sd.utils.errors import UserError
+from sd.utils.files import decode_argument
 
 
 def generation_parser(description: str, mode: str = "text", defaults: Mapping[str, Any] | None = None) -> "FlagGroups":
@@ -88,7 +89,8 @@ def add_options(flags: FlagGroups, rows: Iterable[Option], defaults: Mapping[str
         if row.type is bool:
             more["action"] = argparse.BooleanOptionalAction if row.default else "store_true"
         else:
-            more |= {"type": row.type, "metavar": row.metavar or row.type.__name__.upper().replace("STR", "TEXT")}
+            as_type = decode_argument if row.type is str and row.group == "prompt" else row.type
+            more |= {"type": as_type, "metavar": row.metavar or row.type.__name__.upper().replace("STR", "TEXT")}
         flags.add(
             row.group,
             *row.flags,
@@ -100,8 +102,9 @@ def add_options(flags: FlagGroups, rows: Iterable[Option], defaults: Mapping[str
 
 def add_prompt_flags(flags: FlagGroups) -> None:
     add = flags.add
-    add("prompt", "positional_prompt", nargs="?", metavar="PROMPT", help="text prompt; the same as --prompt")
-    add("prompt", "--style", metavar="NAME", help="apply a style of data/styles.csv, such as watercolor")
+    text = decode_argument
+    add("prompt", "positional_prompt", nargs="?", type=text, metavar="PROMPT", help="text prompt; the same as --prompt")
+    add("prompt", "--style", type=text, metavar="NAME", help="apply a style of data/styles.csv, such as watercolor")
     add(
         *("prompt", "--enhance"),
         action="store_true",

@@ -92,6 +92,7 @@ class ControlNet:
     global_pool: bool = False
 
 
+@reads_file
 def load_controlnet(path: str | Path, unet: UNetModel, config: dict) -> ControlNet:
     """Loads a ControlNet of any layout for a U-Net, on its device and in its dtype.
 

@@ -119,7 +119,7 @@ def split_name(name: str) -> tuple[str, str]:
     for ending in sorted(schedule_names(), key=len, reverse=True):
         if key.endswith(ending) and key.removesuffix(ending) in samplers:
             return samplers[key.removesuffix(ending)], ending
-    raise UserError(f"unknown sampler {name!r}; choose from {', '.join(ALL_SAMPLERS)}.")
+    raise UserError(f"unknown sampler {name[:100]!r}; choose from {', '.join(ALL_SAMPLERS)}.")
 
 
 def find_foreign_sampler(name: str, schedule: str = "", missing: str = "automatic") -> tuple[str, str]:

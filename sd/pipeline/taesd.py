@@ -97,6 +97,7 @@ class TAESD(nn.Module):
         return self.decoder(latent) * 2 - 1
 
 
+@reads_file
 def load_taesd(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TAESD:
     """Loads TAESD.
 
@@ -134,7 +135,6 @@ def find_files(path: Path) -> list[Path]:
     return [path, *(other for other in others if other != path and other.is_file())]
 
 
-@reads_file
 def read_part(file: Path) -> dict[str, dict[str, Tensor]]:
     """Returns {"encoder": tensors, "decoder": tensors}, either or both, under the keys of TAESD's own files."""
     try:

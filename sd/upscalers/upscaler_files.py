@@ -76,6 +76,7 @@ def rename_first(key: str, outer: dict[str, str]) -> str:
     return key
 
 
+@reads_file
 def load_upscaler(path: str | Path) -> RRDBNet:
     """Loads an upscaler, fp32, on the CPU. Raises UserError for a file that holds no RRDBNet."""
     tensors = read_upscaler(path)

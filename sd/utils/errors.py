@@ -8,15 +8,27 @@ exception is a bug of the program and keeps its traceback.
 import errno
 import functools
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks, and what a terminal would obey
+LONGEST = 2000  # letters of a message
+
 
 class UserError(ValueError):
-    """An error caused by user input. The message is one sentence: what is wrong and how to fix it."""
+    """An error caused by user input. The message is one sentence: what is wrong and how to fix it.
+
+    Names and values out of strangers' files may be in it: control characters are escaped, and of a message of over
+    LONGEST letters the middle is left out.
+    """
+
+    def __init__(self, message: str = ""):
+        text = CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], str(message))
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}")
 
 
 class DiskError(UserError):
@@ -28,6 +40,7 @@ class DiskError(UserError):
 
 
 NO_MEMORY = "there was not enough memory: choose a smaller size or fewer images at once."
+NO_UTF8 = "the locale has no UTF-8, so {!r} cannot be written there: set LC_ALL=C.UTF-8, or use plain letters."
 STOPPED, NO_READER = 130, 141  # exit codes, as shells report SIGINT and SIGPIPE
 REMEDIES = {
     errno.ENOSPC: "make room on that disk",
@@ -79,6 +92,8 @@ def plain_errors(main):
                     exit_process(NO_READER)
                 if isinstance(error, UserError):
                     exit_process(2, f"error: {error}")
+                if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":  # of a path
+                    exit_process(2, f"error: {NO_UTF8.format(error.object[:200])}")
                 if isinstance(error, (MemoryError, RuntimeError, OSError)) and is_out_of_memory(error):
                     exit_process(2, f"error: {NO_MEMORY}")
                 if isinstance(error, OSError):

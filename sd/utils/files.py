@@ -45,6 +45,17 @@ def is_encodable(text: str) -> bool:
     return text.isascii() or not SURROGATE.search(text)
 
 
+def decode_argument(text: str) -> str:
+    """Return the text of a command-line argument, which is UTF-8 even where the locale says otherwise (LC_ALL=C).
+
+    Python leaves bytes that the locale cannot decode as lone surrogates. For texts, not for paths.
+    """
+    try:
+        return text if is_encodable(text) else os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
+
+
 def encodable(text: str) -> str:
     """Return the text with each lone surrogate replaced by "?"."""
     return text if is_encodable(text) else SURROGATE.sub("?", text)

@@ -4,6 +4,8 @@ An image is a PIL image at the interfaces of the program and a tensor (B, 3, H, 
 """
 
 import io
+import re
+import struct
 import zlib
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +25,11 @@ ANY_FILE, PER_BYTE = 1 << 28, 4  # bytes of pixels that any file may unpack to, 
 SAMPLE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 2, "I;16": 2}  # of a pixel in Pillow's memory; 4 in any other mode
 MAX_TEXTS, MAX_TEXT_BYTES = 1000, 1 << 23  # of a PNG: chunks of text, and what they may unpack to in all
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
+ANY_EXIF = 1 << 24  # bytes that the entries of any file's directories may name
+EXIF_MARK = b"Exif\0\0"
+TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}  # the first bytes of a TIFF
+TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # bytes by type
+DIRECTORIES = (0x014A, 0x8769, 0x8825, 0xA005)  # tags whose value is the place of another directory
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # without those that start a program, as EPS does
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 INFOTEXT_KEY = "parameters"  # the PNG text chunk where the webui keeps the settings
@@ -52,6 +59,8 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
         try:
             with open_header(source) as image:
                 return load_pixels(image, size_of_file(source))
+        except UserError:
+            raise
         except ValueError:  # a text chunk behind the pixels is too large
             with Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS) as image:
                 return load_pixels(image, size_of_file(source))
@@ -71,6 +80,7 @@ def open_header(source: str | Path | BinaryIO) -> Image.Image:
     A PNG's text or color profile of over 1 MB when decompressed, which Pillow rejects, is left out, and so is what is
     beyond MAX_TEXTS and MAX_TEXT_BYTES.
     """
+    check_directories(source)
     if count_texts(source) > MAX_TEXTS:
         return Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS)
     try:
@@ -106,9 +116,63 @@ def check_memory(image: Image.Image, file_size: int, copies: int) -> None:
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 for an upright image and where there is none."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        return exif_of(image).get(ExifTags.Base.Orientation, 1)
     except Exception:  # corrupt EXIF data is ignored; Pillow may raise any exception
         return 1
+
+
+def exif_of(image: Image.Image) -> Image.Exif:
+    """Return an image's EXIF data; an empty one where reading it would take far more than its size. May raise anything.
+
+    Every entry of a directory names bytes anywhere in the data, which Pillow copies: 60,000 entries, 60,000 copies.
+    """
+    data = image.info.get("exif")
+    if data is None and (profile := image.info.get("Raw profile type exif")):
+        data = bytes.fromhex("".join(profile.split("\n")[3:]))
+    while data and data.startswith(EXIF_MARK):
+        data = data[len(EXIF_MARK) :]
+    return Image.Exif() if data and is_repetitive(data) else image.getexif()
+
+
+def check_directories(source: str | Path | BinaryIO) -> None:
+    """Raise UserError for a TIFF, or a JPEG's EXIF data, that Pillow would copy again and again on opening it."""
+    with open(source, "rb") if isinstance(source, (str, Path)) else nullcontext(source) as file:
+        file.seek(0)
+        head, data = file.read(4), b""
+        if head.startswith(b"\xff\xd8"):
+            whole = head + file.read()
+            for found in re.finditer(rb"\xff\xe1(..)" + EXIF_MARK, whole, re.DOTALL):
+                data += whole[found.end() : found.start() + 2 + int.from_bytes(found[1], "big")]
+        elif head in TIFF_ORDERS:
+            data = head + file.read()
+        file.seek(0)
+    if is_repetitive(data):
+        raise UserError("the image is refused: its directory names the same bytes again and again; save it as PNG.")
+
+
+def is_repetitive(data: bytes) -> bool:
+    return copied_bytes(data) > ANY_EXIF + PER_BYTE * len(data)
+
+
+def copied_bytes(data: bytes) -> int:
+    """Return how many bytes the entries of a TIFF's first directory, and of those that it points to, name in all.
+
+    0 for what is no TIFF. TIFF 6.0, section 2.
+    """
+    order = TIFF_ORDERS.get(data[:4])
+    if order is None or len(data) < 8:
+        return 0
+    if b"+" in data[:4]:  # BigTIFF, for files of over 4 GB
+        return 1 << 62
+    total, todo = 0, list(struct.unpack_from(f"{order}L", data, 4))
+    for start in todo:
+        count = int.from_bytes(data[start : start + 2], "little" if order == "<" else "big")
+        entries = data[start + 2 : start + 2 + 12 * count]
+        for tag, kind, number, value in struct.iter_unpack(f"{order}HHLL", entries[: len(entries) // 12 * 12]):
+            total += min(TIFF_SIZES.get(kind, 1) * number, len(data))
+            if tag in DIRECTORIES and value not in todo and len(todo) < 8:
+                todo.append(value)
+    return total
 
 
 def size_of_file(source: str | Path | BinaryIO) -> int:
@@ -181,6 +245,8 @@ def unpacked_size(kind: bytes, chunk: bytes) -> int:
 
 def apply_orientation(image: Image.Image) -> Image.Image:
     """Return a copy, rotated as its EXIF orientation says."""
+    if orientation_of(image) == 1:
+        return image.copy()
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # corrupt EXIF data is ignored; Pillow may raise any exception

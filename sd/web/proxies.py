@@ -77,5 +77,5 @@ def parse_root_path(text: str) -> str:
     if prefix == "/":
         return ""
     if not PREFIX.fullmatch(prefix):
-        raise UserError(f"--root-path {text!r} is not a path such as /sd: use letters, digits, . _ ~ - and slashes.")
+        raise UserError(f"--root-path {text[:100]!r} is no path such as /sd: use letters, digits, . _ ~ - and slashes.")
     return prefix

@@ -14,7 +14,6 @@ import hmac
 import json
 import re
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from sd.utils.errors import UserError
 from sd.web.attempts import TOO_LONG, Bodies, WrongPasswords
@@ -23,6 +22,7 @@ from sd.web.problems import problem_content, report
 from sd.web.proxies import is_loopback_address
 
 HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::\d{1,5})?")  # a Host header, the whole of it
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\\\s]+")  # a scheme and a host
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Asgi = Callable[[dict, Callable, Callable], Awaitable[None]]
 
@@ -128,10 +128,10 @@ def parse_origins(texts: list[str]) -> tuple[str, ...]:
     """Parse `--cors-allow-origins`: origins, separated by commas, or "*". Raises UserError."""
     origins = [one.strip().rstrip("/") for text in texts for one in text.split(",") if one.strip()]
     for origin in origins:
-        parts = urlsplit(origin)
-        if origin != "*" and (not parts.scheme or not parts.netloc or parts.path or parts.query):
+        if origin != "*" and not ORIGIN.fullmatch(origin):
             raise UserError(
-                f"--cors-allow-origins {origin!r} is no origin: give one such as http://localhost:5173, or '*' for all."
+                f"--cors-allow-origins {origin[:100]!r} is no origin: give one such as http://localhost:5173, "
+                "or '*' for all."
             )
     return tuple(origin.lower() for origin in origins)
 

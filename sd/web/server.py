@@ -32,6 +32,7 @@ from sd.web.jobs.file_reader import FileReader
 from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import WAITING, Jobs
+from sd.web.jobs.uploads import decode_by
 from sd.web.jobs.worker import JobRunner, WorkerProcess
 from sd.web.problems import add_error_handlers
 from sd.web.proxies import ProxyHeaders, is_loopback_address, parse_root_path
@@ -156,10 +157,11 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def read_outside(models: Models) -> None:
-    """Let another process read the files of models."""
+    """Let other processes read the files of models and decode uploaded images."""
     reader = FileReader()
     models.reader = reader
     read_by(reader)
+    decode_by([reader, FileReader()])  # a file that holds the first one does not hold the images
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:

@@ -1,11 +1,13 @@
 """One sentence for whatever is wrong with a file, and a bound on what reading one may cost."""
 
 import json
+import os
 
 import pytest
 import torch
 
 from sd.checkpoints.config import fill_defaults
+from sd.checkpoints.diffusers_format import read_network
 from sd.checkpoints.foreign_files import (
     COPIES,
     COPIES_OF_ANY,
@@ -122,3 +124,28 @@ def test_half_a_character_in_a_checkpoints_texts_can_be_written_again(tmp_path):
     found = read_weights(tmp_path / "a.ckpt")
     write_weights(tmp_path / "b.safetensors", "safetensors", found.content["state_dict"], found.metadata)
     assert read_weights(tmp_path / "b.safetensors").metadata == {"note": "half ?"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes among its files")
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a device", "a folder"])
+def test_what_would_never_end_is_not_read_as_a_configuration(kind, tmp_path):
+    path = tmp_path / "config.json"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"config\.json is not a file"):
+        read_json_file(path)
+
+
+def test_shards_of_one_name_are_read_once(tmp_path):
+    """A list of 50,000 shards in a file of 2 MB would read the same file 50,000 times."""
+    write_weights(tmp_path / "good.safetensors", "safetensors", {"a": torch.ones(2)}, {})
+    shards = {str(number): f"{number}/good.safetensors" for number in range(50_000)}
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": shards}))
+    tensors, files, _ = read_network(tmp_path)
+    assert list(tensors) == ["a"]
+    assert len(files) == 1

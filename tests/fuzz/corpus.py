@@ -7,6 +7,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 
+from fuzz.containers import container_files
 from fuzz.programs import (
     CONTAINERS,
     LEGACY_HEAD,
@@ -121,6 +122,7 @@ def hostile_files() -> Iterator[tuple[str, bytes]]:
     for make in (calls, memory, tensors, objects, archives, legacy_files, safetensors_files, sizes):
         for label, data in make():
             yield f"{make.__name__}/{label}", data
+    yield from container_files()
 
 
 def calls() -> Iterator[tuple[str, bytes]]:

@@ -1,13 +1,16 @@
 """Reads one file in every way that the project has, and reports what must never happen while it does."""
 
+import codecs
 import faulthandler
 import gc
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +19,17 @@ from fuzz.corpus import MARKER
 from sd.adapters.embedding_files import read_embeddings
 from sd.adapters.lora_files import open_adapter
 from sd.checkpoints import checkpoint
-from sd.checkpoints.model_files import content_of
+from sd.checkpoints.foreign_files import reads_file
+from sd.checkpoints.model_files import content_of, models_below
 from sd.checkpoints.vae_files import read_vae
 from sd.checkpoints.weight_files import read_weights
+from sd.control.controlnet_files import infer_hint_channels, read_controlnet
 from sd.evaluation.clip_loader import read_clip
+from sd.pipeline.infotext import read_infotext
+from sd.pipeline.taesd import load_taesd
+from sd.upscalers.upscaler_files import load_upscaler
 from sd.utils.errors import UserError
+from sd.utils.images import open_image, to_rgb
 
 SLOWEST = 5.0  # seconds of the processor
 LARGEST = 300 << 20  # bytes beyond the file's own size
@@ -39,6 +48,15 @@ READERS = {
     "adapter": open_adapter,
     "content": content_of,
     "clip": read_clip,
+    "controlnet": reads_file(lambda path: infer_hint_channels(read_controlnet(path))),
+    "upscaler": load_upscaler,
+    "taesd": load_taesd,
+}
+IMAGE_READERS = {
+    "image": lambda path: to_rgb(open_image(path)),
+    "settings": lambda path: read_infotext(path),
+    "embedding": lambda path: read_embeddings(path, 768),
+    "mask": lambda path: to_rgb(open_image(path), "black"),
 }
 
 
@@ -94,12 +112,39 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def check_bytes(name: str, data: bytes, folder: Path, found: Findings) -> None:
+def check_bytes(name: str, data: bytes, folder: Path, found: Findings, measured: bool = True) -> None:
+    """Reads a file of these bytes in every way. measured: whether the memory of each way is measured, which is slow."""
     path = folder / "file.ckpt"
     path.write_bytes(data)
+    check_path(name, path, READERS, len(data), found, measured)
+
+
+def check_folder(name: str, build: Callable[[Path], None], folder: Path, found: Findings) -> None:
+    """Builds a folder and reads it in every way."""
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    (folder / "model").mkdir()
+    build(folder / "model")
+    readers = {way: read for way, read in READERS.items() if way != "weights"}
+    readers["list"] = lambda path: [content_of(one) for one in models_below(path.parent)]
+    check_path(name, folder / "model", readers, 0, found)
+    shutil.rmtree(folder / "model")
+
+
+def check_path(
+    name: str, path: Path, readers: dict[str, Callable], size: int, found: Findings, measured: bool = True
+) -> None:
+    """Reads a file or folder in each of these ways; `size` is what it takes on the disk."""
+    folder = path.parent
     found.files += 1
-    for way, read in READERS.items():
-        was_read = check_reader(f"{name} as {way}", read, path, len(data), found)
+    for way, read in readers.items():
+        before, WATCH.events = reset_peak() if measured else 0, []
+        WATCH.on = True
+        was_read = check_call(f"{name} as {way}", read, path, found)
+        WATCH.on = False
+        if WATCH.events:
+            found.problems.append(f"{name} as {way}: EXECUTED {WATCH.events[:3]}")
+        if measured:
+            check_memory(f"{name} as {way}", before + size, found)
         if way == "weights" and not was_read:
             break  # all others begin with it
     if (folder / MARKER).exists():
@@ -107,34 +152,46 @@ def check_bytes(name: str, data: bytes, folder: Path, found: Findings) -> None:
         found.problems.append(f"{name}: EXECUTED")
 
 
-def check_reader(name: str, read, path: Path, size: int, found: Findings) -> bool:
-    """Returns whether the file was read."""
+def check_call(name: str, read: Callable, value: object, found: Findings, also: tuple = ()) -> bool:
+    """Calls read(value) and returns whether it ended well. also: errors beside UserError that it may raise."""
     was_read = False
-    before, started = reset_peak(), time.process_time()
-    faulthandler.dump_traceback_later(600, exit=True)
-    WATCH.events, WATCH.on = [], True
+    started = time.process_time()
     try:
-        read(path)
+        read(value)
         was_read = True
     except UserError as error:
         found.refused += 1
-        if "\n" in str(error) or len(str(error)) > 1000:
+        if min(str(error), default=" ") < " " or len(str(error)) > 2000:
             found.problems.append(f"{name}: not one sentence: {str(error)[:300]!r}")
+    except also:
+        found.refused += 1
     except Exception as error:
-        found.problems.append(f"{name}: TRACEBACK {type(error).__name__}: {str(error)[:300]}")
-    finally:
-        WATCH.on = False
-        faulthandler.cancel_dump_traceback_later()
+        found.problems.append(f"{name}: TRACEBACK {type(error).__name__}: {str(error)[:300]!r}")
     found.runs += 1
-    seconds, memory = time.process_time() - started, peak_memory() - before - size
-    found.slowest, found.largest = max(found.slowest, seconds), max(found.largest, memory)
-    if WATCH.events:
-        found.problems.append(f"{name}: EXECUTED {WATCH.events[:3]}")
+    seconds = time.process_time() - started
+    found.slowest = max(found.slowest, seconds)
     if seconds > SLOWEST:
         found.problems.append(f"{name}: {seconds:.1f} s")
+    return was_read
+
+
+def check_memory(name: str, allowed: int, found: Findings) -> bool:
+    """Returns whether the peak since `reset_peak` is within LARGEST of `allowed` bytes."""
+    memory = peak_memory() - allowed
+    found.largest = max(found.largest, memory)
     if memory > LARGEST:
         found.problems.append(f"{name}: {memory >> 20} MiB beyond the file's size")
-    return was_read
+    return memory <= LARGEST
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """Ends the process, with the stack of each thread, where the block takes longer."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def in_folder() -> tempfile.TemporaryDirectory:
@@ -157,5 +214,7 @@ def warm_up(folder: Path) -> None:
 
     for name, data in list(sizes())[:30]:
         check_bytes(name, data, folder, found)
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "shift_jis", "iso2022_jp", "latin-1", "cp437"):
+        codecs.lookup(encoding)
     gc.collect()
     gc.freeze()  # so that collecting before each file is quick

@@ -38,6 +38,20 @@ def test_the_dependencies_are_those_of_the_requirements_files():
         assert {part for one in nested for part in re.search(r"\[(.*)\]", one)[1].split(",")} == included(file), name
 
 
+SAFE = {  # the oldest versions without a known defect that a stranger's file reaches, and when that was looked up
+    "pillow": ((12, 3), "2026-11-26: overflows of the heap in decoders of earlier versions"),
+    "torch": ((2, 6), "2026-11-26: before it torch.load, which reads our training states, could execute code"),
+}
+
+
+def test_no_version_with_a_known_defect_is_accepted():
+    """`make audit` looks for new ones, where it can reach its data."""
+    for name, (oldest, why) in SAFE.items():
+        wanted = next(one for one in PROJECT["dependencies"] if re.match(rf"{name}\b", one))
+        floor = tuple(map(int, re.search(r">=([\d.]+)", wanted)[1].split(".")))
+        assert floor >= oldest, why
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built from a copy of what git knows and unpacked."""

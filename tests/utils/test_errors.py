@@ -201,3 +201,13 @@ def test_the_interrupt_of_whoever_called_is_left_as_it_was(capsys):
             main(error)
     assert signal.getsignal(signal.SIGINT) is before
     assert capsys.readouterr().err == "error: x.\nstopped.\n"
+
+
+def test_a_message_obeys_no_control_characters_of_a_file_s_names_and_is_no_page():
+    assert str(UserError("no model named \x1b[2Ja\r\nb\u2028c\x9b: é \U0001f34e.")) == (
+        "no model named \\x1b[2Ja\\r\\nb\\u2028c\\x9b: é \U0001f34e."
+    )
+    long = str(UserError(f"unknown name {'a' * 100_000}: choose another one."))
+    assert len(long) < 2000
+    assert long.startswith("unknown name aaa")
+    assert long.endswith("aaa: choose another one.")

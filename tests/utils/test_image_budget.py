@@ -11,6 +11,7 @@ from PIL import Image
 from sd.adapters import embedding_files
 from sd.adapters.embedding_files import read_embeddings
 from sd.pipeline.infotext import LONGEST_TEXT, parse_infotext
+from sd.pipeline.metadata.embedded_text import embedded_texts
 from sd.utils import images
 from sd.utils.errors import UserError
 from sd.utils.files import save_png
@@ -127,3 +128,50 @@ def test_a_disk_without_hard_links(tmp_path, monkeypatch):
     names = [save_png(Image.new("RGB", (8, 8)), tmp_path, number=0).name for _ in range(3)]
     assert names == ["00000.png", "00001.png", "00002.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def directory(count: int, size: int) -> bytes:
+    """A TIFF directory of `count` entries, each of which names the same `size` bytes."""
+    entries = b"".join(struct.pack("<HHLL", 1000 + tag % 60_000, 2, size, 0) for tag in range(count))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", count) + entries + bytes(4) + bytes(size)
+
+
+def repetitive(kind: str) -> bytes:
+    data = directory(20_000, 1 << 20)
+    if kind == "TIFF":
+        return data
+    if kind == "PNG":
+        return with_chunks(chunk(b"eXIf", data), at_the_end=False)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, kind, exif=b"Exif\0\0" + (data if kind == "WEBP" else b""))
+    if kind == "WEBP":
+        return file.getvalue()
+    pieces = [b"Exif\0\0" + data[place : place + 65_000] for place in range(0, len(data), 65_000)]
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(piece)) + piece for piece in pieces)
+    return b"\xff\xd8" + segments + file.getvalue()[2:]
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG", "PNG", "WEBP"])
+def test_a_directory_that_names_the_same_bytes_again_and_again_is_not_read(kind):
+    """Pillow copies them for each entry: here 20 GB."""
+    data, began = repetitive(kind), time.process_time()
+    if kind in ("TIFF", "JPEG"):  # which Pillow reads on opening the file
+        with pytest.raises(UserError, match="names the same bytes again and again"):
+            open_image(io.BytesIO(data))
+    else:
+        image = open_image(io.BytesIO(data))
+        assert image.size == (8, 8)
+        assert embedded_texts(image) == {}
+    assert time.process_time() - began < SLOW
+
+
+def test_an_ordinary_directory_is_read():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a red apple"
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0hello"
+    for kind in ("TIFF", "JPEG", "PNG", "WEBP"):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 4), "red").save(file, kind, exif=exif)
+        image = open_image(file)
+        assert image.size == (4, 8)
+        assert "a red apple" in embedded_texts(image).values()

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 from PIL import ExifTags, Image
 
-from sd.utils.images import decode_chunk
+from sd.utils.images import decode_chunk, exif_of
 
 MAX_XMP = 4 << 20  # bytes of an XMP packet to parse
 # In the order in which they are searched for settings. Make and Model hold ComfyUI's graphs in WEBP files.
@@ -28,7 +28,7 @@ def embedded_texts(image: Image.Image) -> dict[str, str]:
 def user_comment(image: Image.Image) -> bytes:
     """Returns the raw EXIF UserComment; empty where there is none."""
     try:
-        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+        comment = exif_of(image).get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
     except Exception:  # Pillow raises nearly anything on a broken EXIF block
         return b""
     return comment if isinstance(comment, bytes) else str(comment).encode("latin-1", errors="replace")
@@ -39,7 +39,7 @@ def exif_texts(image: Image.Image) -> dict[str, str]:
     texts = {}
     for name in EXIF_FIELDS:
         try:
-            value = image.getexif().get(ExifTags.Base[name], "")
+            value = exif_of(image).get(ExifTags.Base[name], "")
         except Exception:  # as above
             continue
         if name.startswith("XP"):  # Windows keeps UTF-16 there

@@ -21,6 +21,7 @@ from sd.training.finetune.recipes import (
 )
 from sd.training.finetune.setup import load_for_training
 from sd.utils.device import DTYPES, check_device, device_of
+from sd.utils.files import decode_argument
 
 SWITCHES = {"scale_lr": False, "checkpointing": False, "clean": False, "flip": True, "buckets": True}  # and defaults
 
@@ -80,7 +81,13 @@ def add_images(options: OptionGroups) -> None:
     add("--images", required=True, metavar="DIR", default="",
         help="folder of images, 5 to 15 for an object; captions in .txt or .caption files or in metadata.jsonl; "
         "subfolders such as '10_sks dog' are read as in kohya's scripts")  # fmt: skip
-    add("--class-word", metavar="WORD", default="none", help="class of the object in the images, such as dog")
+    add(
+        "--class-word",
+        type=decode_argument,
+        metavar="WORD",
+        default="none",
+        help="class of the object in the images, such as dog",
+    )
     add("--kind", choices=KINDS, help="whether the images share an object or a style")
     add("--max-token-length", type=int, choices=TOKEN_LENGTHS, help="maximum number of tokens of a caption")
     add("--size", type=int, metavar="PIXELS", default="the model's own size", help="image size for training")
@@ -115,7 +122,8 @@ def add_training(options: OptionGroups) -> None:
 def add_previews(options: OptionGroups) -> None:
     options.begin_group("preview images")
     add = options.add_option
-    add("--prompt", dest="prompts", action="append", metavar="TEXT", default="four that suit the model",
+    add("--prompt", dest="prompts", action="append", type=decode_argument, metavar="TEXT",
+        default="four that suit the model",
         help="validation prompt, with {} for the new word (repeatable)")  # fmt: skip
     add(
         "--saves",

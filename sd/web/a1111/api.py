@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 from pydantic import BaseModel
 
-from sd.pipeline.infotext import parse_infotext, read_infotext
+from sd.pipeline.infotext import parse_infotext
 from sd.utils.errors import UserError
 from sd.web.a1111.controlnet import controlnet_router
 from sd.web.a1111.extras import extras_router
@@ -20,7 +19,7 @@ from sd.web.a1111.lists import connect_router, lists_router
 from sd.web.a1111.options import Options
 from sd.web.a1111.schema import ImageToImage, TextToImage, request_from_body, response_info
 from sd.web.jobs.job import Interrupted, Job
-from sd.web.jobs.limits import decode_image
+from sd.web.jobs.limits import decode_image, uploaded_infotext
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
@@ -142,7 +141,7 @@ def read_settings(text: str) -> dict:
     """Return the settings in an image, given in base64; an image without settings is no error."""
     data = decode_image(text)
     try:
-        infotext = read_infotext(io.BytesIO(data))
+        infotext = uploaded_infotext(data)
     except UserError:
         return {"info": "", "items": {}, "parameters": {}}
     return {"info": infotext, "items": {"parameters": infotext}, "parameters": parse_infotext(infotext)}

@@ -21,6 +21,7 @@ from sd.utils.images import to_rgb
 from sd.web.a1111.fields import is_off_unit, is_value_off
 from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, MAX_PIXELS, check_image, decode_image
 from sd.web.jobs.model_index import Models
+from sd.web.jobs.uploads import decodes_uploads
 from sd.web.problems import PROBLEMS
 
 VERSION = 3  # of the extension's API
@@ -133,10 +134,14 @@ def image_of(unit: dict) -> bytes | None:
     if not isinstance(image, str) or not isinstance(mask, str | None):
         raise UserError("the image of a ControlNet unit is no base64: send it as text.")
     data = decode_image(image)
-    if not mask:
-        return data
+    return with_mask(data, decode_image(mask)) if mask else data
+
+
+@decodes_uploads
+def with_mask(data: bytes, mask: bytes) -> bytes:
+    """Returns an image's file with a mask as its transparency; as it is for a mask that is black everywhere."""
     opened = to_rgb(check_image(data))
-    hole = stretch_mask(read_mask(check_image(decode_image(mask))), *opened.size)
+    hole = stretch_mask(read_mask(check_image(mask)), *opened.size)
     if brightest(hole) == 0:  # the extension's page sends a black mask where nothing is painted
         return data
     opened.putalpha(ImageOps.invert(hole))
@@ -185,11 +190,16 @@ def detect(body: DetectRequest) -> list[str]:
     one = PREPROCESSORS[module]
     fields = {"threshold_a": body.controlnet_threshold_a, "threshold_b": body.controlnet_threshold_b}
     a, b = within(one.a, fields, "threshold_a"), within(one.b, fields, "threshold_b")
-    answers = []
-    for text in body.controlnet_input_images:
-        image = with_shorter_side(to_rgb(check_image(decode_image(text))), body.controlnet_processor_res)
-        answers.append(base64.b64encode(png_bytes(Image.fromarray(preprocess(image, module, a, b)))).decode())
-    return answers
+    side = body.controlnet_processor_res
+    found = (preprocess_image(decode_image(text), side, module, a, b) for text in body.controlnet_input_images)
+    return [base64.b64encode(data).decode() for data in found]
+
+
+@decodes_uploads
+def preprocess_image(data: bytes, side: int, module: str, a: float | None, b: float | None) -> bytes:
+    """Returns a preprocessed image as a PNG. side: the shorter side to work at. Raises UserError."""
+    image = with_shorter_side(to_rgb(check_image(data)), side)
+    return png_bytes(Image.fromarray(preprocess(image, module, a, b)))
 
 
 def with_shorter_side(image: Image.Image, side: int) -> Image.Image:

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from sd.utils.errors import UserError
 from sd.utils.images import INFOTEXT_KEY, to_rgb
 from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, MAX_PIXELS, TooLarge, check_image, decode_image
+from sd.web.jobs.uploads import decodes_uploads
 from sd.web.problems import PROBLEMS
 
 UPSCALERS = {"None": None, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
@@ -69,14 +70,21 @@ def extras_router() -> APIRouter:
 
 def upscale_file(body: UpscaleRequest, text: str) -> str:
     """Return an upscaled PNG in base64, with the settings in the image. text: the image in base64. Raises UserError."""
-    image = check_image(decode_image(text))
+    options = UpscaleRequest(**body.model_dump(include=set(UpscaleRequest.model_fields)))  # without other images
+    return base64.b64encode(upscale_image(decode_image(text), options)).decode()
+
+
+@decodes_uploads
+def upscale_image(data: bytes, body: UpscaleRequest) -> bytes:
+    """Return an upscaled PNG, with the settings in the image. Raises UserError."""
+    image = check_image(data)
     held = image.info.get(INFOTEXT_KEY, "")
     file = io.BytesIO()
     text_chunks = PngInfo()
     if isinstance(held, str) and held:
         text_chunks.add_text(INFOTEXT_KEY, held)
     upscale(to_rgb(image), body).save(file, format="PNG", pnginfo=text_chunks)
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
 
 
 def upscale(image: Image.Image, body: UpscaleRequest) -> Image.Image:

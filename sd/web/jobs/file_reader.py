@@ -1,22 +1,23 @@
-"""Strangers' model files are read in a process of their own, so that a file that crashes or hangs costs no server."""
+"""Strangers' files are read in a process of their own, so that a file that crashes or hangs costs no server."""
 
 import atexit
 import multiprocessing
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from sd.utils.errors import UserError
+from sd.utils.errors import DiskError, UserError
 
-PATIENCE = 30.0  # seconds for one file; the first one waits for the process to start as well
+PATIENCE = 60.0  # seconds for one file; the first one waits for the process to start as well
 
 
 class FileReader:
-    """Calls functions of a file's path in another process, which starts with the first call and again after its death.
+    """Calls functions of a file in another process, which starts with the first call and again after its death.
 
     One file is read at a time. The process ends with this one.
     """
@@ -25,23 +26,30 @@ class FileReader:
         self.patience, self.lock = patience, threading.Lock()
         self.process: Any = None
 
-    def __call__(self, function: Callable[..., Any], path: Path) -> Any:
-        """Return function(path), both of a module's top level. Raises its UserError, and UserError where it dies."""
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return function(*args), a function of a module's top level.
+
+        args: the path of a model's file, or the bytes of an image and what else the function takes.
+        Raises its UserError, and UserError where it dies or takes too long.
+        """
+        what, advice = "the image", "send another one"
+        if isinstance(args[0], Path):
+            what, advice = args[0].name, "move it out of the folder"
         with self.lock:
             if self.process is None or not self.process.is_alive():
                 self.start()
             try:
-                self.pipe.send((function, path))
+                self.pipe.send((function, args))
                 if not self.pipe.poll(self.patience):
                     self.stop()
-                    raise UserError(f"{path.name} takes too long to read: move it out of the folder.")
-                good, value = self.pipe.recv()
+                    raise UserError(f"{what} takes too long to read: {advice}.")
+                error_class, value = self.pipe.recv()
             except (EOFError, OSError) as error:
                 self.stop()
-                raise UserError(f"{path.name} ended the process that read it: move it out of the folder.") from error
-        if good:
+                raise UserError(f"{what} ended the process that read it: {advice}.") from error
+        if error_class is None:
             return value
-        raise UserError(value)
+        raise error_class(value)
 
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -68,11 +76,14 @@ def read_files(pipe: Connection) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")  # the kernel kills this process first
     with suppress(EOFError, ConnectionError):
         while True:
-            function, path = pipe.recv()
+            function, args = pipe.recv()
             try:
-                answer = True, function(path)
+                answer: tuple[type[UserError] | None, Any] = None, function(*args)
+            except DiskError as error:
+                answer = UserError, str(error)
             except UserError as error:
-                answer = False, str(error)
+                answer = type(error), str(error)
             except Exception as error:  # none is known; the server must not meet it
-                answer = False, f"{path.name} cannot be read ({type(error).__name__})."
+                traceback.print_exc()
+                answer = UserError, f"the file cannot be read ({type(error).__name__})."
             pipe.send(answer)

@@ -24,7 +24,7 @@ from sd.utils.errors import DiskError
 from sd.utils.files import save_png, write_png
 from sd.utils.image_grid import grid
 from sd.utils.images import open_image, to_rgb
-from sd.web.jobs.job import Cancelled, Interrupted, Job, Skipped
+from sd.web.jobs.job import Cancelled, Interrupted, Job, JobFailed, Skipped
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Tell
 
@@ -54,6 +54,7 @@ class ImageGenerator:
     precision: str = "auto"
     optimizations: str | None = None
     pipe: StableDiffusion | None = None
+    files: "Signature" = ()  # of the loaded models; () for a pipeline that was given
 
     def __call__(self, job: Job, tell: Tell) -> dict:
         """Return {"files", "images" (those of the files), "seeds", "infotexts", "settings" (as used), "notes"}."""
@@ -79,8 +80,21 @@ class ImageGenerator:
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # after running out of memory the next job finds it free
+            self.check_files()
             raise
+        self.check_files()
         return result
+
+    def check_files(self) -> None:
+        """Raise JobFailed where a file of the loaded models was overwritten in place: its mapping changed with it."""
+        for path, node, size, changed in self.files:
+            now = signature_of(path)
+            if now and now[0][1] == node and now[0][2:] != (size, changed):
+                self.pipe = None
+                raise JobFailed(
+                    f"{path.name} was overwritten while it was in use, so these images may be wrong: send the request "
+                    "again, and replace model files by renaming a new file over them."
+                )
 
     def generate(
         self,
@@ -121,13 +135,16 @@ class ImageGenerator:
     def load(self, name: str, vae: str = "", prediction: str = "") -> StableDiffusion:
         """Return the pipeline of a checkpoint and a VAE, each by its name. prediction: "" as the checkpoint is marked.
 
-        The last one is released first, so that memory never holds two. Raises UserError.
+        The last one is released first, so that memory never holds two. A file that has changed is loaded again.
+        Raises UserError.
         """
         path = self.models.checkpoint(name)
         separate = self.models.vae(vae, path)
         wanted = (path, separate, prediction or None)
-        if self.pipe is None or (self.pipe.path, self.pipe.vae_path, self.pipe.chosen_prediction) != wanted:
-            self.pipe = None
+        files = signature_of(path, separate)
+        is_same = self.pipe and (self.pipe.path, self.pipe.vae_path, self.pipe.chosen_prediction) == wanted
+        if self.pipe is None or not is_same or (self.files and self.files != files):
+            self.pipe, self.files = None, files
             gc.collect()
             device = device_of(self.device)
             dtype = dtype_of(self.precision, device)
@@ -135,6 +152,20 @@ class ImageGenerator:
             self.pipe.set_optimizations(parse_names(self.optimizations))
             self.pipe.adapters.models = self.models
         return self.pipe
+
+
+Signature = tuple[tuple[Path, int, int, int], ...]
+
+
+def signature_of(*paths: Path | None) -> Signature:
+    """Return (path, inode, size, time of change) of each file, and of those in folders; missing ones are left out."""
+    files = [file for path in paths if path for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    found = []
+    for file in files:
+        with suppress(OSError):
+            stat = file.stat()
+            found.append((file, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
 
 
 class StepReporter:

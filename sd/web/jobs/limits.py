@@ -6,9 +6,11 @@ import io
 
 from PIL import Image
 
+from sd.pipeline.infotext import read_infotext
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.utils.images import open_header, open_image
+from sd.web.jobs.uploads import decodes_uploads
 
 MAX_BODY = 48 << 20  # bytes of a request
 MAX_FILE = 16 << 20  # bytes of one image
@@ -39,7 +41,7 @@ def check_settings(settings: GenerationSettings) -> None:
 
 
 def decode_image(text: str) -> bytes:
-    """Return the file in a base64 text or a data: URL, checked by `check_image`. Raises UserError and TooLarge."""
+    """Return the file in a base64 text or a data: URL, checked by `image_size`. Raises UserError and TooLarge."""
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]
     if len(text) > MAX_FILE * 4 // 3 + 4:
@@ -48,14 +50,40 @@ def decode_image(text: str) -> bytes:
         data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise UserError("an image is not valid base64: send the image file encoded as base64.") from error
-    check_image(data)
+    if len(data) > MAX_FILE:
+        raise TooLarge(f"an image has over {MAX_FILE >> 20} MB: make it smaller first.")
+    image_size(data)
     return data
 
 
+@decodes_uploads
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of an image that `check_image` accepts. Raises UserError and TooLarge."""
+    return check_image(data).size
+
+
+@decodes_uploads
+def uploaded_infotext(data: bytes, name: str = "the image") -> str:
+    """Return the settings in an image's file, as `read_infotext` does. name: for the message. Raises UserError."""
+    return read_infotext(NamedBytes(data, name))
+
+
+class NamedBytes(io.BytesIO):
+    """A file in memory with a name for error messages."""
+
+    def __init__(self, data: bytes, name: str):
+        super().__init__(data)
+        self.name = str(name)[:100]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def check_image(data: bytes) -> Image.Image:
-    """Open the image in a file's bytes; its size is checked before it is decoded. Raises UserError and TooLarge."""
-    if len(data) > MAX_FILE:
-        raise TooLarge(f"an image has over {MAX_FILE >> 20} MB: make it smaller first.")
+    """Open the image in a file's bytes; its size is checked before it is decoded. Raises UserError and TooLarge.
+
+    Call it only inside functions decorated with `decodes_uploads`.
+    """
     try:
         with open_header(io.BytesIO(data)) as header:
             pixels = header.width * header.height

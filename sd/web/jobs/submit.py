@@ -7,7 +7,7 @@ from sd.control.units import check_image_count, parse_units
 from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import GENERATE, Job
-from sd.web.jobs.limits import check_image, check_settings
+from sd.web.jobs.limits import check_settings, image_size
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 
@@ -89,7 +89,7 @@ def with_image_size(settings: GenerationSettings, image: bytes) -> GenerationSet
     """Returns the settings with the image's own size, cut to multiples of 8, where they have none."""
     if settings.width is not None and settings.height is not None:
         return settings
-    width, height = check_image(image).size
+    width, height = image_size(image)
     return settings.replace(
         width=max(width // 8 * 8, 8) if settings.width is None else settings.width,
         height=max(height // 8 * 8, 8) if settings.height is None else settings.height,

@@ -95,6 +95,8 @@ class WorkerProcess:
 def describe_exit(code: int) -> str:
     if code == -signal.SIGKILL:
         return "was killed, as systems do when memory runs out,"
+    if code == -getattr(signal, "SIGBUS", 0):  # a page of a mapped file that is not there any more
+        return "ended because a model's file changed while it was in use (replace such files by renaming)"
     return f"crashed (exit code {code})"
 
 

@@ -1,13 +1,11 @@
 """The gallery: all images, newest first, and their settings back into the form."""
 
 import base64
-import io
 
 import gradio as gr
 
-from sd.pipeline.infotext import read_infotext
 from sd.web.jobs.job import Job, Missing
-from sd.web.jobs.limits import decode_image
+from sd.web.jobs.limits import decode_image, uploaded_infotext
 from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import gallery, settings_file
 from sd.web.ui.follow import EVENT, sentence, show_errors
@@ -43,10 +41,10 @@ class Gallery:
 
     def fill_from_image(self, event: gr.EventData) -> dict:
         job, name = self.find(event.image)
-        return self.fill(read_infotext(NamedBytes(job.file(name).read_bytes(), name)))
+        return self.fill(uploaded_infotext(job.file(name).read_bytes(), name))
 
     def fill_from_file(self, url: str, event: gr.EventData) -> dict:
-        return self.fill(read_infotext(NamedBytes(decode_image(url), event.name)))
+        return self.fill(uploaded_infotext(decode_image(url), str(event.name)))
 
     def fill(self, text: str) -> dict:
         filled, notes = self.form.fill(text)
@@ -62,14 +60,3 @@ class Gallery:
     def html(self) -> str:
         thumbs = [thumb(job, name, text) for job in self.jobs.list() for name, text in images_of(job)]
         return "".join(thumbs[:MAX_SHOWN]) or "<p>What you generate stays here.</p>"
-
-
-class NamedBytes(io.BytesIO):
-    """A file in memory with a name for error messages."""
-
-    def __init__(self, data: bytes, name: str):
-        super().__init__(data)
-        self.name = str(name)[:100]
-
-    def __str__(self) -> str:
-        return self.name

@@ -1,5 +1,7 @@
 """The worker's side of an image."""
 
+import signal
+
 import pytest
 import torch
 from PIL import Image
@@ -10,9 +12,10 @@ from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.web.jobs import generate as generate_job
 from sd.web.jobs.generate import ImageGenerator, split_into_batches
-from sd.web.jobs.job import Job, Skipped
+from sd.web.jobs.job import Job, JobFailed, Skipped
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.submit import GenerateRequest, submit_request
+from sd.web.jobs.worker import describe_exit
 
 
 def job_of(tmp_path, **settings):
@@ -124,3 +127,37 @@ def test_another_vae_is_another_pipeline(generator, tmp_path, monkeypatch):
     for vae in ("", "None", "Automatic", "soft", "Soft.safetensors", "None"):
         generator.load("emoji", vae)
     assert loaded == ["soft.safetensors", "none"]
+
+
+def rewrite_in_place(path):
+    """Other programs would write other bytes; the same ones show as a change, too."""
+    with open(path, "r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(first)
+
+
+def test_a_checkpoint_overwritten_while_in_use_fails_the_job_and_is_read_again(tmp_path, pipe):
+    models = Models(*(tmp_path / name for name in ("weights", "loras", "embeddings")))
+    path = tmp_path / "weights" / "mine.safetensors"
+    pipe.save_pretrained(path)
+    generator = ImageGenerator(models)
+    job = job_of(tmp_path, num_images=1, width=64, height=64)
+    job.request["checkpoint"] = "mine"
+    assert generator(job, lambda event: None)["files"] == ["00000.png"]
+    loaded = generator.pipe
+    assert generator.load("mine") is loaded
+    with pytest.raises(JobFailed, match=r"mine\.safetensors was overwritten while it was in use.*renaming"):
+        generator(job, lambda event: rewrite_in_place(path) if event.get("step") == 1 else None)
+    assert generator(job, lambda event: None)["files"] == ["00002.png"]  # 00001.png is the one that may be wrong
+    renamed = tmp_path / "weights" / "new.part"
+    renamed.write_bytes(path.read_bytes())
+    before = generator.pipe
+    renamed.replace(path)  # this one is safe while the old one is in use, and the next job sees the new one
+    assert generator.load("mine") is not before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="Windows has no SIGBUS")
+def test_the_end_of_a_worker_whose_file_was_cut_is_explained():
+    assert "a model's file changed while it was in use" in describe_exit(-signal.SIGBUS)
+    assert "memory runs out" in describe_exit(-signal.SIGKILL)

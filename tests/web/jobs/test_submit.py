@@ -16,6 +16,6 @@ def test_a_size_that_is_not_asked_for_is_the_images(asked, size):
 
 
 def test_an_image_is_not_opened_where_its_size_does_not_matter(monkeypatch):
-    monkeypatch.setattr(asking, "check_image", lambda _: pytest.fail("was opened"))
+    monkeypatch.setattr(asking, "image_size", lambda _: pytest.fail("was opened"))
     settings = GenerationSettings(seed=1, width=64, height=32)
     assert with_image_size(settings, b"a picture") == settings
