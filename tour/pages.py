@@ -3,6 +3,7 @@
     {{figure NAME}}                     the image of the figure, with its description
     {{value NAME KEY .2f}}              a number of the figure; KEY may end in [0] or [2][1]; the format is optional
     {{code sd/denoiser.py Guidance}}    the source of a function, class or constant, with a link to its lines
+    {{exercise 04}}                     links to the exercise of chapter 4 and to its test, and the command that runs it
     {{chapters}}                        on the contents page: the list of all chapters
 
 A page needs the figures' JSON files and not their images, so it is made again in a moment.
@@ -19,6 +20,7 @@ from tour.source import ROOT, source_of
 
 CHAPTERS = Path(__file__).resolve().parent / "chapters"
 PAGES = ROOT / "docs" / "tour"
+EXERCISES = PAGES / "exercises"
 PLACEHOLDER = re.compile(r"\{\{(\w+)((?: [^{}]+)?)\}\}")
 FIGURE = re.compile(r"\{\{figure (\w+)\}\}")
 
@@ -79,6 +81,7 @@ class Page:
             "figure": self.figure,
             "value": self.value,
             "code": self.code,
+            "exercise": self.exercise,
             "chapters": self.contents,
         }
         if kind not in makers:
@@ -114,6 +117,17 @@ class Page:
     def code(self, path: str, name: str) -> str:
         text, first, last = source_of(path, name)
         return f"```python\n{text}\n```\n\n[{path}, lines {first} to {last}](../../{path}#L{first}-L{last})"
+
+    def exercise(self, number: str) -> str:
+        """Return the sentence on a chapter's exercise; a chapter whose exercise is not written says so."""
+        found = sorted(EXERCISES.glob(f"{number}_*.py"))
+        if not found:
+            return "This chapter has no exercise yet."
+        name, test = found[0].name, f"test_{found[0].name}"
+        return (
+            f"Fill in [exercises/{name}](exercises/{name}) and run its [test](exercises/{test}):\n\n"
+            f"```\npython -m pytest docs/tour/exercises -k {number}\n```"
+        )
 
     def contents(self) -> str:
         return "\n".join(f"{one.number}. [{one.title}]({one.name}.md)" for one in self.chapters)

@@ -238,10 +238,20 @@ def overlay(image: Image.Image, values: Values | Tensor, low: float, high: float
     )
 
 
-def image_rows(rows: dict[str, Sequence[Image.Image]], columns: Sequence[str], side: int = 96) -> Image.Image:
-    """Return rows of images with their names at the left and the columns' above; images become side x side pixels."""
-    resized = [[one.resize((side, side), Image.Resampling.LANCZOS) for one in row] for row in rows.values()]
-    return contact_sheet(list(map(list, resized)), list(rows), list(columns))
+def image_rows(
+    rows: dict[str, Sequence[Image.Image]], columns: Sequence[str], side: int = 96, notes: Sequence[str] = ()
+) -> Image.Image:
+    """Return rows of images with their names at the left, the columns' names above, and notes below.
+
+    Images become side x side pixels; those with fewer pixels, such as matrices, keep sharp cells.
+    """
+    resized = [[resized_to(one, side) for one in row] for row in rows.values()]
+    return contact_sheet(resized, list(rows), list(columns), list(notes) or None)
+
+
+def resized_to(image: Image.Image, side: int) -> Image.Image:
+    way = Image.Resampling.NEAREST if max(image.size) <= side // 2 else Image.Resampling.LANCZOS
+    return image.resize((side, side), way)
 
 
 def beside(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
