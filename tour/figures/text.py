@@ -161,13 +161,13 @@ def first_attention(models: Models, prompt: str) -> Tensor:
 def labeled_matrix(matrix: Image.Image, words: list[str]) -> Image.Image:
     """Return a heat map with a word at each row and each column."""
     cell, left = matrix.height / len(words), 60
-    image = Image.new("RGB", (left + matrix.width + 6, matrix.height + 50), WHITE)
+    image = Image.new("RGB", (left + matrix.width + 6, matrix.height + 60), WHITE)
     image.paste(matrix, (left, 0))
     draw = ImageDraw.Draw(image)
     for i, word in enumerate(words):
         draw.text((left - 5, (i + 0.5) * cell), word, BLACK, font(12), anchor="rm")
-        label = Image.new("RGB", (44, 16), WHITE)
-        ImageDraw.Draw(label).text((43, 8), word, BLACK, font(12), anchor="rm")
+        label = Image.new("RGB", (54, 16), WHITE)
+        ImageDraw.Draw(label).text((53, 8), word, BLACK, font(12), anchor="rm")
         image.paste(label.rotate(90, expand=True), (round(left + (i + 0.5) * cell - 8), matrix.height + 4))
     return image
 

@@ -66,7 +66,10 @@ def attention_maps(models: Models) -> Figure:
         "largest": max(WORDS, key=lambda word: masses[word]),
         "contrast": [(part.max() / part.min()).item() for part in parts.values()],
     }
-    alt = "."
+    alt = (
+        "A face with heart eyes, and eight heat maps over it. The map of heart is brightest at the mouth, that of eyes "
+        "around them, and those of the end and the padding on the eyes."
+    )
     return Figure(image_rows({"": [image, *shown]}, ["image", *parts], 88, notes), numbers, alt)
 
 
@@ -94,14 +97,16 @@ def word_changes(models: Models) -> Figure:
         high = max(one.max().item() for one in maps)
         rows[name] = [image, *(overlay(image, one, 0, high) for one in maps)]
     rows["image without it"] = [image, *images]
-    strength = [sum(one) / len(one) for one in sizes]
     numbers = {
         "words": WORDS,
-        "strength": strength,
+        "strength": [sum(one) / len(one) for one in sizes],
         "first": [one[0] for one in sizes],
         "last": [one[-1] for one in sizes],
     }
-    alt = "."
+    alt = (
+        "Heat maps by word: face changes the outline, heart the eyes and the mouth, the other words little. Below, the "
+        "images without each word: without face a heart, without heart a face with closed eyes."
+    )
     return Figure(image_rows(rows, ["", *WORDS], 104), numbers, alt)
 
 
