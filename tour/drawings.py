@@ -16,7 +16,18 @@ from sd.vae import LATENT_SCALE, AutoencoderKL
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 128  # pixels of each picture
-NAMES = ("a red apple", "a rocket", "a tree", "a house", "a car", "a pizza", "a red heart", "a fish", "a snowman", "a banana")
+NAMES = (
+    "a red apple",
+    "a rocket",
+    "a tree",
+    "a house",
+    "a car",
+    "a pizza",
+    "a red heart",
+    "a fish",
+    "a snowman",
+    "a banana",
+)
 SHEET_COLUMNS = dict(zip(NAMES, (0, 3, 4, 5, 6, 7, 8, 9, 10, 11)))
 EMOJI_ROWS = ("a dog face", "a poodle", "a rat", "a dove", "a mango", "a hospital", "a scooter", "a newspaper")
 

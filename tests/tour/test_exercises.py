@@ -65,7 +65,8 @@ def test_a_stub_asks_for_what_has_a_solution_and_names_it(path):
         module, name = place.split(":")
         # A method is named with its class; `SD1_SCHEDULE` is an instance.
         assert name.removesuffix(".__call__").split(".")[-1] in ast.get_docstring(tree) or any(
-            name.replace("SD1_SCHEDULE", "NoiseSchedule") in (ast.get_docstring(node) or "") for node in tree.body
+            name.replace("SD1_SCHEDULE", "NoiseSchedule") in (ast.get_docstring(node) or "")
+            for node in tree.body
             if isinstance(node, ast.FunctionDef | ast.ClassDef)
         )
         del module

@@ -66,7 +66,15 @@ def word_training(models: Models) -> tuple[list[Tensor], list[Tensor]]:
             path.append(rows.detach().clone())
 
         module = nn.ParameterList([rows])
-        fit(module, pipe.unet, mangos(models), contexts, config_for(STEPS, 2, 5e-3, ema=0), snr_weights(*X0_WEIGHTS), keep)
+        fit(
+            module,
+            pipe.unet,
+            mangos(models),
+            contexts,
+            config_for(STEPS, 2, 5e-3, ema=0),
+            snr_weights(*X0_WEIGHTS),
+            keep,
+        )
         drawn.append(draw(models, captions(WORD)))
     finally:
         textual_inversion.eject(pipe.tokenizer, pipe.clip, WORD)
@@ -144,7 +152,11 @@ def two_adapters(models: Models) -> Figure:
     def error(latents: Tensor) -> float:
         return (latents[:2] - target).square().mean().sqrt().item()
 
-    numbers = {"steps": STEPS, "word_error": [error(one) for one in words], "lora_error": [error(d) for d in drawn.values()]}
+    numbers = {
+        "steps": STEPS,
+        "word_error": [error(one) for one in words],
+        "lora_error": [error(d) for d in drawn.values()],
+    }
     numbers["strengths"] = list(STRENGTHS)
     return Figure(image, numbers, ALT)
 

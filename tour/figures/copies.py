@@ -26,7 +26,7 @@ KEPT = (0, 20, 60)
 
 
 def ideal_denoiser(pictures: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """Return the denoiser with the least possible loss on these latents alone, (N, 4, h, w) (Karras et al. 2022, eq. 57).
+    """Return the denoiser of the least possible loss on these latents, (N, 4, h, w) (Karras et al. 2022, eq. 57).
 
     It is the mean of the pictures, each weighted by how likely it is that x is that picture with noise of level sigma.
     """

@@ -47,7 +47,12 @@ def names_by_step(models: Models) -> Figure:
         distances.append((drawn - latents).square().mean().sqrt().item())
     rows["learned from"] = models.decode(latents)
     image = image_rows(rows, [name.split(" ", 1)[1] for name in NAMES], 84)
-    numbers = {"steps": sorted(kept), "distance": distances, "parameters": count(kept[0]), "bundled": count(models.unet)}
+    numbers = {
+        "steps": sorted(kept),
+        "distance": distances,
+        "parameters": count(kept[0]),
+        "bundled": count(models.unet),
+    }
     return Figure(image, numbers, ALT)
 
 

@@ -51,7 +51,9 @@ def few_steps(models: Models) -> Figure:
     runs = few_step_runs(models)
     rows = {name: models.decode(torch.cat([runs[name, steps][-1] for steps in FEW])) for name in COMPARED}
     best = runs["heun", FEW[-1]][-1]
-    numbers = {name: [(runs[name, steps][-1] - best).square().mean().sqrt().item() for steps in FEW] for name in COMPARED}
+    numbers = {
+        name: [(runs[name, steps][-1] - best).square().mean().sqrt().item() for steps in FEW] for name in COMPARED
+    }
     alt = "An apple by four samplers at 2, 4, 8 and 16 steps."
     return Figure(image_rows(rows, [f"{steps} steps" for steps in FEW], 112), numbers, alt)
 

@@ -2,8 +2,6 @@
 
 from torch import Tensor
 
-from sd.schedule import SD1_SCHEDULE
-
 
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Return sqrt(a) x0 + sqrt(1 - a) noise, where a is `SD1_SCHEDULE.alphas_cumprod` at t (Ho et al. 2020, eq. 4).

@@ -11,8 +11,8 @@ def heun(
     """Yield (x, x0) after each step of Heun's method (Karras et al. 2022, algorithm 1).
 
     A step of Euler's method from `sigma` to `to` arrives at a point `ahead`. Take the slope there too,
-    (ahead - denoise(ahead, to)) / to, and make the step from x again with the mean of both slopes. Where `to` is 0 there
-    is no slope at the end: x becomes x0. The x0 that is yielded is the one at the beginning of the step.
+    (ahead - denoise(ahead, to)) / to, and make the step from x again with the mean of both slopes. Where `to` is 0,
+    there is no slope at the end, and x becomes x0. The x0 that is yielded is the one at the beginning of the step.
 
     The project's own: `heun` in sd/samplers.py.
     """

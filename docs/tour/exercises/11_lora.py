@@ -8,8 +8,8 @@ from sd.adapters.variants import LoRA
 def forward(lora: LoRA, layer: nn.Linear, x: Tensor) -> Tensor:
     """Return what the LoRA adds to the output of a linear layer: strength * scale * (x down^T) up^T, (B, N, out).
 
-    x: (B, N, in). `lora.lora_down` is (r, in) and `lora.lora_up` (out, r), both small. `lora.strength` is how much of it
-    is used, `lora.scale` is alpha / r. Never make the product up @ down, which is as large as the layer's own weight:
+    x: (B, N, in). `lora.lora_down` is (r, in) and `lora.lora_up` (out, r), both small. `lora.strength` says how much of
+    it is used, `lora.scale` is alpha / r. Never make the product up @ down, which is as large as the layer's own weight:
     go through the r numbers in the middle. `layer` is not needed here.
 
     The project's own: `LoRA.forward` in sd/adapters/variants.py (Hu et al. 2021, eq. 3).
@@ -30,7 +30,7 @@ def merge(network: nn.Module) -> dict:
 
 
 def unmerge(network: nn.Module, originals: dict) -> None:
-    """Restore the weights that `merge` replaced, bit for bit, and put the deltas back with `patch_layer(layer, deltas)`.
+    """Restore the weights that `merge` replaced, bit for bit; put the deltas back with `patch_layer(layer, deltas)`.
 
     Do not subtract ΔW: (W + ΔW) - ΔW is not W in floating point. The project's own: `unmerge_adapters`.
     """
