@@ -189,7 +189,7 @@ def lora_weights(models: Models) -> Figure:
         "of": sum(parameter.numel() for parameter in unet.parameters()) / 1e6,
         "largest": max(sizes.values()),
         "smallest": min(sizes.values()),
-        "values": values.tolist(),
+        "values": values[:RANK].tolist(),
         "own": own[0].item(),
         "car_moved": (drawn[1.0][3] - drawn[0.0][3]).square().mean().sqrt().item(),
         "mango_moved": (drawn[1.0][0] - drawn[0.0][0]).square().mean().sqrt().item(),

@@ -23,6 +23,7 @@ from tour.short_training import config_for, fit
 TAUGHT = ("a poodle", "a mango", "a scooter", "a newspaper")
 HELD_OUT = ("a rat", "a dove")
 KEPT = (0, 20, 60)
+IDEAL_SIGMAS = (160.0, 80.0, 40.0, 20.0, 10.0, 5.0, 1.0, 0.0)
 
 
 def ideal_denoiser(pictures: Tensor) -> Callable[[Tensor, float], Tensor]:
@@ -40,17 +41,16 @@ def ideal_denoiser(pictures: Tensor) -> Callable[[Tensor, float], Tensor]:
 
 
 def ideal_copies(models: Models) -> Figure:
-    """Sampling with the ideal denoiser of ten pictures: its estimates by step, from four noises."""
+    """Sampling with the ideal denoiser of ten pictures: its estimates by step, from three noises."""
     pictures = encode_pictures(models.vae, [drawing(name) for name in NAMES])
-    sigmas = sigma_list(12, "karras")
-    x = models.noise(0, 4) * (1 + sigmas[0] ** 2) ** 0.5
-    steps = [x0 for _, x0 in ddim(ideal_denoiser(pictures), x, sigmas, None)]
-    shown = (0, 2, 4, 5, 6, 7, 9, 11)
-    rows = {f"noise {i + 1}": models.decode(torch.stack([steps[k][i] for k in shown])) for i in range(4)}
-    image = image_rows(rows, [f"sigma {sigmas[k]:.2f}" for k in shown], 100)
+    x = IDEAL_SIGMAS[0] * models.noise(1, 3)
+    steps = torch.stack([x0 for _, x0 in ddim(ideal_denoiser(pictures), x, list(IDEAL_SIGMAS), None)])
+    rows = {f"noise {i + 1}": models.decode(steps[:, i]) for i in range(3)}
+    image = image_rows(rows, [f"sigma {sigma:g}" for sigma in IDEAL_SIGMAS[:-1]], 100)
     distances = (steps[-1][:, None] - pictures).square().mean(dim=(2, 3, 4)).sqrt()
-    numbers = {"distance": distances.amin(dim=1).tolist(), "others": distances.sort(dim=1).values[:, 1].tolist()}
-    return Figure(image, numbers, "From four noises one blurred mean becomes one of the ten pictures each.")
+    apart = torch.pdist(pictures.flatten(1)) / pictures[0].numel() ** 0.5
+    numbers = {"distance": distances.amin(dim=1).tolist(), "apart": apart.min().item()}
+    return Figure(image, numbers, "From three noises one blurred mean becomes one of ten pictures each.")
 
 
 @lru_cache(maxsize=1)

@@ -86,7 +86,7 @@ def guidance_arrows(models: Models) -> Figure:
     axes.points(*guided.T, RED, "guided")
     along = (run.guided - run.uncond).flatten(1).norm(dim=1) / (run.cond - run.uncond).flatten(1).norm(dim=1)
     alt = "Arrows from the estimate without the prompt through the one with it to the guided one, shorter by the step."
-    return Figure(axes.render("bottom right"), {"ratio": along.tolist(), "distance": rms(run.cond - run.uncond)}, alt)
+    return Figure(axes.render("top left"), {"ratio": along.tolist(), "distance": rms(run.cond - run.uncond)}, alt)
 
 
 def guidance_scales(models: Models) -> Figure:

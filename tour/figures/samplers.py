@@ -31,7 +31,7 @@ def levels(models: Models) -> Figure:
     even = [round(SD1_SCHEDULE.t_of(sigma)) for sigma in sigma_list(10, "sgm_uniform")[:-1]]
     numbers = {"times": times, "first": fifty[0], "last": fifty[-1], "gap": fifty[0] - fifty[1], "even": even}
     sigmas = {f"{name}_first": sigma_list(10, name)[0] for name in SCHEDULES}
-    alt = "Four curves of sigma over ten steps: from 14.6, or 11.0 for ldm, down to 0.03."
+    alt = "Four curves of sigma over ten steps: from 14.6, or 8.4 for ldm, down to 0.03."
     return Figure(axes.render(), numbers | sigmas, alt)
 
 

@@ -40,8 +40,8 @@ def inpainting(models: Models) -> Figure:
     finished, steps, _ = run(inpaint, models, 2)
     white = Image.fromarray(np.where(np.arange(128)[None, :, None] < 64, np.asarray(image), 190).astype(np.uint8))
     rows = {
-        "Guidance": [white, *models.decode(torch.cat([plain_steps[k] for k in SHOWN]))],
-        "Inpaint(Guidance)": [white, *models.decode(torch.cat([steps[k] for k in SHOWN]))],
+        "without Inpaint": [white, *models.decode(torch.cat([plain_steps[k] for k in SHOWN]))],
+        "with Inpaint": [white, *models.decode(torch.cat([steps[k] for k in SHOWN]))],
     }
     columns = ["kept half", *(f"x0 at\nsigma {sigmas[k]:.2f}" for k in SHOWN)]
     difference = (finished - latent).abs()
@@ -69,7 +69,7 @@ def control_wrapper(models: Models) -> Figure:
     untrained = drawn_with(ControlledUNet(models.unet, [Control(network, network.embed_hint(hint))], batch=1))
     generator = torch.Generator().manual_seed(0)
     for layer in [network.input_hint_block[-1], *(one[0] for one in network.zero_convs)]:
-        layer.weight.copy_(0.02 * torch.randn(layer.weight.shape, generator=generator))
+        layer.weight.copy_(0.1 * torch.randn(layer.weight.shape, generator=generator))
     random = drawn_with(ControlledUNet(models.unet, [Control(network, network.embed_hint(hint))], batch=1))
     images = [
         picture,
@@ -93,7 +93,7 @@ def two_passes(models: Models) -> Figure:
     options = dict(seed=seed, steps=8, guidance_scale=GUIDANCE, sampler="dpmpp_2m")
     models.pipe.set_optimizations([])
     small = models.pipe(prompt, **options).images[0]
-    double = models.pipe(prompt, **options, hires_scale=2.0, hires_strength=0.5).images[0]
+    double = models.pipe(prompt, **options, hires_scale=2.0, hires_strength=0.35).images[0]
     at_once = models.pipe(prompt, **options, width=256, height=256).images[0]
     enlarged = small.resize((256, 256), Image.Resampling.BICUBIC)
     columns = ["128 px, enlarged", "256 px at once", "two passes"]

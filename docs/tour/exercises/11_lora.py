@@ -8,9 +8,9 @@ from sd.adapters.variants import LoRA
 def forward(lora: LoRA, layer: nn.Linear, x: Tensor) -> Tensor:
     """Return what the LoRA adds to the output of a linear layer: strength * scale * (x down^T) up^T, (B, N, out).
 
-    x: (B, N, in). `lora.lora_down` is (r, in) and `lora.lora_up` (out, r), both small. `lora.strength` says how much of
-    it is used, `lora.scale` is alpha / r. Never make the product up @ down, which is as large as the layer's own weight:
-    go through the r numbers in the middle. `layer` is not needed here.
+    x: (B, N, in). `lora.lora_down` is (r, in) and `lora.lora_up` (out, r), both small. `lora.strength` says how much
+    of it is used, `lora.scale` is alpha / r. Never make the product up @ down, which is as large as the layer's own
+    weight: go through the r numbers in the middle. `layer` is not needed here.
 
     The project's own: `LoRA.forward` in sd/adapters/variants.py (Hu et al. 2021, eq. 3).
     """
