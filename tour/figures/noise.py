@@ -40,7 +40,7 @@ def schedule_curves(models: Models) -> Figure:
     left.points(TIMES, products[list(TIMES)], BLUE)
     right = Axes((0, 1000), (0.003, 2000), "the same in sigma", "t", y_log=True, size=(440, 300))
     right.line(t, sigmas[::3], GREEN, "sigma = sqrt((1 - a) / a)").points(TIMES, sigmas[list(TIMES)], GREEN)
-    right.line(t, sigmas[::3] ** -2, ORANGE, "signal to noise = 1 / sigma²")
+    right.line(t, sigmas[::3] ** -2, ORANGE, "signal to noise = 1 / sigma^2")
     numbers = {
         "least_alpha": alphas.min().item(),
         "last_product": products[-1].item(),
