@@ -74,7 +74,7 @@ def sampler_paths(models: Models) -> Figure:
         f"{name}_length": sum((b - a).norm().item() for a, b in pairwise(path)) / (path[-1] - path[0]).norm().item()
         for name, path in paths.items()
     }
-    alt = "Four paths that leave one point of noise: three lie close together, the one of euler_a wanders off."
+    alt = "Four paths that leave one point of noise: three lie close together, that of euler_a goes another way."
     return Figure(axes.render(), ends | lengths, alt)
 
 
