@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from tour.exercise_solutions import SOLUTIONS
+from exercise_solutions import SOLUTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 EXERCISES = ROOT / "docs" / "tour" / "exercises"
@@ -17,7 +17,7 @@ STUBS = sorted(EXERCISES.glob("[0-9]*.py"))
 
 def run_exercises(report: Path, *flags: str) -> dict[str, str]:
     """Return the outcome of each of the exercises' tests: "" where it passed, or the message of its failure."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "tour")])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     environment.pop("PYTEST_ADDOPTS", None)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *flags]
     command += ["docs/tour/exercises", "--junitxml", str(report)]
