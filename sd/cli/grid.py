@@ -130,7 +130,8 @@ def new_folder(outdir: Path, args: argparse.Namespace, grid: Grid) -> Path:
 def saved_flags(flags: FlagGroups, args: argparse.Namespace, folder: Path) -> argparse.Namespace:
     """Returns the flags of the grid in a folder. Raises UserError where there is none, and for further flags."""
     if others := sorted(given_flags(flags.parser) - {"resume"}):
-        raise UserError(f"--resume takes the flags of the first run: leave out {others[0].replace('_', '-')}.")
+        first = "the prompt" if "prompt" in others[0] else f"--{others[0].replace('_', '-')}"
+        raise UserError(f"--resume takes the flags of the first run: leave out {first}.")
     path = folder / FLAGS_FILE
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))

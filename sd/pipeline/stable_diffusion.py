@@ -36,6 +36,7 @@ from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
 from sd.pipeline.inputs.control import ControlInput, ControlNets, control_inputs, control_notes
 from sd.pipeline.inputs.masked import prepare_masked
+from sd.pipeline.inputs.outpaint import as_asked, extend_image
 from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
@@ -202,6 +203,8 @@ class StableDiffusion(AdapterCalls):
         only_masked: bool = False,
         only_masked_padding: int = 32,
         soft_inpainting: bool = False,
+        outpaint: int = 0,
+        outpaint_sides: str = "left, right, up, down",
         tile_size: int = 0,
         tile_overlap: float = 0.25,
         control_image: ImageLike | Sequence[ImageLike] | None = None,
@@ -244,7 +247,9 @@ class StableDiffusion(AdapterCalls):
         check_inputs(settings, image, mask)
         if settings.hires_scale > 1 and settings.hires_upscaler not in HIRES_UPSCALERS:
             locate("upscaler", settings.hires_upscaler, self.adapters.models)  # before the first pass
-        from_image, masked = image is not None, prepare_masked(settings, image, mask)
+        asked, from_image = settings, image is not None
+        settings, image, mask = extend_image(settings, image, mask)
+        masked = prepare_masked(settings, image, mask)
         image, mask = masked.image, masked.mask
         controls = control_inputs(self.controlnets, settings.control, self.adapters.models, control_images, image, mask)
         self.optimize()
@@ -270,7 +275,7 @@ class StableDiffusion(AdapterCalls):
         return GenerationOutput(
             images=masked.finish(images),
             seeds=settings.seeds(),
-            infotexts=self.infotexts(settings, from_image),
+            infotexts=self.infotexts(as_asked(settings, asked), from_image),
             latents=torch.cat(latents),
             notes=list(dict.fromkeys([*notes, *control_notes(settings), *masked.notes, *init.notes, *named.notes])),
             reports=named.reports,
@@ -374,7 +379,9 @@ class StableDiffusion(AdapterCalls):
 
 
 def check_inputs(settings: GenerationSettings, image: Image.Image | None, mask: Image.Image | None) -> None:
-    """Raises UserError for a mask without an image, and for a second pass after img2img."""
+    """Raises UserError for a mask or outpainting without an image, and for a second pass after img2img."""
+    if settings.outpaint and image is None:
+        raise UserError("outpainting extends an image, and there is none: give the image, or leave out outpaint.")
     if mask is not None and image is None:
         raise UserError("a mask was given without an image: give the image that it belongs to as well.")
     if image is not None and settings.hires_scale > 1:
