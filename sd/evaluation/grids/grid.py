@@ -70,13 +70,14 @@ class Grid:
 
 
 def plan_grid(settings: GenerationSettings, axes: Sequence[Axis | str | None], from_image: bool = False) -> Grid:
-    """Returns the grid of one to three axes, each an `Axis` or its text, such as "steps=10, 20".
+    """Returns the grid of one to three axes, each an `Axis` or its text, such as "steps=10, 20"; None or "" for one
+    that is not used.
 
     settings: of all cells; their seed is the same in all unless an axis changes it. from_image: whether there is an
     image to start from. Raises UserError for a value that cannot be used, for an axis that changes nothing, and for
     more than MAX_CELLS cells.
     """
-    given = [parse_axis(axis) if isinstance(axis, str) else axis for axis in axes]
+    given = [(parse_axis(axis) if isinstance(axis, str) else axis) if axis else None for axis in axes]
     check_axes([axis for axis in given if axis], from_image)
     if settings.num_images != 1:
         raise UserError(
