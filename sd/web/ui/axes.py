@@ -30,7 +30,7 @@ def axis_widgets() -> dict[str, gr.Component]:
 
 
 def axes_from(given: dict) -> list[str]:
-    """Returns the axes of the widgets' values, "" for one that is not used. Raises UserError for values that are none."""
+    """Returns the axes of the widgets, "" for one that is not used. Raises UserError for values that are none."""
     axes = []
     for name in NAMES:
         kind, values = given[f"{name}_axis"], given[f"{name}_values"] or ""
