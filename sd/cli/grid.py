@@ -38,6 +38,7 @@ from sd.utils.errors import UserError
 from sd.utils.files import check_outdir, remove_orphans, replacing, save_png, write_png
 from sd.utils.images import open_image
 
+LARGE_IMAGE = 1024 * 1024  # pixels
 FLAGS_FILE, SHEET = "grid.json", "grid.png"
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
 AXIS_HELP = 'NAME=VALUES, such as "steps=10-30 (+10)", "sampler=euler, dpmpp_2m" or "prompt_sr=red, blue"'
@@ -103,12 +104,24 @@ def plan_from_args(args: argparse.Namespace) -> tuple[Grid, dict[str, Any]]:
         prompt=expand_wildcards(prompt, args.seed), negative_prompt=expand_wildcards(args.negative_prompt, args.seed)
     )
     axes = [parse_axis(text) if (text := getattr(args, name.lower())) else None for name in AXES]
-    inputs = {
+    inputs: dict[str, Any] = {
         "image": open_image(args.init_img) if args.init_img else None,
         "mask": open_image(args.mask) if args.mask else None,
         "control_image": [open_image(path) for path in args.control_image],
     }
-    return plan_grid(settings, axes, from_image=bool(args.init_img)), inputs
+    grid = plan_grid(settings, axes, from_image=bool(args.init_img))
+    check_image_size(grid, inputs["image"])
+    return grid, inputs
+
+
+def check_image_size(grid: Grid, image: Image.Image | None) -> None:
+    """Raises UserError for a large image whose own size the cells would have."""
+    if image is None or image.width * image.height <= LARGE_IMAGE:
+        return
+    if any(point.settings.width is None or point.settings.height is None for point in grid.points):
+        raise UserError(
+            f"the image is {image.width}x{image.height}: give --width and --height for the images of the grid."
+        )
 
 
 def new_folder(outdir: Path, args: argparse.Namespace, grid: Grid) -> Path:

@@ -49,7 +49,7 @@ from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
-from sd.upscalers.upscaler_files import resize_to, upscale_image
+from sd.upscalers.upscaler_files import check_upscaler, resize_to, upscale_image
 from sd.utils.device import default_device, default_dtype
 from sd.utils.errors import UserError
 from sd.utils.images import apply_orientation, from_tensor, to_tensor
@@ -246,7 +246,7 @@ class StableDiffusion(AdapterCalls):
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
         if settings.hires_scale > 1 and settings.hires_upscaler not in HIRES_UPSCALERS:
-            locate("upscaler", settings.hires_upscaler, self.adapters.models)  # before the first pass
+            check_upscaler(locate("upscaler", settings.hires_upscaler, self.adapters.models))  # before the first pass
         asked, from_image = settings, image is not None
         settings, image, mask = extend_image(settings, image, mask)
         masked = prepare_masked(settings, image, mask)
@@ -277,7 +277,7 @@ class StableDiffusion(AdapterCalls):
             seeds=settings.seeds(),
             infotexts=self.infotexts(as_asked(settings, asked), from_image),
             latents=torch.cat(latents),
-            notes=list(dict.fromkeys([*notes, *control_notes(settings), *masked.notes, *init.notes, *named.notes])),
+            notes=list(dict.fromkeys([*notes, *settings_notes(asked), *masked.notes, *init.notes, *named.notes])),
             reports=named.reports,
         )
 
@@ -386,6 +386,14 @@ def check_inputs(settings: GenerationSettings, image: Image.Image | None, mask: 
         raise UserError("a mask was given without an image: give the image that it belongs to as well.")
     if image is not None and settings.hires_scale > 1:
         raise UserError("a second pass (hires_scale) is for txt2img: leave out hires_scale or the image.")
+
+
+def settings_notes(settings: GenerationSettings) -> list[str]:
+    """Returns sentences on options that change nothing without another one, and on those of ControlNets."""
+    hires = [row for row in OPTIONS if row.name.startswith("hires_") and row.name != "hires_scale"]
+    changed = [row.name.replace("_", " ") for row in hires if getattr(settings, row.name) != row.default]
+    needless = f"Without a hires scale over 1, {', '.join(changed)} changes nothing."
+    return control_notes(settings) + ([needless] if changed and settings.hires_scale == 1 else [])
 
 
 def width_and_height(settings: GenerationSettings) -> tuple[int, int]:

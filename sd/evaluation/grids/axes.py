@@ -33,7 +33,7 @@ REFUSED = {  # options that are no axis, and what to do
     "num_images": "a cell holds one image, so num_images is no axis: use seed, such as seed=1-4.",
     "control": "control is no axis: give it for all cells, or use prompt_sr for the prompt.",
 }
-SIZE = re.compile(r"(\d+)\s*[xX×]\s*(\d+)")
+SIZE = re.compile(r"(\d{1,6})\s*[xX×]\s*(\d{1,6})")
 # The webui's labels that are neither ours nor those of infotext, normalized.
 WEBUI_LABELS = {
     "varseed": "variation_seed",

@@ -17,17 +17,21 @@ from fractions import Fraction
 from sd.utils.errors import UserError
 
 MAX_VALUES = 1000  # of one axis
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+MAX_TEXT = 100_000  # characters of them
+NUMBER = r"[+-]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})"
 RANGE = re.compile(
-    rf"(?P<first>{NUMBER})\s*-\s*(?P<last>{NUMBER})\s*(?:\(\s*(?P<step>{NUMBER})\s*\)|\[\s*(?P<count>\d+)\s*\])?"
+    rf"(?P<first>{NUMBER})\s*-\s*(?P<last>{NUMBER})\s*(?:\(\s*(?P<step>{NUMBER})\s*\)|\[\s*(?P<count>\d{1, 9})\s*\])?"
 )
 
 
 def split_values(text: str, keep_empty: bool = False) -> list[str]:
     """Returns the values of a list with commas or line breaks between them, without their quotes.
 
-    keep_empty: whether a value may be empty. Raises UserError for a quote that is not closed.
+    keep_empty: whether a value may be empty. Raises UserError for a quote that is not closed, and for a text of over
+    MAX_TEXT characters.
     """
+    if len(text) > MAX_TEXT:
+        raise UserError(f"the values have {len(text)} characters: at most {MAX_TEXT} are possible.")
     try:
         rows = list(csv.reader(io.StringIO(text), skipinitialspace=True, strict=True))
     except csv.Error as error:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
 from sd.pipeline.inputs.masked import fill_masked
-from sd.pipeline.mask import mask_to_tensor, read_mask
+from sd.pipeline.mask import mask_to_tensor
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.utils.images import apply_orientation, resize_and_crop, to_rgb
@@ -41,7 +41,7 @@ def extend_image(
     new = extension_mask(size, margins)
     if mask is not None:
         fitted = Image.fromarray((mask_to_tensor(mask, *size, over=over)[0, 0] * 255).round().byte().numpy())
-        painted = ImageOps.invert(fitted) if settings.invert_mask else read_mask(fitted)
+        painted = ImageOps.invert(fitted) if settings.invert_mask else fitted
         new = ImageChops.lighter(new, add_margins(painted, margins))
     width, height = (settings.width, settings.height) if settings.only_masked else settings.outpainted_size
     changes = {"width": width, "height": height, "outpaint": 0, "invert_mask": False}

@@ -43,6 +43,7 @@ CHOICES = {
 }
 MASK_DEFAULTS = {row.name: row.default for row in OPTIONS if row.name in OF_MASKS}
 NO_AXES = {f"{name}_{part}": "" for name in AXIS_NAMES for part in ("axis", "values")}
+HIRES_DEFAULTS = {row.name: row.default for row in OPTIONS if row.name.startswith("hires_")}
 SHAPES = ["1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16"]
 CUSTOM = "Custom"
 # The values of options that infotext leaves out where they are at their defaults.
@@ -194,7 +195,7 @@ class Form:
                 chosen["prompt"], chosen["negative_prompt"]
             )
         if not given["hires"]:
-            chosen["hires_scale"] = 1.0
+            chosen |= HIRES_DEFAULTS
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
         if not painted["image"]:

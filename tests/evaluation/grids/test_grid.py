@@ -196,11 +196,13 @@ def test_the_script_resumes_and_its_images_hold_their_settings(run, tmp_path):
         (["x", "--resume", "outputs"], "leave out the prompt"),
         (["--steps", "3", "--resume", "outputs"], "leave out --steps"),
         (["--resume", "outputs"], "file not found"),
+        (["x", "--x", "seed=1", "--init-img", "large.png"], "give --width"),
         (["--resume", "damaged"], "is damaged"),
         (["--resume", "other"], "not of this version"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, flags, said):
+    Image.new("RGB", (1200, 1000)).save(tmp_path / "large.png")
     for name, text in (("damaged", "{"), ("other", json.dumps({"steps": 1, "magic": 2}))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "grid.json").write_text(text)

@@ -26,6 +26,12 @@ def test_an_empty_value_is_kept_where_it_means_something():
     assert split_values('red, ""', keep_empty=True) == ["red", ""]
 
 
+def test_hostile_texts_are_refused_or_no_range():
+    assert expand_range(f"{'9' * 5000}-1", whole=True) == [f"{'9' * 5000}-1"]
+    with pytest.raises(UserError, match="characters"):
+        split_values("1," * 100_000)
+
+
 def test_an_open_quote_is_refused():
     with pytest.raises(UserError, match="close each quote"):
         split_values('"a, b')
