@@ -53,12 +53,12 @@ def as_asked(settings: GenerationSettings, asked: GenerationSettings) -> Generat
     return settings.replace(**{name: getattr(asked, name) for name in CHANGED})
 
 
-def add_margins(image: Image.Image, margins: Margins, mode: str = "constant") -> Image.Image:
-    """Returns an image, L or RGB, with margins: black ones, or for the mode "edge" of the colors at its edge."""
+def add_margins(image: Image.Image, margins: Margins, edge: bool = False) -> Image.Image:
+    """Returns an image, L or RGB, with margins: black ones, or of the colors at its edge."""
     left, right, up, down = margins
     widths = [(up, down), (left, right), (0, 0)]
     pixels = np.asarray(image)
-    return Image.fromarray(np.pad(pixels, widths[: pixels.ndim], mode="edge" if mode == "edge" else "constant"))
+    return Image.fromarray(np.pad(pixels, widths[: pixels.ndim], mode="edge" if edge else "constant"))
 
 
 def extension_mask(size: tuple[int, int], margins: Margins) -> Image.Image:
@@ -76,7 +76,7 @@ def extension_mask(size: tuple[int, int], margins: Margins) -> Image.Image:
 def extend_colors(image: Image.Image, margins: Margins) -> Image.Image:
     """Returns an RGB image with margins of the colors at its edge, blurred the more the farther they are from it."""
     left, _, up, _ = margins
-    whole = add_margins(image, margins, "edge")
+    whole = add_margins(image, margins, edge=True)
     outside = Image.new("L", whole.size, 255)
     outside.paste(0, (left, up, left + image.width, up + image.height))
     return fill_masked(whole, outside)

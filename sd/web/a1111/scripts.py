@@ -107,7 +107,7 @@ def add_outpainting(request: GenerateRequest, args: list[Any]) -> list[str]:
         raise UserError("Poor man's outpainting extends an image: send the request to img2img.")
     pixels, blur, fill, sides = (args + [None] * 4)[:4]
     sides = list(SIDES) if sides is None else sides
-    if fill is not None and fill not in OWN_FILL:
+    if fill is not None and (not isinstance(fill, int) or fill not in OWN_FILL):
         raise UserError(f"the masked content {str(fill)[:40]!r} is unknown: use a number from 0 to 3.")
     if not isinstance(sides, list):
         raise UserError(f"the outpainting direction is {str(sides)[:40]!r}: give a list of {', '.join(SIDES)}.")

@@ -73,11 +73,13 @@ class ImageGenerator:
             "settings": vars(settings),
             "notes": list(pipe.notes),
         }
+        reporter = StepReporter(tell, pipe, job.folder)
         try:
             if grid:
-                self.generate_grid(grid, job, StepReporter(tell, pipe, job.folder), result)
+                del pipe  # so that it can be released before the next checkpoint is loaded
+                self.generate_grid(grid, job, reporter, result)
             else:
-                self.generate(pipe, settings, start, job, StepReporter(tell, pipe, job.folder), result)
+                self.generate(pipe, settings, start, job, reporter, result)
         except Cancelled:
             pass  # the server knows; the finished images stay
         except BaseException:
@@ -115,20 +117,22 @@ class ImageGenerator:
         images: dict[int, Image.Image] = {}
         try:
             for models, indices in grid.by_model().items():
-                reporter.pipe = pipe = self.load_for(job.request, *models)
-                check_loras(pipe, [grid.points[index] for index in indices])
+                del reporter.pipe
+                reporter.pipe = self.load_for(job.request, *models)
+                check_loras(reporter.pipe, [grid.points[index] for index in indices])
                 for index in indices:
                     with suppress(Skipped):
-                        images[index] = self.generate_cell(pipe, grid.points[index].settings, job, reporter, result)
+                        images[index] = self.generate_cell(grid.points[index].settings, job, reporter, result)
                     reporter.finished += grid.points[index].settings.steps
         finally:
             if images:
                 self.save_sheet(grid, images, job, result)
 
     def generate_cell(
-        self, pipe: StableDiffusion, settings: GenerationSettings, job: Job, reporter: "StepReporter", result: dict
+        self, settings: GenerationSettings, job: Job, reporter: "StepReporter", result: dict
     ) -> Image.Image:
         """Generate and save one cell of a grid, and return its image."""
+        pipe = reporter.pipe
         start = prepare_inputs(job.folder, job.request, settings, pipe.image_size)
         reporter.x0, reporter.weight = None, settings.steps
         prefix = GenerationRequest(settings, job.request["title"]).prefix
