@@ -7,7 +7,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sd.cli.args import generation_parser
-from sd.cli.img2img import generate_from_images
+from sd.cli.img2img import add_resume, generate_from_images
 from sd.utils.errors import plain_errors
 from sd.utils.files import check_outdir
 
@@ -23,6 +23,7 @@ def main() -> None:
         metavar="FILE",
         help="image to start from, or a folder of images",
     )
+    add_resume(flags)
     args = flags.parser.parse_args()
     check_outdir(args.outdir)
     generate_from_images(args, args.init_img)

@@ -19,6 +19,7 @@ from sd.checkpoints.checkpoint import PREFIXES, Checkpoint, read_checkpoint
 from sd.checkpoints.completeness import DISPLAY_NAMES, check_state_dict
 from sd.checkpoints.config import build_networks
 from sd.checkpoints.mmap_files import stream_safetensors
+from sd.checkpoints.predictions import prediction_of
 from sd.utils.errors import UserError
 from sd.utils.files import replacing
 
@@ -59,7 +60,9 @@ def merge_checkpoints(
         if not math.isfinite(value):
             raise UserError("a weight of the merge is no number: give numbers, such as 0.5.")
     models = [read_checkpoint(path) for path in paths]
+    check_target(target, models)
     check_layouts(models)
+    check_predictions(models)
     blocks = {block_of(key) for key in models[0].unet}
     if unknown := weights.by_block.keys() - blocks:
         raise UserError(f"{min(unknown)} is no block of this model's U-Net; choose from {', '.join(sorted(blocks))}.")
@@ -75,16 +78,52 @@ def merge_checkpoints(
     shapes[positions] = (ids.dtype, tuple(ids.shape))
 
     def make(name: str) -> Tensor:
-        return ids if name == positions else merge_tensor(models, *places[name], weights).to(shapes[name][0])
+        if name == positions:
+            return ids
+        merged = merge_tensor(models, *places[name], weights).to(shapes[name][0])
+        if not torch.isfinite(merged).all():
+            raise UserError(f"{name} of the merge is not finite: use weights nearer to 0 and 1, or --dtype fp32.")
+        return merged
 
     with replacing(target) as part_file:
         stream_safetensors(part_file, shapes, make, metadata_of(models, weights))
-    return [note for model in models for note in model.warnings]
+    return [*merge_notes(models, weights), *(f"{model.path}: {note}" for model in models for note in model.warnings)]
 
 
 def prefix(part: str) -> str:
     """Returns what the keys of a network begin with in a file."""
     return PREFIXES[part] + ("text_model." if part == "clip" else "")
+
+
+def check_target(target: Path, models: list[Checkpoint]) -> None:
+    """Raises UserError where the result would replace one of the models."""
+    for model in models:
+        if target.exists() and model.path.exists() and target.samefile(model.path):
+            raise UserError(f"{target} is one of the models to merge: choose another name for the result.")
+
+
+def check_predictions(models: list[Checkpoint]) -> None:
+    """Raises UserError where the models do not predict the same, noise or v."""
+    names = [prediction_of(model.config).name for model in models]
+    for model, name in zip(models, names):
+        if name != names[0]:
+            raise UserError(
+                f"{model.path} predicts {name} and {models[0].path} {names[0]}: merge models that predict the same."
+            )
+
+
+def merge_notes(models: list[Checkpoint], weights: MergeWeights) -> list[str]:
+    """Returns sentences on a merge that is possible and probably not meant."""
+    notes = []
+    paths = [model.path.resolve() for model in models]
+    if paths[1] in (paths[0], *paths[2:]):
+        notes.append(
+            f"B is the same file as {'A' if paths[1] == paths[0] else 'C'}, so that the weight changes nothing."
+        )
+    values = (weights.weight, *weights.by_part.values(), *weights.by_block.values())
+    if len(models) == 2 and (outside := [value for value in values if not 0 <= value <= 1]):
+        notes.append(f"The weight {outside[0]:g} is outside 0 to 1: the result lies beyond both models.")
+    return notes
 
 
 def check_layouts(models: list[Checkpoint]) -> None:

@@ -351,6 +351,8 @@ class GenerationSettings:
     only_masked: bool = input_options.ONLY_MASKED
     only_masked_padding: int = input_options.ONLY_MASKED_PADDING
     soft_inpainting: bool = input_options.SOFT_INPAINTING
+    outpaint: int = input_options.OUTPAINT
+    outpaint_sides: str = input_options.OUTPAINT_SIDES
     tile_size: int = input_options.TILE_SIZE
     tile_overlap: float = input_options.TILE_OVERLAP
 
@@ -366,7 +368,9 @@ class GenerationSettings:
         object.__setattr__(self, "control", input_options.canonical_control(self.control))
         if self.guidance_start > self.guidance_end:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
+        object.__setattr__(self, "outpaint_sides", input_options.canonical_sides(self.outpaint_sides))
         input_options.check_tile(self.tile_size, self.tiling)
+        input_options.check_outpaint(self.outpaint)
         if self.eta is not None and sampler not in ETA_SAMPLERS:
             raise UserError(
                 f"the sampler {sampler} has no eta, as it adds no noise: leave out eta, or choose one of "
@@ -375,6 +379,7 @@ class GenerationSettings:
         check_size(8 if self.width is None else self.width, 8 if self.height is None else self.height)
         if self.width is not None and self.height is not None:
             check_size(*self.hires_size)
+            check_size(*self.outpainted_size)
 
     @property
     def hires_size(self) -> tuple[int, int]:
@@ -382,6 +387,20 @@ class GenerationSettings:
         assert self.width is not None
         assert self.height is not None
         return int(self.width * self.hires_scale) // 8 * 8, int(self.height * self.hires_scale) // 8 * 8
+
+    @property
+    def margins(self) -> tuple[int, int, int, int]:
+        """Returns the pixels that outpainting adds at the left, the right, above and below."""
+        left, right, up, down = (self.outpaint * (side in self.outpaint_sides) for side in input_options.SIDES)
+        return left, right, up, down
+
+    @property
+    def outpainted_size(self) -> tuple[int, int]:
+        """Returns the (width, height) with what outpainting adds. Width and height must not be None."""
+        assert self.width is not None
+        assert self.height is not None
+        left, right, up, down = self.margins
+        return self.width + left + right, self.height + up + down
 
     def seeds(self) -> list[int]:
         """Returns one seed per image: seed, seed + 1, ...; all are `seed` where the variation seeds count up."""

@@ -33,10 +33,11 @@ from sd.optimization.registry import approximate_names, optimize
 from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
-from sd.pipeline.inputs.control import ControlInput, ControlNets, control_inputs, control_notes
+from sd.pipeline.inputs.control import ControlInput, ControlNets, control_inputs
 from sd.pipeline.inputs.masked import prepare_masked
+from sd.pipeline.inputs.outpaint import as_asked, extend_image
 from sd.pipeline.inputs.second_pass import upscale_latent
-from sd.pipeline.inputs.sizes import check_inputs, resolve_size, width_and_height
+from sd.pipeline.inputs.sizes import check_inputs, resolve_size, settings_notes, width_and_height
 from sd.pipeline.latents import decode_latent
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
@@ -49,6 +50,7 @@ from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
+from sd.upscalers.upscaler_files import check_upscaler
 from sd.utils.device import default_device, default_dtype
 from sd.utils.images import from_tensor
 from sd.vae import AutoencoderKL
@@ -201,6 +203,8 @@ class StableDiffusion(AdapterCalls):
         only_masked: bool = False,
         only_masked_padding: int = 32,
         soft_inpainting: bool = False,
+        outpaint: int = 0,
+        outpaint_sides: str = "left, right, up, down",
         tile_size: int = 0,
         tile_overlap: float = 0.25,
         control_image: ImageLike | Sequence[ImageLike] | None = None,
@@ -242,8 +246,10 @@ class StableDiffusion(AdapterCalls):
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
         if settings.hires_scale > 1 and settings.hires_upscaler not in HIRES_UPSCALERS:
-            locate("upscaler", settings.hires_upscaler, self.adapters.models)  # before the first pass
-        from_image, masked = image is not None, prepare_masked(settings, image, mask)
+            check_upscaler(locate("upscaler", settings.hires_upscaler, self.adapters.models))  # before the first pass
+        asked, from_image = settings, image is not None
+        settings, image, mask = extend_image(settings, image, mask)
+        masked = prepare_masked(settings, image, mask)
         image, mask = masked.image, masked.mask
         controls = control_inputs(self.controlnets, settings.control, self.adapters.models, control_images, image, mask)
         self.optimize()
@@ -269,9 +275,9 @@ class StableDiffusion(AdapterCalls):
         return GenerationOutput(
             images=masked.finish(images),
             seeds=settings.seeds(),
-            infotexts=self.infotexts(settings, from_image),
+            infotexts=self.infotexts(as_asked(settings, asked), from_image),
             latents=torch.cat(latents),
-            notes=list(dict.fromkeys([*notes, *control_notes(settings), *masked.notes, *init.notes, *named.notes])),
+            notes=list(dict.fromkeys([*notes, *settings_notes(asked), *masked.notes, *init.notes, *named.notes])),
             reports=named.reports,
         )
 

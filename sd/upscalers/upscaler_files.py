@@ -104,6 +104,11 @@ def cached_upscaler(path: Path, changed: int) -> RRDBNet:
     return load_upscaler(path)
 
 
+def check_upscaler(path: Path) -> None:
+    """Raises UserError for a file that holds no RRDBNet; it stays loaded for the image that comes next."""
+    cached_upscaler(path, path.stat().st_mtime_ns)
+
+
 @torch.no_grad()
 def upscale_image(path: Path, image: Tensor, device: torch.device) -> Tensor:
     """Enlarges an image (1, 3, H, W) in [-1, 1] with the network of a file, in tiles, on this device."""

@@ -159,10 +159,7 @@ def save_png(
     infotext: settings to store in the file. number: the first to try; one after the highest if None. Raises UserError
     if the folder is not writable.
     """
-    info = PngInfo()
-    if infotext:
-        add = info.add_itxt if ambiguous_in_latin(infotext) else info.add_text
-        add(INFOTEXT_KEY, infotext)
+    info = png_info(infotext)
     folder = check_outdir(outdir)
     try:
         part = folder / f".{secrets.token_hex(4)}.png.{os.getpid()}.part"  # a name that `remove_orphans` knows
@@ -179,13 +176,22 @@ def save_png(
     return target
 
 
-def write_png(image: Image.Image, path: Path) -> None:
+def png_info(infotext: str) -> PngInfo:
+    """Return the texts of a PNG file: the settings, or none for ""."""
+    info = PngInfo()
+    if infotext:
+        add = info.add_itxt if ambiguous_in_latin(infotext) else info.add_text
+        add(INFOTEXT_KEY, infotext)
+    return info
+
+
+def write_png(image: Image.Image, path: Path, infotext: str = "") -> None:
     """Save an image under this name, atomically: a reader sees the old file or the new one, never a part.
 
-    Raises UserError if it cannot be written.
+    infotext: settings to store in the file. Raises UserError if it cannot be written.
     """
     with replacing(path) as part:
-        image.save(part, format="PNG")
+        image.save(part, format="PNG", pnginfo=png_info(infotext))
 
 
 def next_number(folder: Path, prefix: str) -> int:

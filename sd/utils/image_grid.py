@@ -22,14 +22,15 @@ def contact_sheet(
     row_labels: list[str],
     column_labels: list[str],
     column_notes: list[str] | None = None,
+    largest: int = LARGEST,
 ) -> Image.Image:
     """Return one image with a table of images: row labels at the left, column labels above, notes below.
 
     rows: of equal length; None leaves a cell empty. Smaller images are enlarged to the size of the largest, and long
-    texts wrap.
+    texts wrap. largest: the longer side of a cell in pixels, at most.
     """
     images = [[None if image is None else to_rgb(image) for image in row] for row in rows]
-    width, height = cell_size([image for row in images for image in row if image is not None])
+    width, height = cell_size([image for row in images for image in row if image is not None], largest)
     font = ImageFont.load_default(size=max(12, width // 20))
     notes = [""] * len(column_labels) if column_notes is None else column_notes
     left = [render_label(text, font, min(width, WIDEST_LABEL)) for text in row_labels]
@@ -61,6 +62,18 @@ def contact_sheet(
             ]
         )
     return ImageOps.expand(join_cells(table, GAP), GAP, "white")
+
+
+def stack_sheets(sheets: list[Image.Image], titles: list[str]) -> Image.Image:
+    """Return sheets one below another, each with a title above it."""
+    width = max(sheet.width for sheet in sheets)
+    font = ImageFont.load_default(size=16)
+    rows = []
+    for sheet, title in zip(sheets, titles):
+        text = render_label(title, font, width - 2 * GAP)
+        rows.append([paste_on_cell(text, width, text.height + GAP, GAP / max(1, width - text.width), 1)])
+        rows.append([paste_on_cell(sheet, width, sheet.height, 0, 0)])
+    return join_cells(rows, 0)
 
 
 def grid(images: list[Image.Image], columns: int | None = None, labels: list[str] | None = None) -> Image.Image:
@@ -111,11 +124,11 @@ def resize_to_fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return ImageOps.contain(image, (width, height), Image.Resampling.LANCZOS)
 
 
-def cell_size(images: list[Image.Image]) -> tuple[int, int]:
-    """Return the largest width and the largest height, reduced in proportion to at most LARGEST."""
-    sizes = [image.size for image in images] or [(LARGEST, LARGEST)]
+def cell_size(images: list[Image.Image], largest: int = LARGEST) -> tuple[int, int]:
+    """Return the largest width and the largest height, reduced in proportion to at most `largest`."""
+    sizes = [image.size for image in images] or [(largest, largest)]
     width, height = (max(sides) for sides in zip(*sizes))
-    scale = min(1, LARGEST / max(width, height))
+    scale = min(1, largest / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

@@ -43,6 +43,33 @@ def test_a_sum(models, tmp_path):
     assert content_of(tmp_path / "x.safetensors").kind == "checkpoint"
 
 
+def test_the_result_never_replaces_a_model(models):
+    paths, _ = models
+    with pytest.raises(UserError, match="is one of the models to merge"):
+        merge_checkpoints(paths[:2], paths[1], MergeWeights(0.5))
+
+
+def test_models_that_predict_differently_are_refused(models, tmp_path):
+    paths, states = models
+    save_file(states[1] | {"v_pred": torch.zeros(0)}, tmp_path / "v.safetensors")
+    with pytest.raises(UserError, match=r"predicts v and .* eps"):
+        merge_checkpoints([paths[0], tmp_path / "v.safetensors"], tmp_path / "x.safetensors", MergeWeights(0.5))
+
+
+def test_numbers_that_overflow_are_refused(models, tmp_path):
+    with pytest.raises(UserError, match=r"is not finite.*--dtype fp32"):
+        merge_checkpoints(models[0][:2], tmp_path / "x.safetensors", MergeWeights(1e9), torch.float16)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_what_is_probably_not_meant_is_noted(models, tmp_path):
+    a, b, _ = models[0]
+    notes = merge_checkpoints([a, a], tmp_path / "x.safetensors", MergeWeights(2.0))
+    assert ["same file as A" in notes[0], "2 is outside 0 to 1" in notes[1], len(notes)] == [True, True, 2]
+    (note,) = merge_checkpoints([a, b, b], tmp_path / "x.safetensors", MergeWeights(2.0))
+    assert "same file as C" in note
+
+
 def test_a_difference(models, tmp_path):
     a, b, c = models[1]
     made = merged(models, 3, tmp_path / "x.safetensors", MergeWeights(0.8))

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from sd.cli.img2img import images_in, masks_for
+from sd.cli.img2img import images_in, masks_for, open_sources
 from sd.utils.errors import UserError
 
 FLAGS = ("--steps", 1, "--seed", 3, "--ckpt", "emoji", "--width", 64, "--height", 64)
@@ -54,3 +54,67 @@ def test_masks_are_found_by_name(folder, tmp_path):
         images_in(tmp_path)
     with pytest.raises(UserError, match="is a folder: give one mask"):
         masks_for([], str(masks))
+
+
+def test_what_is_no_image_is_named(run, folder, tmp_path):
+    (folder / "more").mkdir()
+    code, out, err = run("img2img.py", "a cat", "--init-img", folder, *FLAGS)
+    assert code == 0, err
+    assert "also holds more/, notes.txt, which are no images" in out
+    assert out.splitlines()[-1] == "2 of 3 images done, 1 skipped"
+
+
+def test_an_interrupted_folder_goes_on(run, folder, tmp_path):
+    (folder / "broken.png").unlink()
+    flags = ["a cat", "--init-img", folder, "--num-images", 2, "--skip-grid", *FLAGS]
+    assert run("img2img.py", *flags)[0] == 0
+    outputs = tmp_path / "outputs"
+    before = {path.name: path.read_bytes() for path in outputs.iterdir()}
+    assert len(before) == 4
+    for name in ("tree-00000.png", "tree-00001.png"):
+        (outputs / name).unlink()
+    (outputs / "house-00001.png").write_bytes(b"half")
+    code, out, err = run("img2img.py", *flags, "--resume")
+    assert code == 0, err
+    after = {path.name: path.read_bytes() for path in outputs.iterdir() if path.name != "house-00001.png"}
+    assert after.pop("house-00002.png") == before.pop("house-00001.png")  # a broken file is never overwritten
+    assert after == before
+    code, out, _ = run("img2img.py", *flags, "--resume")
+    assert out.splitlines()[-1] == "0 of 2 images done, 2 there already"
+
+
+def test_a_mask_that_cannot_be_used_skips_its_image(run, folder, tmp_path, photo):
+    (folder / "broken.png").unlink()
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (64, 64)).save(masks / "house.png")
+    Image.new("L", (64, 64), 255).save(masks / "tree.png")
+    code, out, err = run("inpaint.py", "a cat", "--image", folder, "--mask", masks, *FLAGS)
+    assert code == 0, err
+    assert "note: house is skipped, as the mask is empty" in out
+    assert out.splitlines()[-1] == "1 of 2 images done, 1 skipped"
+    (masks / "tree.png").write_bytes((masks / "house.png").read_bytes())
+    code, _, err = run("inpaint.py", "a cat", "--image", folder, "--mask", masks, *FLAGS)
+    assert (code, "the mask is empty" in err) == (2, True)
+
+
+def test_names_that_would_collide_are_numbered(folder, photo):
+    photo.save(folder / "House.jpg")
+    titles = [source.title for source in open_sources(images_in(folder), [None] * 4)]
+    assert titles == ["00000 House", "00002 house", "tree"]
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--seed", 1]])
+def test_resume_is_for_a_folder_and_a_seed(run, photo, tmp_path, flags):
+    photo.save(tmp_path / "one.png")
+    code, _, err = run("img2img.py", "a cat", "--init-img", "one.png", *flags)
+    assert (code, "--resume is for a folder" in err) == (2, True)
+
+
+def test_a_folder_is_extended_without_masks(run, folder, tmp_path):
+    code, _, err = run("inpaint.py", "a cat", "--image", folder, "--outpaint", 16, "--outpaint-sides", "left", *FLAGS)
+    assert code == 0, err
+    with Image.open(tmp_path / "outputs" / "house-00000.png") as made:
+        assert made.size == (80, 64)
+    code, _, err = run("inpaint.py", "a cat", "--image", folder, *FLAGS)
+    assert (code, "missing --mask" in err) == (2, True)

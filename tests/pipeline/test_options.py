@@ -30,6 +30,8 @@ CHANGED = {
     "compat": "webui",
     "emphasis": "no_norm",
     "masked_content": "blurred",
+    "outpaint": 64,
+    "outpaint_sides": "left, down",
     "tile_size": 512,
     "control": "x:weight=0.8:preprocessor=canny:a=50:start=0.1:end=0.9:mode=prompt + y",
 }
@@ -40,6 +42,7 @@ NEEDS = {
     "hires_upscaler": {"hires_scale": 2.0},
     "variation_seed": {"variation_strength": 0.5},
     "only_masked_padding": {"only_masked": True},
+    "outpaint_sides": {"outpaint": 64},
     "tile_overlap": {"tile_size": 512},
 }
 IDS = [row.name for row in OPTIONS]

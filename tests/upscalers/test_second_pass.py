@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from reference_models import randomize
+from safetensors.torch import save_file
 from web_client import Web, post
 
 from sd.checkpoints.discovery import Models
@@ -44,3 +45,16 @@ def test_the_webuis_api_knows_it(tmp_path, pipe):
     body = dict(prompt="a cat", steps=2, seed=1, width=64, height=64, enable_hr=True, hr_scale=2, hr_upscaler="sharp")
     assert "Hires upscaler: sharp" in post(web, "txt2img", **body)["info"]
     web.jobs.close()
+
+
+def test_a_file_that_is_no_upscaler_costs_no_image(pipe, tmp_path):
+    save_file({"conv.weight": torch.zeros(1)}, tmp_path / "odd.safetensors")
+    steps = []
+    with pytest.raises(UserError, match="is no upscaler: give an ESRGAN"):
+        pipe("a cat", hires_upscaler=str(tmp_path / "odd.safetensors"), on_step=lambda *step: steps.append(1), **SMALL)
+    assert steps == []
+
+
+def test_options_of_a_second_pass_without_one_are_said_to_do_nothing(pipe):
+    made = pipe("a cat", **SMALL | {"hires_scale": 1.0}, hires_upscaler="lanczos", hires_steps=3)
+    assert made.notes == ["Without a hires scale over 1, hires strength, hires steps, hires upscaler changes nothing."]

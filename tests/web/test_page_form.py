@@ -45,6 +45,27 @@ def test_untouched_it_asks_for_an_image_of_the_models_size(form):
     assert (asked.checkpoint, asked.image, asked.mask) == (BUNDLED.stem, None, None)
 
 
+def test_axes_of_a_grid_are_a_type_and_values(form):
+    asked = form.request(*values_of(form, x_axis="steps", x_values="1-3", z_axis="prompt_sr", z_values="red, blue"))
+    assert asked.axes == ["steps=1, 2, 3", "", "prompt_sr=red, blue"]
+    assert form.request(*values_of(form)).axes == ["", "", ""]
+    for changes, said in ((dict(x_values="1"), "X has values but no type"), (dict(y_axis="steps"), "has no values")):
+        with pytest.raises(UserError, match=said):
+            form.request(*values_of(form, **changes))
+    filled, _ = form.fill(to_infotext(GenerationSettings(seed=1, width=64, height=64), 0, "", "", from_image=False))
+    assert filled[form.widgets["x_axis"]] == ""
+
+
+def test_outpainting_needs_an_image_and_keeps_the_options_of_masks(form, photo):
+    changes = dict(outpaint=16, outpaint_sides="left", mask_blur=8, invert_mask=True)
+    assert form.request(*values_of(form, **changes)).settings.outpaint == 0
+    painted = {"image": f"data:image/png;base64,{base64_of(photo)}", "mask": ""}
+    settings = form.request(*values_of(form, painted=painted, **changes)).settings
+    assert (settings.outpaint, settings.outpaint_sides, settings.mask_blur) == (16, "left", 8)
+    assert not settings.invert_mask  # there is no mask to invert
+    assert settings.outpaint_sides in form.widgets["outpaint_sides"].choices[1]
+
+
 def test_an_images_text_fills_the_form_with_its_settings(form):
     settings = GenerationSettings(
         prompt="a fox, (red:1.2)",

@@ -7,6 +7,8 @@ from sd.pipeline.options import NOT_IN_WEBUI, Infotext, Widget, option
 from sd.utils.errors import UserError
 
 MAX_BLUR = 64  # pixels
+MAX_OUTPAINT = 1024  # pixels
+SIDES = ("left", "right", "up", "down")
 CONTENTS = {"original": "original", "blurred": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 OF_IMG2IMG = "it is a field of img2img alone there, which `schema.add_image` reads"
 
@@ -25,6 +27,22 @@ def check_tile(tile: int, seamless: bool) -> None:
         raise UserError(f"the tile size is {tile}: use a multiple of 64, or 0 for no tiles.")
     if tile and seamless:
         raise UserError("tiling makes an image seamless and works on all of it at once: leave out one of them.")
+
+
+def canonical_sides(text: str) -> str:
+    """Returns sides in the order of SIDES, as "left, right". Raises UserError for what is no side, and for none."""
+    words = text.lower().replace(",", " ").replace("+", " ").split()
+    if wrong := [word for word in words if word not in (*SIDES, "all")]:
+        raise UserError(f"the outpaint sides hold {wrong[0][:40]!r}: use some of {', '.join(SIDES)}, or all.")
+    if not words:
+        raise UserError(f"the outpaint sides are empty: use some of {', '.join(SIDES)}, or all.")
+    return ", ".join(side for side in SIDES if side in words or "all" in words)
+
+
+def check_outpaint(pixels: int) -> None:
+    """Raises UserError for a number of pixels that the latent does not have."""
+    if pixels % 8:
+        raise UserError(f"the outpaint pixels are {pixels}: use a multiple of 8, or 0 to extend nothing.")
 
 
 def canonical_control(text: str) -> str:
@@ -75,6 +93,27 @@ SOFT_INPAINTING = mask_option(
     flags=("--soft-inpainting",),
     infotext=Infotext("Soft inpainting enabled"),
     widget=Widget("checkbox", "Soft inpainting", "mask", info="gray parts of the mask change less"),
+)
+OUTPAINT = option(
+    *(0, "pixels to extend the image by on each of --outpaint-sides, a multiple of 8; 0 is off", "img2img"),
+    flags=("--outpaint",),
+    metavar="PIXELS",
+    mode="image",
+    low=0,
+    high=MAX_OUTPAINT,
+    noun="number of outpaint pixels",
+    infotext=Infotext("Outpainting pixels"),
+    widget=Widget("slider", "Outpaint", "outpaint", high=512, step=8, info="over 0: extends the image by these pixels"),
+    missing={"a1111": "it is an argument of the script Poor man's outpainting there"},
+)
+OUTPAINT_SIDES = option(
+    *(", ".join(SIDES), f"sides that --outpaint extends, some of {', '.join(SIDES)}, or all", "img2img"),
+    flags=("--outpaint-sides",),
+    metavar="SIDES",
+    mode="image",
+    infotext=Infotext("Outpainting sides", part_of="outpaint"),
+    widget=Widget("dropdown", "Outpaint sides", "outpaint", info="which sides are extended"),
+    missing={"a1111": "it is an argument of the script Poor man's outpainting there"},
 )
 TILE_SIZE = option(
     *(0, "side of the windows of tiled diffusion in pixels, for large images in little memory; 0 is off", "sampling"),

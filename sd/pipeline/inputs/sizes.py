@@ -2,17 +2,28 @@
 
 from PIL import Image
 
-from sd.pipeline.settings import GenerationSettings
+from sd.pipeline.inputs.control import control_notes
+from sd.pipeline.settings import OPTIONS, GenerationSettings
 from sd.utils.errors import UserError
 from sd.utils.images import apply_orientation
 
 
 def check_inputs(settings: GenerationSettings, image: Image.Image | None, mask: Image.Image | None) -> None:
-    """Raises UserError for a mask without an image, and for a second pass after img2img."""
+    """Raises UserError for a mask or outpainting without an image, and for a second pass after img2img."""
+    if settings.outpaint and image is None:
+        raise UserError("outpainting extends an image, and there is none: give the image, or leave out outpaint.")
     if mask is not None and image is None:
         raise UserError("a mask was given without an image: give the image that it belongs to as well.")
     if image is not None and settings.hires_scale > 1:
         raise UserError("a second pass (hires_scale) is for txt2img: leave out hires_scale or the image.")
+
+
+def settings_notes(settings: GenerationSettings) -> list[str]:
+    """Returns sentences on options that change nothing without another one, and on those of ControlNets."""
+    hires = [row for row in OPTIONS if row.name.startswith("hires_") and row.name != "hires_scale"]
+    changed = [row.name.replace("_", " ") for row in hires if getattr(settings, row.name) != row.default]
+    needless = f"Without a hires scale over 1, {', '.join(changed)} changes nothing."
+    return control_notes(settings) + ([needless] if changed and settings.hires_scale == 1 else [])
 
 
 def width_and_height(settings: GenerationSettings) -> tuple[int, int]:

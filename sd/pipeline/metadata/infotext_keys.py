@@ -25,6 +25,8 @@ NO_EFFECT = (
     *("VAE hash", "Lora hashes", "TI hashes", "Hashes", "User", "Template", "Negative Template", "Adapters"),
     *("Approximations", "Created Date", "Batch size", "Batch pos", "Guidance", "Distilled CFG Scale", "App"),
     *("Backend", "Operations", "Parser", "Pipeline", "Style Selector Enabled", "Diffusion in Low Bits", "Mask hash"),
+    *("X Type", "X Values", "Y Type", "Y Values", "Z Type", "Z Values"),
+    *("Fixed X Values", "Fixed Y Values", "Fixed Z Values"),
     *("Styles", "Index", "TE", "UNET", "Style", "Prompts", "Civitai resources", "Civitai metadata", "Interrupted"),
 )
 # Labels with these beginnings name what is not supported: a note says so where it was in use.
@@ -77,6 +79,7 @@ NOTED_APART = {
     "Module 1": "give --vae for the same colors",
     "Prediction": "give --prediction; --from-png does so",
     "Noise Schedule": "zero terminal SNR: give --prediction, unless the checkpoint is marked",
+    "Script": "It was made by a script, such as X/Y/Z plot: these are the settings of its first image.",
     "ComfyUI samplers": "The ComfyUI workflow has several KSampler nodes: only the first one's settings are read.",
     "InvokeAI weights": "The prompt has weights in InvokeAI's syntax, which are plain text here: write (word:1.2).",
     "ComfyUI weights": "ComfyUI weights words in another way than the webui and this program.",
@@ -103,7 +106,8 @@ OPENINGS = ("Lora ", "TI ")  # of labels without effect that end in a name
 def is_known(label: str) -> bool:
     """Return whether a label is read elsewhere, or does nothing. label: as `parse_infotext` gives it, "Size-1" too."""
     bare = label.removesuffix("-1").removesuffix("-2")
-    apart = label in NOTED_APART and label not in ("ComfyUI samplers", "InvokeAI weights", "ComfyUI weights")
+    noted = ("Script", "ComfyUI samplers", "InvokeAI weights", "ComfyUI weights")
+    apart = label in NOTED_APART and label not in noted
     return bare in OBEYED or label in NO_EFFECT or label in FROM_IMAGE or apart or label.startswith(OPENINGS)
 
 

@@ -18,6 +18,7 @@ from sd.web.a1111.extras import extras_router
 from sd.web.a1111.lists import connect_router, lists_router
 from sd.web.a1111.options import Options
 from sd.web.a1111.schema import ImageToImage, TextToImage, request_from_body, response_info
+from sd.web.a1111.scripts import is_without_images
 from sd.web.jobs.job import Interrupted, Job
 from sd.web.jobs.limits import decode_image, uploaded_infotext
 from sd.web.jobs.model_index import Models
@@ -68,7 +69,7 @@ class Server:
     def submit(self, body: TextToImage) -> tuple[Job, list[str], list[str]]:
         """Queue a job; return it, the names of the ignored fields, and notes. Raises UserError."""
         options, notes = self.options.with_changes(body.override_settings)
-        request, ignored = request_from_body(body, options)
+        request, ignored, more = request_from_body(body, options)
         job = submit_request(self.jobs, self.models, request)
         if not body.override_settings_restore_afterwards:
             self.options.set(body.override_settings)
@@ -76,7 +77,7 @@ class Server:
             self.tasks[body.force_task_id[:200]] = job.id
             while len(self.tasks) > MOST_TASKS:
                 self.tasks.popitem(last=False)
-        return job, ignored, notes
+        return job, ignored, [*notes, *more]
 
     def progress(self, job: Job | None) -> dict:
         """Return the webui's progress answer; the caller adds current_image."""
@@ -126,7 +127,8 @@ class Server:
 def answer_of(job: Job, body: TextToImage, ignored: list[str], notes: list[str]) -> dict:
     """Return the webui's answer; a cancelled job's has the images that were finished."""
     result = job.result or {"images": [], "seeds": [], "infotexts": [], "settings": job.request["settings"]}
-    images = [encode(job.folder / name) for name in result["images"]] if body.send_images else []
+    shown = result["images"][: 1 if is_without_images(body.script_name, body.script_args) else None]
+    images = [encode(job.folder / name) for name in shown] if body.send_images else []
     parameters = body.model_dump(include=set(type(body).model_fields))
     if not getattr(body, "include_init_images", False):
         parameters |= {"init_images": None, "mask": None}

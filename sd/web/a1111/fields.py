@@ -14,7 +14,7 @@ from sd.utils.errors import UserError
 NO_EFFECT = frozenset(
     """
     do_not_save_samples do_not_save_grid comments s_tmin s_tmax url auth refiner_switch_at image_cfg_scale
-    hr_additional_modules distilled_cfg_scale hr_distilled_cfg script_args seed_enable_extras mask_round
+    hr_additional_modules distilled_cfg_scale hr_distilled_cfg seed_enable_extras mask_round
     """.split()
 )
 # The webui's other fields, with the values, beside None, False, 0 and empty ones, that have no effect.
@@ -28,7 +28,6 @@ AT_DEFAULT: dict[str, tuple] = {
     "refiner_checkpoint": ("None",),
     "disable_extra_networks": (),
     "infotext": (),
-    "script_name": ("None",),
     "firstphase_width": (),
     "firstphase_height": (),
     "firstpass_image": (),

@@ -15,6 +15,7 @@ from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION
 from sd.prompts.styles import read_styles
 from sd.web.a1111.extras import UPSCALERS
 from sd.web.a1111.options import model_name_of, title_of
+from sd.web.a1111.scripts import OUTPAINTING, XYZ
 from sd.web.jobs.job import Missing
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
@@ -26,7 +27,7 @@ EMPTY: dict[str, Any] = {
     "hypernetworks": [],
     "face-restorers": [],
     "realesrgan-models": [],
-    "scripts": {"txt2img": [], "img2img": []},
+    "scripts": {"txt2img": [XYZ], "img2img": [OUTPAINTING, XYZ]},
     "script-info": [],
     "extensions": [],
     "cmd-flags": {"api": True},

@@ -18,6 +18,7 @@ from sd.utils.errors import UserError
 from sd.web.a1111.controlnet import add_units
 from sd.web.a1111.fields import SOFT_INPAINTING, check_fields, check_scripts
 from sd.web.a1111.options import settings_of, vae_of
+from sd.web.a1111.scripts import apply_script
 from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
 from sd.web.jobs.submit import GenerateRequest
 
@@ -63,6 +64,8 @@ class TextToImage(Named):
     override_settings: dict[str, Any] = Field({})
     override_settings_restore_afterwards: bool = True
     alwayson_scripts: dict[str, Any] = Field({})
+    script_name: str = ""
+    script_args: list[Any] = Field([])
     force_task_id: str = ""
     send_images: bool = True
     save_images: bool = False
@@ -181,8 +184,8 @@ def hires_sides(body: TextToImage) -> tuple[int, int]:
     return body.hr_resize_x, body.hr_resize_y
 
 
-def request_from_body(body: TextToImage, options: dict) -> tuple[GenerateRequest, list[str]]:
-    """Returns the request, and the names of the fields that are ignored.
+def request_from_body(body: TextToImage, options: dict) -> tuple[GenerateRequest, list[str], list[str]]:
+    """Returns the request, the names of the fields that are ignored, and notes.
 
     options: the webui's, including those of the request. Decodes the images, which takes time. Raises UserError.
     """
@@ -195,7 +198,8 @@ def request_from_body(body: TextToImage, options: dict) -> tuple[GenerateRequest
     request = GenerateRequest(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))
     if has_image:
         add_image(request, body)
-    return request, [*ignored, *add_units(request, body, request.image)]
+    ignored += add_units(request, body, request.image)
+    return request, ignored, apply_script(request, body.script_name, body.script_args, has_image, body.seed == -1)
 
 
 def add_image(request: GenerateRequest, body: ImageToImage) -> None:
@@ -271,7 +275,7 @@ def response_info(result: dict, body: TextToImage, ignored: list[str], notes: li
         "seed_resize_from_h": -1,
         "denoising_strength": settings.strength,
         "extra_generation_params": {},
-        "index_of_first_image": 0,
+        "index_of_first_image": int(bool(result.get("sheet"))),
         "infotexts": result["infotexts"],
         "styles": body.styles,
         "job_timestamp": time.strftime("%Y%m%d%H%M%S"),

@@ -35,7 +35,8 @@ class GenerateBody(SettingsBody):
 
     checkpoint: its name, "" for the default. vae: the name of a separate VAE, "" for the default. prediction: what a
     checkpoint without marks predicts, such as "v". image: an input image as base64 or a data: URL. mask: likewise,
-    white where to generate. control_images: likewise, one for each ControlNet in `control`, or one for all.
+    white where to generate. control_images: likewise, one for each ControlNet in `control`, or one for all. axes: up to
+    three axes of an X/Y/Z grid, such as "steps=10, 20".
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=MAX_BODY)
@@ -46,6 +47,7 @@ class GenerateBody(SettingsBody):
     image: str | None = None
     mask: str | None = None
     control_images: list[str] = Field([], max_length=MAX_UNITS)
+    axes: list[str] = Field([], max_length=3)
 
     def to_request(self) -> GenerateRequest:
         """Convert to a request. Decodes images, which takes time. Raises UserError."""
@@ -57,6 +59,7 @@ class GenerateBody(SettingsBody):
             vae=self.vae,
             prediction=self.prediction,
             control_images=control_images,
+            axes=self.axes,
         )
 
 

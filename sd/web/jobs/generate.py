@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from sd.cli.requests import GenerationRequest
+from sd.evaluation.grids.grid import Grid, check_loras, grid_sheet, plan_grid
 from sd.optimization.registry import parse_names
 from sd.pipeline.infotext import with_setting
 from sd.pipeline.inputs.masked import prepare_masked
+from sd.pipeline.inputs.outpaint import extend_image
 from sd.pipeline.mask import stretch_mask
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import GenerationOutput, StableDiffusion
@@ -59,10 +61,10 @@ class ImageGenerator:
     def __call__(self, job: Job, tell: Tell) -> dict:
         """Return {"files", "images" (those of the files), "seeds", "infotexts", "settings" (as used), "notes"}."""
         request = job.request
-        settings = GenerationSettings(**request["settings"])
-        pipe = self.load(request["checkpoint"], request.get("vae", ""), request.get("prediction", ""))
+        settings, axes = GenerationSettings(**request["settings"]), request.get("axes", ())
+        grid = plan_grid(settings, axes, (job.folder / "image").exists()) if any(axes) else None
+        pipe = self.load_for(request, *(next(iter(grid.by_model())) if grid else (None, None)))
         start = prepare_inputs(job.folder, request, settings, pipe.image_size)
-        start.control_images = [open_image(path) for path in sorted(job.folder.glob("control-*"))]
         settings = pipe.resolve_size(settings, start.image)
         result: dict = {
             "files": [],
@@ -72,8 +74,13 @@ class ImageGenerator:
             "settings": vars(settings),
             "notes": list(pipe.notes),
         }
+        reporter = StepReporter(tell, pipe, job.folder)
         try:
-            self.generate(pipe, settings, start, job, StepReporter(tell, pipe, job.folder), result)
+            if grid:
+                del pipe  # so that it can be released before the next checkpoint is loaded
+                self.generate_grid(grid, job, reporter, result)
+            else:
+                self.generate(pipe, settings, start, job, reporter, result)
         except Cancelled:
             pass  # the server knows; the finished images stay
         except BaseException:
@@ -118,6 +125,52 @@ class ImageGenerator:
                 raise
             self.save_images(output, job, prefix, result, reporter.tell)
 
+    def generate_grid(self, grid: Grid, job: Job, reporter: "StepReporter", result: dict) -> None:
+        """Generate the cells of a grid; a skipped one stays empty. The sheet comes first among the images."""
+        reporter.whole = sum(point.settings.steps for point in grid.points)
+        images: dict[int, Image.Image] = {}
+        try:
+            for models, indices in grid.by_model().items():
+                del reporter.pipe
+                reporter.pipe = self.load_for(job.request, *models)
+                check_loras(reporter.pipe, [grid.points[index] for index in indices])
+                for index in indices:
+                    with suppress(Skipped):
+                        images[index] = self.generate_cell(grid.points[index].settings, job, reporter, result)
+                    reporter.finished += grid.points[index].settings.steps
+        finally:
+            if images:
+                self.save_sheet(grid, images, job, result)
+
+    def generate_cell(
+        self, settings: GenerationSettings, job: Job, reporter: "StepReporter", result: dict
+    ) -> Image.Image:
+        """Generate and save one cell of a grid, and return its image."""
+        pipe = reporter.pipe
+        start = prepare_inputs(job.folder, job.request, settings, pipe.image_size)
+        reporter.x0, reporter.weight = None, settings.steps
+        prefix = GenerationRequest(settings, job.request["title"]).prefix
+        try:
+            output = pipe.generate(settings, start.image, start.mask, reporter, control_images=start.control_images)
+        except Interrupted:
+            self.save_images(unfinished_images(pipe, settings, start, reporter), job, prefix, result)
+            raise
+        self.save_images(output, job, prefix, result, reporter.tell)
+        return output.images[0]
+
+    def save_sheet(self, grid: Grid, images: dict[int, Image.Image], job: Job, result: dict) -> None:
+        """Save the sheet of a grid, and put it before the images, which are sorted by their places in it."""
+        unfinished = len(result["images"]) - len(images)  # an interrupted one, behind the others
+        order = [*images, *[len(grid.points)] * unfinished]
+        for key in ("images", "seeds", "infotexts"):
+            result[key] = [one for _, one in sorted(zip(order, result[key]), key=lambda pair: pair[0])]
+        text = grid.infotext(result["infotexts"][0])
+        name = save_png(grid_sheet(grid, images), job.folder, text, "xyz-").name
+        first = {"files": name, "images": name, "seeds": result["seeds"][0], "infotexts": text}
+        for key, value in first.items():
+            result[key].insert(0, value)
+        result["sheet"] = name
+
     def save_images(
         self, output: GenerationOutput, job: Job, prefix: str, result: dict, tell: Tell | None = None
     ) -> None:
@@ -131,6 +184,10 @@ class ImageGenerator:
             result["infotexts"].append(text)
             if tell is not None:
                 tell({"result": copy.deepcopy(result)})
+
+    def load_for(self, request: dict, ckpt: str | None = None, vae: str | None = None) -> StableDiffusion:
+        """Return the pipeline of a job. ckpt, vae: where a cell of a grid has its own."""
+        return self.load(ckpt or request["checkpoint"], vae or request.get("vae", ""), request.get("prediction", ""))
 
     def load(self, name: str, vae: str = "", prediction: str = "") -> StableDiffusion:
         """Return the pipeline of a checkpoint and a VAE, each by its name. prediction: "" as the checkpoint is marked.
@@ -173,7 +230,8 @@ class StepReporter:
 
     def __init__(self, tell: Tell, pipe: StableDiffusion, folder: Path):
         self.tell, self.pipe, self.folder = tell, pipe, folder
-        self.before, self.parts = 0, 1
+        self.before, self.parts = 0, 1  # batches of one request
+        self.finished, self.weight, self.whole = 0, 0, 0  # steps of a grid: of finished cells, of this one, of all
         self.x0: torch.Tensor | None = None  # the last step's prediction for this batch
         self.reached = ""  # which step that was
         self.next_preview = time.monotonic() + PREVIEW_AFTER
@@ -181,6 +239,8 @@ class StepReporter:
     def __call__(self, done: int, total: int, x0: torch.Tensor) -> None:
         self.x0, self.reached = x0, f"{done} of {total}"
         event: dict[str, Any] = {"step": self.before * total + done, "steps": self.parts * total}
+        if self.whole:
+            event = {"step": self.finished + done * self.weight // total, "steps": self.whole}
         began = time.monotonic()
         if began >= self.next_preview and done < total:
             with suppress(DiskError):  # an image that cannot be saved ends the job, a preview does not
@@ -199,7 +259,7 @@ def unfinished_images(
         return GenerationOutput([], [], [], torch.zeros(0))
     texts = pipe.infotexts(part, start.image is not None)
     texts = [with_setting(text, "Interrupted at step", reporter.reached) for text in texts]
-    masked = prepare_masked(pipe.resolve_size(part, start.image), start.image, start.mask)
+    masked = prepare_masked(*extend_image(pipe.resolve_size(part, start.image), start.image, start.mask))
     images = masked.finish(pipe.preview(reporter.x0))
     return GenerationOutput(images, part.seeds(), texts, reporter.x0)
 
@@ -213,17 +273,18 @@ def split_into_batches(settings: GenerationSettings, batch_size: int) -> Iterato
 
 
 def prepare_inputs(folder: Path, request: dict, settings: GenerationSettings, image_size: int) -> InitInputs:
-    """Return the job's `image` and `mask` as the pipeline takes them. image_size: the model's own, in pixels."""
+    """Return the job's images as the pipeline takes them. image_size: the model's own, in pixels."""
+    controls = [open_image(path) for path in sorted(folder.glob("control-*"))]
     if not (folder / "image").exists():
-        return InitInputs()
+        return InitInputs(control_images=controls)
     image = to_rgb(open_image(folder / "image"))
     width, height = settings.width or image.width // 8 * 8, settings.height or image.height // 8 * 8
     if not (folder / "mask").exists():
-        return InitInputs(resize(image, request["resize_mode"], width, height))
+        return InitInputs(resize(image, request["resize_mode"], width, height), None, controls)
     mask = stretch_mask(open_image(folder / "mask"), *image.size)
     if request["resize_mode"] == "stretch" and not settings.only_masked:
-        return InitInputs(resize(image, "stretch", width, height), stretch_mask(mask, width, height))
-    return InitInputs(image, mask)
+        return InitInputs(resize(image, "stretch", width, height), stretch_mask(mask, width, height), controls)
+    return InitInputs(image, mask, controls)
 
 
 def resize(image: Image.Image, mode: str, width: int, height: int) -> Image.Image:

@@ -32,7 +32,8 @@ def check_settings(settings: GenerationSettings) -> None:
             raise UserError(f"the {name} has {len(text)} characters: {MAX_PROMPT} are allowed.")
     if settings.num_images > MAX_IMAGES:
         raise UserError(f"{settings.num_images} images are too many for one job: {MAX_IMAGES} are allowed.")
-    width, height = settings.width or DEFAULT_SIDE, settings.height or DEFAULT_SIDE
+    left, right, up, down = settings.margins
+    width, height = (settings.width or DEFAULT_SIDE) + left + right, (settings.height or DEFAULT_SIDE) + up + down
     if width * height * settings.hires_scale**2 > MAX_GENERATED_PIXELS:
         raise UserError(
             f"{width}x{height}{' with its second pass' * (settings.hires_scale > 1)} is too large: "

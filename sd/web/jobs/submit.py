@@ -1,13 +1,15 @@
 """Submission of requests as jobs: a request is checked completely before it is queued."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from sd.checkpoints.predictions import EPS, choose_prediction
 from sd.control.units import check_image_count, parse_units
+from sd.evaluation.grids.axes import Point
+from sd.evaluation.grids.grid import plan_grid
 from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import GENERATE, Job
-from sd.web.jobs.limits import check_settings, image_size
+from sd.web.jobs.limits import MAX_IMAGES, check_settings, image_size
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 
@@ -22,7 +24,8 @@ class GenerateRequest:
     or "". image, mask: the bytes of files that `limits` has checked.
     batch_size: images at once on a GPU. resize_mode: "crop" cuts an image of another shape, "stretch" distorts it.
     title: the beginning of the files' names, "" for a number alone. page: the open page that made the request and shows
-    its jobs; "" for an API. control_images: files like `image`, of the ControlNets in the settings.
+    its jobs; "" for an API. control_images: files like `image`, of the ControlNets in the settings. axes: up to three
+    axes of an X/Y/Z grid, such as "steps=10, 20"; "" for one that is not used.
     """
 
     settings: GenerationSettings
@@ -36,19 +39,25 @@ class GenerateRequest:
     prediction: str = ""
     page: str = ""
     control_images: list[bytes] = field(default_factory=list)
+    axes: list[str] = field(default_factory=list)
 
 
 def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     """Submits a new job. Raises UserError for what cannot be generated, Busy where the queue is full."""
     settings = request.settings if request.image is None else with_image_size(request.settings, request.image)
-    check_settings(settings)
-    models.check_tags(settings.prompt)
     choose_prediction(EPS, request.prediction or None)
-    check_control(models, request)
-    check_upscaler(models, settings)
-    models.vae(request.vae, models.checkpoint(request.checkpoint))
+    grid = plan_grid(settings, request.axes, request.image is not None) if any(request.axes) else None
+    if grid and len(grid.points) > MAX_IMAGES:
+        raise UserError(
+            f"a grid of {len(grid.points)} images is too large for one job: {MAX_IMAGES} are allowed; "
+            "scripts/xyz_grid.py has more."
+        )
+    for point in grid.points if grid else [Point(settings)]:
+        check_point(models, request, point)
     if request.mask is not None and request.image is None:
         raise UserError("a mask was given without an image: give the image that it belongs to as well.")
+    if request.image is None and settings.outpaint:
+        raise UserError("outpainting extends an image, and there is none: give the image, or leave out outpaint.")
     if request.image is not None and settings.hires_scale > 1:
         raise UserError("a second, larger pass is for images from text: leave out hires or the image.")
     description = {
@@ -61,9 +70,20 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
         "title": request.title,
         "page": request.page,
     }
+    if grid:
+        description["axes"] = ["" if axis is None else str(axis) for axis in grid.axes]
     files = {"image": request.image, "mask": request.mask}
     files |= {f"control-{i}": data for i, data in enumerate(request.control_images)}
     return jobs.submit(GENERATE, description, {name: data for name, data in files.items() if data is not None})
+
+
+def check_point(models: Models, request: GenerateRequest, point: Point) -> None:
+    """Raises UserError where the settings of an image exceed the limits, or name what is not there."""
+    check_settings(point.settings)
+    models.check_tags(point.settings.prompt)
+    check_control(models, replace(request, settings=point.settings))
+    check_upscaler(models, point.settings)
+    models.vae(point.vae or request.vae, models.checkpoint(point.ckpt or request.checkpoint))
 
 
 def check_upscaler(models: Models, settings: GenerationSettings) -> None:

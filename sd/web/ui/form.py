@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from sd.checkpoints.config import IMAGE_SIZE
 from sd.checkpoints.predictions import PREDICTIONS
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.inputs.options import OF_MASKS
+from sd.pipeline.inputs.options import OF_MASKS, SIDES
 from sd.pipeline.metadata.settings_infotext import form_values
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
@@ -24,6 +25,8 @@ from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.submit import GenerateRequest
 from sd.web.ui.addons import addons
+from sd.web.ui.axes import NAMES as AXIS_NAMES
+from sd.web.ui.axes import axes_from, axis_widgets
 from sd.web.ui.components import examples, painter
 from sd.web.ui.control import ControlBuilder
 
@@ -36,8 +39,11 @@ FIRST_VALUES = {"prompt": "a red apple", "sampler": SAMPLER, "steps": STEPS}
 CHOICES = {
     "sampler": [(one.label, name) for name, one in ALL_SAMPLERS.items()],
     "schedule": [("Automatic", ""), *((label, name) for name, label in SCHEDULE_LABELS.items())],
+    "outpaint_sides": [", ".join(some) for count in (4, 1, 2, 3) for some in combinations(SIDES, count)],
 }
 MASK_DEFAULTS = {row.name: row.default for row in OPTIONS if row.name in OF_MASKS}
+NO_AXES = {f"{name}_{part}": "" for name in AXIS_NAMES for part in ("axis", "values")}
+HIRES_DEFAULTS = {row.name: row.default for row in OPTIONS if row.name.startswith("hires_")}
 SHAPES = ["1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16"]
 CUSTOM = "Custom"
 # The values of options that infotext leaves out where they are at their defaults.
@@ -68,6 +74,7 @@ class Form:
         self.add_prompts()
         self.add_start()
         self.add_control()
+        self.add_axes()
         self.add_size()
         self.add_sampling()
         self.add_seed()
@@ -109,12 +116,17 @@ class Form:
             add(painted=painter())
             self.add_option("strength")
             self.add_section("mask")
+            self.add_section("outpaint")
 
     def add_control(self) -> None:
         with gr.Accordion("ControlNet", open=False):
             self.control = ControlBuilder(self.models)
             self.add_option("control")
             self.add(control_images=self.control.images)
+
+    def add_axes(self) -> None:
+        with gr.Accordion("X/Y/Z plot", open=False):
+            self.add(**axis_widgets())
 
     def add_size(self) -> None:
         size = usual_size(self.models.checkpoint())
@@ -183,11 +195,13 @@ class Form:
                 chosen["prompt"], chosen["negative_prompt"]
             )
         if not given["hires"]:
-            chosen["hires_scale"] = 1.0
+            chosen |= HIRES_DEFAULTS
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
+        if not painted["image"]:
+            chosen["outpaint"] = 0
         if not painted["mask"]:
-            chosen |= MASK_DEFAULTS
+            chosen |= {"invert_mask": False} if chosen["outpaint"] else MASK_DEFAULTS
         image, mask = (decode_image(painted[part]) if painted[part] else None for part in ("image", "mask"))
         return GenerateRequest(
             GenerationSettings(**chosen),
@@ -198,6 +212,7 @@ class Form:
             vae=given["vae"],
             prediction=given["prediction"],
             control_images=[decode_image(url) for url in given["control_images"] or ()],
+            axes=axes_from(given),
         )
 
     def fill(self, text: str) -> tuple[dict[gr.Component, object], list[str]]:
@@ -206,7 +221,7 @@ class Form:
         Raises UserError where the text holds no settings.
         """
         values, notes = form_values(text)
-        values = OFF | {"num_images": 1, "batch_size": 1, "style": [], "shape": CUSTOM} | values
+        values = OFF | {"num_images": 1, "batch_size": 1, "style": [], "shape": CUSTOM} | NO_AXES | values
         values |= {name: "" if values.get(name) is None else str(values[name]) for name in TEXTS}
         values["hires"] = values["hires_scale"] > 1
         if not values["hires"]:

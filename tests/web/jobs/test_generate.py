@@ -1,6 +1,7 @@
 """The worker's side of an image."""
 
 import signal
+from contextlib import suppress
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.web.jobs import generate as generate_job
 from sd.web.jobs.generate import ImageGenerator, split_into_batches
-from sd.web.jobs.job import Job, JobFailed, Skipped
+from sd.web.jobs.job import Cancelled, Interrupted, Job, JobFailed, Skipped
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.submit import GenerateRequest, submit_request
 from sd.web.jobs.worker import describe_exit
@@ -46,6 +47,60 @@ def test_steps_are_counted_over_the_whole_job(generator, tmp_path):
     steps = [(event["step"], event["steps"]) for event in told if "step" in event]
     assert steps == [(step, 9) for step in range(1, 10)]
     assert [len(event["result"]["images"]) for event in told if "result" in event] == [1, 2, 3]
+
+
+def grid_of(tmp_path, axes, **settings):
+    job = job_of(tmp_path, width=64, height=64, **settings)
+    job.request["axes"] = axes
+    return job
+
+
+def test_a_grid_counts_the_steps_of_all_cells_and_ends_with_its_sheet(generator, tmp_path):
+    told = []
+    made = generator(grid_of(tmp_path, ["steps=1, 3", "seed=1, 2", ""], prompt="a cat"), told.append)
+    steps = [(event["step"], event["steps"]) for event in told if "step" in event]
+    assert steps == [(step, 8) for step in range(1, 9)]
+    assert made["images"] == ["xyz-00000.png", *(f"0000{i}.png" for i in range(4))]
+    assert made["seeds"] == [1, 1, 1, 2, 2]
+    assert next(event["result"]["images"] for event in told if "result" in event) == ["00000.png"]
+
+
+def test_a_grid_that_is_stopped_or_skips_a_cell_has_a_sheet_of_the_others(generator, tmp_path):
+    def at(step, stop):
+        def tell(event):
+            if event.get("step") == step:
+                raise stop
+
+        return tell
+
+    for name, stop, seeds in (("a", Skipped, [1, 1, 3]), ("b", Interrupted, [1, 1, 2]), ("c", Cancelled, [1, 1])):
+        folder = tmp_path / name
+        folder.mkdir()
+        job = grid_of(folder, ["seed=1, 2, 3"])
+        made: dict = {}
+        with suppress(Interrupted):
+            made = generator(job, at(4, stop))
+        if made:
+            assert made["seeds"] == seeds
+        assert (folder / "xyz-00000.png").exists()
+
+
+def test_a_grid_over_checkpoints_loads_each_once_and_sorts_its_images(generator, tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "other.safetensors").touch()
+    generator.models.refresh()
+    loaded, pipe = [], generator.pipe
+
+    def load(path, *_):
+        loaded.append(path.name)
+        pipe.path = path
+        return pipe
+
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", load)
+    made = generator(grid_of(tmp_path, ["checkpoint=emoji, other", "seed=5, 6"]), lambda event: None)
+    assert loaded == ["other.safetensors"]
+    assert made["seeds"] == [5, 5, 5, 6, 6]
+    assert made["images"][1:] == ["00000.png", "00002.png", "00001.png", "00003.png"]
 
 
 def test_a_skipped_image_is_left_out(generator, tmp_path):
