@@ -48,6 +48,14 @@ def generation_parser(description: str, mode: str = "text", defaults: Mapping[st
         help="image for --control, one for each ControlNet or one for all (repeatable)",
         default_help="the init image of img2img",
     )
+    add(
+        *("prompt", "--region-mask"),
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="mask of a region of the prompt, white where it works, one for each region (repeatable)",
+        default_help="ADDCOL and ADDROW in the prompt divide the image",
+    )
     add_model_flags(flags)
     add("performance", "--device", help="cpu, cuda or mps", default_help="a GPU where there is one")
     add_compute_flags(flags.parser, flags)

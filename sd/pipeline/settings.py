@@ -10,6 +10,7 @@ from sd.pipeline.noise import SOURCES, random_seed
 from sd.pipeline.options import NOT_IN_WEBUI, Infotext, Widget, check_number, check_whole, option, options_of
 from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_sampler
 from sd.pipeline.sampling.schedules import ALL_SCHEDULES
+from sd.prompts.regions import parse_ratios
 from sd.prompts.weighting import EMPHASIS
 from sd.schedule import TIMES
 from sd.utils.errors import UserError
@@ -344,6 +345,8 @@ class GenerationSettings:
         ),
         missing=NOT_IN_WEBUI,
     )
+    region_ratios: str = input_options.REGION_RATIOS
+    region_base: float = input_options.REGION_BASE
     control: str = input_options.CONTROL
     invert_mask: bool = input_options.INVERT_MASK
     mask_blur: int = input_options.MASK_BLUR
@@ -367,6 +370,7 @@ class GenerationSettings:
         if self.guidance_start > self.guidance_end:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
         input_options.check_tile(self.tile_size, self.tiling)
+        parse_ratios(self.region_ratios)
         if self.eta is not None and sampler not in ETA_SAMPLERS:
             raise UserError(
                 f"the sampler {sampler} has no eta, as it adds no noise: leave out eta, or choose one of "

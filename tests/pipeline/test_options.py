@@ -31,6 +31,7 @@ CHANGED = {
     "emphasis": "no_norm",
     "masked_content": "blurred",
     "tile_size": 512,
+    "region_ratios": "1;2,1,3",
     "control": "x:weight=0.8:preprocessor=canny:a=50:start=0.1:end=0.9:mode=prompt + y",
 }
 # A value that says nothing unless another option is on.

@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import ConfigDict, Field, create_model
 
 from sd.control.units import MAX_UNITS
+from sd.pipeline.sampling.conditioning import MAX_PARTS
 from sd.pipeline.settings import GenerationSettings
 from sd.web.jobs.job import Job
 from sd.web.jobs.limits import MAX_BODY, decode_image
@@ -36,6 +37,7 @@ class GenerateBody(SettingsBody):
     checkpoint: its name, "" for the default. vae: the name of a separate VAE, "" for the default. prediction: what a
     checkpoint without marks predicts, such as "v". image: an input image as base64 or a data: URL. mask: likewise,
     white where to generate. control_images: likewise, one for each ControlNet in `control`, or one for all.
+    region_masks: likewise, one for each region of the prompt, white where it works.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=MAX_BODY)
@@ -46,6 +48,7 @@ class GenerateBody(SettingsBody):
     image: str | None = None
     mask: str | None = None
     control_images: list[str] = Field([], max_length=MAX_UNITS)
+    region_masks: list[str] = Field([], max_length=MAX_PARTS)
 
     def to_request(self) -> GenerateRequest:
         """Convert to a request. Decodes images, which takes time. Raises UserError."""
@@ -57,6 +60,7 @@ class GenerateBody(SettingsBody):
             vae=self.vae,
             prediction=self.prediction,
             control_images=control_images,
+            region_masks=[decode_image(text) for text in self.region_masks],
         )
 
 

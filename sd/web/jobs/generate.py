@@ -34,11 +34,15 @@ PREVIEW_SHARE = 0.1  # of the time, at most
 
 @dataclass
 class InitInputs:
-    """The inputs of a job. control_images: one for each ControlNet, or one for all."""
+    """The inputs of a job.
+
+    control_images: one for each ControlNet, or one for all. region_masks: one for each region of the prompt.
+    """
 
     image: Image.Image | None = None
     mask: Image.Image | None = None
     control_images: list[Image.Image] = field(default_factory=list)
+    region_masks: list[Image.Image] = field(default_factory=list)
 
 
 @dataclass
@@ -62,6 +66,7 @@ class ImageGenerator:
         pipe = self.load(request["checkpoint"], request.get("vae", ""), request.get("prediction", ""))
         start = prepare_inputs(job.folder, request, settings, pipe.image_size)
         start.control_images = [open_image(path) for path in sorted(job.folder.glob("control-*"))]
+        start.region_masks = [open_image(path) for path in sorted(job.folder.glob("region-*"))]
         settings = pipe.resolve_size(settings, start.image)
         result: dict = {
             "files": [],
@@ -96,7 +101,11 @@ class ImageGenerator:
         for index, part in enumerate(parts):
             reporter.before, reporter.parts, reporter.x0 = index, len(parts), None
             try:
-                output = pipe.generate(part, start.image, start.mask, reporter, control_images=start.control_images)
+                output = pipe.generate(
+                    *(part, start.image, start.mask, reporter),
+                    control_images=start.control_images,
+                    region_masks=start.region_masks,
+                )
             except Skipped:
                 continue
             except Interrupted:
@@ -166,7 +175,7 @@ def unfinished_images(
     """Return the images of a stopped batch as of its last step; none where there was no step."""
     if reporter.x0 is None:
         return GenerationOutput([], [], [], torch.zeros(0))
-    texts = pipe.infotexts(part, start.image is not None)
+    texts = pipe.infotexts(part, start.image is not None, len(start.region_masks))
     texts = [with_setting(text, "Interrupted at step", reporter.reached) for text in texts]
     masked = prepare_masked(pipe.resolve_size(part, start.image), start.image, start.mask)
     images = masked.finish(pipe.preview(reporter.x0))

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from sd.checkpoints.predictions import EPS, choose_prediction
 from sd.control.units import check_image_count, parse_units
+from sd.pipeline.inputs.regions import check_regions
 from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
@@ -22,7 +23,8 @@ class GenerateRequest:
     or "". image, mask: the bytes of files that `limits` has checked.
     batch_size: images at once on a GPU. resize_mode: "crop" cuts an image of another shape, "stretch" distorts it.
     title: the beginning of the files' names, "" for a number alone. page: the open page that made the request and shows
-    its jobs; "" for an API. control_images: files like `image`, of the ControlNets in the settings.
+    its jobs; "" for an API. control_images: files like `image`, of the ControlNets in the settings. region_masks:
+    likewise, of the prompt's regions.
     """
 
     settings: GenerationSettings
@@ -36,6 +38,7 @@ class GenerateRequest:
     prediction: str = ""
     page: str = ""
     control_images: list[bytes] = field(default_factory=list)
+    region_masks: list[bytes] = field(default_factory=list)
 
 
 def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
@@ -45,6 +48,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     models.check_tags(settings.prompt)
     choose_prediction(EPS, request.prediction or None)
     check_control(models, request)
+    check_regions(settings, len(request.region_masks))
     check_upscaler(models, settings)
     models.vae(request.vae, models.checkpoint(request.checkpoint))
     if request.mask is not None and request.image is None:
@@ -63,6 +67,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     }
     files = {"image": request.image, "mask": request.mask}
     files |= {f"control-{i}": data for i, data in enumerate(request.control_images)}
+    files |= {f"region-{i:02}": data for i, data in enumerate(request.region_masks)}
     return jobs.submit("draw", description, {name: data for name, data in files.items() if data is not None})
 
 

@@ -25,7 +25,8 @@ from sd.web.ui.gallery import Gallery
 from sd.web.ui.job_status import generation_panel
 from sd.web.ui.keep import keep_form, with_page
 
-IMAGES = ("painted", "control_images")  # widgets that the browser keeps itself
+IMAGES = ("painted", "control_images", "region_masks")  # widgets that the browser keeps itself
+KNOW_SIZE = "(...size) => { sd.size = size; }"  # of a painting on the page
 NOTES = "notes"  # in a job's result: sentences for the user
 
 
@@ -75,6 +76,7 @@ class GenerateTab:
         form.swap.click(None, size, [*size, shape], js=f"(width, height) => [height, width, '{CUSTOM}']")
         for side in size:
             side.input(None, None, shape, js=f"() => '{CUSTOM}'")
+        gr.on([side.change for side in size], None, size, js=KNOW_SIZE, **EVENT)
 
     def connect_seed(self) -> None:
         seed = self.form.widgets["seed"]
@@ -87,6 +89,8 @@ class GenerateTab:
         form.generate.click(show_errors(self.submit), given, None, js=with_page("draw"), **PRESS)
         self.stage.input(self.show_notes, None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
+        size = [form.widgets["width"], form.widgets["height"]]
+        page.load(None, size, None, js=KNOW_SIZE, **EVENT)
         lists = form.listed()
         loaded = keep_form(page, "draw", {name: one for name, one in form.widgets.items() if name not in IMAGES})
         loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)

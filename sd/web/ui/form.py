@@ -24,7 +24,7 @@ from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.submit import GenerateRequest
 from sd.web.ui.addons import addons
-from sd.web.ui.components import examples, painter
+from sd.web.ui.components import examples, paintable_list, painter
 from sd.web.ui.control import ControlBuilder
 
 SETTINGS = [row.name for row in OPTIONS]
@@ -49,6 +49,11 @@ checkpoint into
 the folder <code>weights</code>. Prompts to try:</p>
 <div class="tools">BUTTONS</div>
 """
+ABOUT_REGIONS = """
+<p>Write a prompt for each region with <code>ADDCOL</code> (a column) or <code>ADDROW</code> (a row) between them:
+<code>a cat ADDCOL a dog</code>. A prompt for the whole image comes first and ends with <code>ADDBASE</code>. With masks,
+each region is where its mask is white.</p>
+"""
 EXAMPLES = (
     "a red apple, fluent 3d emoji",
     "a cat face, noto emoji",
@@ -67,6 +72,7 @@ class Form:
         self.add_model()
         self.add_prompts()
         self.add_start()
+        self.add_regions()
         self.add_control()
         self.add_size()
         self.add_sampling()
@@ -109,6 +115,17 @@ class Form:
             add(painted=painter())
             self.add_option("strength")
             self.add_section("mask")
+
+    def add_regions(self) -> None:
+        with gr.Accordion("Regions", open=False):
+            self.about_regions = gr.HTML(ABOUT_REGIONS, elem_classes="examples")
+            self.add_section("regions")
+            masks = paintable_list(
+                *("Region masks, one for each region, white where it works", "regions", "Paint the region's mask"),
+                "Paint where the region is, add the painting, and go on with the next region.",
+                size=20,
+            )
+            self.add(region_masks=masks)
 
     def add_control(self) -> None:
         with gr.Accordion("ControlNet", open=False):
@@ -198,6 +215,7 @@ class Form:
             vae=given["vae"],
             prediction=given["prediction"],
             control_images=[decode_image(url) for url in given["control_images"] or ()],
+            region_masks=[decode_image(url) for url in given["region_masks"] or ()],
         )
 
     def fill(self, text: str) -> tuple[dict[gr.Component, object], list[str]]:
