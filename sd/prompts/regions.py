@@ -11,6 +11,7 @@ row has its height and then the widths of its columns: `1;2,1,3` is for the seco
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -71,6 +72,19 @@ def parse_regions(prompt: str) -> RegionalPrompt:
     every = [", ".join(part for part in (common, one.strip()) if part) for one in (*regions, text)]
     base = leading.get("ADDBASE")
     return RegionalPrompt(None if base is None else base.strip(), tuple(every), tuple(columns))
+
+
+def map_regions(prompt: str, change: Callable[[str], str]) -> str:
+    """Returns a prompt with a change made to each of its texts; that before ADDCOMM is part of the others, and stays.
+
+    >>> map_regions("a garden ADDCOMM a cat ADDCOL a dog", lambda text: f"{text}, oil painting")
+    'a garden ADDCOMM a cat, oil painting ADDCOL a dog, oil painting'
+    """
+    pieces = WORD.split(prompt)  # texts and the words between them
+    for i in range(0, len(pieces), 2):
+        if pieces[i + 1 : i + 2] != ["ADDCOMM"]:
+            pieces[i] = change(pieces[i])
+    return " ".join(pieces)
 
 
 def parse_ratios(text: str) -> list[list[float]]:

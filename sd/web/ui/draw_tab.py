@@ -10,6 +10,7 @@ from sd.cli.requests import expand_request
 from sd.pipeline.noise import random_seed
 from sd.prompts.enhance import EnhancedPrompt, enhance_prompt
 from sd.prompts.llm import find_endpoint
+from sd.prompts.regions import parse_regions
 from sd.prompts.weighting import CHUNK, split_chunks
 from sd.utils.errors import UserError
 from sd.web.jobs.finetune import tokenizer
@@ -120,9 +121,10 @@ class GenerateTab:
         return with_addon(prompt, addon, strength, words_for(self.models, addon))
 
     def count(self, prompt: str) -> str:
-        """Returns how many tokens the prompt has, and how many fit its chunks."""
+        """Returns how many tokens the prompt, or its longest region, has, and how many fit its chunks."""
         try:
-            chunks = split_chunks(tokenizer(), TAG.sub("", prompt))
+            texts = parse_regions(TAG.sub("", prompt)).texts
+            chunks = max((split_chunks(tokenizer(), text) for text in texts), key=lambda one: sum(map(len, one)))
         except UserError as error:
             return escape(sentence(str(error)))
         return f"{sum(map(len, chunks))}/{CHUNK * len(chunks)} tokens"

@@ -51,8 +51,8 @@ the folder <code>weights</code>. Prompts to try:</p>
 """
 ABOUT_REGIONS = """
 <p>Write a prompt for each region with <code>ADDCOL</code> (a column) or <code>ADDROW</code> (a row) between them:
-<code>a cat ADDCOL a dog</code>. A prompt for the whole image comes first and ends with <code>ADDBASE</code>. With masks,
-each region is where its mask is white.</p>
+<code>a cat ADDCOL a dog</code>. A prompt for the whole image comes first and ends with <code>ADDBASE</code>. With
+masks, each region is where its mask is white.</p>
 """
 EXAMPLES = (
     "a red apple, fluent 3d emoji",
