@@ -23,7 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = (
-    "checkpoints lora-and-embeddings fine-tuning prompts img2img-and-inpainting controlnet same-image low-memory "
+    "checkpoints lora-and-embeddings fine-tuning prompts img2img-and-inpainting regions controlnet same-image low-memory "
     "many-gpus web-ui troubleshooting reverse-proxy"
 ).split()  # in this order: some use what those before them leave
 PAGES = [README, *((ROOT / f"docs/guides/{name}.md").read_text(encoding="utf-8") for name in GUIDES)]

@@ -157,6 +157,10 @@ def fit_control_image(image: Image.Image, resize: str, width: int, height: int) 
     pixels = np.array(rgb)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     color = tuple(int(value) for value in np.median(border, axis=0))
+    scale = min(width / rgb.width, height / rgb.height)
+    if min(rgb.size) * scale < 1:  # a strip that would have no width: one pixel remains
+        sides = (max(1, round(side * scale)) for side in rgb.size)
+        rgb = rgb.resize((next(sides), next(sides)), Image.Resampling.LANCZOS)
     return ImageOps.pad(rgb, (width, height), Image.Resampling.LANCZOS, color=color)
 
 
