@@ -16,6 +16,7 @@ PEFT_CONFIG = "adapter_config.json"
 
 EMBEDDING_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder that diffusers made
 
+T2I_ADAPTER = "a T2I-Adapter"
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 VERSIONS = [  # whole checkpoints, by how any key begins
     (r"conditioner\.embedders\.1\.", "Stable Diffusion XL"),
@@ -38,7 +39,8 @@ PARTS = [  # all others
     (r"lycoris_|.*\.(dora_scale|oft_blocks|oft_diag|on_input)$|bundle_emb\.", "a LoRA"),
     (r"string_to_(token|param)$|emb_params$|clip_[lg]$", "a textual inversion embedding"),
     (r".*motion_modules\.", "a motion module of AnimateDiff"),
-    (r"(adapter\.)?body\.\d+\.(resnets\.\d+\.)?block[12]\.|adapter\.conv_in\.", "a T2I-Adapter"),
+    (r"(adapter\.)?body\.\d+\.((resnets|body)\.\d+\.)?block[12]\.|adapter\.conv_in\.", T2I_ADAPTER),
+    (r"style_embedding$|transformer_layes\.", "a style adapter, which reads no control image"),
     (r"conv_first\.|model\.1\.sub\.\d+\.|RRDB_trunk\.|layers\.\d+\.residual_group\.", "an upscaler"),
     (r"params(_ema)?$", "an upscaler"),
     (r"(taesd_)?(encoder\.|decoder\.)?(layers\.)?\d+\.conv\.\d+\.", "TAESD, the small autoencoder"),
@@ -53,6 +55,7 @@ KINDS = [  # how the description of a file begins, and the kind of model that it
     ("a textual inversion embedding", "embedding"),
     ("a VAE alone", "VAE"),
     ("a ControlNet", "ControlNet"),
+    (T2I_ADAPTER, "ControlNet"),
     ("an upscaler", "upscaler"),
 ]
 EMBEDDING_WIDTHS = {768, 1024, 1280}  # of Stable Diffusion 1, 2 and XL

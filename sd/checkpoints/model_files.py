@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sd.checkpoints.diffusers_format import MODEL_INDEX
-from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, describe_checkpoint, kind_of
+from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, T2I_ADAPTER, describe_checkpoint, kind_of
 from sd.checkpoints.foreign_files import read_json_file
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
@@ -38,6 +38,7 @@ UNKNOWN = Content("", "a file of an unknown kind")
 FOLDER_CONTENTS = {  # folders of one network, by the class in its config.json
     "AutoencoderKL": Content("VAE", "a VAE alone"),
     "ControlNetModel": Content("ControlNet", "a ControlNet"),
+    "T2IAdapter": Content("ControlNet", T2I_ADAPTER),
 }
 
 

@@ -41,14 +41,7 @@ def generation_parser(description: str, mode: str = "text", defaults: Mapping[st
         metavar=("START", "END"),
         help="same as --guidance-start START --guidance-end END",
     )
-    add(
-        *("control", "--control-image"),
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="image for --control, one for each ControlNet or one for all (repeatable)",
-        default_help="the init image of img2img",
-    )
+    add_image_lists(flags)
     add_model_flags(flags)
     add("performance", "--device", help="cpu, cuda or mps", default_help="a GPU where there is one")
     add_compute_flags(flags.parser, flags)
@@ -313,3 +306,23 @@ def parse_column(text: str) -> Column:
         else:
             embeddings.append((path, suffix))
     return Column(ckpt, tuple(loras), tuple(embeddings))
+
+
+def add_image_lists(flags: "FlagGroups") -> None:
+    """Adds the flags of files that belong to other options: control images and region masks."""
+    flags.add(
+        *("control", "--control-image"),
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="image for --control, one for each ControlNet or one for all (repeatable)",
+        default_help="the init image of img2img",
+    )
+    flags.add(
+        *("prompt", "--region-mask"),
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="mask of a region of the prompt, white where it works, one for each region (repeatable)",
+        default_help="ADDCOL and ADDROW in the prompt divide the image",
+    )

@@ -100,6 +100,7 @@ def print_notes(notes: dict[str, str], changes: dict[str, Any], args: argparse.N
     settled |= {"VAE"} if getattr(args, "vae", None) else set()
     settled |= {"Prediction", "Noise Schedule"} if args.prediction else set()
     settled |= {"ControlNet"} if getattr(args, "control_image", None) else set()
+    settled |= {"Region masks"} if getattr(args, "region_mask", None) else set()
     for label, note in notes.items():
         if label not in settled:
             print(f"note: {note}")

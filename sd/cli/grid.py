@@ -21,6 +21,7 @@ from sd.checkpoints.discovery import Models
 from sd.cli.args import (
     FlagGroups,
     add_compute_flags,
+    add_image_lists,
     add_model_flags,
     add_options,
     given_flags,
@@ -57,8 +58,7 @@ def grid_parser(description: str) -> FlagGroups:
     add_options(flags, [row for row in OPTIONS if row.name != "num_images"], {"prompt": None})
     add("img2img", "--init-img", "--image", metavar="FILE", help="image to start from")
     add("img2img", "--mask", metavar="FILE", help="mask for it: white where to regenerate, black where to keep")
-    help = "image for --control (repeatable)"
-    add("control", "--control-image", action="append", default=[], metavar="FILE", help=help)
+    add_image_lists(flags)
     add_model_flags(flags)
     add_compute_flags(parser, flags)
     add("performance", "--device", help="cpu, cuda or mps", default_help="a GPU where there is one")
@@ -108,6 +108,7 @@ def plan_from_args(args: argparse.Namespace) -> tuple[Grid, dict[str, Any]]:
         "image": open_image(args.init_img) if args.init_img else None,
         "mask": open_image(args.mask) if args.mask else None,
         "control_image": [open_image(path) for path in args.control_image],
+        "region_mask": [open_image(path) for path in args.region_mask],
     }
     grid = plan_grid(settings, axes, from_image=bool(args.init_img))
     check_image_size(grid, inputs["image"])

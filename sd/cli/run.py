@@ -54,6 +54,7 @@ def generate_and_save(
     """
     folder, (rank, count) = check_outdir(args.outdir), rank_and_world_size()
     control_images = [open_image(path) for path in args.control_image]
+    region_masks = [open_image(path) for path in args.region_mask]
     remove_orphans(folder)
     images: list[Image.Image] = []
     prompts: list[str] = []
@@ -63,7 +64,9 @@ def generate_and_save(
             print(f"prompt: {request.settings.prompt}")
         began = time.perf_counter()
         with closing(ProgressBar(pipe, folder if args.preview and rank == 0 else None)) as progress:
-            output = pipe.generate(request.settings, image, mask, progress, control_images=control_images)
+            output = pipe.generate(
+                *(request.settings, image, mask, progress), control_images=control_images, region_masks=region_masks
+            )
         seconds = time.perf_counter() - began
         print_notes(output, printed)
         save_images(request, output, folder, seconds)

@@ -1,14 +1,20 @@
-"""The U-Net with ControlNets around it, as a callable (x, t, context) -> eps; the U-Net itself stays as it is."""
+"""The U-Net under the control of images, by ControlNets and T2I-Adapters, as a callable (x, t, context) -> eps.
 
-from dataclasses import dataclass
+The U-Net itself stays as it is.
+"""
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sd.control.controlnet import ControlNetModel
+from sd.control.t2i_adapter import T2IAdapter
 from sd.optimization.unet_blocks import embed_time, run_input_blocks, run_output_blocks
 from sd.schedule import TIMES
-from sd.unet import UNetModel
+from sd.unet import Downsample, UNetModel
+
+SOFT_SCALES = (0.25, 0.62, 0.825, 1.0)  # of an adapter's features, fine to coarse, as in the webui's extension
 
 
 @dataclass
@@ -54,11 +60,36 @@ class Control:
         )
 
 
-class ControlledUNet:
-    """A U-Net whose skip connections and middle block have the outputs of ControlNets added.
+@dataclass
+class AdapterControl(Control):
+    """A T2I-Adapter at work on one image; the fields are those of `Control`.
 
-    batch: the number of images. Where the U-Net is called with more rows, the first `batch` are those without a prompt,
-    as in `Guidance`. Between the intervals of all controls the U-Net runs as it is.
+    In the mode "prompt" its features are weaker the finer they are.
+    """
+
+    network: T2IAdapter
+    features: list[Tensor] | None = field(default=None, init=False, repr=False)  # weighted; computed once
+
+    def additions(self, rows: int, uncond_rows: int) -> list[Tensor]:
+        """Return what is added at each resolution for so many rows, of which the first `uncond_rows` have no prompt."""
+        if self.features is None:
+            found = self.network(self.hint)
+            scales = [self.weight] * len(found)
+            if self.mode != "balanced":
+                scales = [self.weight * soft for soft in SOFT_SCALES[-len(found) :]]
+            self.features = [one * scale for one, scale in zip(found, scales)]
+        if self.mode != "control" or not uncond_rows:
+            return self.features
+        prompted = torch.arange(rows, device=self.hint.device).ge(uncond_rows).to(self.hint.dtype)[:, None, None, None]
+        return [one * prompted for one in self.features]
+
+
+class ControlledUNet:
+    """A U-Net to whose skip connections and middle block the outputs of ControlNets are added.
+
+    The features of T2I-Adapters are added in its encoder, to the last block of each resolution. batch: the number of
+    images. Where the U-Net is called with more rows, the first `batch` are those without a prompt, as in `Guidance`.
+    Between the intervals of all controls the U-Net runs as it is.
     """
 
     def __init__(self, unet: UNetModel, controls: list[Control], batch: int):
@@ -70,15 +101,45 @@ class ControlledUNet:
         if not controls:
             return self.unet(x, t, context)
         uncond_rows = self.batch if len(x) > self.batch else 0
+        adapters = [one for one in controls if isinstance(one, AdapterControl)]
+        networks = [one for one in controls if not isinstance(one, AdapterControl)]
         latent = x[:, :4]  # without the mask and the masked image of an inpainting U-Net
-        *sums, middle_sum = controls[0].outputs(latent, t, context, uncond_rows)
-        for control in controls[1:]:
-            *more, middle = control.outputs(latent, t, context, uncond_rows)
-            sums, middle_sum = [one + other for one, other in zip(sums, more)], middle_sum + middle
+        outputs = sum_lists([one.outputs(latent, t, context, uncond_rows) for one in networks])
+        features = sum_lists([one.additions(len(x), uncond_rows) for one in adapters])
 
-        unet, skips = self.unet, []  # type: ignore[var-annotated]
+        unet = self.unet
         emb = embed_time(unet, t, x.dtype)
-        x = run_input_blocks(unet.input_blocks, x, skips, emb, context)
-        x = unet.middle_block(x, emb, context) + middle_sum
-        skips = [skip + added for skip, added in zip(skips, sums)]
+        x, skips = run_encoder(unet, x, emb, context, features)
+        x = unet.middle_block(x, emb, context)
+        if outputs:
+            *sums, middle_sum = outputs
+            x = x + middle_sum
+            skips = [skip + added for skip, added in zip(skips, sums)]
         return unet.out(run_output_blocks(unet.output_blocks, x, skips, emb, context))
+
+
+def sum_lists(lists: list[list[Tensor]]) -> list[Tensor]:
+    """Return the sums of the first tensors, of the second, and so on; [] for no list."""
+    first, *others = lists or [[]]
+    for other in others:
+        first = [one + more for one, more in zip(first, other)]
+    return first
+
+
+def run_encoder(
+    unet: UNetModel, x: Tensor, emb: Tensor, context: Tensor, features: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Run the input blocks; return the last one's output and all of them.
+
+    features: what is added to the last output of each resolution, or [].
+    """
+    skips: list[Tensor] = []
+    if not features:
+        return run_input_blocks(unet.input_blocks, x, skips, emb, context), skips
+    ends = [i for i, block in enumerate(unet.input_blocks[1:]) if isinstance(block[0], Downsample)]
+    for i, block in enumerate(unet.input_blocks):
+        x = block(x, emb, context)
+        if i in ends or i == len(unet.input_blocks) - 1:
+            x = x + features[ends.index(i) if i in ends else -1]
+        skips.append(x)
+    return x, skips

@@ -21,6 +21,7 @@ from sd.checkpoints.families import describe_contents
 from sd.checkpoints.foreign_files import read_json_file, reads_file
 from sd.checkpoints.weight_files import read_weights, write_weights
 from sd.control.controlnet import ControlNetModel
+from sd.control.t2i_adapter import T2IAdapter
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
 
@@ -49,6 +50,19 @@ class ControlNetFile:
 def read_controlnet(path: str | Path) -> ControlNetFile:
     """Reads a file or folder of any layout. Raises UserError for what holds no ControlNet of Stable Diffusion 1.x."""
     path = Path(path).expanduser()
+    tensors, content, config = read_state(path)
+    check_family(path, tensors, describe_contents(content))
+    is_difference = DIFFERENCE in tensors
+    if any(key.startswith(PREFIX) for key in tensors):
+        tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    tensors.pop(DIFFERENCE, None)
+    # The averaging is in no weight: diffusers' config names it, and other files are called "shuffle".
+    global_pool = bool(config.get("global_pool_conditions", "shuffle" in path.stem.lower()))
+    return ControlNetFile(path, tensors, is_difference, global_pool)
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], Any, dict]:
+    """Returns the tensors of a file or of a network's folder, all that it holds, and the folder's config.json."""
     config: dict = {}
     if path.is_dir():
         config = read_json_file(path / "config.json")
@@ -58,15 +72,7 @@ def read_controlnet(path: str | Path) -> ControlNetFile:
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     entries = content.items() if isinstance(content, dict) else ()
-    tensors = {str(key): value for key, value in entries if isinstance(value, Tensor)}
-    check_family(path, tensors, describe_contents(content))
-    is_difference = DIFFERENCE in tensors
-    if any(key.startswith(PREFIX) for key in tensors):
-        tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
-    tensors.pop(DIFFERENCE, None)
-    # The averaging is in no weight: diffusers' config names it, and other files are called "shuffle".
-    global_pool = bool(config.get("global_pool_conditions", "shuffle" in path.stem.lower()))
-    return ControlNetFile(path, tensors, is_difference, global_pool)
+    return {str(key): value for key, value in entries if isinstance(value, Tensor)}, content, config
 
 
 def check_family(path: Path, tensors: dict[str, Tensor], what: str | None) -> None:
@@ -86,9 +92,9 @@ def check_family(path: Path, tensors: dict[str, Tensor], what: str | None) -> No
 
 @dataclass
 class ControlNet:
-    """A loaded ControlNet. global_pool: see `Control`."""
+    """A loaded ControlNet or T2I-Adapter. global_pool: see `Control`."""
 
-    network: ControlNetModel
+    network: ControlNetModel | T2IAdapter
     global_pool: bool = False
 
 
@@ -152,15 +158,15 @@ def to_our_names(tensors: dict[str, Tensor], ours: Iterable[str]) -> dict[str, T
 
 
 def check_fit(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raises UserError unless a file has exactly the parameters that the checkpoint's U-Net needs."""
+    """Raises UserError unless a file has exactly the parameters that fit the checkpoint's U-Net."""
     wrong = sorted(tensors.keys() ^ expected.keys())
     wrong += [key for key, place in expected.items() if key in tensors and tensors[key].shape != place.shape]
     wrong += [key for key, tensor in tensors.items() if not tensor.is_floating_point()]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(
-            f"{path} does not fit this checkpoint's U-Net ({wrong[0]}{more} differ): use a ControlNet that was trained "
-            "with a U-Net of the same size."
+            f"{path} does not fit this checkpoint's U-Net ({wrong[0]}{more} differ): use a file that was trained with "
+            "a U-Net of the same size."
         )
 
 

@@ -23,7 +23,8 @@ class InitImage:
     the further input of a 9-channel U-Net: the mask and the masked image's latent. pixels (1, 3, H, W) and mask
     (1, 1, H, W): the image and its mask, for `paste`. notes: sentences on the mask. controls: ControlNets that work on
     the U-Net, with txt2img too. soft_mask: for soft inpainting, (1, 1, h, w) in [0, 1].
-    tile: the side of a window of tiled diffusion, in positions of the latent; 0 for none.
+    tile: the side of a window of tiled diffusion, in positions of the latent; 0 for none. region_weights: of the
+    prompt's regions, see `sd.pipeline.inputs.regions`; none for a plain prompt.
     """
 
     init_latent: Tensor | None = None
@@ -35,6 +36,7 @@ class InitImage:
     controls: list[Control] = field(default_factory=list)
     soft_mask: Tensor | None = None
     tile: int = 0
+    region_weights: list[Tensor] = field(default_factory=list)
 
     def paste(self, generated: Tensor) -> Tensor:
         """Returns generated images (B, 3, H, W) with the init image's own pixels where the mask is black."""

@@ -28,6 +28,7 @@ from sd.schedule import NoiseSchedule
 from sd.unet import UNetModel
 
 OnStep = Callable[[int, int, Tensor], object]
+NOWHERE = 1e-6  # a region's weight that is rounding
 
 
 def sample(
@@ -117,10 +118,11 @@ def guided_denoiser(
 
     def guidance_of(segment: Segment) -> Guidance:
         uncond = segment.uncond.expand(batch, -1, -1)
-        conds = [(cond.expand(batch, -1, -1), weight) for cond, weight in segment.conds]
+        expanded = [(cond.expand(batch, -1, -1), weight) for cond, weight in segment.conds]
+        conds = weighted_by_region(expanded, contexts.regions, init.region_weights)
         more = (extra, interval, settings.guidance_rescale, schedule)
         plus_plus = settings.sampler in CFG_PLUS_PLUS
-        if len(conds) > 1 or conds[0][1] != 1:
+        if len(conds) > 1 or isinstance(conds[0][1], Tensor) or conds[0][1] != 1:
             composed = UncondComposedGuidance if plus_plus else ComposedGuidance
             guidance: Guidance = composed(cached, conds, uncond, settings.guidance_scale, *more)
         else:
@@ -138,6 +140,23 @@ def guided_denoiser(
         made[key] = made.get(key) or guidance_of(one)
     keys = [(id(one.uncond), *(id(cond) for cond, _ in one.conds)) for one in segments]
     return EditedDenoiser([one.end for one in segments], [made[key] for key in keys])
+
+
+def weighted_by_region(
+    conds: list[tuple[Tensor, float]], regions: list[int], weights: list[Tensor]
+) -> list[tuple[Tensor, float | Tensor]]:
+    """Returns contexts with their weights times those of their regions, without regions that are nowhere.
+
+    A region that is everywhere leaves the weight as it is.
+    """
+    if not weights:
+        return list(conds)
+    found: list[tuple[Tensor, float | Tensor]] = []
+    for (cond, weight), region in zip(conds, regions):
+        mask = weights[region].to(cond.device)
+        if mask.max() > NOWHERE:
+            found.append((cond, weight if bool((mask == 1).all()) else weight * mask))
+    return found
 
 
 def unet_for_run(unet: UNetModel, settings: GenerationSettings, init: InitImage, batch: int) -> Callable:

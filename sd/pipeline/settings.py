@@ -10,6 +10,7 @@ from sd.pipeline.noise import SOURCES, random_seed
 from sd.pipeline.options import NOT_IN_WEBUI, Infotext, Widget, check_number, check_whole, option, options_of
 from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_sampler
 from sd.pipeline.sampling.schedules import ALL_SCHEDULES
+from sd.prompts.regions import parse_ratios
 from sd.prompts.weighting import EMPHASIS
 from sd.schedule import TIMES
 from sd.utils.errors import UserError
@@ -344,6 +345,8 @@ class GenerationSettings:
         ),
         missing=NOT_IN_WEBUI,
     )
+    region_ratios: str = input_options.REGION_RATIOS
+    region_base: float = input_options.REGION_BASE
     control: str = input_options.CONTROL
     invert_mask: bool = input_options.INVERT_MASK
     mask_blur: int = input_options.MASK_BLUR
@@ -371,6 +374,7 @@ class GenerationSettings:
         object.__setattr__(self, "outpaint_sides", input_options.canonical_sides(self.outpaint_sides))
         input_options.check_tile(self.tile_size, self.tiling)
         input_options.check_outpaint(self.outpaint)
+        parse_ratios(self.region_ratios)
         if self.eta is not None and sampler not in ETA_SAMPLERS:
             raise UserError(
                 f"the sampler {sampler} has no eta, as it adds no noise: leave out eta, or choose one of "

@@ -36,6 +36,7 @@ from sd.pipeline.init_image import InitImage, prepare_init_image
 from sd.pipeline.inputs.control import ControlInput, ControlNets, control_inputs
 from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.inputs.outpaint import as_asked, extend_image
+from sd.pipeline.inputs.regions import check_regions, region_notes, region_weights
 from sd.pipeline.inputs.second_pass import upscale_latent
 from sd.pipeline.inputs.sizes import check_inputs, resolve_size, settings_notes, width_and_height
 from sd.pipeline.latents import decode_latent
@@ -196,6 +197,8 @@ class StableDiffusion(AdapterCalls):
         guidance_end: float = 1.0,
         step_cache: int = 1,
         token_merging: float = 0.0,
+        region_ratios: str = "",
+        region_base: float = 0.2,
         control: str = "",
         invert_mask: bool = False,
         mask_blur: int = 0,
@@ -208,6 +211,7 @@ class StableDiffusion(AdapterCalls):
         tile_size: int = 0,
         tile_overlap: float = 0.25,
         control_image: ImageLike | Sequence[ImageLike] | None = None,
+        region_mask: ImageLike | Sequence[ImageLike] | None = None,
     ) -> GenerationOutput:
         """Generates `num_images` images of a prompt, or of each prompt of a list, with seeds that count up from `seed`.
 
@@ -216,19 +220,21 @@ class StableDiffusion(AdapterCalls):
         called as on_step(steps done, all steps, x0) with the scaled x0 (B, 4, h, w); an exception in it ends the call.
         batch_size: how many images at once; by default one on a CPU, where each has the same bits as alone, and all on
         a GPU. control_image: the image of the ControlNet in `control`, or a list with one for each; without it the init
-        image is used. The others are the options of `GenerationSettings`. Raises UserError for what cannot be
-        generated.
+        image is used. region_mask: a mask for each region of the prompt, white where it works; without them ADDCOL and
+        ADDROW divide the image, see `sd.prompts.regions`. The others are the options of `GenerationSettings`. Raises
+        UserError for what cannot be generated.
         """
         given = {name: value for name, value in locals().items() if name in FIELDS - {"prompt", "negative_prompt"}}
         prompts, negatives = list_prompts(prompt, negative_prompt)
         first = GenerationSettings(**given)
         image, mask = as_images(image, mask)
         control_images = as_image_list(control_image, "control image")
+        region_masks = as_image_list(region_mask, "region mask")
         parts = []
         for i, (one, negative) in enumerate(zip(prompts, negatives)):
             next_seed = (first.seeds()[0] + i * num_images) % (MAX_SEED + 1)
             settings = first.replace(prompt=one, negative_prompt=negative, seed=next_seed)
-            parts.append(self.generate(settings, image, mask, on_step, batch_size, control_images))
+            parts.append(self.generate(settings, image, mask, on_step, batch_size, control_images, region_masks))
         return GenerationOutput.concatenate(parts)
 
     @torch.no_grad()
@@ -240,11 +246,13 @@ class StableDiffusion(AdapterCalls):
         on_step: OnStep | None = None,
         batch_size: int | None = None,
         control_images: Sequence[Image.Image] = (),
+        region_masks: Sequence[Image.Image] = (),
     ) -> GenerationOutput:
         """Generates the images of one `GenerationSettings`; the other arguments are those of a call."""
         image, mask = as_images(image, mask)
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
+        check_regions(settings, len(region_masks))
         if settings.hires_scale > 1 and settings.hires_upscaler not in HIRES_UPSCALERS:
             check_upscaler(locate("upscaler", settings.hires_upscaler, self.adapters.models))  # before the first pass
         asked, from_image = settings, image is not None
@@ -256,12 +264,14 @@ class StableDiffusion(AdapterCalls):
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
         rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
         settings, notes = schedule_for_model(settings, self.prediction)
+        notes += [*settings_notes(asked), *region_notes(settings, region_masks, *width_and_height(settings))]
         passes = sigmas_for_passes(settings, from_image, self.prediction)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in passes) * len(rows))
 
         size = width_and_height(settings)
         init = prepare_init_image(self.unet, self.vae, image, mask, *size, settings.soft_inpainting)
         init.tile = settings.tile_size // self.vae.downsample
+        init.region_weights = region_weights(settings, region_masks, *size, self.vae.downsample)
         latents, images = [], []
         networks = [self.unet, self.vae, *(one.loaded.network for one in controls)]
         padding = circular_padding(*networks) if settings.tiling else nullcontext()
@@ -270,14 +280,16 @@ class StableDiffusion(AdapterCalls):
             contexts = [self.encode_prompts(texts, second_pass=i > 0) for i in range(len(passes))]
             init.controls = [one.control_for(*size) for one in controls]
             for row in rows:
-                latents.append(self.sample_latents(settings, row, contexts, init, passes, on_each, controls))
+                latents.append(
+                    self.sample_latents(settings, row, contexts, init, passes, on_each, controls, region_masks)
+                )
                 images += from_tensor(init.paste(self.decode(latents[-1])))
         return GenerationOutput(
             images=masked.finish(images),
             seeds=settings.seeds(),
-            infotexts=self.infotexts(as_asked(settings, asked), from_image),
+            infotexts=self.infotexts(as_asked(settings, asked), from_image, len(region_masks)),
             latents=torch.cat(latents),
-            notes=list(dict.fromkeys([*notes, *settings_notes(asked), *masked.notes, *init.notes, *named.notes])),
+            notes=list(dict.fromkeys([*notes, *masked.notes, *init.notes, *named.notes])),
             reports=named.reports,
         )
 
@@ -290,6 +302,7 @@ class StableDiffusion(AdapterCalls):
         passes: list[list[float]],
         on_each: Callable[[Tensor], None],
         controls: Sequence[ControlInput] = (),
+        region_masks: Sequence[Image.Image] = (),
     ) -> Tensor:
         """Returns the final latents (B, 4, h, w), scaled, of the B images in `row`, after one pass or two."""
         width, height = width_and_height(settings)
@@ -304,6 +317,7 @@ class StableDiffusion(AdapterCalls):
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
             second.tile = init.tile
             second.controls = [one.control_for(*settings.hires_size) for one in controls]
+            second.region_weights = region_weights(settings, region_masks, *settings.hires_size, self.vae.downsample)
             second.init_latent = upscale_latent(self.vae, self.decode, latent, settings, self.adapters.models)
             noise.shape = tuple(second.init_latent.shape[1:])
             if settings.compat != "none":
@@ -339,10 +353,10 @@ class StableDiffusion(AdapterCalls):
         """Returns scaled latents (B, 4, h, w), such as the x0 of `on_step`, as images, by TAESD where it is enabled."""
         return from_tensor(self.decode_preview(latent))
 
-    def infotexts(self, settings: GenerationSettings, from_image: bool) -> list[str]:
-        """Returns the infotext of each image. The settings must have a size."""
+    def infotexts(self, settings: GenerationSettings, from_image: bool, region_masks: int = 0) -> list[str]:
+        """Returns the infotext of each image. The settings must have a size. region_masks: how many there were."""
         name, hashed = (self.path.stem, model_hash(self.path)) if self.path else ("", "")
-        more: dict[str, object] = {}
+        more: dict[str, object] = {"Region masks": region_masks or None}
         if self.dtype != torch.float32:
             more["Precision"] = str(self.dtype).removeprefix("torch.")
         if self.vae_path is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sd.checkpoints.discovery import OWN_DATA
+from sd.prompts.regions import map_regions
 from sd.utils.errors import UserError
 from sd.utils.files import DATA
 
@@ -20,8 +21,9 @@ class Style(NamedTuple):
     negative_prompt: str
 
     def apply(self, prompt: str, negative_prompt: str = "") -> tuple[str, str]:
-        """Returns (prompt, negative prompt) in this style."""
-        return insert_text(self.prompt, prompt), insert_text(self.negative_prompt, negative_prompt)
+        """Returns (prompt, negative prompt) in this style; each region of the prompt is in it."""
+        styled = map_regions(prompt, lambda text: insert_text(self.prompt, text))
+        return styled, insert_text(self.negative_prompt, negative_prompt)
 
 
 def insert_text(style: str, text: str) -> str:

@@ -33,6 +33,7 @@ CHANGED = {
     "outpaint": 64,
     "outpaint_sides": "left, down",
     "tile_size": 512,
+    "region_ratios": "1;2,1,3",
     "control": "x:weight=0.8:preprocessor=canny:a=50:start=0.1:end=0.9:mode=prompt + y",
 }
 # A value that says nothing unless another option is on.

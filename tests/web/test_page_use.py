@@ -4,12 +4,16 @@ import time
 from types import SimpleNamespace
 
 import fake_jobs
+import numpy as np
 import pytest
 from browser_page import chromium
+from conftest import UNET
 from fake_jobs import fake_generate
 from PIL import Image
 from web_client import HERE, listening
 
+from sd.control.controlnet import ControlNetModel
+from sd.control.controlnet_files import save_controlnet
 from sd.prompts.styles import find_style
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
@@ -21,19 +25,19 @@ STYLE = "emoji noto"
 
 
 def make_server(folder):
-    """(jobs, app) over the folder, which a server before may have used."""
+    """(jobs, app, models) over the folder, which a server before may have used."""
     models = Models(*(folder / name for name in ("weights", "weights/loras", "weights/embeddings")))
     for path in models.folders.values():
         path.mkdir(parents=True, exist_ok=True)
     jobs = Jobs(folder / "jobs", fake_generate)
-    return jobs, create_app(jobs, models)
+    return jobs, create_app(jobs, models), models
 
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory):
-    jobs, app = make_server(tmp_path_factory.mktemp("page"))
+    jobs, app, models = make_server(tmp_path_factory.mktemp("page"))
     with listening(app) as port:
-        yield SimpleNamespace(jobs=jobs, url=f"{HERE}:{port}/")
+        yield SimpleNamespace(jobs=jobs, models=models, url=f"{HERE}:{port}/")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +121,7 @@ def test_two_tabs_show_their_own_jobs_and_the_same_gallery(page, web):
 
 
 def test_a_page_left_open_outlives_a_restart_of_the_server(one_browser, tmp_path):
-    jobs, app = make_server(tmp_path)
+    jobs, app, _ = make_server(tmp_path)
     with listening(app) as port:
         one_browser.url = f"{HERE}:{port}/"
         one_browser.open()
@@ -126,7 +130,7 @@ def test_a_page_left_open_outlives_a_restart_of_the_server(one_browser, tmp_path
         one_browser.press("Generate")  # so that the page follows a job while the server ends
     jobs.close()
     one_browser.until(lambda: "The server does not answer" in one_browser.text(), "sentence about it")
-    jobs, app = make_server(tmp_path)
+    jobs, app, _ = make_server(tmp_path)
     with listening(app, port):
         one_browser.until(lambda: "The server does not answer" not in one_browser.text(), "the server again")
         one_browser.write(Seed=2)
@@ -267,3 +271,55 @@ def test_images_to_train_on_are_kept_over_a_reload(page, photo):
     page.tab("Train")
     time.sleep(1)
     assert not page.find("//ul[@aria-label='Chosen images']/li")
+
+
+def paint_one(page, accordion, *strokes):
+    """Opens an accordion, paints strokes on its empty canvas and adds the painting to its list."""
+    page.until(lambda: page.find(f"//button[contains(., '{accordion}')]"), "accordion")[0].click()
+    page.press("Paint one here")
+    for stroke in strokes:
+        page.paint(*stroke)
+        page.press("Add the painting")
+
+
+def thumbs(page):
+    return page.find("//ul[@aria-label='Chosen images']/li")
+
+
+def stored(job, name):
+    return np.array(Image.open(job.folder / name).convert("L"))
+
+
+def test_a_painted_control_image_is_white_on_black_and_of_the_forms_shape(page, web):
+    folder = web.models.folders["ControlNet"]
+    save_controlnet(folder / "scribble.safetensors", ControlNetModel(**UNET), {})
+    web.models.refresh()
+    page.write(Width=64, Height=128)
+    paint_one(page, "ControlNet")
+    page.press("Add the painting")
+    page.until(lambda: "Nothing is painted yet" in page.text(), "sentence")
+    page.paint((0.2, 0.25), (0.8, 0.25))
+    page.press("Undo")
+    page.paint((0.2, 0.75), (0.8, 0.75))
+    page.press("Add the painting")
+    page.until(lambda: len(thumbs(page)) == 1, "painting in the list")
+    job = generate(page, web, ControlNets="scribble", Seed=11)
+    painted = stored(job, "control-0")
+    assert painted.shape == (512, 256)
+    assert painted[384, 128] == 255
+    assert painted[128, 128] == 0, "undone"
+    page.find("//button[@aria-label='Remove image 1']")[0].click()
+    page.until(lambda: not thumbs(page), "no image")
+
+
+def test_painted_region_masks_are_those_of_the_job(page, web):
+    paint_one(page, "Regions", [(0.1, 0.2), (0.1, 0.8)], [(0.9, 0.2), (0.9, 0.8)])
+    page.until(lambda: len(thumbs(page)) == 2, "two masks")
+    job = generate(page, web, Prompt="a cat ADDCOL a dog", Seed=12)
+    left, right = stored(job, "region-00"), stored(job, "region-01")
+    middle, side = left.shape[0] // 2, left.shape[1]
+    assert (left[middle, side // 10], left[middle, side * 9 // 10]) == (255, 0)
+    assert (right[middle, side // 10], right[middle, side * 9 // 10]) == (0, 255)
+    page.write(Prompt="a cat")
+    page.press("Generate")
+    page.until(lambda: "1 region and there are 2 region masks" in page.text(), "sentence on what does not fit")

@@ -153,17 +153,19 @@ def generate_cells(
     image: ImageLike | None = None,
     mask: ImageLike | None = None,
     control_image: ImageLike | Sequence[ImageLike] | None = None,
+    region_mask: ImageLike | Sequence[ImageLike] | None = None,
     done: Collection[int] = (),
     on_step: Callable[[int], OnStep] | None = None,
 ) -> Iterator[tuple[int, GenerationOutput]]:
     """Generates the cells of a grid, and yields the index and the output of each as soon as it is there.
 
     model: a pipeline, or a function from a checkpoint and a VAE (each None for that of the whole grid) to one; it is
-    called once for each, and a pipeline is released before the next is loaded. image, mask, control_image: as for the
-    pipeline. done: cells to leave out. on_step: returns the `on_step` of a cell. Raises UserError as the pipeline does.
+    called once for each, and a pipeline is released before the next is loaded. image, mask, control_image, region_mask: as
+    for the pipeline. done: cells to leave out. on_step: returns the `on_step` of a cell. Raises UserError as the pipeline does.
     """
     image, mask = as_images(image, mask)
     controls = as_image_list(control_image, "control image")
+    regions = as_image_list(region_mask, "region mask")
     load = loader_of(model) if isinstance(model, StableDiffusion) else model
     for (ckpt, vae), indices in grid.by_model(done).items():
         pipe = load(ckpt, vae)
@@ -171,7 +173,7 @@ def generate_cells(
         for index in indices:
             each = None if on_step is None else on_step(index)
             settings = grid.points[index].settings
-            yield index, pipe.generate(settings, image, mask, each, control_images=controls)
+            yield index, pipe.generate(settings, image, mask, each, control_images=controls, region_masks=regions)
         del pipe
 
 

@@ -10,9 +10,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sd.checkpoints.discovery import Models, locate
-from sd.control.controlled_unet import Control
+from sd.checkpoints.families import T2I_ADAPTER
+from sd.checkpoints.model_files import content_of
+from sd.control.controlled_unet import AdapterControl, Control
 from sd.control.controlnet_files import ControlNet, load_controlnet
 from sd.control.preprocessors import PREPROCESSORS, preprocess
+from sd.control.t2i_adapter import T2IAdapter
+from sd.control.t2i_adapter_files import load_t2i_adapter
 from sd.control.units import ControlUnit, check_image_count, parse_units
 from sd.pipeline.mask import HALF, stretch_mask
 from sd.pipeline.settings import GenerationSettings
@@ -43,7 +47,8 @@ class ControlNets:
         return [self.loaded[key] for key in keys]
 
     def load_one(self, path: Path) -> ControlNet:
-        found = load_controlnet(path, self.unet, self.config)
+        load = load_t2i_adapter if content_of(path).what == T2I_ADAPTER else load_controlnet
+        found = load(path, self.unet, self.config)
         if found.network.hint_downsample != self.downsample:
             raise UserError(
                 f"{path} is for latents of 1/{found.network.hint_downsample} of the image's size, and this "
@@ -63,12 +68,13 @@ class ControlInput:
 
     def control_for(self, width: int, height: int) -> Control:
         """Returns it at work on an image of this size."""
-        weight = self.loaded.network.middle_block_out[0].weight
-        hint = hint_of(self.image, self.mask, self.unit, width, height).to(weight.device, weight.dtype)
-        unit = self.unit
-        return Control(
-            self.loaded.network,
-            self.loaded.network.embed_hint(hint),
+        network, unit = self.loaded.network, self.unit
+        weight = next(network.parameters())
+        hint = hint_of(self.image, self.mask, unit, width, height).to(weight.device, weight.dtype)
+        kind = AdapterControl if isinstance(network, T2IAdapter) else Control
+        return kind(
+            network,
+            network.embed_hint(hint),
             unit.weight,
             unit.start,
             unit.end,
@@ -94,6 +100,12 @@ def control_inputs(
     images = images_for(units, control_images, image)
     masks = [mask_of(unit, one, mask) for unit, one in zip(units, images)]
     loaded = nets.load(units, models)
+    for unit, one in zip(units, loaded):
+        if PREPROCESSORS[unit.preprocessor].for_masks and isinstance(one.network, T2IAdapter):
+            raise UserError(
+                f"{unit.model} is a T2I-Adapter, and the preprocessor {unit.preprocessor} is for a ControlNet: choose "
+                "another preprocessor."
+            )
     return [ControlInput(*one) for one in zip(units, loaded, images, masks)]
 
 
@@ -145,6 +157,10 @@ def fit_control_image(image: Image.Image, resize: str, width: int, height: int) 
     pixels = np.array(rgb)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     color = tuple(int(value) for value in np.median(border, axis=0))
+    scale = min(width / rgb.width, height / rgb.height)
+    if min(rgb.size) * scale < 1:  # a strip that would have no width: one pixel remains
+        sides = (max(1, round(side * scale)) for side in rgb.size)
+        rgb = rgb.resize((next(sides), next(sides)), Image.Resampling.LANCZOS)
     return ImageOps.pad(rgb, (width, height), Image.Resampling.LANCZOS, color=color)
 
 

@@ -12,6 +12,25 @@ SIDES = ("left", "right", "up", "down")
 CONTENTS = {"original": "original", "blurred": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 OF_IMG2IMG = "it is a field of img2img alone there, which `schema.add_image` reads"
 
+NOT_IN_PLAIN_WEBUI = {"a1111": "the webui has no field for it: the prompt of a request holds ADDCOL and ADDROW"}
+
+REGION_RATIOS = option(
+    *("", "widths of the columns of ADDCOL, as in 1,2, or heights of the rows of ADDROW, as in 1;2", "prompt"),
+    flags=("--region-ratios",),
+    default_help="equal",
+    infotext=Infotext("Region ratios"),
+    widget=Widget("text", "Region ratios", "regions", placeholder="1,2", info="1,2 for columns, 1;2 for rows"),
+    missing=NOT_IN_PLAIN_WEBUI,
+)
+REGION_BASE = option(
+    *(0.2, "share of the prompt before ADDBASE where the regions are, from 0 to 1", "prompt"),
+    flags=("--region-base",),
+    low=0,
+    high=1,
+    infotext=Infotext("Region base ratio"),
+    widget=Widget("slider", "Region base share", "regions", step=0.05, info="of the prompt before ADDBASE"),
+    missing=NOT_IN_PLAIN_WEBUI,
+)
 CONTROL = option(
     *("", "one or more ControlNets, each as NAME[:WEIGHT][:key=value]..., with ' + ' between them", "control"),
     flags=("--control",),

@@ -82,6 +82,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
         )
         reading.values["token_merging"] = MAX_RATIO
     read_control(found, reading)
+    read_regions(found, reading)
     read_mask_options(found, reading)
     read_origin(found, reading)
     read_noise(found, reading)
@@ -138,6 +139,14 @@ def read_control(found: Mapping[str, str], reading: Reading) -> None:
         reading.values["control"] = control
         reading.notes["ControlNet"] = (
             "It was generated with a ControlNet, whose image is not in it: give that image as the control image."
+        )
+
+
+def read_regions(found: Mapping[str, str], reading: Reading) -> None:
+    """Adds a note on the masks of regions, which are not in the file."""
+    if found.get("Region masks", "0") != "0":
+        reading.notes["Region masks"] = (
+            "It was generated with region masks, which are not in it: give them again, one for each region."
         )
 
 

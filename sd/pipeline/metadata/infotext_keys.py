@@ -19,6 +19,7 @@ ALSO_OBEYED = {
     "Model hash": "the checkpoint, where it is installed; else a note",
     "Version": "compat, by the program that it names",
     "Precision": "--precision, with --from-png",
+    "Region masks": "a note asks for the masks, which are not in the image",
 }
 # Labels that do not change the pixels, or repeat another label.
 NO_EFFECT = (
@@ -38,6 +39,7 @@ NOTED = {
     "freeu": "FreeU",
     "IPAdapter": "an IP adapter",
     "ADetailer": "ADetailer",
+    "RP ": "the Regional Prompter (write ADDCOL and ADDROW in place of BREAK)",
     "Face restoration": "face restoration",
     "Tiled Diffusion": "tiled diffusion",
     "Dynamic thresholding": "dynamic thresholding",

@@ -19,13 +19,15 @@ class ComposedGuidance(Guidance):
 
     "Compositional Visual Generation with Composable Diffusion Models"; the webui's AND. A negative weight steers away
     from its prompt. conds: (context (B, M, D), weight) each; all go through the U-Net as one batch, uncond first.
+    A weight may be a mask, (1, 1, h, w): with masks whose sum is 1 everywhere, cond is the sum of mask * x0 over the
+    prompts, each of which works in its region.
     Outside of `interval` the scale is 1. The other arguments are those of `Guidance`.
     """
 
     def __init__(
         self,
         unet: Callable,
-        conds: list[tuple[Tensor, float]],
+        conds: Sequence[tuple[Tensor, float | Tensor]],
         uncond: Tensor,
         scale: float,
         inpaint_channels: Tensor | None = None,

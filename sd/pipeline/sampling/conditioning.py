@@ -4,13 +4,14 @@ A plain prompt has one part of one context. See `sd/prompts/editing.py` for the 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sd.pipeline.settings import GenerationSettings
 from sd.prompts.editing import index_at, schedule_prompt, split_prompts
+from sd.prompts.regions import parse_regions
 from sd.utils.errors import UserError
 
 Timeline = list[tuple[int, Tensor]]  # (last evaluation of the model, context (1, M, D)), in order
@@ -30,10 +31,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """uncond: the negative prompt's contexts. prompts: those of each part of the prompt, with its weight."""
+    """uncond: the negative prompt's contexts. prompts: those of each part of the prompt, with its weight.
+
+    regions: for each part of the prompt the index of its text in `RegionalPrompt.texts`; all 0 for a plain prompt.
+    """
 
     uncond: Timeline
     prompts: list[tuple[Timeline, float]]
+    regions: list[int] = field(default_factory=list)
 
     def segments(self) -> list[Segment]:
         """Return the contexts by the evaluations of the model, in order; the last one's `end` is the run's length."""
@@ -61,7 +66,10 @@ def encode_conditioning(
     """
     first = count_evaluations(settings) if second_pass else 0
     evaluations = count_evaluations(settings, second_pass)
-    parts = parts_of(settings)
+    divided = [parts_of(text, settings.compat) for text in parse_regions(settings.prompt).texts]
+    parts = [part for one in divided for part in one]
+    if len(parts) > MAX_PARTS:
+        raise UserError(f"the prompt has {len(parts)} parts (regions, or joined by AND): use at most {MAX_PARTS}.")
     plain = [settings.negative_prompt, *(text for text, _ in parts)]
     if settings.compat == "comfyui":  # which has no prompts in time
         texts = [[(evaluations, text)] for text in plain]
@@ -73,18 +81,18 @@ def encode_conditioning(
     else:
         timelines = [encode_timeline(timeline, encode) for timeline in texts]
         timelines[1:] = equal_parts(timelines[1:])
-    return Conditioning(timelines[0], [(timeline, weight) for timeline, (_, weight) in zip(timelines[1:], parts)])
+    return Conditioning(
+        timelines[0],
+        [(timeline, weight) for timeline, (_, weight) in zip(timelines[1:], parts)],
+        [region for region, one in enumerate(divided) for _ in one],
+    )
 
 
-def parts_of(settings: GenerationSettings) -> list[tuple[str, float]]:
-    """Return the parts of the prompt with their weights. A lone part has a weight in the webui only: "16:9" is text."""
-    whole = [(settings.prompt, 1.0)]
-    parts = whole if settings.compat == "comfyui" else split_prompts(settings.prompt)
-    if len(parts) == 1 and (parts[0][1] == 1 or settings.compat == "none"):
-        return whole
-    if len(parts) > MAX_PARTS:
-        raise UserError(f"the prompt has {len(parts)} parts joined by AND: use at most {MAX_PARTS}.")
-    return parts
+def parts_of(prompt: str, compat: str) -> list[tuple[str, float]]:
+    """Return the parts of a prompt with their weights. A lone part has a weight in the webui only: "16:9" is text."""
+    whole = [(prompt, 1.0)]
+    parts = whole if compat == "comfyui" else split_prompts(prompt)
+    return whole if len(parts) == 1 and (parts[0][1] == 1 or compat == "none") else parts
 
 
 def encode_timeline(timeline: list[tuple[int, str]], encode: Callable[[list[str]], Tensor]) -> Timeline:

@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import ConfigDict, Field, create_model
 
 from sd.control.units import MAX_UNITS
+from sd.pipeline.sampling.conditioning import MAX_PARTS
 from sd.pipeline.settings import GenerationSettings
 from sd.web.jobs.job import Job
 from sd.web.jobs.limits import MAX_BODY, decode_image
@@ -35,8 +36,9 @@ class GenerateBody(SettingsBody):
 
     checkpoint: its name, "" for the default. vae: the name of a separate VAE, "" for the default. prediction: what a
     checkpoint without marks predicts, such as "v". image: an input image as base64 or a data: URL. mask: likewise,
-    white where to generate. control_images: likewise, one for each ControlNet in `control`, or one for all. axes: up to
-    three axes of an X/Y/Z grid, such as "steps=10, 20".
+    white where to generate. control_images: likewise, one for each ControlNet in `control`, or one for all.
+    region_masks: likewise, one for each region of the prompt, white where it works. axes: up to three axes of an X/Y/Z
+    grid, such as "steps=10, 20".
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=MAX_BODY)
@@ -48,6 +50,7 @@ class GenerateBody(SettingsBody):
     mask: str | None = None
     control_images: list[str] = Field([], max_length=MAX_UNITS)
     axes: list[str] = Field([], max_length=3)
+    region_masks: list[str] = Field([], max_length=MAX_PARTS)
 
     def to_request(self) -> GenerateRequest:
         """Convert to a request. Decodes images, which takes time. Raises UserError."""
@@ -60,6 +63,7 @@ class GenerateBody(SettingsBody):
             prediction=self.prediction,
             control_images=control_images,
             axes=self.axes,
+            region_masks=[decode_image(text) for text in self.region_masks],
         )
 
 

@@ -36,11 +36,15 @@ PREVIEW_SHARE = 0.1  # of the time, at most
 
 @dataclass
 class InitInputs:
-    """The inputs of a job. control_images: one for each ControlNet, or one for all."""
+    """The inputs of a job.
+
+    control_images: one for each ControlNet, or one for all. region_masks: one for each region of the prompt.
+    """
 
     image: Image.Image | None = None
     mask: Image.Image | None = None
     control_images: list[Image.Image] = field(default_factory=list)
+    region_masks: list[Image.Image] = field(default_factory=list)
 
 
 @dataclass
@@ -117,7 +121,11 @@ class ImageGenerator:
         for index, part in enumerate(parts):
             reporter.before, reporter.parts, reporter.x0 = index, len(parts), None
             try:
-                output = pipe.generate(part, start.image, start.mask, reporter, control_images=start.control_images)
+                output = pipe.generate(
+                    *(part, start.image, start.mask, reporter),
+                    control_images=start.control_images,
+                    region_masks=start.region_masks,
+                )
             except Skipped:
                 continue
             except Interrupted:
@@ -151,7 +159,11 @@ class ImageGenerator:
         reporter.x0, reporter.weight = None, settings.steps
         prefix = GenerationRequest(settings, job.request["title"]).prefix
         try:
-            output = pipe.generate(settings, start.image, start.mask, reporter, control_images=start.control_images)
+            output = pipe.generate(
+                *(settings, start.image, start.mask, reporter),
+                control_images=start.control_images,
+                region_masks=start.region_masks,
+            )
         except Interrupted:
             self.save_images(unfinished_images(pipe, settings, start, reporter), job, prefix, result)
             raise
@@ -257,7 +269,7 @@ def unfinished_images(
     """Return the images of a stopped batch as of its last step; none where there was no step."""
     if reporter.x0 is None:
         return GenerationOutput([], [], [], torch.zeros(0))
-    texts = pipe.infotexts(part, start.image is not None)
+    texts = pipe.infotexts(part, start.image is not None, len(start.region_masks))
     texts = [with_setting(text, "Interrupted at step", reporter.reached) for text in texts]
     masked = prepare_masked(*extend_image(pipe.resolve_size(part, start.image), start.image, start.mask))
     images = masked.finish(pipe.preview(reporter.x0))
@@ -275,16 +287,17 @@ def split_into_batches(settings: GenerationSettings, batch_size: int) -> Iterato
 def prepare_inputs(folder: Path, request: dict, settings: GenerationSettings, image_size: int) -> InitInputs:
     """Return the job's images as the pipeline takes them. image_size: the model's own, in pixels."""
     controls = [open_image(path) for path in sorted(folder.glob("control-*"))]
+    regions = [open_image(path) for path in sorted(folder.glob("region-*"))]
     if not (folder / "image").exists():
-        return InitInputs(control_images=controls)
+        return InitInputs(None, None, controls, regions)
     image = to_rgb(open_image(folder / "image"))
     width, height = settings.width or image.width // 8 * 8, settings.height or image.height // 8 * 8
     if not (folder / "mask").exists():
-        return InitInputs(resize(image, request["resize_mode"], width, height), None, controls)
+        return InitInputs(resize(image, request["resize_mode"], width, height), None, controls, regions)
     mask = stretch_mask(open_image(folder / "mask"), *image.size)
     if request["resize_mode"] == "stretch" and not settings.only_masked:
-        return InitInputs(resize(image, "stretch", width, height), stretch_mask(mask, width, height), controls)
-    return InitInputs(image, mask, controls)
+        return InitInputs(resize(image, "stretch", width, height), stretch_mask(mask, width, height), controls, regions)
+    return InitInputs(image, mask, controls, regions)
 
 
 def resize(image: Image.Image, mode: str, width: int, height: int) -> Image.Image:

@@ -6,6 +6,7 @@ from sd.checkpoints.predictions import EPS, choose_prediction
 from sd.control.units import check_image_count, parse_units
 from sd.evaluation.grids.axes import Point
 from sd.evaluation.grids.grid import plan_grid
+from sd.pipeline.inputs.regions import check_regions
 from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import GENERATE, Job
@@ -24,8 +25,9 @@ class GenerateRequest:
     or "". image, mask: the bytes of files that `limits` has checked.
     batch_size: images at once on a GPU. resize_mode: "crop" cuts an image of another shape, "stretch" distorts it.
     title: the beginning of the files' names, "" for a number alone. page: the open page that made the request and shows
-    its jobs; "" for an API. control_images: files like `image`, of the ControlNets in the settings. axes: up to three
-    axes of an X/Y/Z grid, such as "steps=10, 20"; "" for one that is not used.
+    its jobs; "" for an API. control_images: files like `image`, of the ControlNets in the settings. region_masks:
+    likewise, of the prompt's regions. axes: up to three axes of an X/Y/Z grid, such as "steps=10, 20"; "" for one that
+    is not used.
     """
 
     settings: GenerationSettings
@@ -40,6 +42,7 @@ class GenerateRequest:
     page: str = ""
     control_images: list[bytes] = field(default_factory=list)
     axes: list[str] = field(default_factory=list)
+    region_masks: list[bytes] = field(default_factory=list)
 
 
 def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
@@ -74,6 +77,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
         description["axes"] = ["" if axis is None else str(axis) for axis in grid.axes]
     files = {"image": request.image, "mask": request.mask}
     files |= {f"control-{i}": data for i, data in enumerate(request.control_images)}
+    files |= {f"region-{i:02}": data for i, data in enumerate(request.region_masks)}
     return jobs.submit(GENERATE, description, {name: data for name, data in files.items() if data is not None})
 
 
@@ -82,6 +86,7 @@ def check_point(models: Models, request: GenerateRequest, point: Point) -> None:
     check_settings(point.settings)
     models.check_tags(point.settings.prompt)
     check_control(models, replace(request, settings=point.settings))
+    check_regions(point.settings, len(request.region_masks))
     check_upscaler(models, point.settings)
     models.vae(point.vae or request.vae, models.checkpoint(point.ckpt or request.checkpoint))
 

@@ -32,6 +32,20 @@ BOARD = """
   <p class="hint">Paint over the part to change. Without a mask the whole image changes.</p>
 </div>
 """
+SKETCH = """
+<div class="tools"><button type="button" class="paint" aria-expanded="false">Paint one here</button></div>
+<div class="board sketch" hidden>
+  <div class="layers"><canvas aria-label="CANVAS" role="img"></canvas></div>
+  <div class="tools" role="toolbar" aria-label="Painting">
+    <label>Brush size <input type="range" min="1" max="40" value="SIZE" aria-label="Brush size"></label>
+    <label><input type="checkbox" class="eraser" aria-label="Eraser"> Eraser</label>
+    <button type="button" class="undo">Undo</button>
+    <button type="button" class="clear">Clear the painting</button>
+    <button type="button" class="take">Add the painting</button>
+  </div>
+  <p class="hint">HINT</p>
+</div>
+"""
 STAGE = """
 <div class="stage">
   <p class="lost" role="alert" hidden>The server does not answer. The page tries again until it does.</p>
@@ -86,7 +100,7 @@ def painter() -> gr.HTML:
     return gr.HTML(
         NOTHING_PAINTED,
         html_template=drop("Image to start from") + BOARD,
-        js_on_load=script("image_input") + script("painter"),
+        js_on_load=script("image_input") + script("brush") + script("painter"),
         elem_classes="painter",
     )
 
@@ -97,6 +111,22 @@ def image_list(label: str, store: str = "photos") -> gr.HTML:
         [],
         html_template=drop(label, multiple=True) + '<ul class="thumbs" aria-label="Chosen images"></ul>',
         js_on_load=script("image_input") + script("training_images"),
+        elem_classes="image-list",
+        store=store,
+    )
+
+
+def paintable_list(label: str, store: str, canvas: str, hint: str, size: int) -> gr.HTML:
+    """Return an `image_list` to which a person can also add a painting, white on black, of the form's size.
+
+    canvas: the label of the painting. hint: a sentence below it. size: the brush's first width, in percent.
+    """
+    sketch = SKETCH.replace("CANVAS", canvas).replace("HINT", hint).replace("SIZE", str(size))
+    thumbs = '<ul class="thumbs" aria-label="Chosen images"></ul>'
+    return gr.HTML(
+        [],
+        html_template=drop(label, multiple=True) + sketch + thumbs,
+        js_on_load="".join(map(script, ("image_input", "training_images", "brush", "sketch"))),
         elem_classes="image-list",
         store=store,
     )

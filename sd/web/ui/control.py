@@ -6,7 +6,7 @@ from sd.control.preprocessors import PREPROCESSORS
 from sd.control.units import MAX_WEIGHT, MODES, RESIZES, ControlUnit, format_units, parse_units
 from sd.utils.errors import UserError
 from sd.web.jobs.model_index import Models
-from sd.web.ui.components import image_list
+from sd.web.ui.components import paintable_list
 from sd.web.ui.follow import EVENT, show_errors
 
 
@@ -29,7 +29,11 @@ class ControlBuilder:
             self.mode = gr.Dropdown(modes, value="balanced", label="Control mode", scale=3, min_width=120)
             self.resize = gr.Dropdown(resizes, value="crop", label="Resize mode", scale=2, min_width=120)
             self.button = gr.Button("Add ControlNet", size="md", scale=1, min_width=80)
-        self.images = image_list("Control images, one for each ControlNet or one for all", "control")
+        self.images = paintable_list(
+            *("Control images, one for each ControlNet or one for all", "control", "Paint the control image"),
+            "White lines on black, as ControlNets for scribbles and edges read them without a preprocessor.",
+            size=1,
+        )
 
     def connect(self, text: gr.Textbox) -> None:
         """Lets the button add the unit to a text."""

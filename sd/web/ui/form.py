@@ -27,7 +27,7 @@ from sd.web.jobs.submit import GenerateRequest
 from sd.web.ui.addons import addons
 from sd.web.ui.axes import NAMES as AXIS_NAMES
 from sd.web.ui.axes import axes_from, axis_widgets
-from sd.web.ui.components import examples, painter
+from sd.web.ui.components import examples, paintable_list, painter
 from sd.web.ui.control import ControlBuilder
 
 SETTINGS = [row.name for row in OPTIONS]
@@ -55,6 +55,11 @@ checkpoint into
 the folder <code>weights</code>. Prompts to try:</p>
 <div class="tools">BUTTONS</div>
 """
+ABOUT_REGIONS = """
+<p>Write a prompt for each region with <code>ADDCOL</code> (a column) or <code>ADDROW</code> (a row) between them:
+<code>a cat ADDCOL a dog</code>. A prompt for the whole image comes first and ends with <code>ADDBASE</code>. With
+masks, each region is where its mask is white.</p>
+"""
 EXAMPLES = (
     "a red apple, fluent 3d emoji",
     "a cat face, noto emoji",
@@ -73,6 +78,7 @@ class Form:
         self.add_model()
         self.add_prompts()
         self.add_start()
+        self.add_regions()
         self.add_control()
         self.add_axes()
         self.add_size()
@@ -117,6 +123,17 @@ class Form:
             self.add_option("strength")
             self.add_section("mask")
             self.add_section("outpaint")
+
+    def add_regions(self) -> None:
+        with gr.Accordion("Regions", open=False):
+            self.about_regions = gr.HTML(ABOUT_REGIONS, elem_classes="examples")
+            self.add_section("regions")
+            masks = paintable_list(
+                *("Region masks, one for each region, white where it works", "regions", "Paint the region's mask"),
+                "Paint where the region is, add the painting, and go on with the next region.",
+                size=20,
+            )
+            self.add(region_masks=masks)
 
     def add_control(self) -> None:
         with gr.Accordion("ControlNet", open=False):
@@ -213,6 +230,7 @@ class Form:
             prediction=given["prediction"],
             control_images=[decode_image(url) for url in given["control_images"] or ()],
             axes=axes_from(given),
+            region_masks=[decode_image(url) for url in given["region_masks"] or ()],
         )
 
     def fill(self, text: str) -> tuple[dict[gr.Component, object], list[str]]:

@@ -10,6 +10,7 @@ from sd.cli.requests import expand_request
 from sd.pipeline.noise import random_seed
 from sd.prompts.enhance import EnhancedPrompt, enhance_prompt
 from sd.prompts.llm import find_endpoint
+from sd.prompts.regions import parse_regions
 from sd.prompts.weighting import CHUNK, split_chunks
 from sd.utils.errors import UserError
 from sd.web.jobs.finetune import tokenizer
@@ -25,7 +26,8 @@ from sd.web.ui.gallery import Gallery
 from sd.web.ui.job_status import generation_panel
 from sd.web.ui.keep import keep_form, with_page
 
-IMAGES = ("painted", "control_images")  # widgets that the browser keeps itself
+IMAGES = ("painted", "control_images", "region_masks")  # widgets that the browser keeps itself
+KNOW_SIZE = "(...size) => { sd.size = size; }"  # of a painting on the page
 NOTES = "notes"  # in a job's result: sentences for the user
 
 
@@ -75,6 +77,7 @@ class GenerateTab:
         form.swap.click(None, size, [*size, shape], js=f"(width, height) => [height, width, '{CUSTOM}']")
         for side in size:
             side.input(None, None, shape, js=f"() => '{CUSTOM}'")
+        gr.on([side.change for side in size], None, size, js=KNOW_SIZE, **EVENT)
 
     def connect_seed(self) -> None:
         seed = self.form.widgets["seed"]
@@ -88,6 +91,8 @@ class GenerateTab:
         form.generate.click(show_errors(self.submit), given, None, js=with_page(GENERATE), **PRESS)
         self.stage.input(self.show_notes, None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
+        size = [form.widgets["width"], form.widgets["height"]]
+        page.load(None, size, None, js=KNOW_SIZE, **EVENT)
         lists = form.listed()
         loaded = keep_form(page, GENERATE, {name: one for name, one in form.widgets.items() if name not in IMAGES})
         loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)
@@ -117,9 +122,10 @@ class GenerateTab:
         return with_addon(prompt, addon, strength, words_for(self.models, addon))
 
     def count(self, prompt: str) -> str:
-        """Returns how many tokens the prompt has, and how many fit its chunks."""
+        """Returns how many tokens the prompt, or its longest region, has, and how many fit its chunks."""
         try:
-            chunks = split_chunks(tokenizer(), TAG.sub("", prompt))
+            texts = parse_regions(TAG.sub("", prompt)).texts
+            chunks = max((split_chunks(tokenizer(), text) for text in texts), key=lambda one: sum(map(len, one)))
         except UserError as error:
             return escape(sentence(str(error)))
         return f"{sum(map(len, chunks))}/{CHUNK * len(chunks)} tokens"

@@ -6,10 +6,13 @@ import torch
 from conftest import UNET
 from PIL import Image
 from reference_models import randomize
+from safetensors.torch import save_file
 
 from sd.checkpoints.discovery import Models
 from sd.control.controlnet import ControlNetModel
 from sd.control.controlnet_files import save_controlnet
+from sd.control.preprocessors import PREPROCESSORS
+from sd.control.t2i_adapter import T2IAdapter
 from sd.control.units import ControlUnit
 from sd.pipeline.inputs.control import fit_control_image, hint_of
 from sd.pipeline.metadata.settings_infotext import read_settings
@@ -83,6 +86,49 @@ def test_the_second_pass_is_controlled_too(controlled, photo):
     made = controlled("a cat", control="one", control_image=photo, **given)
     assert made.images[0].size == (128, 128)
     assert not np.array_equal(pixels(made), pixels(plain))
+
+
+@pytest.fixture
+def adapted(controlled, tmp_path):
+    """The same with a T2I-Adapter, adapter, beside them."""
+    network = randomize(T2IAdapter(widths=(32, 64)), 13)
+    save_file(network.state_dict(), tmp_path / "controlnet" / "adapter.safetensors")
+    return controlled
+
+
+def test_a_t2i_adapter_is_used_as_a_controlnet_is(adapted, photo):
+    plain = pixels(adapted("a cat", **SMALL))
+    made = adapted("a cat", control="adapter:0.8", control_image=photo, **SMALL)
+    assert abs(pixels(made) - plain).mean() > 2
+    assert np.array_equal(pixels(adapted("a cat", control="adapter:0.8", control_image=photo, **SMALL)), pixels(made))
+    assert np.array_equal(pixels(adapted("a cat", **SMALL)), plain)
+    assert read_settings(made.infotexts[0]).values["control"] == "adapter:weight=0.8"
+    both = adapted("a cat", control="adapter + one:mode=control", control_image=photo, hires_scale=1.5, **SMALL)
+    assert both.images[0].size == (96, 96)
+    photo.putalpha(Image.linear_gradient("L").resize((64, 64)))
+    with pytest.raises(UserError, match="adapter is a T2I-Adapter, and the preprocessor inpaint_only"):
+        adapted("a cat", control="adapter:preprocessor=inpaint_only", control_image=photo, **SMALL)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "one"])
+def test_control_images_of_any_kind(adapted, photo, kind):
+    """A control image is read as any image is: a palette, gray, 16 bits; transparent parts are white."""
+    gray = photo.convert("L")
+    deep = Image.fromarray(np.array(gray).astype(np.uint16) * 257)
+    expected = pixels(adapted("a cat", control=kind, control_image=gray, **SMALL))
+    for other in (gray.convert("RGBA"), gray.convert("P"), deep, np.array(gray), gray.convert("LA")):
+        assert abs(pixels(adapted("a cat", control=kind, control_image=other, **SMALL)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 5), (17, 301), (64, 64)])
+@pytest.mark.parametrize("name", list(PREPROCESSORS))
+def test_every_preprocessor_takes_an_image_of_any_size(name, size):
+    image = Image.effect_noise(size, 90).convert("RGBA")
+    mask = Image.new("L", size, 255) if name == "inpaint_only" else None
+    for resize in ("crop", "stretch", "fill"):
+        hint = hint_of(image, mask, ControlUnit("x", preprocessor=name, resize=resize), 72, 64)
+        assert hint.shape == (1, 3, 64, 72)
+        assert hint.max() <= 1
 
 
 def test_the_step_cache_is_off_aloud(controlled, photo):

@@ -5,9 +5,7 @@ const MOST = 2048; // pixels
 const REMEMBERED = 30; // strokes that can be undone
 const canvas = find("canvas");
 const painting = canvas.getContext("2d");
-const brush = find("input[type=range]");
 const baseImage = find(".layers img");
-let stroke = null; // position of the brush during a stroke
 let before = []; // the masks before each stroke
 
 const show = async () => {
@@ -15,6 +13,28 @@ const show = async () => {
   find(".drop").hidden = Boolean(value.image);
   find(".board").hidden = !value.image;
   find(".undo").disabled = !before.length;
+  if (!value.image) return;
+  const image = await urlToImage(value.image);
+  baseImage.src = value.image;
+  canvas.width = image.naturalWidth; // this clears it
+  canvas.height = image.naturalHeight;
+  if (value.mask) painting.drawImage(await urlToImage(value.mask), 0, 0, canvas.width, canvas.height);
+};
+
+const set = (image, mask) => {
+  props.value = { image, mask };
+  sd.store("start", props.value);
+};
+const change = (mask) => {
+  before = [...before, props.value.mask].slice(-REMEMBERED);
+  find(".undo").disabled = false;
+  set(props.value.image, mask);
+};
+const sendSize = () => trigger("upload", { width: canvas.width, height: canvas.height });
+
+paintStrokes(canvas, "#2563eb", () => change(isEmpty(canvas) ? "" : canvas.toDataURL("image/png")));
+
+find(".undo").disabled = !before.length;
   if (!value.image) return;
   const image = await urlToImage(value.image);
   baseImage.src = value.image;
