@@ -26,10 +26,11 @@ from torch import Tensor
 from sd.clip import CLIPTextModel
 from sd.denoiser import Denoiser, Guidance
 from sd.pipeline.sampling.composed import EditedDenoiser
-from sd.pipeline.sampling.conditioning import Conditioning, parts_of
+from sd.pipeline.sampling.conditioning import Conditioning, count_evaluations, parts_of
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.tracing.attention_maps import AttentionMaps, map_size, observed, to_half
 from sd.pipeline.tracing.words import MAX_WORDS, Word, contexts_without, find_words, membership
+from sd.prompts.editing import schedule_prompt
 from sd.prompts.weighting import split_chunks
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
@@ -121,6 +122,8 @@ class Trace:
         tokenizer, clip, unet = networks
         _, cond = contexts.prompts[0][0][0]
         prompt, _ = parts_of(settings)[0]
+        if settings.compat != "comfyui":
+            ((_, prompt),) = schedule_prompt(prompt, count_evaluations(settings))
         if len(contexts.prompts) > 1:
             self.notes.append("The words are those of the prompt's first part, before AND.")
         chunks = split_chunks(tokenizer, prompt, settings.emphasis)

@@ -52,7 +52,7 @@ def test_the_browser_reads_what_was_recorded(traced):
 
 def test_a_run_without_guidance_or_words_has_a_document_too(pipe):
     trace = Trace()
-    output = pipe.generate(GenerationSettings("an [apple:pear:0.5]", seed=3, steps=1, guidance_scale=1), trace=trace)
+    output = pipe.generate(GenerationSettings("an [apple:pear:0.5]", seed=3, steps=2, guidance_scale=1), trace=trace)
     found = document_of(trace, output)
     assert found["words"] is None
     assert found["steps"][0]["guided"] is False
@@ -85,7 +85,7 @@ def test_a_linear_decoder_is_found_again():
     assert decoder.block == 4
     assert decoder.error < 0.02
     expected = pixels[..., ::2, ::2].clamp(-1, 1)
-    assert (decoder.run(latent) - expected).abs().max() < 0.05  # ten positions' damping of 1,024
+    assert (decoder.run(latent) - expected).abs().mean() < 0.01  # ten positions' damping of 1,024, and what is clipped
     assert decoder.decode(latent)[0].size == (128, 128)
     assert torch.allclose(decoder.run(5 * latent), decoder.run(latent), atol=1e-4)  # larger ones are scaled down
 
