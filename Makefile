@@ -8,7 +8,7 @@ WORKERS ?= 2
 
 OLDEST := 3.10
 comma := ,
-CODE := sd scripts benchmarks examples tests docs/write_reference.py setup.py .ci/import_core.py
+CODE := sd scripts benchmarks tour examples tests docs/write_reference.py setup.py .ci/import_core.py
 
 .PHONY: txt2img app test test-fast screenshots lint format clean
 
