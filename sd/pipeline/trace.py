@@ -142,7 +142,7 @@ class Trace:
             return
         self.words = words
         self.without = contexts_without(tokenizer, clip, chunks, words, cond, settings.clip_skip, settings.emphasis)
-        count = min(max(1, int(self.extra_share * 2 * self.total / len(words))), len(self.kept))
+        count = int(min(max(1, self.extra_share * 2 * self.total / len(words)), len(self.kept)))
         self.with_changes = {self.kept[i * len(self.kept) // count] for i in range(count)}
 
     @contextmanager
