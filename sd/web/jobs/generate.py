@@ -4,7 +4,7 @@ import copy
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,30 +57,33 @@ class ImageGenerator:
 
     def __call__(self, job: Job, tell: Tell) -> dict:
         """Return {"files", "images" (those of the files), "seeds", "infotexts", "settings" (as used), "notes"}."""
+        with self.opened(job) as (pipe, start, result), suppress(Cancelled):  # the finished images stay
+            settings = GenerationSettings(**result["settings"])
+            self.generate(pipe, settings, start, job, StepReporter(tell, pipe, job.folder), result)
+        return result
+
+    @contextmanager
+    def opened(self, job: Job) -> Iterator[tuple[StableDiffusion, InitInputs, dict]]:
+        """Load what a job names, and release the memory where it fails within the context.
+
+        Yields the pipeline, the inputs, and the result so far, with the settings as used and without images.
+        """
         request = job.request
         settings = GenerationSettings(**request["settings"])
         pipe = self.load(request["checkpoint"], request.get("vae", ""), request.get("prediction", ""))
         start = prepare_inputs(job.folder, request, settings, pipe.image_size)
         start.control_images = [open_image(path) for path in sorted(job.folder.glob("control-*"))]
         settings = pipe.resolve_size(settings, start.image)
-        result: dict = {
-            "files": [],
-            "images": [],
-            "seeds": [],
-            "infotexts": [],
-            "settings": vars(settings),
-            "notes": list(pipe.notes),
-        }
+        result: dict = {"files": [], "images": [], "seeds": [], "infotexts": []}
         try:
-            self.generate(pipe, settings, start, job, StepReporter(tell, pipe, job.folder), result)
+            yield pipe, start, result | {"settings": vars(settings), "notes": list(pipe.notes)}
         except Cancelled:
-            pass  # the server knows; the finished images stay
+            raise
         except BaseException:
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # after running out of memory the next job finds it free
             raise
-        return result
 
     def generate(
         self,

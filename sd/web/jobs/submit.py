@@ -38,8 +38,11 @@ class GenerateRequest:
     control_images: list[bytes] = field(default_factory=list)
 
 
-def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
-    """Submits a new job. Raises UserError for what cannot be generated, Busy where the queue is full."""
+def submit_request(jobs: Jobs, models: Models, request: GenerateRequest, kind: str = "draw") -> Job:
+    """Submits a new job. Raises UserError for what cannot be generated, Busy where the queue is full.
+
+    kind: "draw" for images, "look" for one image with its trace.
+    """
     settings = request.settings if request.image is None else with_image_size(request.settings, request.image)
     check_settings(settings)
     models.check_tags(settings.prompt)
@@ -63,7 +66,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     }
     files = {"image": request.image, "mask": request.mask}
     files |= {f"control-{i}": data for i, data in enumerate(request.control_images)}
-    return jobs.submit("draw", description, {name: data for name, data in files.items() if data is not None})
+    return jobs.submit(kind, description, {name: data for name, data in files.items() if data is not None})
 
 
 def check_upscaler(models: Models, settings: GenerationSettings) -> None:

@@ -25,8 +25,13 @@ class JobRunner:
 
     def __init__(self, generator: "ImageGenerator"):
         from sd.web.jobs.finetune import FineTuner  # with PyTorch, which the server's side of a worker does without
+        from sd.web.jobs.look import TraceRecorder
 
-        self.runs: dict[str, Run] = {"draw": generator, "teach": FineTuner(generator)}
+        self.runs: dict[str, Run] = {
+            "draw": generator,
+            "look": TraceRecorder(generator),
+            "teach": FineTuner(generator),
+        }
 
     def __call__(self, job: Job, tell: Tell) -> dict:
         return self.runs[job.kind](job, tell)

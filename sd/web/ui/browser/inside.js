@@ -115,18 +115,19 @@
     return image;
   };
 
-  // A map of values from 0 up, in orange over the image without its colors.
-  const overlay = (canvas, image, values, width, height, largest) => {
+  // A map in orange, from `smallest` (clear) to its largest value (opaque), over the image without its colors.
+  const overlay = (canvas, image, values, width, height, smallest) => {
+    const range = Math.max(...values) - smallest || 1;
     const base = new ImageData(image.width, image.height);
     for (let i = 0; i < base.data.length; i += 4) {
       const gray = (image.data[i] + image.data[i + 1] + image.data[i + 2]) / 3;
-      base.data.fill(0.6 * gray + 40, i, i + 3);
+      base.data.fill(0.75 * gray + 40, i, i + 3);
       base.data[i + 3] = 255;
     }
     put(canvas, base);
     const heat = new ImageData(width, height);
     values.forEach((value, i) => {
-      heat.data.set([...HEAT, 235 * Math.min(Math.max(value / (largest || 1), 0), 1)], 4 * i);
+      heat.data.set([...HEAT, (235 * (value - smallest)) / range], 4 * i);
     });
     const small = make("canvas");
     put(small, heat);
@@ -247,7 +248,7 @@
       const index = Math.max(known, 0);
       const values = part(trace.changes, index, place);
       const [height, width] = trace.changes.shape.slice(2);
-      overlay(effect, image, values, width, height, Math.max(...values));
+      overlay(effect, image, values, width, height, 0);
       const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
       const step = trace.steps[changedSteps[index]].step;
       effectText.textContent = `Without “${entries[chosen]}” x0 changes by ${mean.toFixed(3)} on average (at step ${step}).`;
@@ -262,8 +263,9 @@
       const image = trace.decode(trace.latent(step, "cond"));
       const values = part(trace.attention, step, chosen);
       const [height, width] = trace.attention.shape.slice(2);
-      overlay(seen, image, values, width, height, Math.max(...values));
-      seenText.textContent = `“${entries[chosen]}” has ${percent(shares[step][chosen])} of the attention, at most ${percent(Math.max(...values))} at one position.`;
+      const [low, high] = [Math.min(...values), Math.max(...values)];
+      overlay(seen, image, values, width, height, low);
+      seenText.textContent = `“${entries[chosen]}” has ${percent(shares[step][chosen])} of the attention: ${percent(low)} (clear) to ${percent(high)} (orange) at a position.`;
       seen.ariaLabel = seenText.textContent;
       showChange(image);
     };
