@@ -40,7 +40,6 @@ PAGE = """<!DOCTYPE html>
 :root { color-scheme: light dark; --background-fill-primary: #fff; --body-text-color: #1c1917; }
 :root.dark {
   --background-fill-primary: #14110f; --body-text-color: #f5f5f4; --border-color-primary: #44403c;
-  --body-text-color-subdued: #b8b0a8;
 }
 body {
   max-width: 1180px; margin: 0 auto; padding: 16px; font: 16px/1.5 system-ui, sans-serif;

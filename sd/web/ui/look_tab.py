@@ -38,9 +38,11 @@ class LookTab:
         gr.HTML(ABOUT, elem_classes="hint")
         self.stage = followed("look")
 
-    def connect(self) -> None:
+    def connect(self, tab: gr.Tab) -> None:
+        """Join the prompt with that of the form. tab: the one that this is placed in."""
         prompt = self.form.widgets["prompt"]
-        prompt.change(None, prompt, self.prompt, js="(prompt) => prompt")
+        # Not at each change of the form's: what a fast writer typed last would be overwritten by what came back.
+        tab.select(None, prompt, self.prompt, js="(prompt) => prompt")
         self.prompt.input(None, self.prompt, prompt, js="(prompt) => prompt")
         given = [self.page, *self.form.inputs()]
         self.look.click(show_errors(self.submit), given, None, js=with_page("look"), **EVENT)

@@ -36,12 +36,12 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
                 generate_tab = GenerateTab(jobs, models)
-            with gr.Tab("Look inside", id="look"):
+            with gr.Tab("Look inside", id="look") as look:
                 look_tab = LookTab(jobs, models, generate_tab.form)
             with gr.Tab("Train", id="train"):
                 train_tab = TrainTab(jobs, models, generate_tab.form)
         generate_tab.connect(page)
-        look_tab.connect()
+        look_tab.connect(look)
         train_tab.connect(page, tabs)
         keep_images(page, "start", generate_tab.form.widgets["painted"])
         keep_images(page, "control", generate_tab.form.widgets["control_images"])

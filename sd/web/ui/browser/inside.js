@@ -196,7 +196,7 @@
     const strip = make("div", { class: "strip" }, film, mark);
     const element = section(
       "Four rows, step by step",
-      "The sampler moves x_t towards the guided estimate of the clean latent, x0. The U-Net makes two: with your prompt and with the negative or empty one.",
+      "The sampler moves x_t towards the guided estimate of the clean latent, x0. The U-Net makes two estimates, with your prompt and with the negative or empty one, and guidance joins them.",
       make("div", { class: "tiles" }, ...tiles.map(([row, canvas]) => figure(canvas, NAMES[row]))),
       strip,
     );
@@ -322,7 +322,7 @@
     let at = 0;
     const element = section(
       "The latent's four channels",
-      `${trace.width} × ${trace.height} positions of four numbers are all that the U-Net and the sampler work with; black is the lowest value and white the highest.`,
+      `${trace.width} × ${trace.height} positions of four numbers are all that the U-Net and the sampler work with; gray is 0, white is positive and black is negative.`,
       make("label", { class: "slider" }, "Show", select),
       make("div", { class: "tiles channels" }, ...tiles.map((canvas) => figure(canvas, ""))),
     );
