@@ -274,12 +274,12 @@ def below(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     return sheet
 
 
-def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (mean, directions): the mean (D,) and the two directions (D, 2) of largest variance of points (N, D).
+def principal_plane(points: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
+    """Return (mean, directions): the mean (D,) and the `count` directions (D, count) of largest variance of (N, D).
 
     The sign of each direction makes its largest component positive, so that the plane is the same on every machine.
     """
     mean = points.mean(dim=0)
-    directions = (points - mean).svd().V[:, :2]
+    directions = (points - mean).svd().V[:, :count]
     largest = directions.abs().argmax(dim=0)
     return mean, directions * directions.gather(0, largest[None]).sign()

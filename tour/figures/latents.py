@@ -66,7 +66,6 @@ def scale_histogram(models: Models) -> Figure:
         "std": std,
         "scale": 1 / std,
         "scaled_std": std * LATENT_SCALE,
-        "scale_of_7": 1 / latents[:7].std().item(),
         "channel_std": latents.std(dim=(0, 2, 3)).tolist(),
         "channel_mean": latents.mean(dim=(0, 2, 3)).tolist(),
         "v1_std": 1 / LATENT_SCALE,
@@ -93,13 +92,10 @@ def wrong_scales(models: Models) -> Figure:
         "places shuffled": latents.flatten(2)[..., order].unflatten(2, (16, 16)),
     }
     columns = [[models.decode(unscaled * LATENT_SCALE)[i] for unscaled in variants.values()] for i in range(2)]
-    pale = torch.cat([to_tensor(column[1]) for column in columns])
-    numbers = {
-        "pale_std": pale.std().item(),
-        "right_std": torch.cat([to_tensor(one[0]) for one in columns]).std().item(),
-    }
+    right, pale = (torch.cat([to_tensor(column[i]) for column in columns]).std().item() for i in (0, 1))
+    numbers = {"right_std": right, "pale_std": pale, "contrast_left": pale / right}
     alt = (
-        "A rocket and a heart six times: as they should be, as a pale blur, in glaring colors, in false colors twice, "
+        "A rocket and a car six times: as they should be, as pale lines, dark and glaring, in false colors twice, "
         "and as confetti of the same colors."
     )
     return Figure(image_rows({"": columns[0], " ": columns[1]}, list(variants), 112), numbers, alt)

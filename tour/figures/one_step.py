@@ -32,8 +32,8 @@ def mean_of_many(models: Models) -> Figure:
         "correlation": torch.corrcoef(torch.stack([guess.flatten(), mean.flatten()]))[0, 1].item(),
     }
     alt = (
-        "Above: four emoji of different kinds, and their mean, a pale blot with an orange center. "
-        "Below: four estimates in one step, each nearly the same pale blot."
+        "Above: four emoji of different kinds, and their mean, a pale gray blot. "
+        "Below: four estimates in one step, each a pale pink or orange blot without details."
     )
     return Figure(image_rows(rows, ["", "", "", "", "mean"], 128), numbers, alt)
 
@@ -80,7 +80,7 @@ def step_counts(models: Models) -> Figure:
     for steps in (*COUNTS, REFERENCE):
         sigmas = sigma_list(steps, "sgm_uniform")
         x = models.noise(3, len(prompts)) * (1 + sigmas[0] ** 2) ** 0.5
-        *_, (finished[steps], _) = euler(denoise, x, sigmas, noise=lambda: x)
+        *_, (finished[steps], _) = euler(denoise, x, sigmas, noise=models.noise)  # Euler draws none
     images = {steps: models.decode(latents) for steps, latents in finished.items()}
     rows = {prompt: [images[steps][i] for steps in images] for i, prompt in enumerate(prompts)}
     last = finished[REFERENCE]
@@ -88,8 +88,8 @@ def step_counts(models: Models) -> Figure:
     columns = ["1 step", *(f"{steps} steps" for steps in (*COUNTS[1:], REFERENCE))]
     image = image_rows(rows, columns, 104, [*(f"{distance:.2f}" for distance in distances), "0"])
     alt = (
-        "A cat face and a house in 1 to 64 steps: glaring and blurred in one step, clean from eight on, "
-        "with little change after sixteen."
+        "A cat face and a house in 1 to 64 steps: blurred, with glaring colors, in one step, "
+        "clean from four on, and nearly the same from eight on."
     )
     return Figure(image, {"counts": list(COUNTS), "reference": REFERENCE, "distances": distances}, alt)
 

@@ -1,5 +1,7 @@
 """The figures of chapter 4: tokens and their merges, names in a plane, and what the causal mask lets a word reach."""
 
+from itertools import pairwise
+
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -30,15 +32,17 @@ GROUPS = {
     "vehicles": ("car", "bus", "taxi", "truck", "bicycle", "airplane", "rocket", "train"),
     "buildings": ("house", "school", "hotel", "bank", "castle", "church", "factory", "hospital"),
 }
-WORDS = ("a", "red", "apple", ",", "fluent", "3d", "emoji")
+PROMPTS = ["a red apple, fluent 3d emoji", "a red banana, fluent 3d emoji"]
+SHOWN = 11  # places: start, eight tokens, end, and the first of the padding
 
 
-def boxes(rows: list[tuple[str, list[str], list[str]]], width: int = 700) -> Image.Image:
-    """Draw rows of boxes: a text at the left, then one box for each piece, with a note below each."""
-    image = Image.new("RGB", (width * SUPERSAMPLING, 46 * len(rows) * SUPERSAMPLING), WHITE)
+def boxes(rows: list[tuple[str, list[str], list[str]]], width: int = 430) -> Image.Image:
+    """Draw rows of boxes: a text at the left, then one box for each piece, with a note (if any) below each."""
+    heights = [46 if any(notes) else 30 for _, _, notes in rows]
+    image = Image.new("RGB", (width * SUPERSAMPLING, (sum(heights) + 4) * SUPERSAMPLING), WHITE)
     draw, large, small = ImageDraw.Draw(image), font(14 * SUPERSAMPLING), font(11 * SUPERSAMPLING)
     for i, (title, pieces, notes) in enumerate(rows):
-        x, y = 130 * SUPERSAMPLING, (46 * i + 4) * SUPERSAMPLING
+        x, y = 130 * SUPERSAMPLING, (sum(heights[:i]) + 4) * SUPERSAMPLING
         draw.text((x - 10 * SUPERSAMPLING, y + 12 * SUPERSAMPLING), title, BLACK, large, anchor="rm")
         for k, (piece, note) in enumerate(zip(pieces, notes)):
             longest = max(large.getlength(piece), small.getlength(note))
@@ -48,7 +52,7 @@ def boxes(rows: list[tuple[str, list[str], list[str]]], width: int = 700) -> Ima
             draw.text(((x + right) / 2, y + 12 * SUPERSAMPLING), piece, BLACK, large, anchor="mm")
             draw.text(((x + right) / 2, y + 32 * SUPERSAMPLING), note, GRAY, small, anchor="mm")
             x = right + 6 * SUPERSAMPLING
-    return image.resize((width, 46 * len(rows)), Image.Resampling.LANCZOS)
+    return image.resize((width, sum(heights) + 4), Image.Resampling.LANCZOS)
 
 
 def merge_steps(tokenizer: Tokenizer, word: str) -> list[tuple[list[str], str]]:
@@ -56,7 +60,7 @@ def merge_steps(tokenizer: Tokenizer, word: str) -> list[tuple[list[str], str]]:
     pieces, merged = [*word[:-1], word[-1] + "</w>"], ""
     steps = [(pieces, merged)]
     while len(pieces) > 1:
-        pair = min(zip(pieces, pieces[1:]), key=lambda pair: tokenizer.ranks.get(pair, len(tokenizer.ranks)))
+        pair = min(pairwise(pieces), key=lambda pair: tokenizer.ranks.get(pair, len(tokenizer.ranks)))
         if pair not in tokenizer.ranks:
             break
         place = next(i for i in range(len(pieces)) if tuple(pieces[i : i + 2]) == pair)
@@ -72,7 +76,7 @@ def text_pieces(models: Models) -> Figure:
         ids = tokenizer.encode(text)
         rows.append((text, [tokenizer.vocabulary[i] for i in ids], [str(i) for i in ids]))
     for pieces, merged in merge_steps(tokenizer, "snowglobe"):
-        rows.append((merged, pieces, [""] * len(pieces)))
+        rows.append((merged or "snowglobe", pieces, [""] * len(pieces)))
     numbers = {
         "vocabulary": len(tokenizer.vocabulary),
         "merges": len(tokenizer.ranks),
@@ -91,24 +95,29 @@ def names_in_plane(models: Models) -> Figure:
     table = models.clip.embeddings.token_embedding(tokens[range(len(names)), ends - 1])
     states = models.clip(tokens)[range(len(names)), ends]
     labels = [group for group, members in GROUPS.items() for _ in members]
-    plots, shares = [], []
+    plots, shares, in_plane = [], [], []
     for title, vectors in {"rows of the table": table, "the encoder's output": states}.items():
         plots.append(plane(vectors, names, labels, title))
         shares.append(share_of_neighbors(vectors, labels))
-    numbers = {"names": len(names), "share_table": shares[0], "share_states": shares[1]}
-    alt = "."
+        mean, directions = principal_plane(vectors)
+        in_plane.append((((vectors - mean) @ directions).square().sum() / (vectors - mean).square().sum()).item())
+    numbers = {"names": len(names), "share_table": shares[0], "share_states": shares[1], "in_plane": in_plane}
+    alt = (
+        "Two planes with 32 names in four colors. Animals, fruit and vehicles mostly stand together in both; in the "
+        "right one buildings and vehicles come close to each other, and the banana stands among the buildings."
+    )
     return Figure(beside(plots), numbers, alt)
 
 
 def plane(vectors: Tensor, names: list[str], labels: list[str], title: str) -> Image.Image:
     mean, directions = principal_plane(vectors)
     points = (vectors - mean) @ directions
-    reach = 1.15 * points.abs().max().item()
+    reach = 1.45 * points.abs().max().item()
     axes = Axes((-reach, reach), (-reach, reach), title, size=(460, 400), x_ticks={}, y_ticks={})
     for group, color in zip(GROUPS, (ORANGE, GREEN, BLUE, PURPLE)):
         rows = [i for i, label in enumerate(labels) if label == group]
         axes.points(points[rows, 0], points[rows, 1], color, group, [names[i] for i in rows])
-    return axes.render()
+    return axes.render("bottom left")
 
 
 def share_of_neighbors(vectors: Tensor, labels: list[str]) -> float:
@@ -120,25 +129,24 @@ def share_of_neighbors(vectors: Tensor, labels: list[str]) -> float:
 
 def causal_mask(models: Models) -> Figure:
     """Left: the attention of the first layer, mean of its heads. Right: which vectors change when a word does."""
-    prompts = ["a red apple, fluent 3d emoji", "a red banana, fluent 3d emoji"]
-    weights = first_attention(models, prompts[0])[:10, :10]
-    words = ["start", *WORDS, "end", "end"]
-    axes_image = labeled_matrix(heat_map(weights, 0, 0.6, 250), words)
-    states = models.context(prompts)
+    weights = first_attention(models, PROMPTS[0])[:SHOWN, :SHOWN]
+    pieces = [models.tokenizer.vocabulary[i].removesuffix("</w>") for i in models.tokenizer.encode(PROMPTS[0])]
+    matrix = labeled_matrix(heat_map(weights, 0, 0.6, 264), ["start", *pieces, "end", "padding"])
+    states = models.context(PROMPTS)
     change = (states[0] - states[1]).norm(dim=1) / states[0].norm(dim=1)
-    bars = Axes((-0.5, 20.5), (0, 1.2), "apple replaced by banana", "position", "relative change", size=(430, 300))
+    bars = Axes((-0.5, 20.5), (0, 1.6), "apple replaced by banana", "place", "relative change", size=(430, 300))
     bars.bars([i - 0.5 for i in range(22)], change[:21], ORANGE)
     numbers = {
-        "change": change[:12].tolist(),
-        "changed_before": int((change[:3] > 0).sum()),
-        "change_padding": change[20].item(),
-        "to_start": weights[1:8, 0].mean().item(),
+        "pieces": pieces,
+        "change": change[:SHOWN].tolist(),
+        "change_padding": change[SHOWN:].mean().item(),
+        "padding_to_apple": weights[10, 3].item(),
     }
     alt = (
         "Left: a lower triangle of attention weights. Right: the vectors before the changed word do not change, "
-        "those of the word and after it do."
+        "its own does a little, and those of the comma, the end and the padding change most."
     )
-    return Figure(beside([axes_image, bars.render()], 20), numbers, alt)
+    return Figure(beside([matrix, bars.render()], 20), numbers, alt)
 
 
 def first_attention(models: Models, prompt: str) -> Tensor:
@@ -153,13 +161,13 @@ def first_attention(models: Models, prompt: str) -> Tensor:
 def labeled_matrix(matrix: Image.Image, words: list[str]) -> Image.Image:
     """Return a heat map with a word at each row and each column."""
     cell, left = matrix.height / len(words), 60
-    image = Image.new("RGB", (left + matrix.width + 6, matrix.height + 50), WHITE)
+    image = Image.new("RGB", (left + matrix.width + 6, matrix.height + 60), WHITE)
     image.paste(matrix, (left, 0))
     draw = ImageDraw.Draw(image)
     for i, word in enumerate(words):
         draw.text((left - 5, (i + 0.5) * cell), word, BLACK, font(12), anchor="rm")
-        label = Image.new("RGB", (44, 16), WHITE)
-        ImageDraw.Draw(label).text((43, 8), word, BLACK, font(12), anchor="rm")
+        label = Image.new("RGB", (54, 16), WHITE)
+        ImageDraw.Draw(label).text((53, 8), word, BLACK, font(12), anchor="rm")
         image.paste(label.rotate(90, expand=True), (round(left + (i + 0.5) * cell - 8), matrix.height + 4))
     return image
 
