@@ -16,6 +16,7 @@ from pkgutil import iter_modules
 from sd.utils.errors import UserError
 from tour import figures
 from tour.figure import Figure, FigureFunction, Models, reproducible
+from tour.html import NAME, draw_html, read_html_data, render_html
 from tour.pages import PAGES, Chapter, figure_homes, read_chapters, render_pages
 
 MOST_PROCESSES = 4  # each loads the model, 0.5 GB
@@ -80,13 +81,20 @@ def draw_chapters(numbers: list[int], report: Callable[[str], None], folder: Pat
             report(draw_chapter(chapter, homes, folder))
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(draw_chapter, chapter, homes, folder) for chapter in chosen]:
+        html = [] if numbers else [pool.submit(draw_html, folder)]  # the page to play with, which takes the longest
+        for done in [*html, *(pool.submit(draw_chapter, chapter, homes, folder) for chapter in chosen)]:
             report(done.result())
+
+
+def all_pages(folder: Path = PAGES) -> dict[str, str]:
+    """Return {file name: text} of all pages, the one to play with among them where it has been made."""
+    html = {NAME: render_html(read_html_data(folder))} if (folder / NAME).is_file() else {}
+    return {**render_pages(folder), **html}
 
 
 def write_pages(folder: Path = PAGES) -> list[str]:
     """Write all pages; return the names of those that changed."""
-    pages = render_pages(folder)
+    pages = all_pages(folder)
     changed = [name for name, text in pages.items() if current_text(folder / name) != text]
     for name in changed:
         (folder / name).write_text(pages[name], encoding="utf-8")
@@ -95,7 +103,7 @@ def write_pages(folder: Path = PAGES) -> list[str]:
 
 def stale_pages(folder: Path = PAGES) -> list[str]:
     """Return the names of the pages that are missing or differ from what would be written now."""
-    return [name for name, text in render_pages(folder).items() if current_text(folder / name) != text]
+    return [name for name, text in all_pages(folder).items() if current_text(folder / name) != text]
 
 
 def current_text(path: Path) -> str | None:

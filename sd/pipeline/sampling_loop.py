@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -24,6 +25,7 @@ from sd.pipeline.sampling.conditioning import Conditioning, Segment
 from sd.pipeline.sampling.tiled_diffusion import TiledUNet
 from sd.pipeline.sampling.v_prediction import NEVER_PURE_NOISE, predict_v, schedule_of
 from sd.pipeline.settings import GenerationSettings
+from sd.pipeline.trace import Trace
 from sd.schedule import NoiseSchedule
 from sd.unet import UNetModel
 
@@ -40,11 +42,12 @@ def sample(
     noise: SeededNoise,
     on_each: Callable[[Tensor], None],
     prediction: Prediction = EPS,
+    trace: Trace | None = None,
 ) -> Tensor:
     """Denoises pure noise, or `init.init_latent` with noise added, along one list of sigmas.
 
-    contexts: of the prompts. on_each: called with each step's x0. prediction: what the U-Net
-    predicts. Returns the latent (B, 4, h, w), scaled; B is the number of `noise`'s generators.
+    contexts: of the prompts. on_each: called with each step's x0. prediction: what the U-Net predicts. trace: records
+    the first of the images. Returns the latent (B, 4, h, w), scaled; B is the number of `noise`'s generators.
     """
     batch = len(noise.generators)
     init_latent = None if init.init_latent is None else init.init_latent.expand(batch, -1, -1, -1)
@@ -57,12 +60,15 @@ def sample(
         x = add_noise(init_latent, init, settings, sigmas[0], noise())
 
     denoise = guided_denoiser(unet, settings, contexts, init, batch, prediction)
+    denoise = denoise if trace is None else trace.watch(denoise)
     schedule = schedule_of(prediction)
     inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0], schedule)
     added = sampler_noise(settings, noise, sigmas, schedule)
-    with token_merging(unet, settings.token_merging):
+    with token_merging(unet, settings.token_merging), nullcontext() if trace is None else trace.observe(unet):
         for state in sampler_run(settings, schedule)(inpaint or denoise, x, sigmas, added):
             x, x0 = state
+            if trace is not None:
+                trace.next_step()
             on_each(x0)
     latent = x / math.sqrt(1 + sigmas[-1] ** 2)
     return latent if inpaint is None else inpaint.keep(latent)

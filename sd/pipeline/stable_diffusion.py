@@ -47,6 +47,7 @@ from sd.pipeline.sampling.conditioning import Conditioning, encode_conditioning
 from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_model, sigmas_for_passes
 from sd.pipeline.settings import HIRES_UPSCALERS, MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
+from sd.pipeline.trace import Trace
 from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
@@ -247,8 +248,12 @@ class StableDiffusion(AdapterCalls):
         batch_size: int | None = None,
         control_images: Sequence[Image.Image] = (),
         region_masks: Sequence[Image.Image] = (),
+        trace: Trace | None = None,
     ) -> GenerationOutput:
-        """Generates the images of one `GenerationSettings`; the other arguments are those of a call."""
+        """Generates the images of one `GenerationSettings`; the other arguments are those of a call.
+
+        trace: records the steps of the first image's first pass.
+        """
         image, mask = as_images(image, mask)
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
@@ -273,15 +278,20 @@ class StableDiffusion(AdapterCalls):
         init.tile = settings.tile_size // self.vae.downsample
         init.region_weights = region_weights(settings, region_masks, *size, self.vae.downsample)
         latents, images = [], []
-        networks = [self.unet, self.vae, *(one.loaded.network for one in controls)]
-        padding = circular_padding(*networks) if settings.tiling else nullcontext()
+        padded = [self.unet, self.vae, *(one.loaded.network for one in controls)]
+        padding = circular_padding(*padded) if settings.tiling else nullcontext()
         with padding, load_prompt_adapters(self.adapters, settings.prompt, settings.negative_prompt) as named:
             texts = settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt)
             contexts = [self.encode_prompts(texts, second_pass=i > 0) for i in range(len(passes))]
             init.controls = [one.control_for(*size) for one in controls]
+            if trace is not None:
+                side = self.vae.downsample
+                networks, latent_size = (self.tokenizer, self.clip, self.unet), (size[1] // side, size[0] // side)
+                trace.prepare(networks, texts, contexts[0], passes[0], latent_size)
             for row in rows:
+                first = trace if row.start == 0 else None
                 latents.append(
-                    self.sample_latents(settings, row, contexts, init, passes, on_each, controls, region_masks)
+                    self.sample_latents(settings, row, contexts, init, passes, on_each, controls, region_masks, first)
                 )
                 images += from_tensor(init.paste(self.decode(latents[-1])))
         return GenerationOutput(
@@ -303,6 +313,7 @@ class StableDiffusion(AdapterCalls):
         on_each: Callable[[Tensor], None],
         controls: Sequence[ControlInput] = (),
         region_masks: Sequence[Image.Image] = (),
+        trace: Trace | None = None,
     ) -> Tensor:
         """Returns the final latents (B, 4, h, w), scaled, of the B images in `row`, after one pass or two."""
         width, height = width_and_height(settings)
@@ -312,7 +323,7 @@ class StableDiffusion(AdapterCalls):
             *(seeds, shape, self.device, variation_seeds, settings.variation_strength, settings.rng, settings.ensd),
             later="gpu" if settings.compat == "comfyui" else None,
         )
-        latent = sample(self.unet, settings, passes[0], contexts[0], init, noise, on_each, self.prediction)
+        latent = sample(self.unet, settings, passes[0], contexts[0], init, noise, on_each, self.prediction, trace)
         if len(passes) > 1:
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
             second.tile = init.tile

@@ -168,8 +168,15 @@ def encode_prompt(
     layers = len(clip.encoder.layers)
     if not 1 <= clip_skip <= layers:
         raise UserError(f"clip skip is {clip_skip}: use 1 (the last layer) to {layers} (the first).")
+    return encode_chunks(tokenizer, clip, split_chunks(tokenizer, prompt, emphasis), clip_skip, emphasis)
+
+
+def encode_chunks(
+    tokenizer: Tokenizer, clip: CLIPTextModel, chunks: list[list[tuple[int, float]]], clip_skip: int, emphasis: str
+) -> Tensor:
+    """Encodes chunks, as `split_chunks` returns them, to a context (1, 77 * k, D)."""
     ids, weights = [], []
-    for chunk in split_chunks(tokenizer, prompt, emphasis):
+    for chunk in chunks:
         rest = CHUNK - len(chunk)
         ids.append([tokenizer.start, *(token for token, _ in chunk), *[tokenizer.end] * (rest + 1)])
         weights.append([1.0, *(weight for _, weight in chunk), *[1.0] * (rest + 1)])

@@ -4,7 +4,7 @@ import copy
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,29 +64,39 @@ class ImageGenerator:
 
     def __call__(self, job: Job, tell: Tell) -> dict:
         """Return {"files", "images" (those of the files), "seeds", "infotexts", "settings" (as used), "notes"}."""
-        request = job.request
-        settings, axes = GenerationSettings(**request["settings"]), request.get("axes", ())
+        settings, axes = GenerationSettings(**job.request["settings"]), job.request.get("axes", ())
         grid = plan_grid(settings, axes, (job.folder / "image").exists()) if any(axes) else None
-        pipe = self.load_for(request, *(next(iter(grid.by_model())) if grid else (None, None)))
-        start = prepare_inputs(job.folder, request, settings, pipe.image_size)
+        with self.guarded():
+            pipe, start, result = self.load_inputs(job, *(next(iter(grid.by_model())) if grid else (None, None)))
+            reporter = StepReporter(tell, pipe, job.folder)
+            with suppress(Cancelled):  # the finished images stay
+                if grid:
+                    del pipe  # so that it can be released before the next checkpoint is loaded
+                    self.generate_grid(grid, job, reporter, result)
+                else:
+                    self.generate(pipe, GenerationSettings(**result["settings"]), start, job, reporter, result)
+        return result
+
+    def load_inputs(
+        self, job: Job, ckpt: str | None = None, vae: str | None = None
+    ) -> tuple[StableDiffusion, InitInputs, dict]:
+        """Load what a job names: the pipeline, its images, and the result so far: settings as used, and no images.
+
+        ckpt, vae: names in place of the job's, as cells of a grid have them.
+        """
+        settings, pipe = GenerationSettings(**job.request["settings"]), self.load_for(job.request, ckpt, vae)
+        start = prepare_inputs(job.folder, job.request, settings, pipe.image_size)
         settings = pipe.resolve_size(settings, start.image)
-        result: dict = {
-            "files": [],
-            "images": [],
-            "seeds": [],
-            "infotexts": [],
-            "settings": vars(settings),
-            "notes": list(pipe.notes),
-        }
-        reporter = StepReporter(tell, pipe, job.folder)
+        result: dict = {"files": [], "images": [], "seeds": [], "infotexts": []}
+        return pipe, start, result | {"settings": vars(settings), "notes": list(pipe.notes)}
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Release memory where a job fails within the context, and check at its end that no model's file changed."""
         try:
-            if grid:
-                del pipe  # so that it can be released before the next checkpoint is loaded
-                self.generate_grid(grid, job, reporter, result)
-            else:
-                self.generate(pipe, settings, start, job, reporter, result)
+            yield
         except Cancelled:
-            pass  # the server knows; the finished images stay
+            raise
         except BaseException:
             gc.collect()
             if torch.cuda.is_initialized():
@@ -94,7 +104,6 @@ class ImageGenerator:
             self.check_files()
             raise
         self.check_files()
-        return result
 
     def check_files(self) -> None:
         """Raise JobFailed where a file of the loaded models was overwritten in place: its mapping changed with it."""

@@ -63,7 +63,9 @@ EVENT: Checks = {
     "held_out": is_curve,
 }
 TEXTS = ("files", "images", "infotexts", "notes", "warnings")
-RESULT: Checks = dict.fromkeys(TEXTS, list_of(is_text)) | dict.fromkeys(("sheet", "say", "prompt", "rule"), is_text)
+RESULT: Checks = dict.fromkeys(TEXTS, list_of(is_text)) | dict.fromkeys(
+    ("sheet", "say", "prompt", "rule", "trace"), is_text
+)
 RESULT |= {"seeds": list_of(is_whole), "step": is_whole, "steps": is_whole}
 
 

@@ -9,7 +9,7 @@ from sd.evaluation.grids.grid import plan_grid
 from sd.pipeline.inputs.regions import check_regions
 from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
-from sd.web.jobs.job import GENERATE, Job
+from sd.web.jobs.job import GENERATE, LOOK, Job
 from sd.web.jobs.limits import MAX_IMAGES, check_settings, image_size
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
@@ -45,10 +45,15 @@ class GenerateRequest:
     region_masks: list[bytes] = field(default_factory=list)
 
 
-def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
-    """Submits a new job. Raises UserError for what cannot be generated, Busy where the queue is full."""
+def submit_request(jobs: Jobs, models: Models, request: GenerateRequest, kind: str = GENERATE) -> Job:
+    """Submits a new job. Raises UserError for what cannot be generated, Busy where the queue is full.
+
+    kind: GENERATE for images, LOOK for one image with its trace, for which the axes of a grid are left out.
+    """
     settings = request.settings if request.image is None else with_image_size(request.settings, request.image)
     choose_prediction(EPS, request.prediction or None)
+    if kind == LOOK:
+        request = replace(request, axes=[])
     grid = plan_grid(settings, request.axes, request.image is not None) if any(request.axes) else None
     if grid and len(grid.points) > MAX_IMAGES:
         raise UserError(
@@ -78,7 +83,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest) -> Job:
     files = {"image": request.image, "mask": request.mask}
     files |= {f"control-{i}": data for i, data in enumerate(request.control_images)}
     files |= {f"region-{i:02}": data for i, data in enumerate(request.region_masks)}
-    return jobs.submit(GENERATE, description, {name: data for name, data in files.items() if data is not None})
+    return jobs.submit(kind, description, {name: data for name, data in files.items() if data is not None})
 
 
 def check_point(models: Models, request: GenerateRequest, point: Point) -> None:

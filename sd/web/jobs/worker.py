@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd.web.jobs.job import GENERATE, TRAIN, Cancelled, Failure, Job, JobFailed, explain_failure
+from sd.web.jobs.job import GENERATE, LOOK, TRAIN, Cancelled, Failure, Job, JobFailed, explain_failure
 from sd.web.jobs.queue import Run, Tell
 
 if TYPE_CHECKING:
@@ -25,8 +25,13 @@ class JobRunner:
 
     def __init__(self, generator: "ImageGenerator"):
         from sd.web.jobs.finetune import FineTuner  # with PyTorch, which the server's side of a worker does without
+        from sd.web.jobs.look import TraceRecorder
 
-        self.runs: dict[str, Run] = {GENERATE: generator, TRAIN: FineTuner(generator)}
+        self.runs: dict[str, Run] = {
+            GENERATE: generator,
+            LOOK: TraceRecorder(generator),
+            TRAIN: FineTuner(generator),
+        }
 
     def __call__(self, job: Job, tell: Tell) -> dict:
         return self.runs[job.kind](job, tell)

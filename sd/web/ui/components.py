@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 BROWSER = Path(__file__).parent / "browser"
-CSS = BROWSER / "page.css"
+CSS = [BROWSER / "page.css", BROWSER / "inside.css"]
 NOTHING_PAINTED = {"image": "", "mask": ""}
 
 DROP = """
@@ -85,7 +85,7 @@ def script(name: str) -> str:
 
 def head() -> str:
     """Return the HTML for the page's head."""
-    return f"<script>{script('page')}</script>"
+    return f"<script>{script('page')}{script('inside')}</script>"
 
 
 def drop(label: str, multiple: bool = False) -> str:

@@ -121,10 +121,14 @@ def title(job: Job) -> str:
 def result_images(run: list[Job]) -> str:
     """Return the images of all jobs, each a button that opens it, and the jobs' notes."""
     thumbs = [thumb(job, *each) for job in run for each in images_of(job)]
+    return f'<div class="made" data-count="{min(len(thumbs), 4)}">{"".join(thumbs)}</div>{result_notes(run)}'
+
+
+def result_notes(run: list[Job]) -> str:
+    """Return the list of the jobs' notes, each once; "" where there are none."""
     notes = dict.fromkeys(note for job in run for note in job.result.get("notes") or ())
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    notes_list = f'<ul class="notes" aria-label="Notes">{items}</ul>' if items else ""
-    return f'<div class="made" data-count="{min(len(thumbs), 4)}">{"".join(thumbs)}</div>{notes_list}'
+    return f'<ul class="notes" aria-label="Notes">{items}</ul>' if items else ""
 
 
 def images_of(job: Job) -> list[tuple[str, str]]:

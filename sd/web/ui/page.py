@@ -1,4 +1,4 @@
-"""The page at /, with a tab to generate and a tab to train. All state is in the jobs' folders."""
+"""The page at /, with tabs to generate, to look inside and to train. All state is in the jobs' folders."""
 
 import gradio as gr
 from fastapi import FastAPI
@@ -11,6 +11,7 @@ from sd.web.ui.follow import page_router
 from sd.web.ui.gate import Page, PageGate
 from sd.web.ui.generate_tab import GenerateTab
 from sd.web.ui.keep import keep_images
+from sd.web.ui.look_tab import LookTab
 from sd.web.ui.train_tab import TrainTab
 
 TITLE = "Stable Diffusion by hand"
@@ -35,20 +36,24 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
                 generate_tab = GenerateTab(jobs, models)
+            with gr.Tab("Look inside", id="look") as look:
+                look_tab = LookTab(jobs, models, generate_tab.form)
             with gr.Tab("Train", id="train"):
                 train_tab = TrainTab(jobs, models, generate_tab.form)
         generate_tab.connect(page)
+        look_tab.connect(look)
         train_tab.connect(page, tabs)
         keep_images(page, "start", generate_tab.form.widgets["painted"])
         keep_images(page, "control", generate_tab.form.widgets["control_images"])
         keep_images(page, "photos", train_tab.images)
-    app.include_router(page_router(jobs, [generate_tab.followed, train_tab.followed], generate_tab.gallery.html))
+    followed = [tab.followed for tab in (generate_tab, look_tab, train_tab)]
+    app.include_router(page_router(jobs, followed, generate_tab.gallery.html))
     app = gr.mount_gradio_app(
         app,
         page,
         "/",
         theme=THEME,
-        css_paths=[CSS],
+        css_paths=CSS,
         head=head(),
         footer_links=[],
         run_history=False,

@@ -54,7 +54,7 @@ window.sd = (() => {
 
   addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || document.querySelector("dialog[open]")) return;
-    const button = ["generate", "train"].map((id) => document.getElementById(id)).find(isVisible);
+    const button = ["generate", "look", "train"].map((id) => document.getElementById(id)).find(isVisible);
     if (!button) return;
     event.preventDefault();
     button.click();
