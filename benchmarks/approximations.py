@@ -15,7 +15,7 @@ from benchmarks.tasks import GUIDANCE, Options, RandomModel
 from sd.denoiser import Guidance, sigmas_between
 from sd.evaluation.clip_score import Scorer
 from sd.evaluation.confidence import MeanCI, mean_with_ci
-from sd.optimization.deepcache import StepCached
+from sd.optimization.deepcache import cache_steps
 from sd.optimization.registry import EXACT as ALL_EXACT
 from sd.optimization.registry import OPTIMIZATIONS, approximate_names, optimize
 from sd.optimization.token_merging import token_merging
@@ -130,7 +130,7 @@ def step_time_ratios(options: Options, ways: dict[str, dict]) -> dict[str, list[
         way = GenerationSettings(**changes)
         optimize(model.unet, model.vae, optimizations)
         model.unet(*model.step_inputs)  # weights that are packed at the first use are packed here
-        unet = model.unet if way.step_cache == 1 else StepCached(model.unet, way.step_cache)
+        unet = cache_steps(model.unet, way.step_cache)
         interval = sigmas_between(way.guidance_start, way.guidance_end)
         denoise = Guidance(unet, context, context.flip(1), GUIDANCE, interval=interval)
         began = time.perf_counter()

@@ -113,6 +113,9 @@ class DirectConvolutions(OurNetworks):
         pipe.optimize()
         return pipe
 
+    def train(self, model: RandomModel) -> Turn:
+        return lora_step.our_step(model, super().pipe(model), direct=True)
+
 
 class OptimizedNetworks(OurNetworks):
     """Our networks with the default optimizations and one that is off by default."""

@@ -20,6 +20,7 @@ from sd.checkpoints.diffusers_keys import unet_names
 from sd.optimization.registry import TRAINABLE
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.schedule import SD1_SCHEDULE
+from sd.training.finetune.finetune import optimize_frozen
 from sd.training.finetune.methods import LoraTraining
 from sd.training.finetune.recipes import Recipe, recipe_for
 from sd.training.finetune.setup import train_config
@@ -46,15 +47,17 @@ def example(model: RandomModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x0, noise, torch.tensor([TIME]), context
 
 
-def our_step(model: RandomModel, pipe: StableDiffusion) -> Callable[[], Tensor]:
+def our_step(model: RandomModel, pipe: StableDiffusion, direct: bool = False) -> Callable[[], Tensor]:
     """Return our training step, set up as in `sd.training.finetune.finetune`.
 
-    It returns the gradients of every `up` matrix as one vector in fp32.
+    direct: without Winograd's convolutions. It returns the gradients of every `up` matrix as one vector in fp32.
     """
     pipe.set_optimizations(TRAINABLE)
     pipe.optimize()
     settings = recipe(pipe)
     lora = LoraTraining(pipe, NAME, settings)
+    if not direct:
+        optimize_frozen(pipe, settings)
     patches = deltas_of(pipe.unet, NAME)
     downs = {name: patches[path].lora_down for path, name in unet_names(patches).items()}
     ups = {name: patches[path].lora_up for path, name in unet_names(patches).items()}

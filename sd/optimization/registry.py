@@ -168,6 +168,7 @@ OPTIMIZATIONS = {
 }
 INCOMPATIBLE = {"compile", "model-cpu-offload"}  # one moves the weights, the other fixes their addresses
 TRAINABLE = ("channels-last", "layerwise-vae")  # the others compute no gradients
+TRAINABLE_FROZEN = (*TRAINABLE, "winograd")  # the gradient with respect to the input alone, of weights that are frozen
 
 
 def optimize(
@@ -217,6 +218,11 @@ def current_name(name: str) -> str:
 def default_names(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Returns the optimizations that are enabled by default on a device."""
     return [name for name, one in OPTIMIZATIONS.items() if one.default and one.is_supported(device, dtype)]
+
+
+def frozen_names(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Returns those of TRAINABLE_FROZEN that a device supports."""
+    return [name for name in TRAINABLE_FROZEN if OPTIMIZATIONS[name].is_supported(device, dtype)]
 
 
 def approximate_names(names: Collection[str] | None) -> list[str]:

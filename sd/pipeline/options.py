@@ -52,11 +52,13 @@ class Infotext:
 
     written: "always", "changed" (where the value differs from the default), or "specially", by a function of
     `settings_infotext` and `infotext_fields`. part_of: the option that has to differ from its default as well.
+    number: the format of a number that is not written as its type is.
     """
 
     label: str
     written: str = "changed"
     part_of: str = ""
+    number: str = ""
 
 
 @dataclass(frozen=True)

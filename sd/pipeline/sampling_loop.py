@@ -12,7 +12,7 @@ from torch import Tensor
 from sd.checkpoints.predictions import EPS, Prediction
 from sd.control.controlled_unet import ControlledUNet
 from sd.denoiser import Guidance, Inpaint, sigmas_between
-from sd.optimization.deepcache import StepCached
+from sd.optimization.deepcache import cache_steps
 from sd.optimization.token_merging import token_merging
 from sd.pipeline.init_image import InitImage
 from sd.pipeline.inputs.soft_inpaint import SoftInpaint
@@ -171,7 +171,7 @@ def unet_for_run(unet: UNetModel, settings: GenerationSettings, init: InitImage,
         return TiledUNet(unet, init.tile, settings.tile_overlap, init.controls, batch)
     if init.controls:
         return ControlledUNet(unet, init.controls, batch)
-    return unet if settings.step_cache == 1 else StepCached(unet, settings.step_cache)
+    return cache_steps(unet, settings.step_cache)
 
 
 def schedule_for_model(settings: GenerationSettings, prediction: Prediction) -> tuple[GenerationSettings, list[str]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sd.optimization.deepcache import MAX_EVERY
+from sd.optimization.deepcache import MAX_EVERY, MIN_THRESHOLD
 from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.inputs import options as input_options
 from sd.pipeline.noise import SOURCES, random_seed
@@ -317,17 +317,22 @@ class GenerationSettings:
         widget=Widget("slider", "Guidance end", "faster", step=0.05, info="share of the steps after which it ends"),
         missing=NOT_IN_WEBUI,
     )
-    step_cache: int = option(
-        *(1, "compute the deep part of the U-Net in every N-th step only (DeepCache); over 1 is faster", "performance"),
+    step_cache: float = option(
+        1.0,
+        "compute the deep part of the U-Net in every N-th step only (DeepCache), or, below 1, where the shallow part has "
+        "changed by this share (0.2 is a good one); any value but 1 is faster",
+        "performance",
         flags=("--step-cache",),
         metavar="N",
-        low=1,
+        low=MIN_THRESHOLD,
         high=MAX_EVERY,
-        infotext=Infotext("Step cache"),
+        infotext=Infotext("Step cache", number="g"),
         widget=Widget(
-            *("slider", "Step cache", "faster"),
+            *("number", "Step cache", "faster"),
+            low=0,
             step=1,
-            info="over 1: the deep part of the network is computed once in so many steps",
+            info="over 1: the deep part of the network is computed once in so many steps; below 1: where its input has "
+            "changed by this share",
         ),
         missing=NOT_IN_WEBUI,
     )
@@ -372,6 +377,7 @@ class GenerationSettings:
         if self.guidance_start > self.guidance_end:
             raise UserError(f"guidance ends ({self.guidance_end}) before it starts ({self.guidance_start}): swap them.")
         object.__setattr__(self, "outpaint_sides", input_options.canonical_sides(self.outpaint_sides))
+        check_step_cache(self.step_cache)
         input_options.check_tile(self.tile_size, self.tiling)
         input_options.check_outpaint(self.outpaint)
         parse_ratios(self.region_ratios)
@@ -423,6 +429,15 @@ class GenerationSettings:
 
 
 OPTIONS = options_of(GenerationSettings)
+
+
+def check_step_cache(value: float) -> None:
+    """Raises UserError for a value of the step cache that is neither a number of steps nor a threshold."""
+    if isinstance(value, bool) or (value > 1 and value % 1):
+        raise UserError(
+            f"the step cache is {value}: use a whole number of steps from 1 to {MAX_EVERY}, or a threshold from "
+            f"{MIN_THRESHOLD} to below 1."
+        )
 
 
 def list_prompts(prompt: str | list[str], negative_prompt: str | list[str] | None) -> tuple[list[str], list[str]]:

@@ -196,7 +196,7 @@ class StableDiffusion(AdapterCalls):
         emphasis: str = "original",
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
-        step_cache: int = 1,
+        step_cache: float = 1.0,
         token_merging: float = 0.0,
         region_ratios: str = "",
         region_base: float = 0.2,

@@ -5,7 +5,10 @@ import torch
 from conftest import UNET
 from reference_models import randomize
 
-from sd.optimization.deepcache import SHALLOW, StepCached
+from sd.optimization.deepcache import SHALLOW, AdaptiveStepCached, StepCached, cache_steps
+from sd.pipeline.infotext import parse_infotext
+from sd.pipeline.metadata.settings_infotext import to_infotext
+from sd.pipeline.settings import GenerationSettings
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
 
@@ -143,7 +146,109 @@ def test_once_is_off_and_nothing_stays(pipe):
     assert (list(pipe.unet.state_dict()), repr(pipe.unet)) == (keys, text)
 
 
-@pytest.mark.parametrize("value", [0, 21, 1.5, True])
+@pytest.fixture
+def whole_calls(monkeypatch):
+    """Counts the calls that computed all blocks."""
+    counted = []
+    compute = StepCached.compute_deep_features
+
+    def counting(self, *given):
+        counted.append(self)
+        return compute(self, *given)
+
+    monkeypatch.setattr(StepCached, "compute_deep_features", counting)
+    return counted
+
+
+@torch.no_grad()
+def test_at_a_threshold_of_0_every_call_is_the_unet_bit_for_bit(unet):
+    cached = AdaptiveStepCached(unet, 0.0)
+    for given in (*inputs(3), inputs(3)[2]):  # the last changes nothing at all
+        assert torch.equal(cached(*given), unet(*given))
+
+
+@torch.no_grad()
+def test_without_a_bound_only_the_first_call_and_the_resets_are_whole(unet, whole_calls):
+    cached, calls = AdaptiveStepCached(unet, float("inf")), inputs(4)
+    for given in calls:
+        cached(*given)
+    assert len(whole_calls) == 1
+    resets = {
+        "t rises": (calls[3][0], torch.full((2,), 802.0), calls[0][2]),
+        "another size": (*inputs(2, size=9, seed=1)[1][:2], calls[0][2]),
+        "another context": inputs(3, size=9, seed=1)[2],
+    }
+    for i, (reset, given) in enumerate(resets.items()):
+        assert torch.equal(cached(*given), unet(*given)), reset
+        assert len(whole_calls) == 2 + i, reset
+        assert cached.slope is None, reset
+
+
+@torch.no_grad()
+def test_calls_are_whole_where_the_shallow_part_has_changed_by_the_threshold(unet, whole_calls):
+    """The changes of calls that were not whole add up: each is compared with the last whole one."""
+    first, other = inputs(2)
+    calls = [(first[0] + i / 10 * (other[0] - first[0]), first[1] - i, first[2]) for i in range(12)]
+    shallow = []
+    hook = unet.input_blocks[SHALLOW - 1].register_forward_hook(lambda module, given, out: shallow.append(out))
+    for given in calls:
+        unet(*given)
+    hook.remove()
+    threshold, last, expected = 0.3, 0, [0]
+    for i, now in enumerate(shallow):
+        before = shallow[last]
+        if max((now[j] - before[j]).abs().sum() / before[j].abs().sum() for j in range(2)) >= threshold:
+            expected.append(i)
+            last = i
+    assert 2 < len(expected) < 12
+    cached, found = AdaptiveStepCached(unet, threshold), []
+    for i, given in enumerate(calls):
+        before = len(whole_calls)
+        cached(*given)
+        found += [i] * (len(whole_calls) - before)
+    assert found == expected
+
+
+@torch.no_grad()
+def test_two_whole_calls_at_one_t_keep_the_line(unet):
+    """As Heun's method makes them, where both exceed the threshold."""
+    cached, calls = AdaptiveStepCached(unet, 1e-3), inputs(4)
+    calls[2] = (calls[2][0], calls[1][1], calls[2][2])
+    for given in calls[:3]:
+        cached(*given)
+    cached.threshold = float("inf")
+    assert cached(*calls[3]).isfinite().all()
+
+
+def test_the_value_chooses_between_steps_and_a_threshold(unet):
+    assert cache_steps(unet, 1.0) is unet
+    assert (type(cache_steps(unet, 3.0)), cache_steps(unet, 3.0).every) == (StepCached, 3)
+    assert (type(cache_steps(unet, 0.2)), cache_steps(unet, 0.2).threshold) == (AdaptiveStepCached, 0.2)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler_a", "unipc"])
+def test_a_threshold_with_every_patch_and_nothing_stays(pipe, sampler, whole_calls):
+    asked = dict(steps=6, sampler=sampler, seed=2, token_merging=0.5, num_images=2)
+    before = pipe("a dog", **asked).latents
+    made = pipe("a dog", step_cache=0.5, **asked).latents
+    assert made.isfinite().all()
+    assert not torch.equal(made, before)
+    assert 2 <= len(whole_calls) < 2 * (11 if sampler == "heun" else 6)
+    assert torch.equal(pipe("a dog", step_cache=0.5, **asked).latents, made)
+    if sampler != "heun":  # whose second call at a t may change by less than a hundredth
+        tight = pipe("a dog", step_cache=0.01, **asked).latents
+        # The shared prefix of cond and uncond is computed for both rows: the same sums in a batch of two.
+        assert torch.allclose(tight, before, rtol=1e-3, atol=1e-3)
+    assert torch.equal(pipe("a dog", **asked).latents, before)
+
+
+@pytest.mark.parametrize(("value", "text"), [(3, "3"), (0.2, "0.2")])
+def test_infotext_has_the_number_as_it_is_typed(value, text):
+    settings = GenerationSettings("x", seed=1, width=64, height=64, step_cache=value)
+    assert parse_infotext(to_infotext(settings, 0, "", "", from_image=False))["Step cache"] == text
+
+
+@pytest.mark.parametrize("value", [0, 21, 1.5, True, 0.001, float("nan"), "0.2"])
 def test_what_cannot_be_is_said(pipe, value):
     with pytest.raises(UserError, match="the step cache is"):
         pipe("x", step_cache=value)

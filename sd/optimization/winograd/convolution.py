@@ -5,6 +5,10 @@ transformed by sums, so that a 2x2 tile of the output needs 16 products for each
 are 16 matrix products. Each of them sums over the channels only, a ninth of the terms of the definition: the error in
 fp32 is two to four times smaller than that of PyTorch's convolution.
 
+The gradient with respect to the input is a convolution too, with the weights turned by 180 degrees and the channels
+swapped. To turn a kernel exchanges the first and the last of the four numbers that it becomes along each side, so
+`winograd_conv2d_backward` reads the same transformed weights in another order.
+
 Tiles of 4x4 are not used. They would save another factor of 1.8, but their error is above that of PyTorch's
 convolution where there are fewer than 640 channels, and their weights would take four times the memory.
 """
@@ -18,6 +22,9 @@ from torch import Tensor
 
 BUFFER = 2**22  # numbers in each of two buffers: 16 MB, so that they stay in the cache
 BIAS_TERM = 5  # the one of the 16 products that each output of a tile adds once
+Order = tuple[int, int, int, int]  # of the four numbers along each side, as the weights have them
+AS_IT_IS: Order = (0, 1, 2, 3)
+TURNED: Order = (3, 1, 2, 0)
 
 
 def winograd_conv2d(x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
@@ -26,6 +33,19 @@ def winograd_conv2d(x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
     x: (B, C, H, W). blocks: (16, C, K), as `transform_weight` returns them. bias: (K,). Returns (B, K, H, W), with the
     channels last in memory. Fastest where x has them last too.
     """
+    return convolve(x, blocks, bias, AS_IT_IS)
+
+
+def winograd_conv2d_backward(gradient: Tensor, blocks: Tensor) -> Tensor:
+    """Returns the gradient with respect to the input of `winograd_conv2d`, (B, C, H, W).
+
+    gradient: with respect to the output, (B, K, H, W). blocks: (16, C, K).
+    """
+    return convolve(gradient, blocks.mT, None, TURNED)
+
+
+def convolve(x: Tensor, blocks: Tensor, bias: Tensor | None, order: Order) -> Tensor:
+    """Convolves in parts that fit in the buffers; see `winograd_conv2d`. order: of the numbers in `blocks`."""
     size, channels = x.shape[-2:], blocks.shape[1:]
     height, width = (math.ceil(side / 2) for side in size)  # in tiles
     x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
@@ -37,7 +57,7 @@ def winograd_conv2d(x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
         above, below = 2 * rows.start - 1, 2 * rows.stop + 1  # the rows of x that these tiles read
         padding = (0, 0, 1, 2 * width + 1 - size[1], max(0, -above), max(0, below - size[0]))
         tiles = F.pad(x[some, max(0, above) : below], padding)  # (b, 2 h + 2, 2 width + 2, C)
-        convolve_tiles(tiles, blocks, bias, y[some, 2 * rows.start : 2 * rows.stop], buffers)
+        convolve_tiles(tiles, blocks, bias, y[some, 2 * rows.start : 2 * rows.stop], buffers, order)
     return y[:, : size[0], : size[1]].permute(0, 3, 1, 2)
 
 
@@ -51,10 +71,13 @@ def split_tiles(images: int, height: int, width: int, channels: int) -> Iterator
             yield slice(image, min(image + together, images)), slice(row, min(row + rows, height))
 
 
-def convolve_tiles(tiles: Tensor, blocks: Tensor, bias: Tensor | None, y: Tensor, buffers: Tensor) -> None:
+def convolve_tiles(
+    tiles: Tensor, blocks: Tensor, bias: Tensor | None, y: Tensor, buffers: Tensor, order: Order
+) -> None:
     """Writes the convolution of (b, 2 h + 2, 2 w + 2, C) without padding to y, (b, 2 h, 2 w, K).
 
-    buffers: room for sums and products, two rows of at least 16 * b * h * w * max(C, K) numbers.
+    buffers: room for sums and products, two rows of at least 16 * b * h * w * max(C, K) numbers. order: of the numbers
+    in `blocks` along each side.
     """
     count = len(y), y.shape[1] // 2, y.shape[2] // 2  # b, h, w
     in_channels, out_channels = blocks.shape[1:]
@@ -63,17 +86,23 @@ def convolve_tiles(tiles: Tensor, blocks: Tensor, bias: Tensor | None, y: Tensor
         return buffers[i, : math.prod(shape)].view(shape)
 
     rows = buffer(1, 4, *count[:2], tiles.shape[2], in_channels)
-    transform_input(tiles.unfold(1, 4, 2).unbind(-1), rows)
+    transform_input(tiles.unfold(1, 4, 2).unbind(-1), ordered(rows, 0, order))
     sums = buffer(0, 4, 4, *count, in_channels)
-    transform_input(rows.unfold(3, 4, 2).unbind(-1), sums.unbind(1))
+    transform_input(rows.unfold(3, 4, 2).unbind(-1), ordered(sums, 1, order))
     products = buffer(1, 16, math.prod(count), out_channels)
     torch.bmm(sums.view(16, -1, in_channels), blocks, out=products)
     if bias is not None:
         products[BIAS_TERM].add_(bias)
     rows = buffer(0, 2, 4, *count, out_channels)
-    transform_output(products.view(4, 4, *count, out_channels), rows)
+    transform_output(ordered(products.view(4, 4, *count, out_channels), 0, order), rows)
     outputs = y.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(2, 4, 0, 1, 3, 5)  # (2, 2, b, h, w, K)
-    transform_output(rows.unbind(1), outputs.unbind(1))
+    transform_output(ordered(rows, 1, order), outputs.unbind(1))
+
+
+def ordered(numbers: Tensor, dim: int, order: Order) -> list[Tensor]:
+    """Returns the four slices along a dimension in this order."""
+    slices = numbers.unbind(dim)
+    return [slices[place] for place in order]
 
 
 def transform_input(d: Sequence[Tensor] | Tensor, out: Sequence[Tensor] | Tensor) -> None:

@@ -1,37 +1,62 @@
-"""The patch that computes wide 3x3 convolutions by `winograd_conv2d`: in fp32 on a CPU, where there are no gradients.
+"""The patch that computes wide 3x3 convolutions by `winograd_conv2d`: in fp32 on a CPU.
 
-It is exact: its distance to fp64 is smaller than that of PyTorch's convolution.
+It is exact: its distance to fp64 is smaller than that of PyTorch's convolution, and so is that of the gradient with
+respect to the input. A layer whose own weight has a gradient is computed plainly.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sd.optimization.patching import apply_patch, patches_on, plain_class, remove_patch, remove_patches
 from sd.optimization.prepacked_conv import PackedConv2d
-from sd.optimization.winograd.convolution import winograd_conv2d
+from sd.optimization.winograd.convolution import winograd_conv2d, winograd_conv2d_backward
 from sd.optimization.winograd.weights import TransformedWeight
 
 MIN_CHANNELS = 256  # with fewer, the sums around the products take the time that the products save
 MIN_TILES = 64  # in an image, 16x16 positions: with fewer, reading the 16 matrices of weights takes most of the time
+# In training the sizes of a run's images vary around one area. At this bound, which lies between those of two levels of
+# the U-Net, a layer does not change to and fro.
+MIN_TILES_IN_TRAINING = 48
+
+
+class FrozenConvolution(torch.autograd.Function):
+    """`winograd_conv2d` with a gradient with respect to the input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
+        """See `winograd_conv2d`."""
+        ctx.save_for_backward(blocks)
+        return winograd_conv2d(x, blocks, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+        """gradient: (B, K, H, W)."""
+        (blocks,) = ctx.saved_tensors
+        return winograd_conv2d_backward(gradient, blocks) if ctx.needs_input_grad[0] else None, None, None
 
 
 class WinogradConv2d(PackedConv2d):
     """A 3x3 convolution that transforms its weight when it first reads a feature map of at least MIN_TILES tiles.
 
-    On smaller feature maps it is a prepacked convolution. Whether a map is large enough does not depend on the batch,
-    so that an image has the same bits in any batch.
+    On smaller feature maps it is a prepacked convolution, or a plain one where there are gradients. Whether a map is
+    large enough does not depend on the batch, so that an image has the same bits in any batch.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W)."""
-        if torch.is_grad_enabled() or x.dtype != self.dtype:
+        trains = torch.is_grad_enabled()
+        if self.is_trained() or is_autocast() or x.dtype != self.dtype:
+            self.unpack()  # so that the gradient, if there is one, reaches the parameter
             return super().forward(x)
         is_transformed = isinstance(self.packed, TransformedWeight)
-        if obstacle(x.device, x.dtype) or tiles_of(x) < MIN_TILES:
-            if is_transformed:
+        if obstacle(x.device, x.dtype) or tiles_of(x) < (MIN_TILES_IN_TRAINING if trains else MIN_TILES):
+            if is_transformed or trains:
                 self.unpack()
             return super().forward(x)
         if not is_transformed:
@@ -39,12 +64,24 @@ class WinogradConv2d(PackedConv2d):
             self.replace_weight(TransformedWeight.from_weight)
         return self.convolve(x, self.packed.blocks)
 
+    def is_trained(self) -> bool:
+        """Returns whether a gradient with respect to the weight or the bias is wanted."""
+        if not torch.is_grad_enabled():
+            return False
+        weight = self._parameters["weight"] if self.packed is None else self.packed
+        return weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+
     def convolve(self, x: Tensor, blocks: Tensor) -> Tensor:
         """blocks: the transformed weight."""
         if self.padding_mode == "zeros":
-            return winograd_conv2d(x, blocks, self.bias)
+            return FrozenConvolution.apply(x, blocks, self.bias)
         x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        return winograd_conv2d(x, blocks, self.bias)[..., 1:-1, 1:-1]
+        return FrozenConvolution.apply(x, blocks, self.bias)[..., 1:-1, 1:-1]
+
+
+def is_autocast() -> bool:
+    """Returns whether layers choose their own dtype on a CPU."""
+    return torch.is_autocast_enabled("cpu")
 
 
 def tiles_of(x: Tensor) -> int:

@@ -166,7 +166,7 @@ def fit_control_image(image: Image.Image, resize: str, width: int, height: int) 
 
 def control_notes(settings: GenerationSettings) -> list[str]:
     """Returns notes on what does not work with ControlNets or with tiled diffusion."""
-    if settings.step_cache > 1 and (settings.control or settings.tile_size):
+    if settings.step_cache != 1 and (settings.control or settings.tile_size):
         what = "a ControlNet" if settings.control else "tiled diffusion"
         return [f"The step cache does not work with {what}: every step is computed completely."]
     return []

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sd.pipeline.infotext import parse_infotext, write_infotext
 from sd.pipeline.metadata.controlnet_text import units_to_labels
@@ -29,9 +30,15 @@ def to_infotext(
     written = special_labels(settings, index, from_image) | {"Model hash": model_hash or None, "Model": model or None}
     for row in OPTIONS:
         if row.infotext is not None and is_written(row, settings):
-            value = getattr(settings, row.name)
-            written[row.infotext.label] = row.choices[value] if row.choices else row.type(value)
+            written[row.infotext.label] = written_value(row, getattr(settings, row.name))
     return write_infotext(settings.prompt, settings.negative_prompt, written | {"Version": VERSION} | dict(more or {}))
+
+
+def written_value(row: Option, value: Any) -> object:
+    """Return the value of an option as infotext has it."""
+    if row.infotext is not None and row.infotext.number:
+        return format(value, row.infotext.number)
+    return row.choices[value] if row.choices else row.type(value)
 
 
 def is_written(row: Option, settings: GenerationSettings) -> bool:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sd.checkpoints.predictions import EPS
 from sd.evaluation.clip_score import LazyImages, load_clip
-from sd.optimization.registry import TRAINABLE
+from sd.optimization.registry import TRAINABLE, frozen_names
 from sd.pipeline.stable_diffusion import BUNDLED, EMBEDDINGS, LORAS, WEIGHTS, StableDiffusion
 from sd.training.distributed import join_processes
 from sd.training.finetune.advice import format_table, warnings
@@ -92,6 +92,7 @@ def finetune(
         class_folder = class_image_folder(method, pipe, recipe, rank, world_size)
         tuner = METHODS[method](pipe, name, recipe)
         cleanup.callback(tuner.close)
+        optimize_frozen(pipe, recipe)
         check_free_space(required_space(method, tuner.module, pipe, recipe, len(folder)), run, output, say)
         train_source, held_out, prior_source = build_sources(pipe, recipe, run, folder, class_folder, say)
         lowest, highest = (recipe.least_snr, recipe.min_snr) if recipe.min_snr else (0.0, math.inf)
@@ -122,6 +123,17 @@ def trainable_optimizations(pipe: StableDiffusion) -> Iterator[None]:
         yield
     finally:
         pipe.set_optimizations(optimizations)
+
+
+def optimize_frozen(pipe: StableDiffusion, recipe: Recipe) -> None:
+    """Adds the optimizations whose gradients need frozen weights, where the method trains none of the U-Net's own.
+
+    They are left out with gradient checkpointing, whose point is less memory: `winograd` takes more.
+    """
+    weight = pipe.unet.out[2].weight
+    if not (weight.requires_grad or recipe.checkpointing):
+        pipe.set_optimizations(frozen_names(weight.device, weight.dtype))
+        pipe.optimize()
 
 
 def open_run(

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from sd.utils.errors import NO_MEMORY, REMEDIES, DiskError, UserError, is_out_of_memory
 from sd.web.jobs.job_file import plain, read_job_file
 
-GENERATE, TRAIN, LOOK = (
+GENERATE, TRAIN, LOOK = "draw", "teach", "look"  # of `Job.kind` in job.json and the HTTP API; old clients know them
     "draw",
     "teach",
     "look",

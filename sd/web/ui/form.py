@@ -298,7 +298,7 @@ def widget_for(row: Option, **changes: Any) -> gr.Component:
     if hint.kind == "slider":
         return gr.Slider(low, high, step=hint.step, **common | changes)
     if hint.kind == "number":
-        return gr.Number(minimum=low, step=hint.step, precision=0, **common | changes)
+        return gr.Number(minimum=low, step=hint.step, precision=0 if row.type is int else None, **common | changes)
     if hint.kind == "checkbox":
         return gr.Checkbox(**common | changes)
     if hint.kind == "dropdown":

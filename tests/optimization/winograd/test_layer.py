@@ -7,13 +7,14 @@ import torch
 from optimization.test_patching import assert_same, snapshot
 from optimization.test_registry import bits, distance, same_bits
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sd.adapters.injection import eject, inject, merge_adapters, unmerge_adapters
 from sd.adapters.variants import LoRA
 from sd.optimization.int8 import Int8Conv2d, replace_layer
 from sd.optimization.patching import is_plain, make_plain, patches_on
 from sd.optimization.prepacked_conv import PackedConv2d, PackedWeight, pack_convolutions
-from sd.optimization.registry import default_names, optimize
+from sd.optimization.registry import TRAINABLE, default_names, frozen_names, optimize
 from sd.optimization.winograd.layer import MIN_CHANNELS, WinogradConv2d, obstacle, use_direct, use_winograd
 from sd.optimization.winograd.weights import TransformedWeight
 from sd.pipeline.circular_padding import circular_padding
@@ -160,14 +161,74 @@ def test_seamless_edges():
         assert distance(network(x), expected) < ROUNDING
 
 
-def test_gradients_are_those_of_the_plain_layer():
-    network, x = wide_network().requires_grad_(False), features().requires_grad_()
-    (expected,) = torch.autograd.grad(network(x).square().sum(), x)
+def gradient(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """With respect to x; the gradients of parameters are added to them."""
+    x = x.detach().requires_grad_()
+    network(x).square().sum().backward()
+    return x.grad
+
+
+def test_gradients_of_frozen_layers_have_winograds_products_too():
+    network, x = wide_network().requires_grad_(False), features()
+    kept, expected = bits(network), gradient(network, x)
+    use_winograd(network)
+    found = gradient(network, x)
+    assert all(isinstance(network[i].packed, TransformedWeight) for i in (0, 2))
+    assert not torch.equal(found, expected)
+    assert distance(found, expected) < ROUNDING
+    # Of a map that no one differentiates, and under checkpointing, as the U-Net's blocks are recomputed.
+    assert not network[0](x).requires_grad
+    again = x.detach().requires_grad_()
+    checkpoint(network, again, use_reentrant=False).square().sum().backward()
+    assert torch.equal(again.grad, found)
+    use_direct(network)
+    assert torch.equal(gradient(network, x), expected)
+    assert same_bits(network, kept)
+
+
+def test_the_gradient_of_a_trained_weight_reaches_its_parameter():
+    """Also where the weight was transformed before, by a preview."""
+    network, x = wide_network(), features()
+    network[2].requires_grad_(False)
+    parameter = network[0].weight
+    expected = gradient(network, x)
+    weight_gradient, parameter.grad = parameter.grad, None
     use_winograd(network)
     with torch.no_grad():
         network(x)
-    (found,) = torch.autograd.grad(network(x).square().sum(), x)
-    assert torch.equal(found, expected)
+    found = gradient(network, x)
+    assert network[0].weight is parameter
+    assert isinstance(network[2].packed, TransformedWeight)
+    assert distance(parameter.grad, weight_gradient) < ROUNDING
+    assert distance(found, expected) < ROUNDING
+
+
+def test_small_maps_in_training_are_computed_plainly_and_the_bound_lies_between_levels():
+    network = wide_network().requires_grad_(False)
+    kept, small = bits(network), features(9)
+    expected = gradient(network, small)
+    use_winograd(network)
+    gradient(network, features(14))  # of an image of another shape than 16x16, and about as large
+    assert isinstance(network[0].packed, TransformedWeight)
+    with torch.no_grad():
+        network(small)  # packs the weights, as a preview does
+    assert torch.equal(gradient(network, small), expected)
+    assert network[0].packed is None
+    assert same_bits(network, kept)
+
+
+def test_autocast_chooses_the_dtype():
+    network, x = wide_network().requires_grad_(False), features()
+    use_winograd(network)
+    gradient(network, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(x).dtype == torch.bfloat16
+
+
+def test_the_frozen_networks_of_a_training_use_it_where_it_is_supported():
+    cpu = torch.device("cpu")
+    assert frozen_names(cpu, torch.float32) == [*TRAINABLE, "winograd"]
+    assert frozen_names(cpu, torch.bfloat16) == list(TRAINABLE)
 
 
 @torch.no_grad()
