@@ -31,6 +31,7 @@ from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.tracing.attention_maps import AttentionMaps, map_size, observed, to_half
 from sd.pipeline.tracing.words import MAX_WORDS, Word, contexts_without, find_words, membership
 from sd.prompts.editing import schedule_prompt
+from sd.prompts.regions import parse_regions
 from sd.prompts.weighting import split_chunks
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
@@ -121,11 +122,11 @@ class Trace:
     ) -> None:
         tokenizer, clip, unet = networks
         _, cond = contexts.prompts[0][0][0]
-        prompt, _ = parts_of(settings)[0]
+        prompt, _ = parts_of(parse_regions(settings.prompt).texts[0], settings.compat)[0]
         if settings.compat != "comfyui":
             ((_, prompt),) = schedule_prompt(prompt, count_evaluations(settings))
         if len(contexts.prompts) > 1:
-            self.notes.append("The words are those of the prompt's first part, before AND.")
+            self.notes.append("The words are those of the prompt's first part, before AND or the next region.")
         chunks = split_chunks(tokenizer, prompt, settings.emphasis)
         words = find_words(tokenizer, chunks)
         if len(words) > MAX_WORDS:

@@ -238,7 +238,7 @@ def add_lora(point: Point, text: str, _: tuple[str, ...]) -> Point:
     """Adds a LoRA to the prompt as a tag, so that the image's infotext names it."""
     if text.lower() == NOTHING:
         return point
-    name, _, strength = text.partition(":")
+    name, strength = (text.split(":", 1) + [""])[:2]
     return point.with_settings(prompt=f"{point.settings.prompt} <lora:{name}:{strength or 1}>".strip())
 
 

@@ -160,8 +160,9 @@ def generate_cells(
     """Generates the cells of a grid, and yields the index and the output of each as soon as it is there.
 
     model: a pipeline, or a function from a checkpoint and a VAE (each None for that of the whole grid) to one; it is
-    called once for each, and a pipeline is released before the next is loaded. image, mask, control_image, region_mask: as
-    for the pipeline. done: cells to leave out. on_step: returns the `on_step` of a cell. Raises UserError as the pipeline does.
+    called once for each, and a pipeline is released before the next is loaded. image, mask, control_image,
+    region_mask: as for the pipeline. done: cells to leave out. on_step: returns the `on_step` of a cell. Raises
+    UserError as the pipeline does.
     """
     image, mask = as_images(image, mask)
     controls = as_image_list(control_image, "control image")
