@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(ROOT.glob("scripts/*.py"))
-MODULES = sorted(ROOT.glob("sd/**/*.py")) + sorted(ROOT.glob("benchmarks/*.py"))
+MODULES = [path for folder in ("sd", "benchmarks", "tour") for path in sorted(ROOT.glob(f"{folder}/**/*.py"))]
 # The eight files that are Stable Diffusion, in reading order: each imports only those before it, and the errors.
 EIGHT = ("attention", "tokenizer", "clip", "vae", "unet", "schedule", "denoiser", "samplers")
 # What a package may import stands before it, or in a line above it.
@@ -24,6 +24,7 @@ LAYERS = [
     {"cli"},
     {"training"},
     {"web", "benchmarks"},
+    {"tour"},
 ]
 LARGEST_FOLDER = 16
 
@@ -44,7 +45,7 @@ def imported(path: Path) -> set[str]:
             found |= members & NAMES or {node.module}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.split(".")[0] in ("sd", "benchmarks", "scripts")}
+    return {name for name in found if name.split(".")[0] in ("sd", "benchmarks", "tour", "scripts")}
 
 
 def place(module: str) -> tuple[int, str]:
@@ -58,7 +59,7 @@ def test_eight_files_and_the_packages_are_all_there_is():
     entries = {
         entry.name.removesuffix(".py") for entry in os.scandir(ROOT / "sd") if not entry.name.startswith("__pyc")
     }
-    assert entries - {"__init__", "py.typed", "data"} == set().union(*LAYERS) - {"benchmarks"}
+    assert entries - {"__init__", "py.typed", "data"} == set().union(*LAYERS) - {"benchmarks", "tour"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
