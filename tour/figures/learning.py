@@ -2,6 +2,7 @@
 
 import copy
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,9 @@ def names_by_step(models: Models) -> Figure:
     latents, contexts = ten_names(models)
     sigmas = sigma_list(10, "sgm_uniform")
     x = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)) * (1 + sigmas[0] ** 2) ** 0.5
-    denoisers = {f"v, {step} steps": VDenoiser(unet, contexts) for step, unet in sorted(training(models, V)[0].items())}
+    denoisers: dict[str, Denoiser] = {
+        f"v, {step} steps": VDenoiser(unet, contexts) for step, unet in sorted(training(models, V)[0].items())
+    }
     denoisers[f"eps, {STEPS} steps"] = Denoiser(training(models, EPS)[0][STEPS], contexts)
     rows, distances = {}, []
     for name, denoise in denoisers.items():
@@ -52,7 +55,11 @@ def names_by_step(models: Models) -> Figure:
         distances.append((drawn - latents).square().mean().sqrt().item())
     rows["learned from"] = models.decode(latents)
     image = image_rows(rows, [name.split(" ", 1)[1] for name in NAMES], 84)
-    numbers = {"distance": distances, "parameters": count(new_unet(SIZES)), "bundled": count(models.unet)}
+    numbers: dict[str, Any] = {
+        "distance": distances,
+        "parameters": count(new_unet(SIZES)),
+        "bundled": count(models.unet),
+    }
     return Figure(image, numbers, ALT)
 
 
@@ -83,7 +90,12 @@ def loss_curves(models: Models) -> Figure:
     right.line(TIMES, in_x0["eps_x0"], BLUE, "eps").line(TIMES, in_x0["v_x0"], ORANGE, "v")
     nothing = latents.square().mean().item()
     right.line((0, 1000), (nothing, nothing), GRAY, "the answer 0")
-    numbers = {"first": sum(losses[:5]) / 5, "last": sum(losses[-50:]) / 50, "bound": FALLS_BELOW, "times": list(TIMES)}
+    numbers: dict[str, Any] = {
+        "first": sum(losses[:5]) / 5,
+        "last": sum(losses[-50:]) / 50,
+        "bound": FALLS_BELOW,
+        "times": list(TIMES),
+    }
     alt = "The loss falls from 1, steeply at first; the error in x0 rises with t, much more for eps than for v."
     image = beside([left.render(), right.render("bottom right")])
     return Figure(image, numbers | in_x0 | {"eps": eps, "v": v, "nothing": nothing}, alt)
