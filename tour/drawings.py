@@ -5,7 +5,6 @@ names in five styles, and `docs/fine-tuning.png` has emoji, drawn by people, tha
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from sd.utils.images import to_tensor
 from sd.vae import LATENT_SCALE, AutoencoderKL
+from tour.source import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SIDE = 128  # pixels of each picture
+SHEET = ROOT / "weights" / "emoji-sheet.png"  # the model card's images: 5 rows of 14, with gaps of 2 pixels
 NAMES = (
     "a red apple",
     "a rocket",
@@ -32,10 +32,17 @@ SHEET_COLUMNS = dict(zip(NAMES, (0, 3, 4, 5, 6, 7, 8, 9, 10, 11)))
 EMOJI_ROWS = ("a dog face", "a poodle", "a rat", "a dove", "a mango", "a hospital", "a scooter", "a newspaper")
 
 
+def sheet_images() -> list[Image.Image]:
+    """Return the 70 images of the model card's sheet, 128 x 128 pixels each."""
+    pitch = SIDE + 2
+    with Image.open(SHEET) as sheet:
+        places = [(x, y) for y in range(0, sheet.height, pitch) for x in range(0, sheet.width, pitch)]
+        return [sheet.convert("RGB").crop((x, y, x + SIDE, y + SIDE)) for x, y in places]
+
+
 def drawing(name: str) -> Image.Image:
     """Return the bundled model's drawing of one of NAMES in the style of 3D emoji, 128 x 128 pixels."""
-    left = SHEET_COLUMNS[name] * (SIDE + 2)
-    return Image.open(ROOT / "weights" / "emoji-sheet.png").convert("RGB").crop((left, 0, left + SIDE, SIDE))
+    return sheet_images()[SHEET_COLUMNS[name]]
 
 
 def emoji(name: str, second: bool = False) -> Image.Image:

@@ -80,15 +80,10 @@ def train_briefly(
     run: Path | None = None,
     errors: Callable = prediction_errors,
     on_step: Callable[[nn.Module, int], None] = lambda average, step: None,
-    weights: Tensor | None = None,
 ) -> tuple[UNetModel, list[float]]:
-    """Train a new, tiny U-Net on ten latents with the states of their names; return its average and the losses.
-
-    weights: of the loss by time, (1000,); all 1 if None.
-    """
+    """Train a new, tiny U-Net on ten latents with the states of their names; return its average and the losses."""
     torch.manual_seed(0)  # of the random weights
     unet = new_unet(SIZES)
     config = config_for(STEPS, batch=10, lr=3e-3)
-    weights = snr_weights() if weights is None else weights
-    average, losses = fit(unet, unet, latents, lambda i: contexts[i], config, weights, on_step, errors, run)
+    average, losses = fit(unet, unet, latents, lambda i: contexts[i], config, snr_weights(), on_step, errors, run)
     return average, losses

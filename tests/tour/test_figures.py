@@ -8,7 +8,7 @@ import torch
 from sd.attention import attention_written_out
 from sd.tokenizer import Tokenizer
 from sd.unet import BasicTransformerBlock, CrossAttention, UNetModel
-from tour.figures.latents import sheet_images
+from tour.drawings import sheet_images
 from tour.figures.text import merge_steps
 from tour.figures.unet import recording, without_skip
 from tour.figures.words import recording_attention

@@ -1,6 +1,7 @@
 """The figures of chapter 11: a word's vector that moves among other words, and a change of rank 4."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,14 +92,15 @@ def word_path(models: Models) -> Figure:
     points = torch.cat([plane, places])
     (left, bottom), (right, top) = (points.amin(dim=0) - 0.1).tolist(), (points.amax(dim=0) + 0.1).tolist()
     left_plot = Axes((left, right + 0.1), (bottom, top), "the vectors of words", size=(430, 320))
-    left_plot.points(*places.T, GRAY, texts=NEIGHBORS).line(*plane.T, ORANGE, "the new word's path")
-    left_plot.points(*plane[-1:].T, RED, texts=[WORD])
+    left_plot.points(places[:, 0], places[:, 1], GRAY, texts=NEIGHBORS)
+    left_plot.line(plane[:, 0], plane[:, 1], ORANGE, "the new word's path")
+    left_plot.points(plane[-1:, 0], plane[-1:, 1], RED, texts=[WORD])
     moved = (path - path[0]).norm(dim=1)
     right_plot = Axes((0, STEPS), (0, moved.max().item() * 1.1), "distance from its start", "step", size=(330, 320))
     right_plot.line(range(len(moved)), moved, ORANGE)
     cosines = F.cosine_similarity(path[-1:], words, dim=1)
     between = (words[0] - words[1:]).norm(dim=1)
-    numbers = {
+    numbers: dict[str, Any] = {
         "moved": moved[-1].item(),
         "length": path[0].norm().item(),
         "new_length": path[-1].norm().item(),
@@ -152,7 +154,7 @@ def two_adapters(models: Models) -> Figure:
     def error(latents: Tensor) -> float:
         return (latents[:2] - target).square().mean().sqrt().item()
 
-    numbers = {
+    numbers: dict[str, Any] = {
         "steps": STEPS,
         "word_error": [error(one) for one in words],
         "lora_error": [error(d) for d in drawn.values()],
@@ -183,7 +185,7 @@ def lora_weights(models: Models) -> Figure:
     right.line(range(12), own, GRAY, "W").points(range(12), own, GRAY)
     right.line(range(12), values, BLUE, "dW").points(range(12), values, BLUE)
     trained = sum(parameter.numel() for delta in deltas.values() for parameter in delta.parameters())
-    numbers = {
+    numbers: dict[str, Any] = {
         "layers": len(sizes),
         "trained": trained,
         "of": sum(parameter.numel() for parameter in unet.parameters()) / 1e6,

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from PIL import Image
@@ -91,7 +92,7 @@ def taught_copies(models: Models) -> Figure:
     own = {f"own_{step}": similarity[step].diagonal().tolist() for step in KEPT}
     most = {f"nearest_{step}": taught[step].amax(dim=1).tolist() for step in KEPT}
     copied = [(taught[step][: len(TAUGHT)].amax(dim=1) >= COPY_THRESHOLD).sum().item() for step in KEPT]
-    numbers = {"steps": list(KEPT), "threshold": COPY_THRESHOLD, "copied": copied, **own, **most}
+    numbers: dict[str, Any] = {"steps": list(KEPT), "threshold": COPY_THRESHOLD, "copied": copied, **own, **most}
     return Figure(image_rows(rows, columns, 112), numbers, ALT)
 
 

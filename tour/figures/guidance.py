@@ -1,11 +1,12 @@
 """The figures of chapter 7: guidance step by step, as arrows, and at several scales."""
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sd.denoiser import Denoiser, Guidance
 from tour.figure import GUIDANCE, Figure, Models
 from tour.plots import BLUE, GRAY, ORANGE, RED, Axes, image_rows, principal_plane
 
@@ -24,20 +25,26 @@ class Trace(NamedTuple):
     uncond: Tensor
 
 
+class Remembering(Denoiser):
+    """A denoiser that keeps its estimates, (2, 4, 16, 16) each: without the prompt first, then with it."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__(denoiser.unet, denoiser.context)
+        self.estimates: list[Tensor] = []
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        self.estimates.append(super().__call__(x, sigma))
+        return self.estimates[-1]
+
+
 @lru_cache(maxsize=1)
 def trace(models: Models) -> Trace:
     """Sample once and keep the estimates with and without the prompt, which `Guidance` combines."""
-    denoise = models.denoiser(PROMPT)
-    both, estimates = denoise.both, []
-
-    def remember(x: Tensor, sigma: float) -> Tensor:
-        estimates.append(both(x, sigma))  # (2, 4, 16, 16), uncond first
-        return estimates[-1]
-
-    denoise.both = remember
-    _, steps = models.steps(denoise, SEED, STEPS, "euler", "sgm_uniform")
+    guidance = Guidance(models.unet, models.context(PROMPT), models.context(""), GUIDANCE)
+    guidance.both = remembering = Remembering(guidance.both)
+    _, steps = models.steps(guidance, SEED, STEPS, "euler", "sgm_uniform")
     x, guided = (torch.cat([getattr(step, name) for step in steps]) for name in ("x", "x0"))
-    uncond, cond = torch.stack(estimates).unbind(1)
+    uncond, cond = torch.stack(remembering.estimates).unbind(1)
     return Trace([step.sigma for step in steps], x, guided, cond, uncond)
 
 
@@ -57,7 +64,12 @@ def four_rows(models: Models) -> Figure:
         "x0 without it": models.decode(run.uncond),
     }
     image = image_rows(rows, [f"sigma {sigma:.2f}" for sigma in run.sigmas], 100)
-    numbers = {"steps": STEPS, "scale": GUIDANCE, "sigmas": run.sigmas, "distance": rms(run.cond - run.uncond)}
+    numbers: dict[str, Any] = {
+        "steps": STEPS,
+        "scale": GUIDANCE,
+        "sigmas": run.sigmas,
+        "distance": rms(run.cond - run.uncond),
+    }
     return Figure(image, numbers, ALT_FOUR_ROWS)
 
 
@@ -79,11 +91,12 @@ def guidance_arrows(models: Models) -> Figure:
     axes = Axes((left, right), (bottom, top), title, "first direction", "second direction", size=(560, 400))
     uncond, cond, guided = plane.chunk(3)
     for i in range(STEPS):
-        axes.arrow(uncond[i].tolist(), guided[i].tolist(), GRAY)
+        start, end = uncond[i].tolist(), guided[i].tolist()
+        axes.arrow((start[0], start[1]), (end[0], end[1]), GRAY)
     steps = [str(i + 1) for i in range(STEPS)]
-    axes.points(*uncond.T, BLUE, "without the prompt", steps)
-    axes.points(*cond.T, ORANGE, "with the prompt")
-    axes.points(*guided.T, RED, "guided")
+    axes.points(uncond[:, 0], uncond[:, 1], BLUE, "without the prompt", steps)
+    axes.points(cond[:, 0], cond[:, 1], ORANGE, "with the prompt")
+    axes.points(guided[:, 0], guided[:, 1], RED, "guided")
     along = (run.guided - run.uncond).flatten(1).norm(dim=1) / (run.cond - run.uncond).flatten(1).norm(dim=1)
     alt = "Arrows from the estimate without the prompt through the one with it to the guided one, shorter by the step."
     return Figure(axes.render("top left"), {"ratio": along.tolist(), "distance": rms(run.cond - run.uncond)}, alt)

@@ -8,19 +8,9 @@ from torch import Tensor
 from sd.schedule import SD1_SCHEDULE
 from sd.utils.images import to_tensor
 from sd.vae import LATENT_SCALE
+from tour.drawings import SIDE, sheet_images
 from tour.figure import Figure, Models
 from tour.plots import BLUE, GRAY, ORANGE, Axes, heat_map, histogram, image_rows
-from tour.source import ROOT
-
-SHEET = ROOT / "weights" / "emoji-sheet.png"  # the model card's images: 5 rows of 14, with gaps of 2 pixels
-SIDE, PITCH = 128, 130
-
-
-def sheet_images() -> list[Image.Image]:
-    """Return the 70 images of the model card's sheet, 128 x 128 pixels each."""
-    with Image.open(SHEET) as sheet:
-        places = [(x, y) for y in range(0, sheet.height, PITCH) for x in range(0, sheet.width, PITCH)]
-        return [sheet.convert("RGB").crop((x, y, x + SIDE, y + SIDE)) for x, y in places]
 
 
 def encode(models: Models, images: list[Image.Image]) -> Tensor:

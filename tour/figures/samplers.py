@@ -3,6 +3,7 @@
 import math
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +30,16 @@ def levels(models: Models) -> Figure:
     times = [round(SD1_SCHEDULE.t_of(sigma)) for sigma in sigma_list(10, "ldm")[:-1]]
     fifty = [round(SD1_SCHEDULE.t_of(sigma)) for sigma in sigma_list(50, "ldm")[:-1]]
     even = [round(SD1_SCHEDULE.t_of(sigma)) for sigma in sigma_list(10, "sgm_uniform")[:-1]]
-    numbers = {"times": times, "first": fifty[0], "last": fifty[-1], "gap": fifty[0] - fifty[1], "even": even}
-    sigmas = {f"{name}_first": sigma_list(10, name)[0] for name in SCHEDULES}
+    numbers: dict[str, Any] = {
+        "times": times,
+        "first": fifty[0],
+        "last": fifty[-1],
+        "gap": fifty[0] - fifty[1],
+        "even": even,
+    }
+    firsts = {f"{name}_first": sigma_list(10, name)[0] for name in SCHEDULES}
     alt = "Four curves of sigma over ten steps: from 14.6, or 8.4 for ldm, down to 0.03."
-    return Figure(axes.render(), numbers | sigmas, alt)
+    return Figure(axes.render(), numbers | firsts, alt)
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +75,7 @@ def sampler_paths(models: Models) -> Figure:
     title = "from noise to an image in 16 steps"
     axes = Axes((left, right), (bottom, top), title, "first direction", "second direction", size=(560, 400))
     for (name, path), color in zip(plane.items(), COLORS):
-        axes.line(*path.T, color, name, width=1.5).points(*path.T, color)
+        axes.line(path[:, 0], path[:, 1], color, name, width=1.5).points(path[:, 0], path[:, 1], color)
     ends = {name: (path[-1] - paths["heun"][-1]).norm().item() for name, path in paths.items()}
     lengths = {
         f"{name}_length": sum((b - a).norm().item() for a, b in pairwise(path)) / (path[-1] - path[0]).norm().item()
@@ -88,7 +95,7 @@ def sampler_orders(models: Models) -> Figure:
         return latent
 
     exact = finished("heun", REFERENCE)
-    errors = {
+    errors: dict[str, Any] = {
         name: [(finished(name, count) - exact).square().mean().sqrt().item() for count in counts]
         for name, counts in ORDER_STEPS.items()
     }

@@ -1,5 +1,7 @@
 """The figures of chapter 12: inpainting and a ControlNet as wrappers, and a second pass at twice the size."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -90,7 +92,7 @@ def control_wrapper(models: Models) -> Figure:
 def two_passes(models: Models) -> Figure:
     """An image of twice the size the model was trained at: at once, and in two passes."""
     prompt, seed = "a red apple, fluent 3d emoji", 1
-    options = dict(seed=seed, steps=8, guidance_scale=GUIDANCE, sampler="dpmpp_2m")
+    options: dict[str, Any] = dict(seed=seed, steps=8, guidance_scale=GUIDANCE, sampler="dpmpp_2m")
     models.pipe.set_optimizations([])
     small = models.pipe(prompt, **options).images[0]
     double = models.pipe(prompt, **options, hires_scale=2.0, hires_strength=0.35).images[0]
