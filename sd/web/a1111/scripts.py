@@ -63,7 +63,7 @@ def add_axes(request: GenerateRequest, args: list[Any], has_image: bool, random_
             f"script_args of X/Y/Z plot holds {len(args)} values: give type, values and list of each axis, 9 in all."
         )
     csv_mode = len(args) > 14 and bool(args[-1])
-    axes = [axis_of(*args[i : i + 3], has_image, csv_mode) for i in (0, 3, 6)]
+    axes = [axis_of(args[i], args[i + 1], args[i + 2], has_image, csv_mode) for i in (0, 3, 6)]
     if len(args) > 12 and args[12] and random_seed:
         raise UserError("'Keep -1 for seeds' is not supported here: use the axis Seed with the values -1, -1, -1.")
     if len(args) > 15 and any(args[13:16]):
