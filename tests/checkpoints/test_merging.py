@@ -29,6 +29,7 @@ def models(tmp_path_factory):
 
 
 def merged(models, count, target, weights, dtype=None):
+    target.unlink(missing_ok=True)
     assert merge_checkpoints(models[0][:count], target, weights, dtype) == []
     return load_file(target)
 
