@@ -42,10 +42,7 @@ def main() -> None:
     paths = [locate("checkpoint", name) for name in (args.first, args.second, args.minus) if name is not None]
     for note in merge_checkpoints(paths, args.target, weights, DTYPES.get(args.dtype)):
         print(f"note: {note}")
-    names = [path.stem for path in paths]
-    what = f"{names[0]} + {args.weight:g} ({names[1]} - {names[-1]})" if args.minus else f"{names[0]} and {names[1]}"
-    share = "" if args.minus else f", weight {args.weight:g} of {names[1]}"
-    print(f"{args.target}  {what}{share}, {time.perf_counter() - start:.1f} s")
+    print(f"{args.target}  {weights.describe([path.stem for path in paths])}, {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -266,6 +266,8 @@ def locate(kind: str, text: str | Path, models: Models | None = None) -> Path:
 
     A diffusers folder may be given by the path of its model_index.json.
     """
+    if not str(text).strip():
+        raise UserError(f"the name of the {kind} is empty: give a name or a file.")
     path = Path(text).expanduser()
     if path.name == MODEL_INDEX and path.is_file():
         return path.parent

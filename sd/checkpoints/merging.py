@@ -44,6 +44,15 @@ class MergeWeights:
         usual = self.by_part.get(part, self.weight)
         return self.by_block.get(block, usual) if part == "unet" else usual
 
+    def describe(self, names: Sequence[str]) -> str:
+        """Return the merge of the models of these names as a formula, and the weights that differ."""
+        if len(names) == 3:
+            formula = f"{names[0]} + {self.weight:g} ({names[1]} - {names[2]})"
+        else:
+            formula = f"{1 - self.weight:g} {names[0]} + {self.weight:g} {names[1]}"
+        others = {DISPLAY_NAMES[part]: weight for part, weight in self.by_part.items()} | dict(self.by_block)
+        return formula + "".join(f", {name} at {weight:g}" for name, weight in others.items())
+
 
 def merge_checkpoints(
     paths: Sequence[str | Path], target: str | Path, weights: MergeWeights, dtype: torch.dtype | None = None
@@ -63,6 +72,7 @@ def merge_checkpoints(
     check_target(target, models)
     check_layouts(models)
     check_predictions(models)
+    notes = merge_notes(models, weights, target)
     blocks = {block_of(key) for key in models[0].unet}
     if unknown := weights.by_block.keys() - blocks:
         raise UserError(f"{min(unknown)} is no block of this model's U-Net; choose from {', '.join(sorted(blocks))}.")
@@ -87,7 +97,7 @@ def merge_checkpoints(
 
     with replacing(target) as part_file:
         stream_safetensors(part_file, shapes, make, metadata_of(models, weights))
-    return [*merge_notes(models, weights), *(f"{model.path}: {note}" for model in models for note in model.warnings)]
+    return [*notes, *(f"{model.path}: {note}" for model in models for note in model.warnings)]
 
 
 def prefix(part: str) -> str:
@@ -112,9 +122,9 @@ def check_predictions(models: list[Checkpoint]) -> None:
             )
 
 
-def merge_notes(models: list[Checkpoint], weights: MergeWeights) -> list[str]:
+def merge_notes(models: list[Checkpoint], weights: MergeWeights, target: Path) -> list[str]:
     """Returns sentences on a merge that is possible and probably not meant."""
-    notes = []
+    notes = [f"{target} was there, and is replaced."] if target.exists() else []
     paths = [model.path.resolve() for model in models]
     if paths[1] in (paths[0], *paths[2:]):
         notes.append(

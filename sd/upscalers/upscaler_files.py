@@ -94,6 +94,8 @@ def load_upscaler(path: str | Path) -> RRDBNet:
     wrong += [key for key, place in expected.items() if key in tensors and tensors[key].shape != place.shape]
     if wrong:
         raise UserError(f"{path} is an upscaler of another kind ({wrong[0]} differs): {USE_ANOTHER}.")
+    if broken := [key for key in expected if not torch.isfinite(tensors[key]).all()]:
+        raise UserError(f"{path} holds values that are not finite numbers ({broken[0]}): fetch it again.")
     network.load_state_dict({key: tensors[key].float() for key in expected}, strict=True, assign=True)
     return network.eval().requires_grad_(False)
 

@@ -308,6 +308,12 @@ def test_somebody_at_the_keyboard_may_give_a_path_or_a_name(models, tmp_path, mo
         locate("checkpoint", "dreamy.ckptt", models)
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_said_to_be_empty(models, name):
+    with pytest.raises(UserError, match="the name of the upscaler is empty"):
+        locate("upscaler", name, models)
+
+
 def test_a_broken_link_is_no_file(models):
     os.symlink("nowhere.safetensors", models.folders["checkpoint"] / "broken.safetensors")
     assert list(models.names("checkpoint")) == ["emoji"]

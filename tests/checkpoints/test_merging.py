@@ -29,6 +29,7 @@ def models(tmp_path_factory):
 
 
 def merged(models, count, target, weights, dtype=None):
+    target.unlink(missing_ok=True)
     assert merge_checkpoints(models[0][:count], target, weights, dtype) == []
     return load_file(target)
 
@@ -66,8 +67,15 @@ def test_what_is_probably_not_meant_is_noted(models, tmp_path):
     a, b, _ = models[0]
     notes = merge_checkpoints([a, a], tmp_path / "x.safetensors", MergeWeights(2.0))
     assert ["same file as A" in notes[0], "2 is outside 0 to 1" in notes[1], len(notes)] == [True, True, 2]
-    (note,) = merge_checkpoints([a, b, b], tmp_path / "x.safetensors", MergeWeights(2.0))
-    assert "same file as C" in note
+    there, same = merge_checkpoints([a, b, b], tmp_path / "x.safetensors", MergeWeights(2.0))
+    assert "x.safetensors was there, and is replaced" in there
+    assert "same file as C" in same
+
+
+def test_a_merge_is_described_as_a_formula():
+    weights = MergeWeights(0.3, {"vae": 0.0}, {"IN01": 1.0})
+    assert weights.describe(["a", "b"]) == "0.7 a + 0.3 b, the VAE at 0, IN01 at 1"
+    assert MergeWeights(1.0).describe(["a", "b", "c"]) == "a + 1 (b - c)"
 
 
 def test_a_difference(models, tmp_path):

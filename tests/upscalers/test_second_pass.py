@@ -55,6 +55,15 @@ def test_a_file_that_is_no_upscaler_costs_no_image(pipe, tmp_path):
     assert steps == []
 
 
+def test_weights_that_are_no_numbers_are_refused(pipe, tmp_path):
+    path = put_upscaler(tmp_path)
+    content = torch.load(path)
+    content["params_ema"]["conv_hr.bias"][0] = float("nan")
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"not finite numbers \(conv_hr.bias\)"):
+        pipe("a cat", hires_upscaler=str(path), **SMALL)
+
+
 def test_options_of_a_second_pass_without_one_are_said_to_do_nothing(pipe):
     made = pipe("a cat", **SMALL | {"hires_scale": 1.0}, hires_upscaler="lanczos", hires_steps=3)
     assert made.notes == ["Without a hires scale over 1, hires strength, hires steps, hires upscaler changes nothing."]

@@ -19,8 +19,9 @@ from sd.utils.errors import UserError
 MAX_VALUES = 1000  # of one axis
 MAX_TEXT = 100_000  # characters of them
 NUMBER = r"[+-]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})"
+WHOLE = r"\d{1,9}"
 RANGE = re.compile(
-    rf"(?P<first>{NUMBER})\s*-\s*(?P<last>{NUMBER})\s*(?:\(\s*(?P<step>{NUMBER})\s*\)|\[\s*(?P<count>\d{1, 9})\s*\])?"
+    rf"(?P<first>{NUMBER})\s*-\s*(?P<last>{NUMBER})\s*(?:\(\s*(?P<step>{NUMBER})\s*\)|\[\s*(?P<count>{WHOLE})\s*\])?"
 )
 
 
