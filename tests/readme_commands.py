@@ -23,8 +23,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = (
-    "checkpoints lora-and-embeddings fine-tuning prompts img2img-and-inpainting regions controlnet same-image low-memory "
-    "many-gpus web-ui troubleshooting reverse-proxy"
+    "checkpoints lora-and-embeddings fine-tuning prompts img2img-and-inpainting regions controlnet same-image "
+    "low-memory many-gpus web-ui troubleshooting reverse-proxy"
 ).split()  # in this order: some use what those before them leave
 PAGES = [README, *((ROOT / f"docs/guides/{name}.md").read_text(encoding="utf-8") for name in GUIDES)]
 COMMAND_BLOCKS = ("", "python")  # languages of fenced blocks that are run; others, such as "text", are not commands
