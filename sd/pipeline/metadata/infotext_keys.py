@@ -39,7 +39,7 @@ NOTED = {
     "freeu": "FreeU",
     "IPAdapter": "an IP adapter",
     "ADetailer": "ADetailer",
-    "RP ": "the Regional Prompter (write ADDCOL and ADDROW in place of BREAK)",
+    "RP ": "regions parted by BREAK (here ADDCOL and ADDROW part them)",
     "Face restoration": "face restoration",
     "Tiled Diffusion": "tiled diffusion",
     "Dynamic thresholding": "dynamic thresholding",

@@ -50,6 +50,7 @@ OF_IMAGES = frozenset(
     """.split()
 )
 SOFT_INPAINTING = "soft inpainting"
+REGIONAL_PROMPTER = "regional prompter"
 MAX_LISTED = 30  # names of ignored fields in an answer
 OFF = (False, None, "False", "false", 0)
 
@@ -108,8 +109,8 @@ def check_scripts(body: Any) -> None:
 
 
 def is_off(name: str, args: list, body: Any) -> bool:
-    if name in ("controlnet", SOFT_INPAINTING):
-        return True  # `controlnet.add_units` and `schema.soft_inpainting_of` read them
+    if name in ("controlnet", SOFT_INPAINTING, REGIONAL_PROMPTER):
+        return True  # `controlnet.add_units`, `schema.soft_inpainting_of` and `with_regional_prompter` read them
     if name == "adetailer":
         units = [one for one in args if isinstance(one, dict)]
         switched_off = not args or is_value_off(args[0])

@@ -18,6 +18,7 @@ from sd.utils.errors import UserError
 from sd.web.a1111.controlnet import add_units
 from sd.web.a1111.fields import SOFT_INPAINTING, check_fields, check_scripts
 from sd.web.a1111.options import settings_of, vae_of
+from sd.web.a1111.regional_prompter import with_regional_prompter
 from sd.web.a1111.scripts import apply_script
 from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
 from sd.web.jobs.submit import GenerateRequest
@@ -192,7 +193,7 @@ def request_from_body(body: TextToImage, options: dict) -> tuple[GenerateRequest
     has_image = isinstance(body, ImageToImage)
     ignored = check_fields(body, has_image)
     check_scripts(body)
-    settings = settings_from_body(body, options, has_image)
+    settings = with_regional_prompter(settings_from_body(body, options, has_image), body)
     if body.eta and settings.sampler not in ETA_SAMPLERS:
         ignored.append("eta")
     request = GenerateRequest(settings, options["sd_model_checkpoint"], batch_size=body.batch_size, vae=vae_of(options))

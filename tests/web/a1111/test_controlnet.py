@@ -88,6 +88,29 @@ def test_img2imgs_own_image_is_the_control_image(nets, photo):
     assert own["images"] == same["images"]
 
 
+def test_a_units_image_may_be_of_any_kind(nets, photo):
+    gray = photo.convert("L")
+    deep = Image.fromarray(np.array(gray).astype(np.uint16) * 257)
+    unit = {"model": "edges", "module": "none"}
+    made = [
+        post(nets, "txt2img", **with_units(unit | {"image": base64_of(one)}))["images"]
+        for one in (gray, gray, gray.convert("RGB"), gray.convert("P"), gray.convert("RGBA"), deep)
+    ]
+    assert all(one == made[0] for one in made)
+    for broken in ("data:image/png;base64,", "AAAA", "no base64!"):
+        answer = nets.client.post("/sdapi/v1/txt2img", json=with_units(unit | {"image": broken}))
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["detail"].endswith(".")
+
+
+def test_a_job_with_a_unit_is_cancelled_and_drawn_again(nets, photo):
+    body = SMALL | {"control": "edges:0.5", "control_images": [base64_of(photo)]}
+    job = nets.client.post("/jobs", json=body | {"steps": 900, "num_images": 60}).json()
+    assert nets.client.delete(f"/jobs/{job['id']}").status_code == 200
+    assert nets.ended(job)["state"] == "cancelled"
+    assert nets.ended(nets.client.post("/jobs", json=body).json())["state"] == "done"
+
+
 def test_a_units_mask_is_where_to_regenerate(nets, photo):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 32, 64))
