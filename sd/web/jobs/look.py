@@ -32,8 +32,8 @@ class TraceRecorder:
             settings, notes = first_image(GenerationSettings(**result["settings"]))
             result["settings"], result["notes"] = vars(settings), [*result["notes"], *notes]
             trace, reporter = Trace(), StepReporter(tell, pipe, job.folder)
-            given = {"control_images": start.control_images, "trace": trace}
-            output = pipe.generate(settings, start.image, start.mask, reporter, **given)
+            images = start.image, start.mask
+            output = pipe.generate(settings, *images, reporter, control_images=start.control_images, trace=trace)
             if not trace.steps:
                 raise UserError("the run has no step to look into: use a higher denoising strength.")
             self.generator.save_images(output, job, GenerationRequest(settings, job.request["title"]).prefix, result)
