@@ -23,6 +23,7 @@ from sd.web.server import create_app
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("a cat face, noto emoji", "a red apple, fluent 3d emoji", "a tree, fluent flat emoji", "a star, noto emoji")
 HEIGHT = 1180
+LONG = 2150  # the whole viewer
 TALL = 1700  # so that the mask is in sight too
 
 
@@ -45,6 +46,7 @@ def main():
             page.open()
             show_generating(page, args)
             show_inpainting(page, args)
+            show_looking(page, args)
             show_training(page, args, folder)
 
 
@@ -79,6 +81,18 @@ def show_inpainting(page: Browser, args: argparse.Namespace) -> None:
     page.driver.set_window_size(width, TALL)
     page.driver.execute_script("scrollTo(0, 0)")
     save(page, args.folder / "page-inpaint.png")
+    page.driver.set_window_size(width, HEIGHT)
+
+
+def show_looking(page: Browser, args: argparse.Namespace) -> None:
+    """A run, step by step."""
+    page.tab("Look inside")
+    page.write(Prompt="a rocket, fluent flat emoji")
+    page.press("Look inside")
+    page.until(lambda: page.find("//sd-inside//h3"), "viewer")
+    width = page.driver.get_window_size()["width"]
+    page.driver.set_window_size(width, LONG)
+    save(page, args.folder / "page-look.png")
     page.driver.set_window_size(width, HEIGHT)
 
 

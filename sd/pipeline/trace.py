@@ -38,7 +38,7 @@ from sd.unet import UNetModel
 
 MAX_STEPS = 32  # that are kept, evenly spread over the run
 MAX_SIDE = 64  # positions: larger latents are averaged down to it
-EXTRA_SHARE = 0.5  # of the run's evaluations, at most, for what each word changes; at least one step has them
+EXTRA_SHARE = 0.4  # of the run's evaluations, at most, for what each word changes; at least one step has them
 SMALL = 32 * 32  # positions of a latent: up to here eight extra evaluations are one batch, else two as in the run
 
 NO_CHANGES = (

@@ -120,7 +120,7 @@ def test_what_a_word_changes_is_the_distance_to_the_estimate_without_it(pipe):
 def test_changes_stay_within_their_share_of_the_run(pipe):
     trace, _ = traced(pipe, steps=20)
     changed = [one.step for one in trace.steps if one.changes is not None]
-    assert changed == [1, 4, 7, 11, 14, 17]  # 0.5 * 40 evaluations are 20, of three words each
+    assert changed == [1, 5, 9, 13, 17]  # 0.4 * 40 evaluations are 16, of three words each
     without = Trace(extra_share=0)
     pipe.generate(settings_of(), trace=without)
     assert all(one.changes is None and one.attention is not None for one in without.steps)
