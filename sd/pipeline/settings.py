@@ -318,8 +318,8 @@ class GenerationSettings:
     )
     step_cache: float = option(
         1.0,
-        "compute the deep part of the U-Net in every N-th step only (DeepCache), or, below 1, where the shallow part has "
-        "changed by this share (0.2 is a good one); any value but 1 is faster",
+        "compute the deep part of the U-Net in every N-th step only (DeepCache), or, below 1, where the shallow part "
+        "has changed by this share (0.2 is a good one); any value but 1 is faster",
         "performance",
         flags=("--step-cache",),
         metavar="N",
