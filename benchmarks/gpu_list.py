@@ -36,12 +36,13 @@ class Stage:
 
 STAGES = (
     Stage("tests", "The tests that need a GPU"),
-    Stage("step", "U-Net step: default patches, channels-last only, diffusers", ("unet",), ("ours", "plain", "diffusers")),
+    Stage("step", "U-Net step, with all patches and with few", ("unet",), ("ours", "plain", "diffusers")),
     Stage("step-8", "U-Net step of 8 images", ("unet",), ("ours", "diffusers"), {"batch": 8}),
     Stage("lora", "LoRA training step", ("train",), ("ours", "diffusers")),
-    Stage("memory", "Whole image and its memory, also for GPUs of 4 GB", ("txt2img",), ("ours", "model-cpu-offload", "diffusers")),
+    Stage("memory", "Whole image, also for GPUs of 4 GB", ("txt2img",), ("ours", "model-cpu-offload", "diffusers")),
     Stage("compiled", "U-Net step: compiled kernels in CUDA graphs", ("unet",), ("ours", "compile", "compiled")),
-)  # fmt: skip
+)
+PathOf = Callable[[Stage, Options], Path | None]
 
 
 def run_gpu_list(
@@ -76,7 +77,7 @@ def run_tests() -> None:
     subprocess.run(command, cwd=ROOT, check=False)
 
 
-def path_for(keep: bool, given: Path | None) -> Callable[[Stage, Options], Path | None]:
+def path_for(keep: bool, given: Path | None) -> PathOf:
     """Return the function of a stage's file: in the folder of results (keep), beside the given one, or none."""
 
     def path_of(stage: Stage, options: Options) -> Path | None:

@@ -47,14 +47,9 @@ def export(part: str, options: Options) -> None:
     network, inputs = (model.unet, model.step_inputs) if part == "unet" else (Decode(model.vae), (model.latent,))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, on branches that depend on a size
-        torch.onnx.export(
-            shared_copy(network),
-            inputs,
-            str(path),
-            input_names=list("xyz"[: len(inputs)]),
-            opset_version=OPSET,
-            dynamo=False,
-        )
+        names = [f"input{i}" for i in range(len(inputs))]
+        how = {"input_names": names, "opset_version": OPSET, "dynamo": False}
+        torch.onnx.export(shared_copy(network), inputs, str(path), **how)
 
 
 def session(part: str, options: Options) -> Callable[..., Tensor]:

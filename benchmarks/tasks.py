@@ -35,9 +35,9 @@ class Options:
 
     dtype: "fp32" or "bf16". size: width and height in pixels, a multiple of 8; None is the model's own. steps: sampling
     steps of an image. rounds: runs of each backend, without the one to warm up. threads: torch's own number if None.
-    batch: images of a U-Net step. tiny: small networks, for tests. bundled: networks of the bundled model's size. ckpt: the checkpoint to load; a random one is made, and deleted afterwards, if
-    None. device: "cpu" or "cuda". backends: names, or None for all. work: a folder for files that backends prepare;
-    `runner.run` sets it.
+    batch: images of a U-Net step. tiny: small networks, for tests. bundled: networks of the bundled model's size. ckpt:
+    the checkpoint to load; a random one is made, and deleted afterwards, if None. device: "cpu" or "cuda". backends:
+    names, or None for all. work: a folder for files that backends prepare; `runner.run` sets it.
     """
 
     dtype: str = "fp32"
