@@ -4,9 +4,12 @@ tasks              the tasks, and the model with random weights that all backend
 backends           the implementations: ours, ours without patches, diffusers, compiled diffusers, OpenVINO
 diffusers_backend  diffusers' and transformers' networks with our weights in them
 openvino_backend   the same networks, converted to OpenVINO
+onnxruntime_backend    our networks, exported to ONNX
 lora_step          one training step of a LoRA, ours and diffusers'
 multi_process      many prompts over several processes
 runner             the rounds, the ratios, the peaks of memory
+gpu_list           all that is to be measured on a GPU, in ten minutes
+terminal           measure, print and write
 results            the measurements of one task, and the figures computed from them
 report             the table on the terminal and the JSON file of results
 docs_page          docs/benchmarks/performance.md, made from every stored JSON file

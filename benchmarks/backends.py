@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import lora_step, openvino_backend
+from benchmarks import lora_step, onnxruntime_backend, openvino_backend
 from benchmarks.diffusers_backend import (
     diffusers_clip,
     diffusers_pipeline,
@@ -265,7 +265,30 @@ class OpenVINO(DiffusersNetworks):
         return network_with_methods("clip", model.sizes, torch.float32, forward=lambda tokens, **_: (run(tokens),))
 
 
-BACKENDS: dict[str, OurNetworks | ApproximateNetworks | DiffusersNetworks] = {
+class ONNXRuntime:
+    """The same networks in fp32, run by onnxruntime."""
+
+    title = "onnxruntime"
+
+    def missing(self, task: str, options: Options) -> str | None:
+        if options.device != "cpu" or options.dtype != "fp32":
+            return "measured in fp32 on a CPU only"
+        return None if onnxruntime_backend.have_onnxruntime() else "not installed"
+
+    def prepare(self, task: str, options: Options) -> None:
+        for part in TASKS[task].parts:
+            onnxruntime_backend.export(part, options)
+
+    def unet(self, model: RandomModel) -> Turn:
+        run = onnxruntime_backend.session("unet", model.options)
+        return guided_step(lambda x, t, context: run(x, t.to(model.step_inputs[1].dtype), context), model)
+
+    def vae(self, model: RandomModel) -> Turn:
+        decode = onnxruntime_backend.session("vae", model.options)
+        return lambda: decode(model.latent)
+
+
+BACKENDS: dict[str, OurNetworks | ApproximateNetworks | DiffusersNetworks | ONNXRuntime] = {
     "ours": DefaultNetworks(),
     **{name: OptimizedNetworks(name) for name, one in OPTIMIZATIONS.items() if not one.default},
     "quick": ApproximateNetworks(3),
@@ -275,6 +298,7 @@ BACKENDS: dict[str, OurNetworks | ApproximateNetworks | DiffusersNetworks] = {
     "diffusers": PlainDiffusers(),
     "compiled": CompiledDiffusers(),
     "openvino": OpenVINO(),
+    "onnxruntime": ONNXRuntime(),
 }
 
 

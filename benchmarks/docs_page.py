@@ -61,6 +61,9 @@ def title(kept: dict) -> str:
     options, machine = kept["options"], kept["machine"]
     size = f"{options['size']}x{options['size']}"
     what = "many prompts, bundled model" if list(kept["results"]) == ["many"] else size
+    what += ", bundled model" * options.get("bundled", False) + f", batch {options.get('batch', 1)}" * (
+        options.get("batch", 1) > 1
+    )
     where = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
     return f"{options['dtype']}, {what}: {where}, {kept['date'][:10]}"
 

@@ -21,7 +21,7 @@ from benchmarks.tasks import DEFAULT_TASKS, GUIDANCE, TASKS, Options, RandomMode
 from sd.utils.errors import UserError
 
 RESULTS_FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "performance"
-VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "peft", "openvino")
+VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "peft", "openvino", "onnxruntime")
 # The processor's relevant instruction sets, the best first: the first one is part of a file's name.
 ABILITIES = {
     "amx_bf16": "amx",
@@ -43,6 +43,8 @@ def heading(names: list[str], options: Options) -> str:
     if names == ["many"]:
         return f"{multi_process.IMAGES} images by the bundled model, {conditions}."
     size = RandomModel(options, "meta").size
+    if options.bundled:
+        conditions += "; networks of the bundled model's size"
     return (
         f"{size}x{size}, {conditions} (guidance {GUIDANCE}); one run of each backend to warm up.\n"
         "All backends have the same random weights. Ratios compare runs of the same round. Memory is the peak of a"
@@ -168,6 +170,8 @@ def results_path(names: list[str], options: Options) -> Path:
     """Return the path of the JSON file of these tasks on this machine, which replaces an earlier one."""
     own_size = RandomModel(options, "meta").sizes["image_size"]
     more = [] if tuple(names) == DEFAULT_TASKS else names
+    more = ["bundled", *more] if options.bundled else more
+    more = [*more, *[f"batch{options.batch}"] * (options.batch > 1)]
     more = [*more, *[f"{options.size}px"] * (options.size not in (None, own_size))]
     return RESULTS_FOLDER / f"{'-'.join([options.dtype, *more, short_name(machine())])}.json"
 

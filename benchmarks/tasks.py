@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sd.checkpoints.checkpoint import read_checkpoint
 from sd.checkpoints.config import build_networks, fill_defaults
+from sd.checkpoints.discovery import BUNDLED
 from sd.denoiser import Guidance
 from sd.schedule import SD1_SCHEDULE
 from sd.utils.device import DTYPES
@@ -33,9 +35,9 @@ class Options:
 
     dtype: "fp32" or "bf16". size: width and height in pixels, a multiple of 8; None is the model's own. steps: sampling
     steps of an image. rounds: runs of each backend, without the one to warm up. threads: torch's own number if None.
-    tiny: small networks, for tests. ckpt: the checkpoint to load; a random one is made, and deleted afterwards, if
-    None. device: "cpu" or "cuda". backends: names, or None for all. work: a folder for files that backends prepare;
-    `runner.run` sets it.
+    batch: images of a U-Net step. tiny: small networks, for tests. bundled: networks of the bundled model's size. ckpt:
+    the checkpoint to load; a random one is made, and deleted afterwards, if None. device: "cpu" or "cuda". backends:
+    names, or None for all. work: a folder for files that backends prepare; `runner.run` sets it.
     """
 
     dtype: str = "fp32"
@@ -43,14 +45,16 @@ class Options:
     steps: int = 20
     rounds: int = 3
     threads: int | None = None
+    batch: int = 1
     tiny: bool = False
+    bundled: bool = False
     ckpt: Path | None = None
     device: str = "cpu"
     backends: tuple[str, ...] | None = None
     work: Path | None = None
 
     def __post_init__(self):
-        for name in ("steps", "rounds", "threads", "size"):
+        for name in ("steps", "rounds", "threads", "size", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}.")
@@ -70,7 +74,8 @@ class RandomModel:
 
     def __init__(self, options: Options, device: str | None = None):
         self.options = options
-        self.sizes = fill_defaults(TINY if options.tiny else {}, "the benchmark")
+        given = read_checkpoint(BUNDLED).config if options.bundled else TINY if options.tiny else {}
+        self.sizes = fill_defaults(given, "the benchmark")
         self.size = options.size or self.sizes["image_size"]
         self.dtype, self.device = DTYPES[options.dtype], options.device if device is None else device
 
@@ -102,11 +107,12 @@ class RandomModel:
 
     @cached_property
     def step_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x, t and context of one step with guidance: a batch of two."""
-        x = torch.randn(2, *self.latent_shape, dtype=self.dtype, device=self.device)
+        """Return x, t and context of one step with guidance: two rows for each image."""
+        rows = 2 * self.options.batch
+        x = torch.randn(rows, *self.latent_shape, dtype=self.dtype, device=self.device)
         length, width = self.sizes["clip"]["max_length"], self.sizes["unet"]["context_dim"]
-        context = torch.randn(2, length, width, dtype=self.dtype, device=self.device)
-        return x, torch.full((2,), TIME, device=self.device), context
+        context = torch.randn(rows, length, width, dtype=self.dtype, device=self.device)
+        return x, torch.full((rows,), TIME, device=self.device), context
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -137,7 +143,7 @@ def guided_step(unet: Callable, model: RandomModel, dtype: torch.dtype | None = 
     unet: (x, t, context) -> eps. dtype: of its latents and text states, if not the model's own.
     """
     x, _, context = model.step_inputs
-    x, sigma = x[:1].float(), SD1_SCHEDULE.sigma_of(TIME)
+    x, sigma = x[: model.options.batch].float(), SD1_SCHEDULE.sigma_of(TIME)
     uncond, cond = context.to(dtype or model.dtype).chunk(2)
     denoise = Guidance(unet, cond, uncond, GUIDANCE)
     return lambda: x - denoise(x, sigma)

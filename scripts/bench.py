@@ -2,11 +2,13 @@
 
 python scripts/bench.py --dtype bf16 --keep     a step, the VAE, the text encoder, an image, loading
 python scripts/bench.py --only train,many       a LoRA training step; many prompts over two processes
+python scripts/bench.py --bundled --only unet,vae --threads 1    the bundled model, beside onnxruntime
+python scripts/bench.py --gpu --dtype bf16 --keep    all that is to be measured on a GPU, in about ten minutes
 python scripts/bench.py --report                docs/benchmarks/performance.md from every stored JSON file
 
 Backends that are not installed are left out and named. diffusers, transformers, accelerate, peft and matplotlib are in
 requirements-dev.txt; torch.compile needs a C++ compiler; OpenVINO is `pip install --no-deps openvino`, which does not
-install its telemetry.
+install its telemetry; onnxruntime is `pip install onnx onnxruntime`.
 """
 
 import argparse
@@ -15,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import docs_page, report
+from benchmarks import docs_page, gpu_list
 from benchmarks.backends import BACKENDS, backends_of
-from benchmarks.report import COLUMNS, RESULTS_FOLDER, format_rows, table_rows, write_report
-from benchmarks.runner import run
+from benchmarks.report import RESULTS_FOLDER, results_path
 from benchmarks.tasks import DEFAULT_TASKS, TASKS, Options
+from benchmarks.terminal import measure_and_print
 from sd.utils.errors import UserError, plain_errors
 
 
@@ -38,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="write the results to this file")
     add("--keep", action="store_true", help="write the results to docs/benchmarks/performance/, named by machine")
     add("--report", action="store_true", help="measure nothing; write docs/benchmarks/performance.md and its plots")
+    add("--batch", type=int, default=Options.batch, help="images of a U-Net step (default: 1)")
+    add("--gpu", action="store_true", help=f"measure the list for GPUs, in about {gpu_list.MINUTES:g} minutes")
+    add("--bundled", action="store_true", help="networks of the bundled model's size")
     add("--tiny", action="store_true", help="small networks, to test the benchmark itself")
     return parser
 
@@ -56,21 +61,12 @@ def main():
     if unknown := [name for name in names if name not in TASKS]:
         raise UserError(f"unknown task {unknown[0]!r}; choose from {', '.join(TASKS)}.")
     given = Options.__dataclass_fields__.keys() & vars(args).keys()
-    options, results = Options(**{name: getattr(args, name) for name in given}), []
+    options = Options(**{name: getattr(args, name) for name in given})
+    if args.gpu:
+        gpu_list.run_gpu_list(options, gpu_list.path_for(args.keep, args.json))
+        return
     backends_of(names[0], options)  # refuses unknown names before the first run
-    path = report.results_path(names, options) if args.keep else args.json
-    if path:
-        write_report(path, results, options)  # refuses an unwritable path before the first run
-    print(
-        *filter(None, [report.load_note(), report.heading(names, options), *format_rows([COLUMNS])]),
-        sep="\n\n",
-        flush=True,
-    )
-    for result in run(names, options):
-        results.append(result)
-        print(*format_rows(table_rows(result)), *filter(None, [report.remark(result)]), sep="\n", flush=True)
-        if path:
-            write_report(path, results, options)
+    measure_and_print(names, options, results_path(names, options) if args.keep else args.json)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from sd.optimization import (
     shared_cfg_prefix,
     tiled_attention,
 )
+from sd.optimization.small_maps import cached_text, pointwise_conv
 from sd.optimization.winograd import layer as winograd
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
@@ -114,6 +115,12 @@ OPTIMIZATIONS = {
         lambda networks: prepacked_conv.unpack_convolutions(networks.unet),
         prepacked_conv.obstacle,
     ),
+    "pointwise-conv": Optimization(
+        "computes 1x1 convolutions as matrix products over the positions",
+        lambda networks: apply_to_all(pointwise_conv.use_products, networks),
+        lambda networks: apply_to_all(pointwise_conv.use_convolutions, networks),
+        pointwise_conv.obstacle,
+    ),
     "winograd": Optimization(
         "computes wide 3x3 convolutions with 16 products in place of 36; v1-5 takes 1 GB more",
         lambda networks: apply_to_all(winograd.use_winograd, networks),
@@ -125,6 +132,12 @@ OPTIMIZATIONS = {
         lambda networks: fused_geglu.fuse_geglu(networks.unet),
         lambda networks: fused_geglu.unfuse_geglu(networks.unet),
         fused_geglu.obstacle,
+    ),
+    "cached-text": Optimization(
+        "computes the keys and values of the text once for all steps",
+        lambda networks: cached_text.cache_text(networks.unet),
+        lambda networks: cached_text.compute_text_anew(networks.unet),
+        needs_cpu,  # on a GPU they are a hundredth of a step, and CUDA graphs do not see that they change
     ),
     "tiled-attention": Optimization(
         "computes long self-attentions in tiles, so that their scores stay in the CPU's cache",

@@ -12,9 +12,10 @@ import pytest
 import torch
 from make_full_checkpoint import lightning_checkpoint, random_weights
 
-from benchmarks import docs_page, multi_process
+from benchmarks import docs_page, gpu_list, multi_process
 from benchmarks.backends import BACKENDS, OptimizedNetworks, backends_of
 from benchmarks.diffusers_backend import have_compiler, load_single_file
+from benchmarks.onnxruntime_backend import have_onnxruntime
 from benchmarks.openvino_backend import have_openvino
 from benchmarks.report import (
     RESULTS_FOLDER,
@@ -112,6 +113,48 @@ def test_openvino_gives_the_same_answers(no_peaks):
     bounds = {"unet": 1e-4, "vae": 1e-4, "text": 1e-4, "txt2img": 1e-2}
     for result in run(list(bounds), replace(SMALL, rounds=1, backends=("ours", "diffusers", "openvino"))):
         assert 0 < result.differences["openvino"] < bounds[result.name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not have_onnxruntime(), reason="onnxruntime is an optional development package")
+def test_onnxruntime_gives_the_same_answers(no_peaks):
+    for result in run(["unet", "vae"], replace(SMALL, rounds=1, batch=2, backends=("plain", "onnxruntime"))):
+        assert 0 < result.differences["onnxruntime"] < 1e-4  # other sums; guidance multiplies what they differ
+
+
+def test_the_bundled_model_has_its_own_sizes():
+    sizes = RandomModel(Options(bundled=True), "meta").sizes
+    assert (sizes["image_size"], sizes["unet"]["model_channels"]) == (128, 64)
+    assert results_path(["unet"], Options(bundled=True, batch=8)).name.startswith("fp32-bundled-unet-batch8-")
+    x, t, context = RandomModel(replace(SMALL, batch=3)).step_inputs
+    assert len(x) == len(t) == len(context) == 6
+
+
+def test_without_a_gpu_the_list_for_gpus_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, err = bench(monkeypatch, capsys, "--gpu")
+    assert code == 2
+    assert err == "error: PyTorch finds no GPU; leave out --gpu, or add --tiny for a rehearsal on the CPU.\n"
+
+
+def test_the_list_for_gpus_is_rehearsed_on_a_cpu(monkeypatch, capsys, tmp_path, no_peaks):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu_list, "run_tests", lambda: print("tested"))
+    monkeypatch.setattr("benchmarks.backends.have_compiler", lambda: False)  # it would compile for minutes
+    flags = ["--gpu", "--tiny", "--rounds", 1, "--steps", 1, "--json", tmp_path / "gpu.json"]
+    code, out, _ = bench(monkeypatch, capsys, *flags)
+    assert code == 0
+    assert "tested" in out
+    assert [stage.title in out for stage in gpu_list.STAGES] == [True] * len(gpu_list.STAGES)
+    written = {path.stem.removeprefix("gpu-") for path in tmp_path.iterdir()}
+    assert written == {stage.name for stage in gpu_list.STAGES if stage.tasks}
+    assert json.loads((tmp_path / "gpu-step-8.json").read_text())["options"]["batch"] == 8
+
+
+def test_the_list_for_gpus_ends_with_its_time(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_list, "run_tests", lambda: None)
+    assert gpu_list.run_gpu_list(SMALL, gpu_list.path_for(False, None), minutes=-1) == []
+    assert capsys.readouterr().out.count("left out, because 0 of -1 minutes are over.") == len(gpu_list.STAGES)
 
 
 @pytest.mark.slow
@@ -258,21 +301,24 @@ def absent_peers(missing: dict[str, str]) -> dict[str, str]:
 
 def test_without_the_others_ours_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setattr("benchmarks.onnxruntime_backend.have_onnxruntime", lambda: False)
     result = measure("unet", replace(SMALL, backends=None))
     assert {"ours", "matmul"} <= result.seconds.keys()
-    assert not {"diffusers", "compiled", "openvino"} & result.seconds.keys()
-    assert absent_peers(result.missing) == dict.fromkeys(("diffusers", "compiled", "openvino"), "not installed")
+    others = ("diffusers", "compiled", "openvino", "onnxruntime")
+    assert not set(others) & result.seconds.keys()
+    assert absent_peers(result.missing) == dict.fromkeys(others, "not installed")
     assert result.share("ours") > 0
-    assert table_rows(result)[-1][:3] == ("U-Net step", "OpenVINO", "not installed")
+    assert table_rows(result)[-1][:3] == ("U-Net step", "onnxruntime", "not installed")
 
 
 def test_each_absent_package_is_named(monkeypatch):
     monkeypatch.setattr("benchmarks.openvino_backend.have_openvino", lambda: False)
+    monkeypatch.setattr("benchmarks.onnxruntime_backend.have_onnxruntime", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setitem(sys.modules, "peft", None)
     every = replace(SMALL, backends=None)
     absent = absent_peers(backends_of("unet", every)[1])
-    assert absent == {"compiled": "no C++ compiler", "openvino": "not installed"}
+    assert absent == {"compiled": "no C++ compiler", "openvino": "not installed", "onnxruntime": "not installed"}
     assert backends_of("train", every)[1] == {"diffusers": "peft is not installed"}
     with pytest.raises(UserError, match="unknown backend 'nonsense'"):
         backends_of("unet", replace(SMALL, backends=("nonsense",)))

@@ -32,6 +32,7 @@ from sd.optimization.patching import (
     remove_patches,
 )
 from sd.optimization.registry import OPTIMIZATIONS, optimize
+from sd.optimization.small_maps import cached_text, pointwise_conv
 from sd.optimization.winograd import layer as winograd
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.finetune.gradient_checkpointing import RECOMPUTED
@@ -165,6 +166,14 @@ PATCHES = {
     "fused-geglu": (
         lambda unet, vae: fused_geglu.fuse_geglu(unet),
         lambda unet, vae: fused_geglu.unfuse_geglu(unet),
+    ),
+    "pointwise-conv": (
+        lambda unet, vae: pointwise_conv.use_products(unet),
+        lambda unet, vae: pointwise_conv.use_convolutions(unet),
+    ),
+    "cached-text": (
+        lambda unet, vae: cached_text.cache_text(unet),
+        lambda unet, vae: cached_text.compute_text_anew(unet),
     ),
     "tiled-attention": (
         lambda unet, vae: tiled_attention.tile_attention(unet),
