@@ -53,6 +53,22 @@ def count(job, tell):
     return {"files": ["made.txt"], "skipped": skipped}
 
 
+def save_and_die(job, tell):
+    """Ends its process after one image is saved and before that is recorded, with another one half-written."""
+    from PIL import Image
+
+    from sd.utils.files import save_png
+
+    text = "a red apple\nSteps: 1, Sampler: Euler, CFG scale: 7, Seed: 42, Size: 64x64"
+    save_png(Image.new("RGB", (64, 64)), job.folder, text)
+    (job.folder / f".00001.png.{os.getpid()}.part").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_dying():
+    return save_and_die
+
+
 def fake_generate(job, tell):
     """As an `ImageGenerator`, at once: each image is one color, and 8 steps take `SECONDS` each."""
     from PIL import Image

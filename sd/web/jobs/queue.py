@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sd.utils.errors import DiskError, UserError
-from sd.utils.files import remove_orphans
 from sd.web.jobs.job import (
     JOB_ID,
     Busy,
@@ -28,7 +27,7 @@ from sd.web.jobs.job import (
     load_job,
     new_id,
 )
-from sd.web.jobs.recovery import recover_images
+from sd.web.jobs.recovery import clean_up
 
 WAITING = 64  # jobs that may wait; the next one is refused as Busy
 STOPPED = "the server was stopped before this job was finished: ask for it again."
@@ -66,9 +65,7 @@ class Jobs:
         """Mark the jobs that an earlier server left unfinished."""
         for job in self.saved():
             if not job.has_ended:
-                for folder in [job.folder, *(path for path in job.folder.rglob("*") if path.is_dir())]:
-                    remove_orphans(folder)
-                recover_images(job)
+                clean_up(job)
                 self.finish(job, "interrupted", STOPPED)
 
     def saved(self) -> Iterator[Job]:
@@ -219,6 +216,7 @@ class Jobs:
             state, (error, job.user_error, job.disk_error) = "failed", explain_failure(failure)
             if not (job.user_error or job.disk_error or isinstance(failure, JobFailed)):
                 print(f"job {job.id} failed:\n{traceback.format_exc()}", file=sys.stderr)
+            clean_up(job)  # after a worker that was killed
         if state == "cancelled" and self.closing:
             state, error = "interrupted", STOPPED
         self.finish(job, state, error)

@@ -5,7 +5,16 @@ from pathlib import Path
 
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.utils.errors import UserError
+from sd.utils.files import remove_orphans
 from sd.web.jobs.job import Job
+
+
+def clean_up(job: Job) -> None:
+    """Remove what a killed process left half-written in a job's folder, and list the images that it did not record."""
+    with suppress(OSError):
+        for folder in [job.folder, *(path for path in job.folder.rglob("*") if path.is_dir())]:
+            remove_orphans(folder)
+    recover_images(job)
 
 
 def recover_images(job: Job) -> None:

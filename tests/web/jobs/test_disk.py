@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import fresh_copy
-from fake_jobs import count, job_events, make_counter
+from fake_jobs import count, job_events, make_counter, make_dying
 from PIL import Image
 from web_client import Web
 
@@ -131,6 +131,15 @@ def test_what_a_killed_worker_had_recorded_is_listed(tmp_path):
     jobs.close()
     assert job.state == "failed"
     assert job.file("made.txt").read_text() == "recorded"
+
+
+def test_an_image_that_a_killed_worker_had_saved_and_not_recorded_is_listed(tmp_path):
+    jobs = Jobs(tmp_path / "jobs", WorkerProcess(make_dying))
+    job = ended(jobs, jobs.submit("draw", {}))
+    jobs.close()
+    assert (job.state, job.result["images"], job.result["seeds"]) == ("failed", ["00000.png"], [42])
+    assert "was killed" in job.error
+    assert sorted(path.name for path in job.folder.iterdir()) == ["00000.png", "job.json"]
 
 
 def test_images_that_a_killed_server_had_not_recorded_are_listed(tmp_path):
