@@ -38,7 +38,7 @@ def without_uncond(denoise: Any, x: Tensor, sigma: float) -> tuple[Tensor, Tenso
 
     Of several prompts (AND) the first one takes that place, as in the webui.
     """
-    guidance = denoise.take_turn() if isinstance(denoise, EditedDenoiser) else denoise
+    guidance: Any = denoise.take_turn() if isinstance(denoise, EditedDenoiser) else denoise
     if not isinstance(guidance, ComposedGuidance):
         cond = guidance.cond_only(x, sigma)
         return cond, cond
