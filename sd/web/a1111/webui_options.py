@@ -77,7 +77,7 @@ NO_EFFECT = frozenset(
     """.split()
 )
 
-# About the picture: this server has them at the webui's default only.
+# About the image: this server has them at the webui's default only.
 AT_DEFAULT: dict[str, object] = {
     "face_restoration": False,
     "sd_unet": "Automatic",
