@@ -22,6 +22,7 @@ from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
 from sd.pipeline.sampling.compatibility import sampler_noise, sigmas_from_image, start_scale, whole_sigmas
 from sd.pipeline.sampling.composed import ComposedGuidance, EditedDenoiser, UncondComposedGuidance
 from sd.pipeline.sampling.conditioning import Conditioning, Segment
+from sd.pipeline.sampling.skipped_guidance import SkippedGuidance
 from sd.pipeline.sampling.tiled_diffusion import TiledUNet
 from sd.pipeline.sampling.v_prediction import NEVER_PURE_NOISE, predict_v, schedule_of
 from sd.pipeline.settings import GenerationSettings
@@ -59,7 +60,8 @@ def sample(
     else:
         x = add_noise(init_latent, init, settings, sigmas[0], noise())
 
-    denoise = guided_denoiser(unet, settings, contexts, init, batch, prediction)
+    denoise: Callable = guided_denoiser(unet, settings, contexts, init, batch, prediction)
+    denoise = SkippedGuidance(denoise, settings.ngms) if settings.ngms else denoise
     denoise = denoise if trace is None else trace.watch(denoise)
     schedule = schedule_of(prediction)
     inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0], schedule)

@@ -11,7 +11,7 @@ from sd.pipeline.options import NOT_IN_WEBUI, Infotext, Widget, check_number, ch
 from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_sampler
 from sd.pipeline.sampling.schedules import ALL_SCHEDULES
 from sd.prompts.regions import parse_ratios
-from sd.prompts.weighting import EMPHASIS
+from sd.prompts.weighting import CHUNK, COMMA_REACH, EMPHASIS
 from sd.schedule import TIMES
 from sd.utils.errors import UserError
 from sd.utils.images import check_size
@@ -297,6 +297,20 @@ class GenerationSettings:
         widget=Widget("dropdown", "Emphasis", "compatibility", info="how weights as in (word:1.2) are applied"),
         missing={"a1111": "it is the option emphasis there"},
     )
+    comma_padding: int = option(
+        *(COMMA_REACH, "tokens at the end of a full chunk among which it may end at a comma; 0 turns it off", "prompt"),
+        flags=("--comma-padding",),
+        metavar="TOKENS",
+        low=0,
+        high=CHUNK - 1,
+        infotext=Infotext("Comma padding"),
+        widget=Widget(
+            *("slider", "Comma padding", "compatibility"),
+            step=1,
+            info="a full chunk of 75 tokens ends at a comma among so many",
+        ),
+        missing={"a1111": "it is the option comma_padding_backtrack there"},
+    )
     guidance_start: float = option(
         *(0.0, "share of the steps before guidance begins, from 0 to 1; over 0 is faster", "performance"),
         flags=("--guidance-start",),
@@ -316,6 +330,21 @@ class GenerationSettings:
         infotext=Infotext("Guidance end"),
         widget=Widget("slider", "Guidance end", "faster", step=0.05, info="share of the steps after which it ends"),
         missing=NOT_IN_WEBUI,
+    )
+    ngms: float = option(
+        *(0.0, "level of noise (sigma) below which every second step has no guidance; over 0 is faster", "performance"),
+        flags=("--ngms",),
+        metavar="SIGMA",
+        low=0,
+        high=15,
+        noun="negative guidance minimum sigma",
+        infotext=Infotext("NGMS"),
+        widget=Widget(
+            *("slider", "Negative guidance minimum sigma", "faster"),
+            step=0.1,
+            info="below this level of noise every second step has no guidance",
+        ),
+        a1111="s_min_uncond",
     )
     step_cache: float = option(
         1.0,

@@ -194,8 +194,10 @@ class StableDiffusion(AdapterCalls):
         eta: float | None = None,
         compat: str = "none",
         emphasis: str = "original",
+        comma_padding: int = 20,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
+        ngms: float = 0.0,
         step_cache: float = 1.0,
         token_merging: float = 0.0,
         region_ratios: str = "",
@@ -344,7 +346,8 @@ class StableDiffusion(AdapterCalls):
         """Returns the contexts of the prompts for one of the passes."""
 
         def encode(texts: list[str]) -> Tensor:
-            return encode_prompts(self.tokenizer, self.clip, texts, settings.clip_skip, settings.emphasis)
+            given = (settings.clip_skip, settings.emphasis, settings.comma_padding)
+            return encode_prompts(self.tokenizer, self.clip, texts, *given)
 
         return encode_conditioning(settings, encode, second_pass)
 

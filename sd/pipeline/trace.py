@@ -27,6 +27,7 @@ from sd.clip import CLIPTextModel
 from sd.denoiser import Denoiser, Guidance
 from sd.pipeline.sampling.composed import EditedDenoiser
 from sd.pipeline.sampling.conditioning import Conditioning, count_evaluations, parts_of
+from sd.pipeline.sampling.skipped_guidance import SkippedGuidance
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.tracing.attention_maps import AttentionMaps, map_size, observed, to_half
 from sd.pipeline.tracing.words import MAX_WORDS, Word, contexts_without, find_words, membership
@@ -127,7 +128,7 @@ class Trace:
             ((_, prompt),) = schedule_prompt(prompt, count_evaluations(settings))
         if len(contexts.prompts) > 1:
             self.notes.append("The words are those of the prompt's first part, before AND or the next region.")
-        chunks = split_chunks(tokenizer, prompt, settings.emphasis)
+        chunks = split_chunks(tokenizer, prompt, settings.emphasis, settings.comma_padding)
         words = find_words(tokenizer, chunks)
         if len(words) > MAX_WORDS:
             self.notes.append(f"The prompt has {len(words)} words: maps are shown of the first {MAX_WORDS}.")
@@ -155,9 +156,10 @@ class Trace:
         finally:
             self.finished, self.current = True, None
 
-    def watch(self, denoise: Guidance | EditedDenoiser) -> Any:
+    def watch(self, denoise: Guidance | EditedDenoiser | SkippedGuidance) -> Any:
         """Return a denoiser with the same results that also records."""
-        for guidance in {id(one): one for one in getattr(denoise, "denoisers", [denoise])}.values():
+        inside = denoise.denoise if isinstance(denoise, SkippedGuidance) else denoise
+        for guidance in {id(one): one for one in getattr(inside, "denoisers", [inside])}.values():
             for name in ("both", "every", "cond_only"):
                 if (inner := getattr(guidance, name, None)) is not None:
                     weights = getattr(guidance, "weights", [1.0])

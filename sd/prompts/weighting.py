@@ -24,7 +24,7 @@ from sd.tokenizer import Tokenizer
 from sd.utils.errors import UserError
 
 CHUNK = 75  # tokens between CLIP's start and its end
-COMMA_REACH = 20  # a chunk ends at a comma if there is one among its last tokens, so many of them
+COMMA_REACH = 20  # a full chunk ends at a comma if there is one among so many tokens at its end
 MAX_CHUNKS = 16
 MAX_CHARACTERS = 10_000
 MAX_WEIGHT = 100  # larger weights give noise only, and overflow fp16
@@ -90,11 +90,14 @@ def merge_pieces(pieces: list[list[Any]]) -> list[tuple[str, float]]:
     return merged
 
 
-def split_chunks(tokenizer: Tokenizer, prompt: str, emphasis: str = "original") -> list[list[tuple[int, float]]]:
+def split_chunks(
+    tokenizer: Tokenizer, prompt: str, emphasis: str = "original", comma_reach: int = COMMA_REACH
+) -> list[list[tuple[int, float]]]:
     """Returns the prompt's tokens with their weights, in chunks of at most 75; an empty prompt is one empty chunk.
 
-    A full chunk ends after its last comma, if that is among its last 20 tokens and no comma follows, so that a phrase
-    stays whole. The vectors of one embedding stay together: where they do not fit, they start the next chunk.
+    A full chunk ends after its last comma, if that is among its last `comma_reach` tokens and no comma follows, so that
+    a phrase stays whole; 0 turns this off. The vectors of one embedding stay together: where they do not fit, they
+    start the next chunk.
     emphasis: one of `EMPHASIS`; "none" reads no brackets.
     Raises UserError for a prompt past MAX_CHARACTERS, MAX_CHUNKS or MAX_WEIGHT.
     """
@@ -113,16 +116,19 @@ def split_chunks(tokenizer: Tokenizer, prompt: str, emphasis: str = "original") 
         segments.pop()  # a break at the very end starts no chunk
     (comma,) = tokenizer.encode_clean(",")
     lengths = {ids[0]: len(ids) for ids in tokenizer.added.values()}
-    chunks = [chunk for segment in segments for chunk in split_segment(segment, comma, lengths)]
+    chunks = [chunk for segment in segments for chunk in split_segment(segment, comma, lengths, comma_reach)]
     if len(chunks) > MAX_CHUNKS:
         raise UserError(f"the prompt fills {len(chunks)} chunks of {CHUNK} tokens: shorten it to at most {MAX_CHUNKS}.")
     return chunks
 
 
 def split_segment(
-    tokens: list[tuple[int, float]], comma: int, lengths: dict[int, int]
+    tokens: list[tuple[int, float]], comma: int, lengths: dict[int, int], comma_reach: int = COMMA_REACH
 ) -> list[list[tuple[int, float]]]:
-    """Splits tokens into chunks. lengths: how many tokens stay together, by the first of them; one for any other."""
+    """Splits tokens into chunks. lengths: how many tokens stay together, by the first of them; one for any other.
+
+    comma_reach: see `split_chunks`.
+    """
     chunks: list[list[tuple[int, float]]] = [[]]
     last_comma, place = -CHUNK, 0
     while place < len(tokens):
@@ -130,7 +136,7 @@ def split_segment(
         filled = len(chunks[-1])
         if token == comma and filled < CHUNK:
             last_comma = filled
-        elif token != comma and filled == CHUNK and CHUNK - last_comma <= COMMA_REACH:
+        elif token != comma and filled == CHUNK and CHUNK - last_comma <= comma_reach:
             chunks.append(chunks[-1][last_comma + 1 :])
             del chunks[-2][last_comma + 1 :]
             last_comma = -CHUNK
@@ -158,17 +164,23 @@ def emphasize(states: Tensor, weights: Tensor, emphasis: str = "original") -> Te
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, clip: CLIPTextModel, prompt: str, clip_skip: int = 1, emphasis: str = "original"
+    tokenizer: Tokenizer,
+    clip: CLIPTextModel,
+    prompt: str,
+    clip_skip: int = 1,
+    emphasis: str = "original",
+    comma_reach: int = COMMA_REACH,
 ) -> Tensor:
     """Encodes one prompt to a context (1, 77 * k, D): k chunks of up to 75 tokens, each with a start and an end token.
 
     clip_skip: 1 takes CLIP's last layer, 2 the one before it, as the webui counts. emphasis: one of `EMPHASIS`.
+    comma_reach: see `split_chunks`.
     Raises UserError for a clip_skip that CLIP has no layer for, and for a prompt past a bound (see `split_chunks`).
     """
     layers = len(clip.encoder.layers)
     if not 1 <= clip_skip <= layers:
         raise UserError(f"clip skip is {clip_skip}: use 1 (the last layer) to {layers} (the first).")
-    return encode_chunks(tokenizer, clip, split_chunks(tokenizer, prompt, emphasis), clip_skip, emphasis)
+    return encode_chunks(tokenizer, clip, split_chunks(tokenizer, prompt, emphasis, comma_reach), clip_skip, emphasis)
 
 
 def encode_chunks(
@@ -187,10 +199,15 @@ def encode_chunks(
 
 
 def encode_prompts(
-    tokenizer: Tokenizer, clip: CLIPTextModel, prompts: list[str], clip_skip: int = 1, emphasis: str = "original"
+    tokenizer: Tokenizer,
+    clip: CLIPTextModel,
+    prompts: list[str],
+    clip_skip: int = 1,
+    emphasis: str = "original",
+    comma_reach: int = COMMA_REACH,
 ) -> Tensor:
     """Encodes B prompts to one context (B, 77 * k, D), k being the longest one's; empty chunks pad the others."""
-    contexts = [encode_prompt(tokenizer, clip, prompt, clip_skip, emphasis) for prompt in prompts]
+    contexts = [encode_prompt(tokenizer, clip, prompt, clip_skip, emphasis, comma_reach) for prompt in prompts]
     longest = max(context.shape[1] for context in contexts)
     if any(context.shape[1] < longest for context in contexts):
         empty = encode_prompt(tokenizer, clip, "", clip_skip)  # (1, 77, D)

@@ -25,6 +25,15 @@ def snr_weights(lowest: float = 0.0, highest: float = math.inf, prediction: Pred
     return snr.clamp(lowest, highest) / snr
 
 
+def noise_error_weights(prediction: Prediction = EPS) -> Tensor:
+    """Return the weights (1000,) that make the squared error in the prediction that in the noise.
+
+    The error in v is 1 + 1 / snr times the error in eps, so that the weight is a = alphas_cumprod there.
+    """
+    alphas = schedule_of(prediction).alphas_cumprod
+    return alphas if prediction.v else torch.ones_like(alphas)
+
+
 def prediction_errors(
     unet: nn.Module,
     x0: Tensor,

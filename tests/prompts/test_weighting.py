@@ -5,7 +5,7 @@ import torch
 from reference_models import TINY, peer_text, randomize
 
 from sd.clip import CLIPTextModel
-from sd.pipeline.metadata.settings_infotext import read_settings
+from sd.pipeline.metadata.settings_infotext import from_infotext, read_settings, to_infotext
 from sd.pipeline.settings import GenerationSettings
 from sd.prompts.weighting import (
     EMPHASIS,
@@ -112,6 +112,25 @@ def words(chunk, tokenizer):
 )
 def test_chunks(tokenizer, prompt, lengths):
     assert [len(chunk) for chunk in split_chunks(tokenizer, prompt)] == lengths
+
+
+@pytest.mark.parametrize(
+    ("reach", "lengths"),
+    [(0, [75, 10]), (20, [75, 10]), (21, [55, 30]), (74, [55, 30])],  # 74 - 54 = 20 words follow the comma in its chunk
+)
+def test_a_chunk_ends_at_a_comma_within_the_reach(tokenizer, reach, lengths):
+    prompt = "cat " * 54 + ", " + "dog " * 30
+    assert [len(chunk) for chunk in split_chunks(tokenizer, prompt, comma_reach=reach)] == lengths
+
+
+@torch.no_grad()
+def test_comma_padding_reaches_the_context_and_is_read_back(pipe):
+    settings = GenerationSettings("cat " * 60 + ", " + "dog " * 30, steps=1, seed=1, width=64, height=64)
+    contexts = [pipe.encode_prompts(settings.replace(comma_padding=n)).prompts[0][0][0][1] for n in (20, 0)]
+    plain = [encode_prompt(pipe.tokenizer, pipe.clip, settings.prompt, comma_reach=n) for n in (20, 0)]
+    assert all(torch.equal(*pair) for pair in zip(contexts, plain))
+    assert not torch.equal(*contexts)
+    assert from_infotext(to_infotext(settings.replace(comma_padding=0), 0, "", "", False)).comma_padding == 0
 
 
 def test_weights_follow_their_tokens_over_a_cut(tokenizer):

@@ -16,6 +16,7 @@ from sd.pipeline.metadata.infotext_sizes import read_second_pass, read_size
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ETA_SAMPLERS, find_foreign_sampler, find_sampler
 from sd.pipeline.settings import COMPAT, OPTIONS
+from sd.schedule import SD1_SCHEDULE
 from sd.utils.errors import UserError
 
 INVERTED, ONLY_MASKED = "Inpaint not masked", "Only masked"  # the webui's values of "Mask mode" and "Inpaint area"
@@ -86,6 +87,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
     read_mask_options(found, reading)
     read_origin(found, reading)
     read_noise(found, reading)
+    read_ngms(found, reading)
     read_rest(found, reading)
     return reading
 
@@ -222,6 +224,13 @@ def read_eta(found: Mapping[str, str], reading: Reading) -> None:
         reading.values["eta"] = parse_finite(text)
     except ValueError:
         reading.problems["eta"] = f"the file gives 'Eta' as {text[:40]!r}, which is not a number: give --eta."
+
+
+def read_ngms(found: Mapping[str, str], reading: Reading) -> None:
+    """Reads NGMS for all steps as the end of guidance, which is then at that level of noise."""
+    if "ngms" in reading.values and parse_boolean(found.get("NGMS all steps", "")):
+        t = SD1_SCHEDULE.t_of(max(reading.values.pop("ngms"), 1e-6))
+        reading.values["guidance_end"] = 1 - t / (len(SD1_SCHEDULE) - 1)
 
 
 def program_of(found: Mapping[str, str]) -> str:

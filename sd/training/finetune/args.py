@@ -110,7 +110,8 @@ def add_training(options: OptionGroups) -> None:
     add("--warmup", type=int, metavar="N", help="number of steps in which the learning rate rises from 0")
     add("--weight-decay", type=float, metavar="RATE", help="weight decay of AdamW")
     add("--min-snr", type=float, metavar="GAMMA", help="gamma of Min-SNR loss weighting; 0 turns it off")
-    add("--noise-offset", type=float, metavar="X", help="noise offset, about 0.1 for very dark or bright images")
+    add("--noise-offset", type=float, metavar="X",
+        help="noise offset, about 0.1 for very dark or bright images; zero terminal SNR needs none")  # fmt: skip
     add("--seed", type=int, metavar="N", help="seed of everything random")
     add("--checkpointing", action="store_true",
         help="gradient checkpointing: less memory, a third more time")  # fmt: skip

@@ -11,7 +11,7 @@ from sd.checkpoints.predictions import EPS, Prediction
 from sd.schedule import TIMES
 from sd.training.finetune.data.captions import Captions
 from sd.training.finetune.latent_cache import LatentCache
-from sd.training.loss import offset_noise, prediction_errors
+from sd.training.loss import noise_error_weights, offset_noise, prediction_errors
 
 Contexts = Callable[[list[str]], Tensor]  # B texts to what the U-Net reads, (B, M, D)
 
@@ -90,8 +90,12 @@ class DiffusionLoss:
 
     @torch.no_grad()
     def fixed_loss(self, examples: list[Example]) -> float:
-        """Return the mean unweighted error of fixed examples, which has none of the noise of a step's own loss."""
-        return sum(self.total_loss([one], torch.ones(TIMES)).item() for one in examples) / len(examples)
+        """Return the mean error in the noise of fixed examples, which has none of the noise of a step's own loss.
+
+        A model that predicts v is measured by the noise that its v implies, so that the losses of all models compare.
+        """
+        weights = noise_error_weights(self.prediction)
+        return sum(self.total_loss([one], weights).item() for one in examples) / len(examples)
 
 
 def shape_of(make_example: Example) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ NO_EFFECT = frozenset(
 # The webui's other fields, with the values, beside None, False, 0 and empty ones, that have no effect.
 AT_DEFAULT: dict[str, tuple] = {
     "restore_faces": (),
-    "s_min_uncond": (),
     "s_churn": (),
     "s_noise": (1,),
     "seed_resize_from_h": (-1,),

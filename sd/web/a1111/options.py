@@ -7,7 +7,7 @@ from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS
 from sd.pipeline.noise import SOURCES
 from sd.pipeline.sampler_names import ETA_SAMPLERS
 from sd.pipeline.settings import COMPAT, MAX_SEED, check_number, check_whole
-from sd.prompts.weighting import EMPHASIS
+from sd.prompts.weighting import CHUNK, COMMA_REACH, EMPHASIS
 from sd.utils.errors import UserError
 from sd.web.a1111.webui_options import AT_DEFAULT, FIXED, NO_EFFECT, SHOWN
 from sd.web.jobs.model_index import Models
@@ -24,6 +24,8 @@ CHOICES = {  # the options that can be set, and the methods that check them
     "eta_ddim": "choose_eta",
     "compat": "choose_compat",
     "emphasis": "choose_emphasis",
+    "comma_padding_backtrack": "choose_comma_padding",
+    "s_min_uncond": "choose_ngms",
 }
 OWN_VAE = ("automatic", "none")  # the webui's words for "no separate VAE"
 
@@ -40,6 +42,7 @@ class Options:
         defaults = {"sd_model_checkpoint": checkpoint, "CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"}
         defaults |= {"randn_source": "CPU", "eta_noise_seed_delta": 0, "eta_ancestral": 1.0, "eta_ddim": 0.0}
         defaults |= {"compat": "none", "emphasis": "Original"}
+        defaults |= {"comma_padding_backtrack": COMMA_REACH, "s_min_uncond": 0.0}
         fixed = {name: value for name, (value, _) in FIXED.items()}
         return defaults | fixed | AT_DEFAULT | SHOWN | self.chosen
 
@@ -105,6 +108,15 @@ class Options:
             raise UserError(f"unknown emphasis {str(value)[:100]!r}; choose from {', '.join(EMPHASIS.values())}.")
         return value
 
+    def choose_comma_padding(self, value: Any) -> int:
+        whole = int(value) if isinstance(value, float) and value.is_integer() else value
+        check_whole("comma_padding_backtrack", whole, 0, CHUNK - 1)
+        return whole
+
+    def choose_ngms(self, value: Any) -> float:
+        check_number("s_min_uncond", value, 0, 15)
+        return float(value)
+
     def choose_compat(self, value: Any) -> str:
         """Return the value of the option --compat, which the webui does not have."""
         if value not in COMPAT:
@@ -122,6 +134,8 @@ def settings_of(options: dict[str, Any], sampler: str) -> dict[str, Any]:
         "eta": eta if sampler in ETA_SAMPLERS and eta != own else None,
         "compat": options["compat"],
         "emphasis": next(name for name, label in EMPHASIS.items() if label == options["emphasis"]),
+        "comma_padding": options["comma_padding_backtrack"],
+        "ngms": options["s_min_uncond"],
     }
 
 

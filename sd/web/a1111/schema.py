@@ -41,7 +41,7 @@ FIELDS: dict[str, Any] = {
 Named: Any = create_model("Named", **FIELDS)  # Any: its fields are known only at run time
 # The options that `settings_from_body` translates; the value of any other is the field's own.
 TRANSLATED = {"sampler", "schedule", "num_images", "strength", "clip_skip", "hires_scale", "hires_steps"}
-TRANSLATED |= {"hires_upscaler", "eta"}
+TRANSLATED |= {"hires_upscaler", "eta", "ngms"}
 
 
 class TextToImage(Named):
@@ -117,6 +117,8 @@ def settings_from_body(body: TextToImage, options: dict[str, Any], has_image: bo
         "clip_skip": body.clip_skip or options["CLIP_stop_at_last_layers"],
     }
     translated |= settings_of(options, sampler)
+    if body.s_min_uncond:
+        translated["ngms"] = body.s_min_uncond
     if body.eta and sampler in ETA_SAMPLERS and sampler != "ddpm":
         translated["eta"] = body.eta
     return GenerationSettings(**plain | translated | ({} if has_image else hires_from_body(body)))

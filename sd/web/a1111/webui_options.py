@@ -77,14 +77,13 @@ NO_EFFECT = frozenset(
     """.split()
 )
 
-# About the picture: this server has them at the webui's default only.
+# About the image: this server has them at the webui's default only.
 AT_DEFAULT: dict[str, object] = {
     "face_restoration": False,
     "sd_unet": "Automatic",
     "enable_quantization": False,
     "enable_emphasis": True,
     "use_old_emphasis_implementation": False,
-    "comma_padding_backtrack": 20,
     "tiling": False,
     "sd_vae_encode_method": "Full",
     "sd_vae_decode_method": "Full",
@@ -94,7 +93,6 @@ AT_DEFAULT: dict[str, object] = {
     "img2img_color_correction": False,
     "img2img_fix_steps": False,
     "overlay_inpaint": True,
-    "s_min_uncond": 0.0,
     "s_min_uncond_all": False,
     "skip_early_cond": 0.0,
     "token_merging_ratio": 0.0,

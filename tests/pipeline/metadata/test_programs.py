@@ -128,7 +128,7 @@ CASES = {
         set(),
     ),
     "webui refiner": (web("Euler a", more="Refiner: x, Refiner switch at: 0.8, "), NEW, {"features"}, set()),
-    "webui ngms": (web("Euler a", more="NGMS: 0.5, "), NEW, {"features"}, set()),
+    "webui ngms": (web("Euler a", more="NGMS: 0.5, "), NEW | dict(ngms=0.5), set(), set()),
     "webui pad conds": (web("Euler a", more="Pad conds: True, "), NEW, {"features"}, set()),
     "webui vae": (web("Euler a", more="VAE hash: 0123456789, VAE: kl-f8.ckpt, "), NEW, {"VAE"}, set()),
     "webui zero snr": (web("Euler a", more="Noise Schedule: Zero Terminal SNR, "), NEW, {"Noise Schedule"}, set()),
@@ -251,7 +251,7 @@ def test_no_label_is_treated_in_two_ways():
     assert treatment_of("Mask blur") == "obeyed"
     assert treatment_of("Init image hash") == "refused"
     assert treatment_of("Lora whatever") == "no effect"
-    assert treatment_of("NGMS") == treatment_of("Anything else") == "noted"
+    assert treatment_of("Skip Early CFG") == treatment_of("Anything else") == "noted"
 
 
 def test_the_guide_shows_the_table():

@@ -583,6 +583,8 @@ def test_noise_eta_and_the_webuis_manner_are_options(web):
         ({"prompt": "a (red:1.4) apple", "override_settings": {"emphasis": "Ignore"}}, "Emphasis: Ignore"),
         ({"override_settings": {"compat": "webui"}}, "Compatibility: webui"),
         ({"eta": 0.25}, "Eta: 0.25"),
+        ({"s_min_uncond": 15}, "NGMS: 15"),
+        ({"override_settings": {"s_min_uncond": 14.5}}, "NGMS: 14.5"),
     ):
         answer = post(web, "txt2img", **body | change)
         assert said in json.loads(answer["info"])["infotexts"][0]
