@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def sample(
     else:
         x = add_noise(init_latent, init, settings, sigmas[0], noise())
 
-    denoise: Callable = guided_denoiser(unet, settings, contexts, init, batch, prediction)
+    denoise: Any = guided_denoiser(unet, settings, contexts, init, batch, prediction)
     denoise = SkippedGuidance(denoise, settings.ngms) if settings.ngms else denoise
     denoise = denoise if trace is None else trace.watch(denoise)
     schedule = schedule_of(prediction)

@@ -23,7 +23,7 @@ def upscale_latent(
 ) -> Tensor:
     """Returns a latent of the second pass's size: interpolated, or decoded, enlarged and encoded.
 
-        latent: scaled, (B, 4, h, w). decode: takes it to images in [-1, 1]. models: what a name may mean, see `locate`.
+    latent: scaled, (B, 4, h, w). decode: takes it to images in [-1, 1]. models: what a name may mean, see `locate`.
     The image is enlarged by Lanczos, or by an ESRGAN model and then resized. Raises UserError for an unknown one.
     """
     width, height = settings.hires_size
