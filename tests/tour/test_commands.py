@@ -21,7 +21,7 @@ def test_a_chapters_command_runs(chapter, tmp_path):
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},  # other tests run beside it
         capture_output=True,
         text=True,
         timeout=600,
