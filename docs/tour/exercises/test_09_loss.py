@@ -31,5 +31,6 @@ def test_it_is_the_weighted_mean_square(exercise):
 def test_two_hundred_steps_on_ten_names_lower_it(exercise, tmp_path):
     _, losses = train_briefly(*ten_names(Models()), tmp_path, exercise.prediction_errors)
     assert len(losses) == STEPS == 200
-    assert sum(losses[:10]) / 10 > 0.8  # it begins at the mean square of the noise, 1
+    # A new network answers 0, and the noise of ten latents has a mean square of 1 to four standard errors, 0.11.
+    assert abs(losses[0] - 1) < 0.12
     assert sum(losses[-50:]) / 50 < FALLS_BELOW
