@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from sd.adapters.lora_tags import split_tags
-from sd.checkpoints.discovery import Models, locate
+from sd.checkpoints.discovery import AUTOMATIC, OWN_VAE, Models, locate
 from sd.control.units import parse_units
 from sd.evaluation.comparison import Column, check_files
 from sd.evaluation.grids.axes import ORDER, Axis, Point, parse_axis
@@ -127,7 +127,7 @@ def check_models(grid: Grid, models: Models, vae: str | None = None) -> None:
     """
     for ckpt, own in grid.by_model():
         check_files([Column(ckpt=ckpt)], own or vae)
-        if own and not ckpt and own.lower() != "none":
+        if own and not ckpt and own.lower() not in (*OWN_VAE, *AUTOMATIC):
             locate("VAE", own, models)
     for point in grid.points:
         settings = point.settings
@@ -179,12 +179,18 @@ def generate_cells(
 
 
 def loader_of(pipe: StableDiffusion) -> Load:
-    """Returns a function that loads checkpoints as a pipeline is loaded, and returns the pipeline itself for None."""
+    """Returns a function that loads checkpoints on a pipeline's device, and returns the pipeline itself for None.
+
+    What was loaded into the pipeline by hand, LoRAs and embeddings, is in the pipeline alone.
+    """
 
     def load(ckpt: str | None, vae: str | None) -> StableDiffusion:
         if ckpt is None and vae is None:
             return pipe
-        return StableDiffusion.from_pretrained(ckpt or pipe.path, pipe.device, pipe.dtype, vae or pipe.vae_path)
+        other = StableDiffusion.from_pretrained(ckpt or pipe.path, pipe.device, pipe.dtype, vae)
+        other.adapters.models = pipe.adapters.models
+        other.set_optimizations(pipe.optimizations)
+        return other
 
     return load
 

@@ -21,7 +21,7 @@ from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.problems import PROBLEMS
 
-# Lists that are empty here.
+# Lists that never change here, most of them empty.
 EMPTY: dict[str, Any] = {
     "sd-modules": [],
     "hypernetworks": [],

@@ -530,7 +530,7 @@ def test_webuiapi_asks_for_everything(client):
     assert client.get_loras() == client.get_sd_vae() == []
     assert [one["name"] for one in client.get_upscalers()] == ["None", "Lanczos", "Nearest"]
     assert client.get_embeddings() == {"loaded": {}, "skipped": {}}
-    assert client.get_scripts() == {"txt2img": [], "img2img": []}
+    assert client.get_scripts() == {"txt2img": ["x/y/z plot"], "img2img": ["poor man's outpainting", "x/y/z plot"]}
     assert client.get_latent_upscale_modes()[0] == {"name": "Latent"}
     client.refresh_checkpoints()
     assert {"name", "prompt", "negative_prompt"} == client.get_prompt_styles()[0].keys()

@@ -66,8 +66,8 @@ def test_a_seed_is_chosen_and_kept(web):
 
 
 def test_every_setting_of_the_pipeline_is_to_be_had():
-    fields = set(GenerateBody.model_fields) - {"checkpoint", "vae", "prediction", "image", "mask"}
-    fields -= {"control_images", "region_masks"}
+    beside = {"checkpoint", "vae", "prediction", "image", "mask", "control_images", "region_masks", "axes"}
+    fields = set(GenerateBody.model_fields) - beside
     assert GenerateBody(prompt="x").to_request().settings.__dataclass_fields__.keys() == fields
 
 
