@@ -58,7 +58,7 @@ def generate_all(args: argparse.Namespace) -> None:
 
     def plan() -> list[GenerationRequest]:
         requests = [GenerationRequest(one) for one in repeated] if as_saved else expand_requests(pipe, repeated, args)
-        return assign_filenames(pipe, requests, folder, args.resume)
+        return assign_filenames(pipe, requests, folder, args.resume, len(args.region_mask))
 
     generate_and_save(pipe, shard(broadcast(plan)), args)
 

@@ -71,9 +71,15 @@ def shard(requests: list[GenerationRequest]) -> list[GenerationRequest]:
 
 
 def assign_filenames(
-    pipe: StableDiffusion, requests: list[GenerationRequest], folder: Path, resume: bool = False
+    pipe: StableDiffusion,
+    requests: list[GenerationRequest],
+    folder: Path,
+    resume: bool = False,
+    region_masks: int = 0,
 ) -> list[GenerationRequest]:
     """Returns the requests with the numbers of their files. resume: without the images that the folder has already.
+
+    region_masks: how many masks the images are generated with, which their infotext says.
 
     The folder has an image if an intact PNG in it holds exactly the same infotext. A missing image gets the number that
     it would have had in the first run.
@@ -85,7 +91,7 @@ def assign_filenames(
     for request in requests:
         prefix, index = request.prefix, counts[request.prefix]
         settings = pipe.resolve_size(request.settings, None)
-        texts = request.texts(pipe.infotexts(settings, from_image=False))
+        texts = request.texts(pipe.infotexts(settings, False, region_masks))
         left = [k for k, text in enumerate(texts) if text not in there]
         for k, text in enumerate(texts):
             if text in there and there[text][0] == prefix:

@@ -76,6 +76,14 @@ def test_all_but_the_first_are_silent_until_they_fail(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "error: this is.\n")
 
 
+def test_an_image_with_region_masks_is_there_already(pipe, tmp_path):
+    (asked,) = drawings(1)
+    (text,) = pipe.infotexts(asked.settings, False, 2)
+    save_png(Image.new("RGB", (8, 8)), tmp_path, text)
+    assert assign_filenames(pipe, [asked], tmp_path, resume=True, region_masks=2) == []
+    assert len(assign_filenames(pipe, [asked], tmp_path, resume=True)) == 1
+
+
 def test_numbers_go_on_where_the_folder_ends(pipe, tmp_path):
     save_png(Image.new("RGB", (8, 8)), tmp_path, prefix="", number=6)
     planned = assign_filenames(pipe, make_requests(3, num_images=2), tmp_path)

@@ -14,6 +14,8 @@ def test_a_style_around_a_prompt_or_behind_it():
     assert Style("c", "", "blur").apply("a cat") == ("a cat", "blur")
     assert Style("d", "{prompt} and {prompt}", "no {prompt}").apply("x", "y") == ("x and x", "no y")
     assert Style("e", "sharp", "").apply("") == ("sharp", "")
+    styled, _ = Style("f", "photo of {prompt}", "").apply("a garden ADDCOMM a cat ADDCOL a dog")
+    assert styled == "a garden ADDCOMM photo of a cat ADDCOL photo of a dog"
 
 
 def test_tables_as_the_webui_writes_them(tmp_path):

@@ -105,12 +105,16 @@ def painter() -> gr.HTML:
     )
 
 
-def image_list(label: str, store: str = "photos") -> gr.HTML:
-    """Return an input for several images. Value: a list of data: URLs. store: where the browser keeps them."""
+def image_list(label: str, store: str = "photos", sketch: str = "") -> gr.HTML:
+    """Return an input for several images. Value: a list of data: URLs. store: where the browser keeps them.
+
+    sketch: the HTML of a board to paint one on, see `paintable_list`.
+    """
+    scripts = ("image_input", "training_images", *(("brush", "sketch") if sketch else ()))
     return gr.HTML(
         [],
-        html_template=drop(label, multiple=True) + '<ul class="thumbs" aria-label="Chosen images"></ul>',
-        js_on_load=script("image_input") + script("training_images"),
+        html_template=drop(label, multiple=True) + sketch + '<ul class="thumbs" aria-label="Chosen images"></ul>',
+        js_on_load="".join(map(script, scripts)),
         elem_classes="image-list",
         store=store,
     )
@@ -121,15 +125,7 @@ def paintable_list(label: str, store: str, canvas: str, hint: str, size: int) ->
 
     canvas: the label of the painting. hint: a sentence below it. size: the brush's first width, in percent.
     """
-    sketch = SKETCH.replace("CANVAS", canvas).replace("HINT", hint).replace("SIZE", str(size))
-    thumbs = '<ul class="thumbs" aria-label="Chosen images"></ul>'
-    return gr.HTML(
-        [],
-        html_template=drop(label, multiple=True) + sketch + thumbs,
-        js_on_load="".join(map(script, ("image_input", "training_images", "brush", "sketch"))),
-        elem_classes="image-list",
-        store=store,
-    )
+    return image_list(label, store, SKETCH.replace("CANVAS", canvas).replace("HINT", hint).replace("SIZE", str(size)))
 
 
 def settings_file() -> gr.HTML:

@@ -34,63 +34,6 @@ const sendSize = () => trigger("upload", { width: canvas.width, height: canvas.h
 
 paintStrokes(canvas, "#2563eb", () => change(isEmpty(canvas) ? "" : canvas.toDataURL("image/png")));
 
-find(".undo").disabled = !before.length;
-  if (!value.image) return;
-  const image = await urlToImage(value.image);
-  baseImage.src = value.image;
-  canvas.width = image.naturalWidth; // this clears it
-  canvas.height = image.naturalHeight;
-  if (value.mask) painting.drawImage(await urlToImage(value.mask), 0, 0, canvas.width, canvas.height);
-};
-
-const set = (image, mask) => {
-  props.value = { image, mask };
-  sd.store("start", props.value);
-};
-const change = (mask) => {
-  before = [...before, props.value.mask].slice(-REMEMBERED);
-  find(".undo").disabled = false;
-  set(props.value.image, mask);
-};
-const sendSize = () => trigger("upload", { width: canvas.width, height: canvas.height });
-
-const place = (event) => {
-  const box = canvas.getBoundingClientRect();
-  const scale = canvas.width / box.width;
-  return { x: (event.clientX - box.left) * scale, y: (event.clientY - box.top) * scale };
-};
-
-const paintTo = (to) => {
-  painting.globalCompositeOperation = find(".eraser").checked ? "destination-out" : "source-over";
-  painting.lineCap = "round";
-  painting.lineWidth = (brush.value / 100) * Math.max(canvas.width, canvas.height);
-  painting.strokeStyle = "#2563eb";
-  painting.beginPath();
-  painting.moveTo(stroke.x, stroke.y);
-  painting.lineTo(to.x, to.y);
-  painting.stroke();
-  painting.globalCompositeOperation = "source-over";
-  stroke = to;
-};
-
-const isEmpty = () => {
-  const { data } = painting.getImageData(0, 0, canvas.width, canvas.height);
-  return !data.some((value, i) => i % 4 === 3 && value);
-};
-
-canvas.addEventListener("pointerdown", (event) => {
-  canvas.setPointerCapture(event.pointerId);
-  stroke = place(event);
-  paintTo(stroke);
-});
-canvas.addEventListener("pointermove", (event) => stroke && paintTo(place(event)));
-for (const name of ["pointerup", "pointercancel"])
-  canvas.addEventListener(name, () => {
-    if (!stroke) return;
-    stroke = null;
-    change(isEmpty() ? "" : canvas.toDataURL("image/png"));
-  });
-
 find(".undo").addEventListener("click", () => {
   set(props.value.image, before.pop() || "");
   show();

@@ -14,6 +14,16 @@ const fit = () => {
   canvas.width = Math.round(width * scale) || SIDE; // this clears it
   canvas.height = Math.round(height * scale) || SIDE;
 };
+// Shows the masks of the other regions in gray below the painting, which does not have them.
+const showOthers = () => {
+  if (props.store !== "regions" || !props.value.length) {
+    canvas.style.background = "black";
+    return;
+  }
+  const dim = "linear-gradient(rgb(0 0 0 / 65%), rgb(0 0 0 / 65%))";
+  canvas.style.background = [dim, ...props.value.map((url) => `url("${url}") 0 0 / 100% 100%`)].join(", ");
+  canvas.style.backgroundBlendMode = ["normal", ...props.value.map(() => "lighten")].join(", ");
+};
 const enable = () => {
   find(".undo").disabled = !before.length;
 };
@@ -54,7 +64,10 @@ find(".take").addEventListener("click", () => {
   painting.fillStyle = "black";
   painting.fillRect(0, 0, canvas.width, canvas.height);
   set([...props.value, canvas.toDataURL("image/png")]);
+  showOthers();
   painting.globalCompositeOperation = "source-over";
   restart();
 });
+watch("value", showOthers);
+showOthers();
 paintStrokes(canvas, "white", () => remember(isEmpty(canvas) ? "" : canvas.toDataURL("image/png")));
