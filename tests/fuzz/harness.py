@@ -75,7 +75,8 @@ class Findings:
     def summary(self) -> str:
         return (
             f"{self.files:,} files in {self.runs:,} runs, {self.refused:,} refused, {len(self.problems)} problems; "
-            f"slowest {self.slowest:.2f} s ({self.slowest_name[:60]}), most memory {self.largest / 2**20:.0f} MiB beyond the file's size"
+            f"slowest {self.slowest:.2f} s ({self.slowest_name[:60]}), "
+            f"most memory {self.largest / 2**20:.0f} MiB beyond the file's size"
         )
 
 
