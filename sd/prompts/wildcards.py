@@ -30,7 +30,7 @@ COMMENT = re.compile(r"^[ \t]*#[ \t][^\n]*\n?", re.MULTILINE)
 # variables (${a=b}), wraps (%{...$$...}), and names with *, ?, [..], a way to choose or variables in them. A name has a
 # bound, because underscores are letters too: without it a prompt of underscores takes seconds.
 LIBRARY_SYNTAX = re.compile(
-    r"\{\s*[~!@]?\s*(\d+|\d*-\d*)\s*\$\$|[{|]\s*(?:\d+(?:\.\d+)?|\.\d+)\s*::|\{\s*[~!@][^{}]*\||\$\{\s*[\w-]+\s*[?=:}]|%\{[^{}]*\$\$"
+    r"\{\s*(?:[~!@]\s*)?(\d+|\d*-\d*)\s*\$\$|[{|]\s*(?:\d+(?:\.\d+)?|\.\d+)\s*::|\{\s*[~!@][^{}]*\||\$\{\s*[\w-]+\s*[?=:}]|%\{[^{}]*\$\$"
     r"|__[~!@][\w/.*-]{1,200}?__|__[\w/.-]{0,200}[*?\[][\w/.*?\[\]-]{0,200}__"
     r"|__[\w/.-]{1,200}\([^()\n=]*=[^()\n]*\)__"
 )
