@@ -13,7 +13,7 @@ from sd.prompts.weighting import parse_prompt, split_breaks
 from sd.prompts.wildcards import LIBRARY_SYNTAX
 
 LENGTH = 10_000  # letters: the longest text that any interface accepts
-SLOW = 2.0  # seconds of the processor; the slowest, thousands of nested brackets, take one, and others took three before
+SLOW = 2.0  # seconds of the processor; thousands of nested brackets take one, and others took three before
 HARD = [
     "\n",
     " ",
