@@ -20,7 +20,7 @@ OTHER_KEYS = re.compile(r"edm_\w+(\.\w+)?|sigma_(min|max|data)")  # keys of mode
 V_METADATA = {"modelspec.prediction_type": "v", "ss_v_parameterization": "true"}  # and how the text begins
 ZERO_SNR_METADATA = {"ss_zero_terminal_snr": "true"}
 PURE_NOISE = 1e-5  # a share of signal below this, at the last timestep, is none
-YAML_V = re.compile(r"""^\s*parameterization:\s*["']?v["']?\s*(#.*)?$""", re.MULTILINE)
+YAML_V = re.compile(r"""^[ \t]*parameterization:[ \t]*["']?v["']?\s*(#.*)?$""", re.MULTILINE)
 MAX_YAML = 1 << 20
 
 
@@ -74,7 +74,8 @@ def read_yaml(path: Path) -> str:
     """Return the webui's configuration of a checkpoint, NAME.yaml beside it; "" where there is none."""
     place = path.with_suffix(".yaml")
     try:
-        return place.read_text(errors="replace") if place.stat().st_size < MAX_YAML else ""
+        is_read = place.is_file() and place.stat().st_size < MAX_YAML  # a pipe would be waited for
+        return place.read_text(encoding="utf-8", errors="replace") if is_read else ""
     except OSError:
         return ""
 

@@ -34,12 +34,12 @@ MAX_WEIGHT = 100  # larger weights give noise only, and overflow fp16
 EMPHASIS = {"original": "Original", "no_norm": "No norm", "ignore": "Ignore", "none": "None"}
 ROUND, SQUARE = 1.1, 1 / 1.1
 BREAK = ("BREAK", -1.0)  # the piece that `parse_prompt` gives for a break, as the webui writes it
-BREAK_WORD = re.compile(r"\s*\bBREAK\b\s*")
+BREAK_WORD = re.compile(r"\bBREAK\b")
 SYNTAX = re.compile(
     r"""
     \\(?P<literal>[()\[\]\\]?)
   | (?P<bracket>[()\[\]])
-  | :\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)
+  | :\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)
   | (?P<text>[^\\()\[\]:]+|:)
     """,
     re.VERBOSE,
@@ -72,7 +72,7 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
         elif kind == "literal":
             pieces.append([match["literal"], 1.0])
         else:
-            first, *others = BREAK_WORD.split(found)
+            first, *others = split_breaks(found)
             pieces.append([first, 1.0])
             for other in others:
                 pieces += [None, 1.0], [other, 1.0]
@@ -80,6 +80,14 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
         while opened[bracket]:
             close(bracket, factor)
     return merge_pieces(pieces) or [("", 1.0)]
+
+
+def split_breaks(text: str) -> list[str]:
+    """Returns the texts between the breaks, without the white space around these."""
+    first, *others = BREAK_WORD.split(text)
+    if not others:
+        return [first]
+    return [first.rstrip(), *(other.strip() for other in others[:-1]), others[-1].lstrip()]
 
 
 def merge_pieces(pieces: list[list[Any]]) -> list[tuple[str, float]]:

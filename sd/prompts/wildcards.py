@@ -27,10 +27,12 @@ WILDCARD = re.compile(r"__([\w/.-]+?)__")
 BRACES = re.compile(r"\{([^{}]*)\}")  # the innermost ones
 COMMENT = re.compile(r"^[ \t]*#[ \t][^\n]*\n?", re.MULTILINE)
 # The syntax that only the library reads: how many ({2$$, {1-2$$), weights ({2::a|b}), ways to choose ({@a|b}),
-# variables (${a=b}), wraps (%{...$$...}), and names with *, ?, [..], a way to choose or variables in them.
+# variables (${a=b}), wraps (%{...$$...}), and names with *, ?, [..], a way to choose or variables in them. A name has a
+# bound, because underscores are letters too: without it a prompt of underscores takes seconds.
 LIBRARY_SYNTAX = re.compile(
-    r"\{\s*[~!@]?\s*(\d+|\d*-\d*)\s*\$\$|[{|]\s*\d*\.?\d+\s*::|\{\s*[~!@][^{}]*\||\$\{\s*[\w-]+\s*[?=:}]|%\{[^{}]*\$\$"
-    r"|__[~!@][\w/.*-]+?__|__[\w/.-]*[*?\[][\w/.*?\[\]-]*__|__[\w/.-]+\([^()\n]*=[^()\n]*\)__"
+    r"\{\s*(?:[~!@]\s*)?(\d+|\d*-\d*)\s*\$\$|[{|]\s*(?:\d+(?:\.\d+)?|\.\d+)\s*::|\{\s*[~!@][^{}]*\||\$\{\s*[\w-]+\s*[?=:}]|%\{[^{}]*\$\$"
+    r"|__[~!@][\w/.*-]{1,200}?__|__[\w/.-]{0,200}[*?\[][\w/.*?\[\]-]{0,200}__"
+    r"|__[\w/.-]{1,200}\([^()\n=]*=[^()\n]*\)__"
 )
 ORDERED = re.compile(r"(\{\s*|__)[@!](?=[^\s{}|]|\d)")
 MAX_ROUNDS = 20  # how deep files may refer to files

@@ -69,12 +69,14 @@ class Findings:
     refused: int = 0
     problems: list[str] = field(default_factory=list)
     slowest: float = 0.0
+    slowest_name: str = ""
     largest: int = 0
 
     def summary(self) -> str:
         return (
             f"{self.files:,} files in {self.runs:,} runs, {self.refused:,} refused, {len(self.problems)} problems; "
-            f"slowest {self.slowest:.2f} s, most memory {self.largest / 2**20:.0f} MiB beyond the file's size"
+            f"slowest {self.slowest:.2f} s ({self.slowest_name[:60]}), "
+            f"most memory {self.largest / 2**20:.0f} MiB beyond the file's size"
         )
 
 
@@ -169,7 +171,8 @@ def check_call(name: str, read: Callable, value: object, found: Findings, also: 
         found.problems.append(f"{name}: TRACEBACK {type(error).__name__}: {str(error)[:300]!r}")
     found.runs += 1
     seconds = time.process_time() - started
-    found.slowest = max(found.slowest, seconds)
+    if seconds > found.slowest:
+        found.slowest, found.slowest_name = seconds, name
     if seconds > SLOWEST:
         found.problems.append(f"{name}: {seconds:.1f} s")
     return was_read

@@ -34,7 +34,7 @@ from fuzz.harness import (  # noqa: E402
     warm_up,
 )
 from fuzz.mutation import mutate, seeds  # noqa: E402
-from fuzz.parsers import Parser, change, parsers  # noqa: E402
+from fuzz.parsers import WORDS, Parser, change, parsers  # noqa: E402
 from fuzz.pictures import image_files  # noqa: E402
 
 BLOCK = 1.0  # seconds of the processor for each target in turn, whose cases are measured together
@@ -62,6 +62,8 @@ def main() -> int:
         for i, (name, build) in enumerate(hostile_folders() if options.every else ()):
             if options.only in name and i % options.every == 0:
                 fuzzer.check_folder(name, build)
+        if options.every:
+            fuzzer.check_repetitions(options.every)
         print(f"corpus: {fuzzer.found.summary()}", flush=True)
         problems = len(fuzzer.found.problems)
         fuzzer.run(60 * options.minutes)
@@ -115,6 +117,12 @@ class Fuzzer:
                 before = reset_peak()
                 self.check_case(name, parser, case)
                 check_memory(name, before + len(case), self.found)
+
+    def check_repetitions(self, every: int) -> None:
+        """Gives each parser of texts each word again and again, which expressions in quadratic time do not survive."""
+        for name, parser in self.parsers.items():
+            for word in WORDS[::every] if isinstance(parser.seeds[0], str) else ():
+                self.check_case(name, parser, (word * 10_000)[:10_000])
 
     def changed(self, parser: Parser) -> str | bytes:
         value = change(self.chance.choice(parser.seeds), self.chance, parser.seeds)[: parser.most]
