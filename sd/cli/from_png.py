@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from sd.checkpoints.discovery import choose_checkpoint
+from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
 from sd.checkpoints.hashing import model_hash
 from sd.checkpoints.predictions import PREDICTIONS
 from sd.cli.args import prompt_from_args
@@ -12,7 +12,6 @@ from sd.pipeline.metadata.foreign_metadata import name_of
 from sd.pipeline.metadata.settings_infotext import read_settings
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import GenerationSettings
-from sd.pipeline.stable_diffusion import BUNDLED, WEIGHTS
 from sd.utils.errors import UserError
 from sd.utils.files import read_prompts
 

@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from sd.checkpoints.checkpoint import read_checkpoint
-from sd.checkpoints.discovery import choose_checkpoint, locate, separate_vae
+from sd.checkpoints.discovery import WEIGHTS, choose_checkpoint, locate, separate_vae
 from sd.evaluation.clip_score import Evaluation, Scorer, evaluate, replace_word, without_placeholder
 from sd.pipeline.sampling_loop import OnStep
 from sd.pipeline.settings import GenerationSettings
-from sd.pipeline.stable_diffusion import WEIGHTS, StableDiffusion
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.errors import UserError
 from sd.utils.image_grid import contact_sheet
 

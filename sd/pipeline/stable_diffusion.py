@@ -23,9 +23,6 @@ from sd.adapters.manager import Adapters
 from sd.checkpoints.checkpoint import check_latents, load_models, save_checkpoint
 from sd.checkpoints.config import fill_defaults
 from sd.checkpoints.discovery import BUNDLED, locate, separate_vae
-from sd.checkpoints.discovery import EMBEDDINGS as EMBEDDINGS
-from sd.checkpoints.discovery import LORAS as LORAS
-from sd.checkpoints.discovery import WEIGHTS as WEIGHTS
 from sd.checkpoints.hashing import model_hash
 from sd.checkpoints.predictions import Prediction, prediction_of
 from sd.clip import CLIPTextModel

@@ -5,9 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sd.checkpoints.discovery import choose_checkpoint
+from sd.checkpoints.discovery import WEIGHTS, choose_checkpoint
 from sd.cli.args import add_model_choices
-from sd.pipeline.stable_diffusion import WEIGHTS
 from sd.training.finetune.finetune import Result, finetune
 from sd.training.finetune.recipes import (
     FILE_FORMATS,

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sd.checkpoints.discovery import BUNDLED, EMBEDDINGS, LORAS, WEIGHTS
 from sd.checkpoints.predictions import EPS
 from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.optimization.registry import TRAINABLE, frozen_names
-from sd.pipeline.stable_diffusion import BUNDLED, EMBEDDINGS, LORAS, WEIGHTS, StableDiffusion
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.distributed import join_processes
 from sd.training.finetune.advice import format_table, warnings
 from sd.training.finetune.batch import DiffusionLoss, fixed_examples
