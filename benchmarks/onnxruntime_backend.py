@@ -8,7 +8,6 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +48,8 @@ def export(part: str, options: Options) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, on branches that depend on a size
         names = [f"input{i}" for i in range(len(inputs))]
-        how: dict[str, Any] = {"input_names": names, "opset_version": OPSET, "dynamo": False}
-        torch.onnx.export(shared_copy(network), inputs, str(path), **how)
+        copied = shared_copy(network)
+        torch.onnx.export(copied, inputs, str(path), input_names=names, opset_version=OPSET, dynamo=False)
 
 
 def session(part: str, options: Options) -> Callable[..., Tensor]:
