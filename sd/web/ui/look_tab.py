@@ -19,7 +19,7 @@ from sd.web.ui.keep import with_page
 NOTHING = '<p class="empty">Press Look inside to generate one image and see every step of it.</p>'
 ABOUT = """
 Generates one image with the settings under Generate and records what happened at each step: the noisy latent, the two
-estimates, what each word does. It takes about a quarter longer than the image alone.
+estimates, what each word does. It takes up to half as long again as the image alone.
 """
 
 
