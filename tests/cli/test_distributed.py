@@ -77,7 +77,7 @@ def test_all_but_the_first_are_silent_until_they_fail(monkeypatch, capsys):
 
 
 def test_an_image_with_region_masks_is_there_already(pipe, tmp_path):
-    (asked,) = drawings(1)
+    (asked,) = make_requests(1)
     (text,) = pipe.infotexts(asked.settings, False, 2)
     save_png(Image.new("RGB", (8, 8)), tmp_path, text)
     assert assign_filenames(pipe, [asked], tmp_path, resume=True, region_masks=2) == []
