@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -36,7 +36,7 @@ class Figure:
     """A figure: its image, the numbers that its chapter may print, and the description for those who cannot see it."""
 
     image: Image.Image
-    numbers: Mapping[str, float | list | str]
+    numbers: Mapping[str, Any]  # numbers, texts, and lists of them, as JSON has them
     alt: str
 
 

@@ -8,7 +8,7 @@ Everything is drawn at twice its size and reduced, which smooths the edges. Size
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -239,7 +239,7 @@ def overlay(image: Image.Image, values: Values | Tensor, low: float, high: float
 
 
 def image_rows(
-    rows: dict[str, Sequence[Image.Image]], columns: Sequence[str], side: int = 96, notes: Sequence[str] = ()
+    rows: Mapping[str, Sequence[Image.Image]], columns: Sequence[str], side: int = 96, notes: Sequence[str] = ()
 ) -> Image.Image:
     """Return rows of images with their names at the left, the columns' names above, and notes below.
 

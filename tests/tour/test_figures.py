@@ -7,21 +7,19 @@ import torch
 
 from sd.attention import attention_written_out
 from sd.tokenizer import Tokenizer
-from sd.unet import CrossAttention, UNetModel
+from sd.unet import BasicTransformerBlock, CrossAttention, UNetModel
 from tour.figures.latents import sheet_images
 from tour.figures.text import merge_steps
 from tour.figures.unet import recording, without_skip
 from tour.figures.words import recording_attention
 
-SIZES = dict(
-    model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=2, context_dim=8
-)
+SIZES = dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), context_dim=8)
 
 
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return UNetModel(**SIZES).requires_grad_(False)
+    return UNetModel(**SIZES, num_heads=2).requires_grad_(False)
 
 
 def run(unet):
@@ -72,8 +70,6 @@ def test_recorded_attention_is_that_of_the_written_out_twin():
     q, k = torch.randn(1, 3, 8), torch.randn(1, 8, 8)
     values = torch.eye(8)[None, :, :4].repeat(1, 1, 2)  # the output of each head is its weights of the first 4 keys
     expected = attention_written_out(q, k, values, 2).unflatten(2, (2, 4)).mean(dim=2)
-    from sd.unet import BasicTransformerBlock
-
     block = BasicTransformerBlock(8, 8, 2)
     block.attn2 = layer
     unet.append(block)

@@ -29,7 +29,7 @@ CONSTANTS = {
 def prose(text: str) -> str:
     """A chapter's text without placeholders, code and links."""
     text = PLACEHOLDER.sub("", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    return re.sub(r"`[^`]*`|\]\([^)]*\)", "", text)
+    return re.sub(r"`[^`]*`|\]\([^)]*\)|section \d\.\d", "", text)
 
 
 def test_no_page_is_stale():

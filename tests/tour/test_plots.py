@@ -47,7 +47,7 @@ def test_lines_are_drawn_where_they_belong():
     image = np.asarray(axes.render())
     red = (image[..., 0] > 200) & (image[..., 1] < 60)
     rows = np.flatnonzero(red.any(axis=1))
-    left, top, right, bottom = (side / 2 for side in axes.box)
+    left, top, _, bottom = (side / 2 for side in axes.box)
     assert abs(rows.mean() - (top + bottom) / 2) <= 1  # pixel
     assert abs(np.flatnonzero(red.any(axis=0)).min() - left) <= 2
 

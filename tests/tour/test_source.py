@@ -1,6 +1,7 @@
 """Code by reference: functions, methods, classes and constants of files, with their lines."""
 
 import inspect
+import textwrap
 
 import pytest
 
@@ -12,7 +13,7 @@ from tour.source import ROOT, source_of
 def test_a_method_is_the_text_that_python_finds():
     found = source_of("sd/schedule.py", "NoiseSchedule.add_noise")
     lines, first = inspect.getsourcelines(schedule.NoiseSchedule.add_noise)
-    assert found.text == inspect.cleandoc("".join(lines))
+    assert found.text == textwrap.dedent("".join(lines)).rstrip("\n")
     assert (found.first, found.last) == (first, first + len(lines) - 1)
 
 

@@ -46,8 +46,9 @@ def spread(latents: torch.Tensor) -> float:
 def error_by_time(models: Models) -> Figure:
     """The error of the estimate of x0 at each noise level, beside that of always answering the latents' mean."""
     x0, noise = models.generate(list(NAMES), seed=5, steps=12), models.noise(9, len(NAMES))
+    prompts: dict[str, str | list[str]] = {"told the prompt": list(NAMES), "told nothing": ""}
     errors = {}
-    for name, prompt in {"told the prompt": list(NAMES), "told nothing": ""}.items():
+    for name, prompt in prompts.items():
         denoise = models.denoiser(prompt, scale=1, count=len(NAMES))
         levels = [SD1_SCHEDULE.sigmas[t].item() for t in TIMES]
         errors[name] = [mean_square(denoise(x0 + sigma * noise, sigma) - x0) for sigma in levels]
@@ -80,7 +81,7 @@ def step_counts(models: Models) -> Figure:
     for steps in (*COUNTS, REFERENCE):
         sigmas = sigma_list(steps, "sgm_uniform")
         x = models.noise(3, len(prompts)) * (1 + sigmas[0] ** 2) ** 0.5
-        *_, (finished[steps], _) = euler(denoise, x, sigmas, noise=models.noise)  # Euler draws none
+        *_, (finished[steps], _) = euler(denoise, x, sigmas, noise=lambda: models.noise(0))  # Euler draws none
     images = {steps: models.decode(latents) for steps, latents in finished.items()}
     rows = {prompt: [images[steps][i] for steps in images] for i, prompt in enumerate(prompts)}
     last = finished[REFERENCE]

@@ -42,7 +42,7 @@ def boxes(rows: list[tuple[str, list[str], list[str]]], width: int = 430) -> Ima
     image = Image.new("RGB", (width * SUPERSAMPLING, (sum(heights) + 4) * SUPERSAMPLING), WHITE)
     draw, large, small = ImageDraw.Draw(image), font(14 * SUPERSAMPLING), font(11 * SUPERSAMPLING)
     for i, (title, pieces, notes) in enumerate(rows):
-        x, y = 130 * SUPERSAMPLING, (sum(heights[:i]) + 4) * SUPERSAMPLING
+        x, y = 130.0 * SUPERSAMPLING, (sum(heights[:i]) + 4) * SUPERSAMPLING
         draw.text((x - 10 * SUPERSAMPLING, y + 12 * SUPERSAMPLING), title, BLACK, large, anchor="rm")
         for k, (piece, note) in enumerate(zip(pieces, notes)):
             longest = max(large.getlength(piece), small.getlength(note))
