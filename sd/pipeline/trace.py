@@ -155,6 +155,9 @@ class Trace:
                 yield
         finally:
             self.finished, self.current = True, None
+        if self.index > self.total:
+            self.notes.append(f"The sampler took {self.index} steps, of which the first {self.total} are shown.")
+        self.total = self.index  # some samplers choose their own number
 
     def watch(self, denoise: Guidance | EditedDenoiser | SkippedGuidance) -> Any:
         """Return a denoiser with the same results that also records."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sd.optimization.compile import Compiled, compile_forward, run_eagerly
+from sd.optimization.compile import Compiled, compile_forward, eagerly, run_eagerly
 
 
 class Halves(nn.Module):
@@ -44,6 +44,18 @@ def test_compiled_gives_the_same_says_so_once_a_size_and_comes_off(network, caps
 
 
 @torch.no_grad()
+def test_it_can_rest_for_a_while(network):
+    with eagerly(network):
+        assert "forward" not in vars(network)  # and nothing is left where nothing was compiled
+    assert "forward" not in vars(network)
+    compile_forward(network)
+    compiled = network.forward
+    with pytest.raises(KeyboardInterrupt), eagerly(network):
+        assert "forward" not in vars(network)
+        raise KeyboardInterrupt
+    assert network.forward is compiled
+
+
 def test_no_answer_lies_where_the_next_one_will(network):
     """As a graph's: every answer in the same place."""
     compile_forward(network)

@@ -162,6 +162,16 @@ def test_the_number_of_steps_is_bounded(pipe):
     assert [one.step for one in trace.steps] == [1, 4, 7, 10]
 
 
+@pytest.mark.parametrize("sampler", ["dpm_adaptive", "restart"])
+def test_a_sampler_may_take_as_many_steps_as_it_likes(pipe, sampler):
+    taken = []
+    trace = Trace()
+    pipe.generate(settings_of(sampler=sampler, steps=20), on_step=lambda *_: taken.append(1), trace=trace)
+    assert trace.total == len(taken)
+    assert len(trace.steps) <= 20
+    assert trace.total <= 20 or f"took {len(taken)} steps" in trace.notes[0]
+
+
 def test_memory_at_the_size_of_v1_5_is_as_stated():
     latents = 4 * 4 * MAX_SIDE**2 * 2  # bytes: four of four channels
     maps = (MAX_WORDS + 2) * 16 * 16 * 2

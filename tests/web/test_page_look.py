@@ -41,10 +41,10 @@ def one_browser(web):
         yield browser
 
 
-@pytest.fixture(params=SIZES)
+@pytest.fixture
 def page(one_browser, request):
     """The tab as a newcomer finds it, at one width."""
-    width, height = SIZES[request.param]
+    width, height = SIZES[getattr(request, "param", "desktop")]
     given = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
     one_browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", given)
     one_browser.driver.get(one_browser.url + "docs")
@@ -91,6 +91,7 @@ def fits(page):
     return page.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.parametrize("page", SIZES, indirect=True)
 def test_a_prompt_is_looked_into_and_found_again(page, web):
     page.until(lambda: "see every step of it" in page.text(), "invitation")
     job = look(page, web, "a red apple")
@@ -100,6 +101,11 @@ def test_a_prompt_is_looked_into_and_found_again(page, web):
     for label in ("x_t", "x0, guided", "x0, conditional", "x0, unconditional", "“red” has", "At s = 7.5", "Channel 4"):
         assert is_painted(page, label), label
     assert fits(page)
+    page.driver.execute_script("scrollTo(0, document.body.scrollHeight)")
+    slider = "return document.querySelector('sd-inside .steps').getBoundingClientRect().top"
+    assert page.until(lambda: page.driver.execute_script(slider) < 60, "slider")
+    assert page.driver.execute_script(slider) >= 0  # in sight while the parts below are read
+    page.driver.execute_script("scrollTo(0, 0)")
 
     page.open()  # the browser goes away and comes back
     page.tab("Look inside")
@@ -131,6 +137,7 @@ def test_the_keyboard_moves_steps_words_and_guidance(page, web):
     assert_no_error(page)
 
 
+@pytest.mark.parametrize("page", SIZES, indirect=True)
 def test_two_runs_stand_side_by_side(page, web):
     look(page, web, "a red apple")
     look(page, web, "a green tree")

@@ -231,7 +231,7 @@
     });
     const element = section(
       "Which word does what",
-      "Left: where the word is attended to. Right: what it changes, |x0 − x0 without the word|. They differ: a position can read a word without needing it, and the start token and the padding always hold a large share.",
+      "The first map shows where the word is attended to, the second what it changes, |x0 − x0 without the word|. They differ: a position can read a word without needing it, and the start token and the padding hold a large share.",
       make("div", { class: "words", role: "group", "aria-label": "Words" }, ...buttons),
       make("div", { class: "tiles pair" }, figure(seen, seenText), figure(effect, effectText)),
     );
