@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+from dataclasses import replace
 
 import pytest
 import safetensors
@@ -21,9 +22,10 @@ from sd.checkpoints.predictions import PREDICTIONS, prediction_of, with_predicti
 from sd.clip import CLIPTextModel
 from sd.evaluation.clip_score import Scorer
 from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
+from sd.optimization.registry import TRAINABLE
 from sd.training.finetune import finetune as personalize
 from sd.training.finetune.advice import Scores, best_step, format_table
-from sd.training.finetune.methods import METHODS
+from sd.training.finetune.methods import METHODS, freeze
 from sd.training.finetune.recipes import recipe_for
 from sd.utils.errors import UserError
 
@@ -360,3 +362,18 @@ def test_a_model_of_v_is_trained_as_one_and_its_results_say_so(method, pipe, ima
     pipe.sizes = with_prediction(pipe.sizes, PREDICTIONS["eps"])
     with pytest.raises(UserError, match="run"):
         finetune(method, images, WORD, pipe, quick(method, pipe, steps=2, saves=1), None, tmp_path / "run")
+
+
+def test_only_a_frozen_unet_without_checkpointing_is_trained_through_winograds_convolutions(pipe):
+    recipe = quick("lora", pipe)
+    with personalize.trainable_optimizations(pipe):
+        freeze(pipe)
+        personalize.optimize_frozen(pipe, replace(recipe, checkpointing=True))
+        assert tuple(pipe.optimizations) == TRAINABLE
+        pipe.unet.requires_grad_(True)
+        personalize.optimize_frozen(pipe, recipe)
+        assert tuple(pipe.optimizations) == TRAINABLE
+        freeze(pipe)
+        personalize.optimize_frozen(pipe, recipe)
+        assert tuple(pipe.optimizations) == (*TRAINABLE, "winograd")
+    assert pipe.optimizations is None
