@@ -50,9 +50,8 @@ def test_it_can_rest_for_a_while(network):
     assert "forward" not in vars(network)
     compile_forward(network)
     compiled = network.forward
-    with pytest.raises(KeyboardInterrupt), eagerly(network):
+    with eagerly(network):
         assert "forward" not in vars(network)
-        raise KeyboardInterrupt
     assert network.forward is compiled
 
 
