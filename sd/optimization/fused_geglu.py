@@ -2,14 +2,9 @@
 
 Shazeer 2020, "GLU Variants Improve Transformer": the two halves of the projection are two matrix products, and the
 widest tensor of the U-Net, (B, N, 8 D), is never materialized.
-
-In fp32 on CPUs without AVX-512, oneDNN's products are slower than PyTorch's own: there the two products are PyTorch's.
 """
 
-from functools import cache
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd.optimization.kernels import LINEAR, LINEAR_BINARY, find_kernel, onednn_obstacle, trial_obstacle
@@ -28,8 +23,7 @@ class FusedGEGLU(LayerPatch, GEGLU):
         same = x.dtype == proj.weight.dtype
         if torch.is_grad_enabled() or not same or not is_plain(proj) or obstacle(x.device, x.dtype):
             return super().forward(x)
-        faster = fused_geglu if x.dtype != torch.float32 or has_avx512() else split_geglu
-        return faster(x, proj.weight, proj.bias)
+        return fused_geglu(x, proj.weight, proj.bias)
 
 
 def fused_geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -39,19 +33,6 @@ def fused_geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # "none": the exact GELU, not its approximation by tanh.
     activated = find_kernel(LINEAR)(x, gate, gate_bias, "gelu", [], "none")  # (B, N, 4 D)
     return find_kernel(LINEAR_BINARY)(x, activated, value, value_bias, "mul")
-
-
-def split_geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Returns the same as `fused_geglu`, by two products of PyTorch's own."""
-    value, gate = weight.chunk(2)
-    value_bias, gate_bias = bias.chunk(2)
-    return F.linear(x, value, value_bias).mul_(F.gelu(F.linear(x, gate, gate_bias)))
-
-
-@cache
-def has_avx512() -> bool:
-    """Returns whether PyTorch computes with AVX-512 here."""
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def fuse_geglu(network: nn.Module) -> None:

@@ -120,6 +120,7 @@ OPTIMIZATIONS = {
         lambda networks: apply_to_all(pointwise_conv.use_products, networks),
         lambda networks: apply_to_all(pointwise_conv.use_convolutions, networks),
         pointwise_conv.obstacle,
+        default=False,  # it rounds otherwise, and its gain on a whole step is near the noise
     ),
     "winograd": Optimization(
         "computes wide 3x3 convolutions with 16 products in place of 36; v1-5 takes 1 GB more",
