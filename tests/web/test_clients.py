@@ -285,7 +285,7 @@ def test_a_script_that_would_do_something_is_refused(web, scripts, sentence):
     [
         {"sd_hypernetwork": "fruit"},
         {"inpainting_mask_weight": 0.5},
-        {"comma_padding_backtrack": 0},
+        {"comma_padding_backtrack": 75},
         {"token_merging_ratio": 0.5},
         {"randn_source": "dice"},
         {"compat": "another"},

@@ -428,7 +428,7 @@ def test_a_checkpoint_that_cannot_generate_is_said(web):
     web.models.refresh()
     pipe, web.generator.pipe = web.generator.pipe, None
     detail = refused(web, override_settings={"sd_model_checkpoint": "broken.safetensors [0123456789]"})
-    web.generator.pipe = pipe
+    web.generator.pipe, web.generator.files = pipe, ()
     (web.models.folders["checkpoint"] / "broken.safetensors").unlink()
     web.models.refresh()
     assert "checkpoint" in detail
