@@ -60,6 +60,7 @@ def control_wrapper(models: Models) -> Figure:
     """An untrained ControlNet around the U-Net changes no number; with weights that are not zero it changes many."""
     picture = drawing("a rocket")
     edges = canny(np.asarray(picture), 100, 200)
+    torch.manual_seed(0)  # of the hint's layers, which the U-Net does not have
     network = controlnet_from_unet(models.unet, models.pipe.sizes["unet"]).requires_grad_(False)
     hint = torch.from_numpy(edges)[None, None].expand(1, 3, -1, -1).float() / 255
     cond, uncond = models.context("a rocket, fluent 3d emoji"), models.context("")
