@@ -43,7 +43,6 @@ def test_compiled_gives_the_same_says_so_once_a_size_and_comes_off(network, caps
     assert type(network).forward is network.forward.__func__
 
 
-@torch.no_grad()
 def test_it_can_rest_for_a_while(network):
     with eagerly(network):
         assert "forward" not in vars(network)  # and nothing is left where nothing was compiled
@@ -55,6 +54,7 @@ def test_it_can_rest_for_a_while(network):
     assert network.forward is compiled
 
 
+@torch.no_grad()
 def test_no_answer_lies_where_the_next_one_will(network):
     """As a graph's: every answer in the same place."""
     compile_forward(network)
