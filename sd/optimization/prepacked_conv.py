@@ -7,6 +7,7 @@ of the work. No weight is stored twice, and unpacked weights have the same bits 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 from weakref import ref
 
 import torch
@@ -15,7 +16,16 @@ from torch import Tensor, nn
 
 from sd.optimization.kernels import CONVOLUTION, REORDER, find_kernel, onednn_obstacle, trial_obstacle
 from sd.optimization.malloc_trim import trim_heap
-from sd.optimization.patching import LayerPatch, apply_patch, make_plain, plain_layers, remove_patches
+from sd.optimization.patching import (
+    LayerPatch,
+    apply_patch,
+    make_plain,
+    patches_on,
+    plain_class,
+    plain_layers,
+    remove_patch,
+    remove_patches,
+)
 
 MIN_CHANNELS = 16  # a kernel's block; layers with fewer are not packed
 
@@ -129,6 +139,21 @@ def pack_convolutions(network: nn.Module) -> None:
 def unpack_convolutions(network: nn.Module) -> None:
     """Removes the patch."""
     remove_patches(network, PackedConv2d)
+
+
+def is_plain_or_packed(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Returns whether a layer is a convolution that no patch but this one, and no adapter, has changed."""
+    return (
+        isinstance(layer, nn.Conv2d) and plain_class(layer) is nn.Conv2d and patches_on(layer) in ((), (PackedConv2d,))
+    )
+
+
+def replace_convolutions(network: nn.Module, patch: type[LayerPatch], is_eligible: Callable[[nn.Conv2d], bool]) -> None:
+    """Patches every eligible convolution, in place of the patch that packs its weight; one with an adapter stays."""
+    for layer in network.modules():
+        if is_plain_or_packed(layer) and is_eligible(layer):
+            remove_patch(layer, PackedConv2d)
+            apply_patch(layer, patch)
 
 
 def try_kernels(dtype: torch.dtype) -> None:

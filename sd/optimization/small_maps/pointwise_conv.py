@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.optimization.patching import LayerPatch, apply_patch, patches_on, plain_class, remove_patch, remove_patches
-from sd.optimization.prepacked_conv import PackedConv2d
+from sd.optimization.patching import LayerPatch, remove_patches
+from sd.optimization.prepacked_conv import replace_convolutions
 
 MAX_CHANNELS = 1024  # with more, the prepacked convolution is as fast: it does not reorder its weight in every call
 
@@ -26,23 +26,16 @@ class PointwiseConv2d(LayerPatch, nn.Conv2d):
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-def is_eligible(layer: nn.Module) -> bool:
-    """Returns whether a layer is a convolution of 1x1 and stride 1 that is plain or only prepacked."""
-    return (
-        isinstance(layer, nn.Conv2d)
-        and plain_class(layer) is nn.Conv2d
-        and patches_on(layer) in ((), (PackedConv2d,))
-        and (layer.kernel_size, layer.padding, layer.stride, layer.groups) == ((1, 1), (0, 0), (1, 1), 1)
-        and max(layer.in_channels, layer.out_channels) <= MAX_CHANNELS
-    )
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Returns whether a convolution is one of 1x1 and stride 1 that is not too wide."""
+    return (layer.kernel_size, layer.padding, layer.stride, layer.groups) == ((1, 1), (0, 0), (1, 1), 1) and max(
+        layer.in_channels, layer.out_channels
+    ) <= MAX_CHANNELS
 
 
 def use_products(network: nn.Module) -> None:
     """Patches every 1x1 convolution that is not too wide, in place of the patch that packs its weight."""
-    for layer in network.modules():
-        if is_eligible(layer):
-            remove_patch(layer, PackedConv2d)
-            apply_patch(layer, PointwiseConv2d)
+    replace_convolutions(network, PointwiseConv2d, is_pointwise)
 
 
 def use_convolutions(network: nn.Module) -> None:

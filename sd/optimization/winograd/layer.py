@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sd.optimization.patching import apply_patch, patches_on, plain_class, remove_patch, remove_patches
-from sd.optimization.prepacked_conv import PackedConv2d
+from sd.optimization.patching import remove_patches
+from sd.optimization.prepacked_conv import PackedConv2d, replace_convolutions
 from sd.optimization.winograd.convolution import winograd_conv2d, winograd_conv2d_backward
 from sd.optimization.winograd.weights import TransformedWeight
 
@@ -89,13 +89,10 @@ def tiles_of(x: Tensor) -> int:
     return math.prod(math.ceil(side / 2) for side in x.shape[-2:])
 
 
-def is_eligible(layer: nn.Module) -> bool:
-    """Returns whether a layer is a wide convolution of 3x3, padding 1 and stride 1 that is plain or only prepacked."""
+def is_wide(layer: nn.Conv2d) -> bool:
+    """Returns whether a convolution is one of 3x3, padding 1 and stride 1 with enough channels."""
     return (
-        isinstance(layer, nn.Conv2d)
-        and plain_class(layer) is nn.Conv2d
-        and patches_on(layer) in ((), (PackedConv2d,))
-        and (layer.kernel_size, layer.padding, layer.stride) == ((3, 3), (1, 1), (1, 1))
+        (layer.kernel_size, layer.padding, layer.stride) == ((3, 3), (1, 1), (1, 1))
         and (layer.dilation, layer.groups) == ((1, 1), 1)
         and min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS
     )
@@ -103,10 +100,7 @@ def is_eligible(layer: nn.Module) -> bool:
 
 def use_winograd(network: nn.Module) -> None:
     """Patches every wide 3x3 convolution, in place of the patch that packs its weight; one with an adapter stays."""
-    for layer in network.modules():
-        if is_eligible(layer):
-            remove_patch(layer, PackedConv2d)
-            apply_patch(layer, WinogradConv2d)
+    replace_convolutions(network, WinogradConv2d, is_wide)
 
 
 def use_direct(network: nn.Module) -> None:

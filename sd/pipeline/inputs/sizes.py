@@ -8,8 +8,11 @@ from sd.utils.errors import UserError
 from sd.utils.images import apply_orientation
 
 
-def check_inputs(settings: GenerationSettings, image: Image.Image | None, mask: Image.Image | None) -> None:
-    """Raises UserError for a mask or outpainting without an image, and for a second pass after img2img."""
+def check_inputs(settings: GenerationSettings, image: object | None, mask: object | None) -> None:
+    """Raises UserError for a mask or outpainting without an image, and for a second pass after img2img.
+
+    image, mask: in any form, None for none.
+    """
     if settings.outpaint and image is None:
         raise UserError("outpainting extends an image, and there is none: give the image, or leave out outpaint.")
     if mask is not None and image is None:

@@ -7,6 +7,7 @@ from sd.control.units import check_image_count, parse_units
 from sd.evaluation.grids.axes import Point
 from sd.evaluation.grids.grid import plan_grid
 from sd.pipeline.inputs.regions import check_regions
+from sd.pipeline.inputs.sizes import check_inputs
 from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
 from sd.web.jobs.job import GENERATE, LOOK, Job
@@ -62,12 +63,7 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest, kind: s
         )
     for point in grid.points if grid else [Point(settings)]:
         check_point(models, request, point)
-    if request.mask is not None and request.image is None:
-        raise UserError("a mask was given without an image: give the image that it belongs to as well.")
-    if request.image is None and settings.outpaint:
-        raise UserError("outpainting extends an image, and there is none: give the image, or leave out outpaint.")
-    if request.image is not None and settings.hires_scale > 1:
-        raise UserError("a second, larger pass is for images from text: leave out hires or the image.")
+    check_inputs(settings, request.image, request.mask)
     description = {
         "settings": asdict(settings),
         "checkpoint": request.checkpoint,
