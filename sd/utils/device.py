@@ -51,6 +51,14 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES.get("fp32" if precision == "full" else precision, default_dtype(device))
 
 
+def best_precision(device: torch.device | str) -> str:
+    """Returns the fastest precision of the device that training tolerates: "bf16", "fp16" or "fp32"."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if kind == "cpu" and cpu_has_bf16() else "fp32"
+
+
 def find_private(name: str) -> Callable | None:
     """A private function of PyTorch, by its path below `torch`; None where this version or build has none."""
     found: Any = torch

@@ -16,7 +16,7 @@ from sd.training.finetune.data.long_captions import fits_in_chunks
 from sd.training.finetune.latent_cache import LatentCache
 from sd.training.finetune.recipes import Recipe, is_small
 from sd.training.loop import TrainConfig
-from sd.utils.device import DTYPES, cpu_has_bf16, default_device
+from sd.utils.device import DTYPES, best_precision, default_device
 
 MIN_TO_HOLD_OUT = 5  # images; with fewer none is held out
 MAX_HELD_OUT = 8
@@ -108,14 +108,6 @@ def train_config(recipe: Recipe, method: str, pipe: StableDiffusion, world_size:
         device=pipe.device.type,
         save_minutes=recipe.save_minutes,
     )
-
-
-def best_precision(device: torch.device | str) -> str:
-    """Return the fastest precision of the device that training tolerates: "bf16", "fp16" or "fp32"."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if kind == "cpu" and cpu_has_bf16() else "fp32"
 
 
 def load_for_training(

@@ -11,6 +11,7 @@ from sd.training.pretrain.scenes.grammar import Scene
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.training.pretrain.scenes.wording import random_caption
+from sd.utils.device import cpu_has_bf16
 from sd.utils.errors import UserError
 from sd.utils.files import replacing, write_torch
 from sd.vae import LATENT_SCALE, AutoencoderKL
@@ -36,7 +37,8 @@ def make_latents(vae: AutoencoderKL, stream: SceneStream, folder: Path, count: i
             continue
         scenes = [stream.scene(number * SHARD + k) for k in range(min(SHARD, count - number * SHARD))]
         parts = [scenes[i : i + 8] for i in range(0, len(scenes), 8)]
-        latents = torch.cat([encode_images(vae, render_batch(part, stream.cutouts)) for part in parts])
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):  # they are stored in bf16 anyway
+            latents = torch.cat([encode_images(vae, render_batch(part, stream.cutouts)) for part in parts])
         contents = {
             "latents": (latents * LATENT_SCALE).bfloat16(),
             "captions": [wordings(scene) for scene in scenes],
