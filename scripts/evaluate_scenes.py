@@ -4,7 +4,8 @@ python scripts/train_scenes.py detector                                 the dete
 python scripts/evaluate_scenes.py                                       the shipped model (some minutes)
 python scripts/evaluate_scenes.py --model runs/scenes/scenes.safetensors --sheets out --note "250,000 images"
 
-Prints each task's fraction of right images with its 95 % interval; --curve appends the scores to a file of JSON lines.
+Prints each task's fraction of right images with its 95 % interval, and the share of a noun's attention on its object.
+--curve appends the scores to a file of JSON lines.
 """
 
 import argparse
@@ -19,9 +20,10 @@ sys.path.insert(0, str(ROOT))
 
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.args import HelpFormatter
-from sd.training.pretrain.scenes.detector import load_detector
+from sd.training.pretrain.scenes.attention import attention_share
+from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
 from sd.training.pretrain.scenes.evaluation import evaluate_tasks, table
-from sd.training.pretrain.scenes.tasks import TASKS
+from sd.training.pretrain.scenes.tasks import TASKS, task_scenes
 from sd.utils.errors import plain_errors
 
 
@@ -51,8 +53,15 @@ def main() -> None:
         options.tasks, options.data, detector, pipe, options.prompts, settings, options.sheets, seed=1000
     )
     print(table(scores))
+    attention = None
+    if pipe is not None:
+        cutouts = detector_cutouts(options.data)
+        attention = attention_share(pipe, task_scenes("two objects", options.data, options.prompts), cutouts)
+        print(f"attention of nouns: {attention}")
     if options.curve is not None:
         values = {who: {task: score.value for task, score in each.items()} for who, each in scores.items()}
+        if attention is not None:
+            values["attention"] = {"inside": attention.inside, "area": attention.area}
         with open(options.curve, "a", encoding="utf-8") as file:
             file.write(json.dumps({"note": options.note, "model": str(options.model), **values}) + "\n")
 

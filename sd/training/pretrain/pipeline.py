@@ -54,8 +54,8 @@ def run_stage(
 ) -> None:
     """Train one of STAGES in `runs/<stage>`, or resume it; or encode that many "latents".
 
-    A stage starts from the shipped weights; the U-Net and the latents use the results of earlier stages. compiled: train
-    the U-Net with `torch.compile`.
+    A stage starts from the shipped weights; the U-Net and the latents use the results of earlier stages.
+    compiled: train the U-Net with `torch.compile`.
     """
     stream = SceneStream(Cutouts(data))
     if stage == "vae":

@@ -18,6 +18,7 @@ from sd.training.pretrain.scenes.stream import SceneStream
 from sd.training.pretrain.scenes.wording import Content
 from sd.training.pretrain.train_clip import new_clip
 from sd.training.pretrain.train_unet import new_unet
+from sd.unet import UNetModel
 from sd.utils.errors import UserError
 from sd.vae import LATENT_SCALE, AutoencoderKL
 

@@ -13,5 +13,6 @@ sheets        images with their captions, for inspection
 stream        training examples by number: scenes and single emoji
 detector      a small detector of names, positions and colors
 tasks         GenEval's six tasks on held-out combinations
+attention     the share of a noun's cross-attention that lies on its object
 evaluation    these tasks from prompts to scores and sheets
 """
