@@ -21,8 +21,8 @@ WITH_BACKGROUND_ELSE = 0.15
 NATURAL = 0.25  # the fraction of colors that are an object's own
 SIDES = {"small": (28, 42), "": (58, 112), "large": (112, 122)}  # pixels, of the longer side of a single object
 SIDES_BY_NUMBER = {2: (44, 60), 3: (38, 52), 4: (36, 50)}  # of each object among several
-# Most scenes have the shapes of one artist, who drew the three fluent styles: composition is learned sooner, and a caption
-# without a style mostly means these shapes. Single emoji have every style equally often.
+# Most scenes have the shapes of one artist, who drew the three fluent styles: composition is learned sooner, and a
+# caption without a style mostly means these shapes. Single emoji have every style equally often.
 STYLE_SHARES = {"fluent 3d emoji": 4, "fluent flat emoji": 3}  # the others: 1
 GAP, MARGIN = 3, 2  # minimum distance in pixels between objects and to the edge
 TRIES = 200
