@@ -99,7 +99,8 @@ def check_image_count(units: list[ControlUnit], count: int, has_init_image: bool
         raise UserError("a ControlNet needs an image: give a control image, or one to start from.")
     if units and count > 1 and count != len(units):
         raise UserError(
-            f"{count} control images are given for {len(units)} ControlNets: give one each, or one for all."
+            f"{count} control images are given for {len(units)} ControlNet{'s' * (len(units) > 1)}: give one each, or "
+            "one for all."
         )
 
 
