@@ -30,7 +30,7 @@ from sd.optimization.registry import approximate_names, optimize
 from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
-from sd.pipeline.inputs.control import ControlInput, ControlNets, control_inputs
+from sd.pipeline.inputs.control import ControlInput, ControlNets, blank_notes, control_inputs
 from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.inputs.outpaint import as_asked, extend_image
 from sd.pipeline.inputs.regions import region_notes, region_weights
@@ -295,7 +295,7 @@ class StableDiffusion(AdapterCalls):
             seeds=settings.seeds(),
             infotexts=self.infotexts(as_asked(settings, asked), from_image, len(region_masks)),
             latents=torch.cat(latents),
-            notes=list(dict.fromkeys([*notes, *masked.notes, *init.notes, *named.notes])),
+            notes=list(dict.fromkeys([*notes, *masked.notes, *init.notes, *named.notes, *blank_notes(controls)])),
             reports=named.reports,
         )
 
