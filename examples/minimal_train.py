@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -20,13 +20,14 @@ sys.path.insert(0, str(ROOT))
 from sd.checkpoints.checkpoint import load_models, save_checkpoint
 from sd.schedule import SD1_SCHEDULE
 from sd.tokenizer import Tokenizer
+from sd.utils.images import open_image, to_rgb
 from sd.vae import LATENT_SCALE, sample_latent
 
 
 def load_images(folder, size):
     """Return all images of a folder, cropped to `size` x `size` pixels: (N, 3, size, size) in [-1, 1]."""
     files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    images = [ImageOps.fit(Image.open(path).convert("RGB"), (size, size)) for path in files]
+    images = [ImageOps.fit(to_rgb(open_image(path)), (size, size)) for path in files]  # upright, in 8 bits
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1 for image in images])
 
 
@@ -59,6 +60,8 @@ def train(images, caption, checkpoint=ROOT / "weights/emoji.safetensors", steps=
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (4, 5):
+        sys.exit(__doc__)
     folder, caption, path, *steps = sys.argv[1:]
     clip, vae, unet, source, _ = train(load_images(folder, size=128), caption, steps=int(steps[0]) if steps else 200)
     print(path, save_checkpoint(path, clip, vae, unet, source.config))

@@ -52,6 +52,8 @@ def generate(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 3 or {"-h", "--help"} & set(sys.argv):
+        sys.exit(__doc__)
     prompt, path = (*sys.argv[1:], *("a red apple", "apple.png")[len(sys.argv) - 1 :])
     generate(prompt).save(path)
     print(path)

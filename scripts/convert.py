@@ -12,11 +12,11 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoints.checkpoint import load_models, save_checkpoint
+from sd.checkpoints.checkpoint import kind_to_save, load_models, save_checkpoint
 from sd.checkpoints.discovery import locate
 from sd.checkpoints.predictions import PREDICTION_HELP, PREDICTIONS, prediction_of
 from sd.utils.device import DTYPES
-from sd.utils.errors import plain_errors
+from sd.utils.errors import UserError, plain_errors
 
 
 @plain_errors
@@ -32,11 +32,16 @@ def main():
     options = parser.parse_args()
 
     start = time.perf_counter()
+    target = options.target.expanduser()
+    kind_to_save(target)
     separate = locate("VAE", options.vae) if options.vae else None
     dtype = DTYPES.get(options.dtype)
     source = locate("checkpoint", options.source)
+    is_replaced = target.exists()
+    if is_replaced and target.samefile(source):
+        raise UserError(f"{options.target} is the checkpoint to convert, and would be replaced: choose another name.")
     clip, vae, unet, found = load_models(source, dtype, vae=separate, prediction=options.prediction)
-    kind = save_checkpoint(options.target, clip, vae, unet, found.config, found.metadata)
+    kind = save_checkpoint(target, clip, vae, unet, found.config, found.metadata)
 
     print(f"read     {found.path}: {found.kind}{''.join(f', {note}' for note in found.notes)}")
     for warning in found.warnings:
@@ -51,7 +56,8 @@ def main():
         print("         " + ", ".join(f"{key} {value}" for key, value in found.config[name].items()))
     print(f"predicts {prediction_of(found.config).name}")
     print(f"ignored  {', '.join(found.ignored) or 'nothing'}")
-    print(f"written  {options.target}: {kind}, {time.perf_counter() - start:.1f} seconds")
+    instead = ", in place of what was there" if is_replaced else ""
+    print(f"written  {options.target}{instead}: {kind}, {time.perf_counter() - start:.1f} seconds")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from sd.cli.args import generation_parser, given_flags, load_pipeline, settings_
 from sd.cli.distributed import assign_filenames, broadcast, shard, worker_context
 from sd.cli.from_png import settings_from_png
 from sd.cli.requests import GenerationRequest
-from sd.cli.run import expand_requests, generate_and_save
+from sd.cli.run import check_before_loading, expand_requests, generate_and_save
 from sd.utils.errors import UserError, plain_errors
 from sd.utils.files import check_outdir, read_prompts
 
@@ -54,6 +54,7 @@ def generate_all(args: argparse.Namespace) -> None:
     first, count = todo[0].seeds()[0], todo[0].num_images
     repeated = [one for one in todo for _ in range(args.n_iter)]
     repeated = [one.replace(seed=first + i * count) for i, one in enumerate(repeated)]
+    check_before_loading(args, todo)
     pipe = load_pipeline(args)
 
     def plan() -> list[GenerationRequest]:

@@ -59,6 +59,7 @@ NON_WEIGHT_PREFIXES = ("model_ema.", "embedding_manager.")
 NON_WEIGHT_ENDINGS = ("position_ids", "logit_scale", "text_projection.weight")
 CLIP_ROOTS = ("embeddings.token_embedding.", "embeddings.position_embedding.", "encoder.", "final_layer_norm.")
 PART_ROOTS = {"vae": ROOTS, "clip": CLIP_ROOTS}
+OTHER_FILES = (".pt", ".pth", ".bin", ".onnx", ".gguf", ".pkl", ".zip")  # endings that no folder should have
 NOT_METADATA = {"sd_sizes", "format", "pytorch-lightning_version"}  # written again, or true of the old file only
 
 
@@ -289,6 +290,19 @@ def override_prediction(checkpoint: Checkpoint, chosen: str | None) -> None:
     checkpoint.config = with_prediction(checkpoint.config, prediction)
 
 
+def kind_to_save(path: Path) -> str:
+    """Returns the kind of checkpoint that is written at a path: "safetensors", "ckpt" or, for a folder, "diffusers".
+
+    Raises UserError for the ending of another kind of file, which would be the name of a folder.
+    """
+    ending = path.suffix.lower()
+    if ending in OTHER_FILES and not path.is_dir():
+        raise UserError(
+            f"{path} has the ending {ending}, which is not written: use .safetensors, .ckpt or a folder's name."
+        )
+    return {".safetensors": "safetensors", ".ckpt": "ckpt"}.get(ending, "diffusers")
+
+
 def save_checkpoint(
     path: str | Path,
     clip: nn.Module,
@@ -305,7 +319,7 @@ def save_checkpoint(
     new checkpoint is complete. Raises UserError where `path` cannot be written.
     """
     path = Path(path).expanduser()
-    kind = kind or {".safetensors": "safetensors", ".ckpt": "ckpt"}.get(path.suffix.lower(), "diffusers")
+    kind = kind or kind_to_save(path)
     config = fill_defaults(config, path)
     parts = {}
     for part, network in {"unet": unet, "vae": vae, "clip": clip}.items():

@@ -42,6 +42,7 @@ PREFERRED = "v1-5-pruned-emaonly"
 
 FRESH = 5.0  # seconds for which a listing is cached
 LONGEST = 200  # characters of a name in a message
+LISTED = 8  # names in a message
 OWN_VAE, AUTOMATIC = ("none",), ("", "automatic", "auto")  # the webui's words, in any case
 HASH = re.compile(r"[0-9a-f]{8}|[0-9a-f]{10,64}", re.IGNORECASE)
 ENDINGS = {
@@ -187,10 +188,15 @@ class Models:
                     instead = INSTEAD[content.kind].replace("NAME", one.path.stem)
                     return f"{shown} is {content.what}, not {with_article(kind)}: {instead}."
         names = {one.lower(): one for one in reversed(self.names(kind))}
-        near = difflib.get_close_matches(shown.lower(), names)
-        empty = "." if names else f": the folder {self.folders[kind].name} holds no file of this kind yet."
-        hint = f"; did you mean {names[near[0]]}?" if near else empty
-        return f"there is no {kind} named {shown}{hint}"
+        if near := difflib.get_close_matches(shown.lower(), names):
+            return f"there is no {kind} named {shown}; did you mean {names[near[0]]}?"
+        folder = self.folders[kind]
+        if not names:
+            within = "" if folder == self.folders["checkpoint"] else f"{folder.parent.name}/"
+            return f"there is no {kind} named {shown}: put it into {within}{folder.name}/, which holds none yet."
+        listed = [name[:LONGEST] for name in list(names.values())[::-1][:LISTED]]
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        return f"there is no {kind} named {shown}; choose from {', '.join(listed)}{more}."
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.device import DTYPES, check_device, device_of, dtype_of
 from sd.utils.errors import UserError
 from sd.utils.files import decode_argument
+from sd.utils.images import cut_size
 
 
 def generation_parser(description: str, mode: str = "text", defaults: Mapping[str, Any] | None = None) -> "FlagGroups":
@@ -229,19 +230,22 @@ def prompt_from_args(args: argparse.Namespace) -> str | None:
     return args.prompt if args.prompt is not None else args.positional_prompt
 
 
-def with_image_size(settings: GenerationSettings, image: Image.Image, model_size: int) -> GenerationSettings:
-    """Returns settings with a size for an image much larger than the model's area; the others are left to the pipeline.
+def with_image_size(
+    settings: GenerationSettings, image: Image.Image, model_size: int
+) -> tuple[GenerationSettings, str]:
+    """Returns settings with a size for an image much larger than the model's area, and a sentence about it.
 
-    The size has the image's shape and about the model's area. A given size stays.
+    The size has the image's shape and about the model's area. A given size stays, and that of other images is left to
+    the pipeline; the sentence is then "".
     """
     if settings.width is not None or settings.height is not None:
-        return settings
+        return settings, ""
     scale = (model_size**2 / (image.width * image.height)) ** 0.5
     if scale > 0.5:
-        return settings
-    width, height = (max(8, round(side * scale) // 8 * 8) for side in image.size)
-    print(f"the image is {image.width}x{image.height}: generating at {width}x{height}; use --W and --H for another.")
-    return settings.replace(width=width, height=height)
+        return settings, ""
+    width, height = cut_size(*(round(side * scale) for side in image.size))
+    note = f"the image is {image.width}x{image.height}: generating at {width}x{height}; use --W and --H for another."
+    return settings.replace(width=width, height=height), note
 
 
 def load_pipeline(args: argparse.Namespace) -> StableDiffusion:

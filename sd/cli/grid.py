@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sd.checkpoints.discovery import Models
+from sd.checkpoints.model_files import content_of
 from sd.cli.args import (
     FlagGroups,
     add_compute_flags,
@@ -27,8 +28,9 @@ from sd.cli.args import (
     given_flags,
     load_pipeline,
     prompt_from_args,
+    split_suffix,
 )
-from sd.cli.run import print_notes
+from sd.cli.run import check_before_loading, print_notes
 from sd.evaluation.grids.axes import parse_axis
 from sd.evaluation.grids.grid import AXES, Grid, check_models, generate_cells, grid_sheet, plan_grid
 from sd.pipeline.infotext import read_infotext
@@ -39,6 +41,10 @@ from sd.utils.errors import UserError
 from sd.utils.files import check_outdir, remove_orphans, replacing, save_png, write_png
 from sd.utils.images import open_image
 
+FILE_FLAGS = (
+    *("init_img", "mask", "control_image", "region_mask"),
+    *("ckpt", "vae", "lora", "embedding"),
+)
 LARGE_IMAGE = 1024 * 1024  # pixels
 FLAGS_FILE, SHEET = "grid.json", "grid.png"
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
@@ -75,6 +81,7 @@ def generate_grid(flags: FlagGroups, args: argparse.Namespace) -> None:
         args = saved_flags(flags, args, folder)
     grid, inputs = plan_from_args(args)
     check_models(grid, Models(), args.vae)
+    check_before_loading(args, [point.settings for point in grid.points], bool(args.init_img))
     if not args.resume:
         folder = new_folder(check_outdir(args.outdir), args, grid)
     remove_orphans(folder)
@@ -136,9 +143,30 @@ def new_folder(outdir: Path, args: argparse.Namespace, grid: Grid) -> Path:
         except FileExistsError:
             number += 1
     understood = {name.lower(): None if axis is None else str(axis) for name, axis in zip(AXES, grid.axes)}
+    understood |= absolute_paths(args)
     with replacing(folder / FLAGS_FILE) as part:
         part.write_text(json.dumps(vars(args) | understood, indent=1), encoding="utf-8")
     return folder
+
+
+def absolute_paths(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the flags that name files, as absolute paths where such a file is there: for --resume from anywhere.
+
+    A name that is no file and no model's folder is one in `weights/`, and stays.
+    """
+
+    def absolute(text: str) -> str:
+        path, suffix = split_suffix(text)
+        is_there = Path(path).is_file() or (Path(path).is_dir() and content_of(Path(path)).kind != "")
+        return ":".join([str(Path(path).resolve()), *([] if suffix is None else [suffix])]) if is_there else text
+
+    found: dict[str, Any] = {}
+    for name in FILE_FLAGS:
+        if value := getattr(args, name):
+            found[name] = absolute(value) if isinstance(value, str) else [absolute(one) for one in value]
+    if args.taesd:
+        found["taesd"] = str(Path(args.taesd).resolve())
+    return found
 
 
 def saved_flags(flags: FlagGroups, args: argparse.Namespace, folder: Path) -> argparse.Namespace:

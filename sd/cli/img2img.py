@@ -12,7 +12,7 @@ from PIL import Image
 
 from sd.cli.args import FlagGroups, load_pipeline, settings_from_args, with_image_size
 from sd.cli.requests import GenerationRequest, split_by_image
-from sd.cli.run import expand_requests, generate_and_save
+from sd.cli.run import check_before_loading, expand_requests, generate_and_save
 from sd.pipeline.infotext import read_infotext
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
@@ -47,9 +47,15 @@ def generate_from_images(args: argparse.Namespace, path: str, mask_path: str | N
     settings = settings_from_args(args)
     paths = images_in(Path(path)) if Path(path).is_dir() else []
     masks = masks_for(paths, mask_path)
+    if any(Path(args.outdir).resolve() == one.parent.resolve() for one in paths):
+        raise UserError(
+            f"{args.outdir} is the folder of the images, whose results would be taken for images the next time: choose "
+            "another --outdir."
+        )
     if args.resume and (args.seed is None or not paths):
         raise UserError("--resume is for a folder of images, and needs the --seed of the first run: give both.")
     single = None if paths else Source(open_image(path), None if mask_path is None else open_image(mask_path))
+    check_before_loading(args, [settings], has_image=True)
     pipe = load_pipeline(args)
     if single:
         generate_from_source(pipe, settings, single, args)
@@ -89,13 +95,15 @@ def generate_from_source(
     pipe: StableDiffusion, settings: GenerationSettings, source: Source, args: argparse.Namespace
 ) -> bool:
     """Generates what the flags ask for from one image and saves it; returns whether there was anything left to do."""
-    sized = with_image_size(settings, source.image, pipe.image_size)
+    sized, note = with_image_size(settings, source.image, pipe.image_size)
     first, count = sized.seeds()[0], sized.num_images
     todo = [sized.replace(seed=first + i * count) for i in range(args.n_iter)]
     requests = [replace(one, title=source.title or one.title) for one in expand_requests(pipe, todo, args)]
     if args.resume:
         requests = missing_requests(pipe, requests, source.image, Path(args.outdir))
     if requests:
+        if note:
+            print(f"{source.title}: {note}" if source.title else note)
         generate_and_save(pipe, requests, args, source.image, source.mask)
     return bool(requests)
 
@@ -138,7 +146,8 @@ def images_in(folder: Path) -> list[Path]:
         raise UserError(f"{folder} holds no images: give a folder with PNG, JPEG or WEBP files, or one image.")
     if others := [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in paths]:
         more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
-        print(f"note: {folder} also holds {', '.join(others[:LISTED])}{more}, which are no images and are left out.")
+        listed = f"{', '.join(others[:LISTED])}{more}"
+        print(f"note: {folder} also holds {listed}, which have no image's ending and are left out.")
     return paths
 
 
@@ -154,11 +163,19 @@ def masks_for(paths: list[Path], mask_path: str | None) -> list[Path | None]:
     return [named[path.stem] for path in paths]
 
 
+def titles_of(paths: list[Path]) -> list[str]:
+    """Returns a title for each image, the beginning of its results' names: its own name, with the ending where several
+    have the same, and a number in front where those are still the same.
+    """
+    stems, names = Counter(file_name(one.stem) for one in paths), Counter(file_name(one.name) for one in paths)
+    numbered = [f"{index:05} {one.name}" for index, one in enumerate(paths)]
+    whole = [one.name if names[file_name(one.name)] == 1 else number for one, number in zip(paths, numbered)]
+    return [one.stem if stems[file_name(one.stem)] == 1 else name for one, name in zip(paths, whole)]
+
+
 def open_sources(paths: list[Path], masks: list[Path | None]) -> Iterator[Source]:
     """Opens the images of a folder, one at a time; a broken one is skipped with a note."""
-    names = Counter(file_name(path.stem) for path in paths)
-    for index, (path, mask) in enumerate(zip(paths, masks)):
-        title = path.stem if names[file_name(path.stem)] == 1 else f"{index:05} {path.stem}"
+    for path, mask, title in zip(paths, masks, titles_of(paths)):
         try:
             yield Source(open_image(path), None if mask is None else open_image(mask), title)
         except UserError as error:

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from sd.checkpoints.discovery import BUNDLED
+from sd.checkpoints.discovery import BUNDLED, Models
 from sd.cli.requests import Enhance, GenerationRequest, expand_request
+from sd.pipeline.inputs.sizes import check_named_models
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
@@ -39,6 +40,18 @@ def expand_requests(
     for note in dict.fromkeys(request.note for request in requests if request.note):
         print(f"note: {note}")
     return requests
+
+
+def check_before_loading(args: argparse.Namespace, todo: list[GenerationSettings], has_image: bool = False) -> None:
+    """Raises UserError for control images and region masks that cannot be used, and for models that are not there.
+
+    todo: the settings of all images. has_image: whether they start from an image. A checkpoint takes long to load, so
+    that this comes first.
+    """
+    for path in (*args.control_image, *args.region_mask):
+        open_image(path)
+    for settings in todo:
+        check_named_models(settings, Models(), len(args.control_image), len(args.region_mask), has_image)
 
 
 def generate_and_save(

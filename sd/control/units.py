@@ -94,12 +94,13 @@ def format_units(units: list[ControlUnit]) -> str:
 def check_image_count(units: list[ControlUnit], count: int, has_init_image: bool) -> None:
     """Raises UserError where control images are too many or too few. Without any, the init image serves all units."""
     if count and not units:
-        raise UserError("a control image was given without a ControlNet: name one, as in --control NAME.")
+        raise UserError("a control image was given without a ControlNet: name one, or leave out the image.")
     if units and not count and not has_init_image:
-        raise UserError("a ControlNet needs an image: give one as --control-image FILE.")
+        raise UserError("a ControlNet needs an image: give a control image, or one to start from.")
     if units and count > 1 and count != len(units):
         raise UserError(
-            f"{count} control images are given for {len(units)} ControlNets: give one each, or one for all."
+            f"{count} control images are given for {len(units)} ControlNet{'s' * (len(units) > 1)}: give one each, or "
+            "one for all."
         )
 
 

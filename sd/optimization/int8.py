@@ -19,6 +19,7 @@ from sd.optimization.kernels import (
     FLOATS,
     PACK_BYTES_CONVOLUTION,
     PACK_BYTES_LINEAR,
+    cpu_obstacle,
     find_kernel,
     needs_floats,
     trial_obstacle,
@@ -171,8 +172,8 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str:
 
 def hardware_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Returns why this device does not multiply int8; empty where it does."""
-    if device.type != "cpu":
-        return "it is for CPUs."
+    if found := cpu_obstacle(device, dtype):
+        return found
     if dtype not in FLOATS:
         return needs_floats()
     if not torch.backends.mkldnn.is_available():

@@ -50,11 +50,21 @@ def trial_obstacle(trial: Callable[[torch.dtype], None], dtype: torch.dtype) -> 
     return ""
 
 
+def cpu_obstacle(device: torch.device, dtype: torch.dtype, wanted: torch.dtype | None = None, why: str = "") -> str:
+    """Returns why what is for CPUs does not work here; empty where it does.
+
+    wanted: the one dtype in which it works, None for any. why: the answer for another one.
+    """
+    if device.type != "cpu":
+        return "it is for CPUs."
+    return why if wanted not in (None, dtype) else ""
+
+
 @cache
 def onednn_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Returns why oneDNN does not compute in this dtype; it does in fp32, and in bf16 where the CPU has it."""
-    if device.type != "cpu":
-        return "it is for CPUs."
+    if found := cpu_obstacle(device, dtype):
+        return found
     if not torch.backends.mkldnn.is_available():
         return "this build of PyTorch has no oneDNN."
     if dtype == torch.float32 or (dtype == torch.bfloat16 and cpu_has_bf16()):

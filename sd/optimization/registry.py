@@ -22,6 +22,7 @@ from sd.optimization import (
     shared_cfg_prefix,
     tiled_attention,
 )
+from sd.optimization.kernels import cpu_obstacle
 from sd.optimization.small_maps import cached_text, pointwise_conv
 from sd.optimization.winograd import layer as winograd
 from sd.unet import UNetModel
@@ -74,10 +75,6 @@ class Optimization:
 
 def needs_cuda(device: torch.device, dtype: torch.dtype) -> str:
     return "" if device.type == "cuda" else "it is for CUDA GPUs."
-
-
-def needs_cpu(device: torch.device, dtype: torch.dtype) -> str:
-    return "" if device.type == "cpu" else "it is for CPUs."
 
 
 def set_memory_format(networks: Networks, order: torch.memory_format) -> None:
@@ -138,7 +135,7 @@ OPTIMIZATIONS = {
         "computes the keys and values of the text once for all steps",
         lambda networks: cached_text.cache_text(networks.unet),
         lambda networks: cached_text.compute_text_anew(networks.unet),
-        needs_cpu,  # on a GPU they are a hundredth of a step, and CUDA graphs do not see that they change
+        cpu_obstacle,  # on a GPU they are a hundredth of a step, and CUDA graphs do not see that they change
     ),
     "tiled-attention": Optimization(
         "computes long self-attentions in tiles, so that their scores stay in the CPU's cache",
@@ -150,7 +147,7 @@ OPTIMIZATIONS = {
         "computes the layers before the first cross-attention once for cond and uncond",
         lambda networks: shared_cfg_prefix.share_prefix(networks.unet),
         lambda networks: shared_cfg_prefix.unshare_prefix(networks.unet),
-        needs_cpu,  # on a GPU the test for equal rows would wait for the GPU in every step
+        cpu_obstacle,  # on a GPU the test for equal rows would wait for the GPU in every step
     ),
     "layerwise-vae": Optimization(
         "runs the VAE layer by layer and frees each input early: less memory",

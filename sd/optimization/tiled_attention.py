@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sd.attention import join_heads, split_heads
+from sd.optimization.kernels import cpu_obstacle
 from sd.optimization.patching import LayerPatch, apply_patch, remove_patches
 from sd.unet import BasicTransformerBlock, CrossAttention
 from sd.utils.device import cpu_has_amx, cpu_has_bf16
@@ -50,10 +51,8 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Returns why the fused kernel is better here; empty where the tiles are faster."""
-    if device.type != "cpu":
-        return "it is for CPUs."
-    if dtype != torch.bfloat16:
-        return "it needs bf16."
+    if found := cpu_obstacle(device, dtype, torch.bfloat16, "it needs bf16."):
+        return found
     if not (torch.backends.mkldnn.is_available() and cpu_has_bf16()):
         return "this CPU has no fast bfloat16 products."
     return "on a CPU with a matrix unit (AMX), PyTorch's own kernel is faster." if cpu_has_amx() else ""

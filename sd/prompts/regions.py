@@ -18,6 +18,7 @@ from itertools import pairwise
 from sd.utils.errors import UserError
 
 WORD = re.compile(r"\s*\b(ADDBASE|ADDCOMM|ADDCOL|ADDROW)\b\s*")
+SMALL_WORD = re.compile(r"\b(addbase|addcomm|addcol|addrow)\b", re.IGNORECASE)  # in any letters
 LEADING = ("ADDBASE", "ADDCOMM")  # each ends a text that stands before the regions
 HIGHEST = 1000.0  # of a ratio
 

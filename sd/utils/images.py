@@ -46,6 +46,11 @@ def check_size(width: int, height: int, multiple: int = 8) -> None:
             raise UserError(f"the {name} {side} is not a multiple of {multiple}: use {near}.")
 
 
+def cut_size(width: int, height: int, multiple: int = 8) -> tuple[int, int]:
+    """Return the size that an image of this size is generated at: the multiples of `multiple` below, or one of them."""
+    return max(width // multiple, 1) * multiple, max(height // multiple, 1) * multiple
+
+
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
     """Read an image from a path or an open file, in its EXIF orientation and the file's own mode.
 
@@ -54,6 +59,8 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     """
     name = source if isinstance(source, (str, Path)) else "the image"
     if isinstance(source, (str, Path)) and not Path(source).is_file():
+        if Path(source).is_dir():
+            raise UserError(f"{name} is a folder: give the path of one image.")
         raise UserError(f"file not found: {name}; check the path of the image.")
     try:
         try:

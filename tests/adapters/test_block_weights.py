@@ -25,6 +25,35 @@ def test_the_blocks_of_v1_are_the_extensions(v1):
     assert all(len(values) == 17 for values in PRESETS.values())
 
 
+# The lists of the webui's extension for these names.
+LISTS = {
+    "NONE": [0] * 17,
+    "ALL": [1] * 17,
+    "ALL0.5": [0.5] * 17,
+    "INALL": [1] * 7 + [0] * 10,
+    "OUTALL": [1] + [0] * 7 + [1] * 9,
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_names_of_sides_are_the_extensions_lists_on_v1_and_work_on_every_model(v1, name):
+    listed = ",".join(map(str, LISTS[name]))
+    assert parse_block_weights(name.lower(), v1) == parse_block_weights(listed, v1)
+    with torch.device("meta"):
+        small = UNetModel(**UNET)
+    weights = parse_block_weights(name, small)
+    assert (weights["BASE"], weights["IN03"], weights["M00"], weights["OUT01"]) == tuple(
+        LISTS[name][i] for i in (0, 1, 7, 16)
+    )
+
+
+def test_a_name_of_blocks_that_a_model_lacks_is_refused_with_what_it_has():
+    with torch.device("meta"):
+        small = UNetModel(**UNET)
+    with pytest.raises(UserError, match=r"OUTS stands for blocks of v1-5.* 5 numbers, for BASE, IN03, .* of NONE"):
+        parse_block_weights("outs", small)
+
+
 def test_a_short_list_leaves_the_other_blocks_out(v1):
     weights = parse_block_weights("1,0.5" + ",0" * 14 + ",0.25", v1)
     assert (weights["BASE"], weights["IN01"], weights["OUT11"], weights["IN03"]) == (1, 0.5, 0.25, 0)

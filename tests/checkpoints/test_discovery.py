@@ -308,6 +308,17 @@ def test_somebody_at_the_keyboard_may_give_a_path_or_a_name(models, tmp_path, mo
         locate("checkpoint", "dreamy.ckptt", models)
 
 
+def test_a_name_without_similar_ones_is_answered_with_what_is_there(models):
+    for number in range(10):
+        put(models, f"model {number}.safetensors")
+    with pytest.raises(
+        UserError, match=r"there is no checkpoint named xyz; choose from emoji, model 0, .* and 3 more\."
+    ):
+        models.find("checkpoint", "xyz")
+    with pytest.raises(UserError, match=r"there is no LoRA named xyz: put it into \w+/loras/, which holds none yet\."):
+        models.find("LoRA", "xyz")
+
+
 @pytest.mark.parametrize("name", ["", "  "])
 def test_an_empty_name_is_said_to_be_empty(models, name):
     with pytest.raises(UserError, match="the name of the upscaler is empty"):

@@ -212,4 +212,4 @@ def test_the_scripts_take_a_vae_and_convert_puts_it_in(run, tmp_path):
     given, baked = (Image.open(tmp_path / name / "00000.png").tobytes() for name in ("given", "baked"))
     assert given == baked
     code, _, err = run("txt2img.py", *flags, "bad", "--ckpt", BUNDLED, "--vae", "nothing")
-    assert (code, err) == (2, "error: there is no VAE named nothing: the folder vae holds no file of this kind yet.\n")
+    assert (code, err) == (2, "error: there is no VAE named nothing: put it into weights/vae/, which holds none yet.\n")

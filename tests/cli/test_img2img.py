@@ -60,7 +60,7 @@ def test_what_is_no_image_is_named(run, folder, tmp_path):
     (folder / "more").mkdir()
     code, out, err = run("img2img.py", "a cat", "--init-img", folder, *FLAGS)
     assert code == 0, err
-    assert "also holds more/, notes.txt, which are no images" in out
+    assert "also holds more/, notes.txt, which have no image's ending" in out
     assert out.splitlines()[-1] == "2 of 3 images done, 1 skipped"
 
 
@@ -98,10 +98,53 @@ def test_a_mask_that_cannot_be_used_skips_its_image(run, folder, tmp_path, photo
     assert (code, "the mask is empty" in err) == (2, True)
 
 
-def test_names_that_would_collide_are_numbered(folder, photo):
+def test_names_that_would_collide_have_their_endings_or_a_number(folder, photo):
+    """The ending stays the same when other images are added, as --resume needs it."""
     photo.save(folder / "House.jpg")
     titles = [source.title for source in open_sources(images_in(folder), [None] * 4)]
-    assert titles == ["00000 House", "00002 house", "tree"]
+    assert titles == ["House.jpg", "house.png", "tree"]
+    photo.save(folder / "house!.png")
+    titles = [source.title for source in open_sources(images_in(folder), [None] * 5)]
+    assert titles == ["House.jpg", "00002 house!.png", "00003 house.png", "tree"]
+
+
+@pytest.mark.parametrize("outdir", ["in", "in/../in/"])
+def test_the_folder_of_the_images_is_no_outdir(run, folder, tmp_path, outdir):
+    """Its results would be taken for images when the command is repeated."""
+    before = sorted(folder.iterdir())
+    code, _, err = run("img2img.py", "a cat", "--init-img", folder, "--outdir", tmp_path / outdir, *FLAGS)
+    assert (code, "choose another --outdir" in err) == (2, True)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_size_is_said_of_each_image_that_is_generated(run, folder, photo, tmp_path):
+    (folder / "broken.png").unlink()
+    photo.resize((640, 320)).save(folder / "tree.jpg")
+    flags = ["a cat", "--init-img", folder, "--strength", 0, "--steps", 1, "--seed", 3, "--ckpt", "emoji"]
+    code, out, err = run("img2img.py", *flags)
+    assert code == 0, err
+    assert "tree: the image is 640x320: generating at " in out
+    assert "house: the image is" not in out, "it is no larger than the model's own size"
+    code, out, err = run("img2img.py", *flags, "--resume")
+    assert code == 0, err
+    assert "the image is" not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--control", "none such", "--control-image", "in/house.png"], "no ControlNet named none such"),
+        (["--control", "x", "--control-image", "in"], "in is a folder: give the path of one image"),
+        (["--control-image", "in/house.png"], "without a ControlNet"),
+        (["--region-mask", "in/house.png", "--region-mask", "in/house.png"], "1 region and there are 2"),
+        (["--region-mask", "in/broken.png"], "cannot be opened as an image"),
+    ],
+)
+@pytest.mark.parametrize("script", [["txt2img.py"], ["img2img.py", "--init-img", "in/house.png"]])
+def test_what_cannot_be_used_is_said_before_the_checkpoint_is_loaded(run, folder, tmp_path, script, flags, said):
+    (tmp_path / "damaged.ckpt").write_bytes(b"no checkpoint")
+    code, _, err = run(script[0], "a cat", *script[1:], *flags, "--ckpt", "damaged.ckpt", "--steps", 1)
+    assert (code, said in err) == (2, True), err
 
 
 @pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--seed", 1]])

@@ -1,5 +1,6 @@
 """The two one-page examples do what the whole project does, and nothing else."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from examples.minimal_train import load_images, train
 from examples.minimal_txt2img import generate
@@ -35,6 +36,28 @@ def test_minimal_train_lowers_the_loss():
     *_, losses = train(squares, "a red square", steps=24, batch=4, lr=1e-4)
     # One loss depends on its t more than on the weights, so means of a third of the run are compared.
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+def test_minimal_train_reads_images_upright_and_in_their_own_depth(tmp_path):
+    gray = np.full((40, 40), 128 * 257, np.uint16)  # of 16 bits, which Pillow alone would clip to white
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    photo = Image.new("RGB", (40, 40), "black")
+    photo.paste("white", (0, 0, 20, 40))  # the left half; the camera was held on its side
+    exif = photo.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    photo.save(tmp_path / "b.png", exif=exif)
+    first, second = load_images(tmp_path, 40)
+    assert first.abs().max() < 0.01  # 128 of 255
+    assert (second[:, :20].min(), second[:, 20:].max()) == (1, -1), "the white half is above"
+
+
+@pytest.mark.parametrize(("name", "flags"), [("minimal_train", []), ("minimal_txt2img", ["--help"])])
+def test_a_call_that_is_not_understood_prints_how_to_call(tmp_path, monkeypatch, name, flags):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *flags])
+    with pytest.raises(SystemExit, match=f"python examples/{name}.py"):
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_minimal_train_saves_a_checkpoint_from_a_shell(tmp_path):

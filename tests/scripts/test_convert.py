@@ -2,6 +2,7 @@
 
 import itertools
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from make_full_checkpoint import SMALL, lightning_checkpoint, random_weights
 
-from sd.checkpoints.checkpoint import load_models
+from sd.checkpoints.checkpoint import kind_to_save, load_models
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert.py"
 
@@ -40,6 +41,25 @@ def test_a_journey_through_all_kinds_and_back(tmp_path, source, monkeypatch, cap
         assert f"written  {after}" in capsys.readouterr().out
         for found, expected in zip(weights(tmp_path / after), weights(source), strict=True):
             assert torch.equal(found, expected)
+
+
+def test_the_source_is_not_replaced_and_another_file_is_only_with_a_word(run, tmp_path, source):
+    shutil.copy(source, tmp_path / "mine.ckpt")
+    before = (tmp_path / "mine.ckpt").read_bytes()
+    for name in ("mine.ckpt", "./mine.ckpt"):
+        code, _, err = run("convert.py", "mine.ckpt", name, "--dtype", "fp16")
+        assert (code, "would be replaced" in err) == (2, True)
+    assert (tmp_path / "mine.ckpt").read_bytes() == before
+    assert "in place of what was there" not in run("convert.py", "mine.ckpt", "new.safetensors")[1]
+    assert "new.safetensors, in place of what was there:" in run("convert.py", "mine.ckpt", "new.safetensors")[1]
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.BIN", "x.onnx"])
+def test_the_ending_of_another_kind_of_file_is_no_folders_name(run, tmp_path, source, name):
+    code, _, err = run("convert.py", source, name)
+    assert (code, "use .safetensors, .ckpt or a folder's name" in err) == (2, True)
+    assert not (tmp_path / name).exists()
+    assert kind_to_save(Path("model-v1.5")) == "diffusers"
 
 
 def test_what_it_says(tmp_path, source):

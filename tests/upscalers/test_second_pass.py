@@ -66,4 +66,6 @@ def test_weights_that_are_no_numbers_are_refused(pipe, tmp_path):
 
 def test_options_of_a_second_pass_without_one_are_said_to_do_nothing(pipe):
     made = pipe("a cat", **SMALL | {"hires_scale": 1.0}, hires_upscaler="lanczos", hires_steps=3)
-    assert made.notes == ["Without a hires scale over 1, hires strength, hires steps, hires upscaler changes nothing."]
+    assert made.notes == [
+        "Without a hires scale over 1, hires strength, hires steps and hires upscaler change nothing."
+    ]

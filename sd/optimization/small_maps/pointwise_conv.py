@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd.optimization.kernels import cpu_obstacle
 from sd.optimization.patching import LayerPatch, remove_patches
 from sd.optimization.prepacked_conv import replace_convolutions
 
@@ -45,6 +46,4 @@ def use_convolutions(network: nn.Module) -> None:
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Returns why the patch does not work here; empty where it does."""
-    if device.type != "cpu":
-        return "it is for CPUs."
-    return "" if dtype == torch.float32 else "it needs fp32."
+    return cpu_obstacle(device, dtype, torch.float32, "it needs fp32.")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sd.optimization.kernels import cpu_obstacle
 from sd.optimization.patching import remove_patches
 from sd.optimization.prepacked_conv import PackedConv2d, replace_convolutions
 from sd.optimization.winograd.convolution import winograd_conv2d, winograd_conv2d_backward
@@ -110,6 +111,4 @@ def use_direct(network: nn.Module) -> None:
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Returns why the patch does not work here; empty where it does."""
-    if device.type != "cpu":
-        return "it is for CPUs."
-    return "" if dtype == torch.float32 else "it needs fp32: in fewer bits it is less exact."
+    return cpu_obstacle(device, dtype, torch.float32, "it needs fp32: in fewer bits it is less exact.")

@@ -59,18 +59,24 @@ class ControlNets:
 
 @dataclass
 class ControlInput:
-    """A ControlNet with its unit and its image. mask: white where to regenerate, for the inpainting ControlNet."""
+    """A ControlNet with its unit and its image. mask: white where to regenerate, for the inpainting ControlNet.
+
+    is_blank: whether the preprocessor has last made a black image, as Canny does where it finds no edge.
+    """
 
     unit: ControlUnit
     loaded: ControlNet
     image: Image.Image
     mask: Image.Image | None = None
+    is_blank: bool = False
 
     def control_for(self, width: int, height: int) -> Control:
         """Returns it at work on an image of this size."""
         network, unit = self.loaded.network, self.unit
         weight = next(network.parameters())
-        hint = hint_of(self.image, self.mask, unit, width, height).to(weight.device, weight.dtype)
+        hint = hint_of(self.image, self.mask, unit, width, height)
+        self.is_blank = unit.preprocessor != "none" and not hint.any()
+        hint = hint.to(weight.device, weight.dtype)
         kind = AdapterControl if isinstance(network, T2IAdapter) else Control
         return kind(
             network,
@@ -162,6 +168,16 @@ def fit_control_image(image: Image.Image, resize: str, width: int, height: int) 
         sides = (max(1, round(side * scale)) for side in rgb.size)
         rgb = rgb.resize((next(sides), next(sides)), Image.Resampling.LANCZOS)
     return ImageOps.pad(rgb, (width, height), Image.Resampling.LANCZOS, color=color)
+
+
+def blank_notes(controls: Sequence[ControlInput]) -> list[str]:
+    """Returns a sentence for each ControlNet whose preprocessor has made a black image."""
+    return [
+        f"The preprocessor {one.unit.preprocessor} found nothing in the image for {one.unit.model}, which saw a black "
+        "image: use other thresholds or another image."
+        for one in controls
+        if one.is_blank
+    ]
 
 
 def control_notes(settings: GenerationSettings) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from sd.pipeline.inputs.options import OF_MASKS
+from sd.pipeline.inputs.options import OF_MASKS, needless
 from sd.pipeline.mask import blur_mask, check_painted, read_mask, stretch_mask
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.images import apply_orientation, to_rgb
@@ -42,8 +42,9 @@ def prepare_masked(settings: GenerationSettings, image: Image.Image | None, mask
     """
     changed = [name for name, default in DEFAULTS.items() if getattr(settings, name) != default]
     if image is None or mask is None:
-        needless = f"Without a mask, {', '.join(name.replace('_', ' ') for name in changed)} changes nothing."
-        return MaskedInputs(image, mask, notes=(needless,) if changed else ())
+        if not settings.only_masked and "only_masked_padding" in changed:
+            changed.remove("only_masked_padding")  # a part of it: see `sizes.needless_parts`
+        return MaskedInputs(image, mask, notes=tuple(needless("Without a mask", changed)))
     if not set(changed) - {"soft_inpainting", "only_masked_padding"}:
         return MaskedInputs(image, mask)
     image = to_rgb(apply_orientation(image))

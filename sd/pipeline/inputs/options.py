@@ -1,5 +1,6 @@
 """Rows of the table of options for ControlNet and for masks; fields of `GenerationSettings` have them as defaults."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from sd.control.units import format_units, parse_units
@@ -38,6 +39,22 @@ CONTROL = option(
     widget=Widget("text", "ControlNets", "control", placeholder="name:0.8:preprocessor=canny"),
     missing={"a1111": "the extension's units stand in alwayson_scripts.controlnet there"},
 )
+
+
+def needless(condition: str, names: Sequence[str]) -> list[str]:
+    """Returns a sentence that options change nothing under a condition; none where there are no options.
+
+    >>> needless("Without a mask", ["mask_blur", "only_masked"])
+    ['Without a mask, mask blur and only masked change nothing.']
+    """
+    if not names:
+        return []
+    *first, last = (name.replace("_", " ") for name in names)
+    return [
+        f"{condition}, {', '.join(first)} and {last} change nothing."
+        if first
+        else f"{condition}, {last} changes nothing."
+    ]
 
 
 def check_tile(tile: int, seamless: bool) -> None:

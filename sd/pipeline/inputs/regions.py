@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from sd.adapters.lora_tags import TAG
+from sd.pipeline.inputs.options import needless
 from sd.pipeline.mask import mask_to_tensor
 from sd.pipeline.settings import GenerationSettings
-from sd.prompts.regions import Span, divide, has_regions, parse_regions
+from sd.prompts.regions import SMALL_WORD, WORD, Span, divide, has_regions, parse_regions
 from sd.utils.errors import UserError
 
 
@@ -88,12 +89,26 @@ def covered(span: Span, count: int) -> Tensor:
     return ((cells + 1).clamp(max=end) - cells.clamp(min=start)).clamp(min=0)
 
 
+def base_notes(settings: GenerationSettings, base: str | None) -> list[str]:
+    """Returns a sentence on a share that was given for a prompt before ADDBASE where there is none."""
+    is_changed = settings.region_base != GenerationSettings.__dataclass_fields__["region_base"].default
+    return needless("Without ADDBASE in the prompt", ["region_base"] * (is_changed and base is None))
+
+
+def case_notes(prompt: str) -> list[str]:
+    """Returns a sentence on a word of the regions that is not in capitals, and so is text like any other."""
+    if found := SMALL_WORD.search(WORD.sub(" ", prompt)):
+        return [f"The prompt has {found[0]!r} as a plain word: in capitals, {found[0].upper()} is for regions."]
+    return []
+
+
 def region_notes(settings: GenerationSettings, masks: Sequence[Image.Image], width: int, height: int) -> list[str]:
     """Returns sentences on what regions do not honor, or what changes nothing without them."""
     if not uses_regions(settings, len(masks)):
-        needless = "Without ADDCOL or ADDROW in the prompt, the region ratios change nothing."
-        return [needless] if settings.region_ratios else []
-    notes, prompt = [], parse_regions(settings.prompt)
+        note = "Without ADDCOL or ADDROW in the prompt, the region ratios change nothing."
+        return [note] * bool(settings.region_ratios) + base_notes(settings, None) + case_notes(settings.prompt)
+    prompt = parse_regions(settings.prompt)
+    notes = base_notes(settings, prompt.base) + case_notes(settings.prompt)
     if TAG.search(settings.prompt):
         notes.append("A LoRA works in the whole image, whatever region names it.")
     if settings.only_masked:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sd.checkpoints.discovery import BUNDLED, EMBEDDINGS, LORAS, WEIGHTS
+from sd.checkpoints.discovery import BUNDLED, EMBEDDINGS, LORAS, WEIGHTS, Models
 from sd.checkpoints.predictions import EPS
 from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.optimization.registry import TRAINABLE, frozen_names
@@ -86,6 +86,8 @@ def finetune(
     check_name(name)
     output, run = resolve_paths(method, name, pipe, recipe, run, output, leader=rank == 0)
     say(describe_base_model(pipe))
+    for sentence in embedding_notes(method, recipe, pipe.adapters.models):
+        say(sentence)
     folder = ImageFolder(images, say=say)
     recipe, note = open_run(method, name, pipe, recipe, run, folder, Path(images), say)
     with ExitStack() as cleanup:
@@ -176,6 +178,17 @@ def resolve_paths(
 def escape_undecodable(say: Callable[[str], None]) -> Callable[[str], None]:
     """Wrap `say` so that it accepts file names that are not UTF-8."""
     return lambda sentence: say(sentence.encode("utf-8", "backslashreplace").decode())
+
+
+def embedding_notes(method: str, recipe: Recipe, models: Models) -> list[str]:
+    """Return a sentence where an embedding has the new word as its name, as prompts would use both."""
+    same = [name for name in models.names("embedding") if name.lower() == (recipe.word or "").lower()]
+    if method == "ti" or not same:
+        return []
+    return [
+        f"note: there is an embedding named {same[0]}, which prompts with that word use too: choose another name, or "
+        "move the embedding away."
+    ]
 
 
 def describe_base_model(pipe: StableDiffusion) -> str:

@@ -107,7 +107,10 @@ def find_upscaler(name: str) -> Image.Resampling | None:
     for known, how in UPSCALERS.items():
         if name.lower() == known.lower():
             return how
-    raise UserError(f"unknown upscaler {name[:100]!r}; choose from {', '.join(UPSCALERS)}.")
+    raise UserError(
+        f"the upscaler {name[:100]!r} is not used for a finished image: choose from {', '.join(UPSCALERS)}; a model of "
+        "weights/upscalers/ serves a second pass, as hr_upscaler."
+    )
 
 
 def size_of(image: Image.Image, body: UpscaleRequest) -> tuple[int, int]:

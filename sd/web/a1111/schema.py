@@ -226,7 +226,7 @@ def add_image(request: GenerateRequest, body: ImageToImage) -> None:
         mask_blur=blur,
         masked_content=FILLS[body.inpainting_fill],
         only_masked=body.inpaint_full_res,
-        only_masked_padding=body.inpaint_full_res_padding,
+        **({"only_masked_padding": body.inpaint_full_res_padding} if body.inpaint_full_res else {}),
         soft_inpainting=soft_inpainting_of(body),
     )
 

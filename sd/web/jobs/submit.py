@@ -10,6 +10,7 @@ from sd.pipeline.inputs.regions import check_regions
 from sd.pipeline.inputs.sizes import check_inputs
 from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
 from sd.utils.errors import UserError
+from sd.utils.images import cut_size
 from sd.web.jobs.job import GENERATE, LOOK, Job
 from sd.web.jobs.limits import MAX_IMAGES, check_settings, image_size
 from sd.web.jobs.model_index import Models
@@ -115,8 +116,8 @@ def with_image_size(settings: GenerationSettings, image: bytes) -> GenerationSet
     """Returns the settings with the image's own size, cut to multiples of 8, where they have none."""
     if settings.width is not None and settings.height is not None:
         return settings
-    width, height = image_size(image)
+    width, height = cut_size(*image_size(image))
     return settings.replace(
-        width=max(width // 8 * 8, 8) if settings.width is None else settings.width,
-        height=max(height // 8 * 8, 8) if settings.height is None else settings.height,
+        width=width if settings.width is None else settings.width,
+        height=height if settings.height is None else settings.height,
     )

@@ -16,19 +16,22 @@ DROP = """
 <label class="drop">LABEL<input type="file" accept="image/*" aria-label="LABEL" MULTIPLE></label>
 <p class="refused" role="alert"></p>
 """
+TOOLBAR = """
+  <div class="tools" role="toolbar" aria-label="LABEL">
+    <label>Brush size <input type="range" min="1" max="40" value="SIZE" aria-label="Brush size"></label>
+    <label><input type="checkbox" class="eraser" aria-label="Eraser"> Eraser</label>
+    <button type="button" class="undo">Undo</button>
+    <button type="button" class="clear">Clear the WHAT</button>
+    LAST
+  </div>
+"""
 BOARD = """
 <div class="board" hidden>
   <div class="layers">
     <img alt="The image to start from">
     <canvas aria-label="Paint over the part to generate again" role="img"></canvas>
   </div>
-  <div class="tools" role="toolbar" aria-label="Mask">
-    <label>Brush size <input type="range" min="1" max="40" value="10" aria-label="Brush size"></label>
-    <label><input type="checkbox" class="eraser" aria-label="Eraser"> Eraser</label>
-    <button type="button" class="undo">Undo</button>
-    <button type="button" class="clear">Clear the mask</button>
-    <button type="button" class="remove">Remove the image</button>
-  </div>
+  TOOLBAR
   <p class="hint">Paint over the part to change. Without a mask the whole image changes.</p>
 </div>
 """
@@ -36,16 +39,11 @@ SKETCH = """
 <div class="tools"><button type="button" class="paint" aria-expanded="false">Paint one here</button></div>
 <div class="board sketch" hidden>
   <div class="layers"><canvas aria-label="CANVAS" role="img"></canvas></div>
-  <div class="tools" role="toolbar" aria-label="Painting">
-    <label>Brush size <input type="range" min="1" max="40" value="SIZE" aria-label="Brush size"></label>
-    <label><input type="checkbox" class="eraser" aria-label="Eraser"> Eraser</label>
-    <button type="button" class="undo">Undo</button>
-    <button type="button" class="clear">Clear the painting</button>
-    <button type="button" class="take">Add the painting</button>
-  </div>
+  TOOLBAR
   <p class="hint">HINT</p>
 </div>
 """
+
 STAGE = """
 <div class="stage">
   <p class="lost" role="alert" hidden>The server does not answer. The page tries again until it does.</p>
@@ -92,14 +90,21 @@ def drop(label: str, multiple: bool = False) -> str:
     return DROP.replace("LABEL", label).replace("MULTIPLE", "multiple" if multiple else "")
 
 
+def with_toolbar(template: str, label: str, size: int, what: str, last: str) -> str:
+    """Return a template with the tools of painting. size: of the brush, in percent. what: is cleared."""
+    toolbar = TOOLBAR.strip().replace("LABEL", label).replace("SIZE", str(size)).replace("WHAT", what)
+    return template.replace("TOOLBAR", toolbar.replace("LAST", last))
+
+
 def painter() -> gr.HTML:
     """Return an image input with a mask brush.
 
     Value: {"image", "mask"}, data: URLs or "". Its `upload` event has the image's width and height, 0 for none.
     """
+    remove = '<button type="button" class="remove">Remove the image</button>'
     return gr.HTML(
         NOTHING_PAINTED,
-        html_template=drop("Image to start from") + BOARD,
+        html_template=drop("Image to start from") + with_toolbar(BOARD, "Mask", 10, "mask", remove),
         js_on_load=script("image_input") + script("brush") + script("painter"),
         elem_classes="painter",
     )
@@ -125,7 +130,9 @@ def paintable_list(label: str, store: str, canvas: str, hint: str, size: int) ->
 
     canvas: the label of the painting. hint: a sentence below it. size: the brush's first width, in percent.
     """
-    return image_list(label, store, SKETCH.replace("CANVAS", canvas).replace("HINT", hint).replace("SIZE", str(size)))
+    take = '<button type="button" class="take">Add the painting</button>'
+    board = with_toolbar(SKETCH, "Painting", size, "painting", take)
+    return image_list(label, store, board.replace("CANVAS", canvas).replace("HINT", hint))
 
 
 def settings_file() -> gr.HTML:

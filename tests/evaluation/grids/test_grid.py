@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import weakref
 
 import numpy as np
@@ -184,6 +185,27 @@ def test_the_script_resumes_and_its_images_hold_their_settings(run, tmp_path):
     assert "00002.png is broken and is generated again" in out
     assert "2 of 4 are there" in out
     assert {path.name: path.read_bytes() for path in folder.glob("0*.png")} == before
+
+
+def test_a_grid_goes_on_from_another_folder(run, photo, tmp_path, monkeypatch):
+    """grid.json has the files of the first run, which were given by relative paths, as absolute ones."""
+    (tmp_path / "my files").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    photo.save(tmp_path / "my files" / "photo.png")
+    flags = ["--x", "strength=0, 0.5", "--init-img", "my files/photo.png", "--steps", 2, "--ckpt", "emoji"]
+    code, _, err = run("xyz_grid.py", "a red apple", *flags)
+    assert code == 0, err
+    folder = tmp_path / "outputs" / "xyz-00000"
+    before = (folder / "00001.png").read_bytes()
+    (folder / "00001.png").unlink()
+    saved = json.loads((folder / "grid.json").read_text())
+    assert saved["init_img"] == str(tmp_path / "my files" / "photo.png")
+    assert saved["ckpt"] == "emoji", "a name in weights/ stays a name"
+    monkeypatch.setattr(monkeypatch, "chdir", lambda _: None)  # `run` would go back to the first folder
+    os.chdir(tmp_path / "elsewhere")
+    code, _, err = run("xyz_grid.py", "--resume", folder)
+    assert code == 0, err
+    assert (folder / "00001.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(

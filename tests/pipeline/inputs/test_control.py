@@ -55,6 +55,14 @@ def test_weight_0_is_no_control_and_the_image_counts(controlled, photo):
     assert not np.array_equal(one, edges)
 
 
+def test_a_preprocessor_that_finds_nothing_is_said(controlled, photo):
+    gray = Image.new("RGB", (64, 64), "gray")
+    noted = controlled("a cat", control="one:preprocessor=canny + two", control_image=[gray, gray], **SMALL).notes
+    assert len(noted) == 1
+    assert "preprocessor canny found nothing in the image for one" in noted[0]
+    assert controlled("a cat", control="one:preprocessor=canny:a=1:b=2", control_image=photo, **SMALL).notes == []
+
+
 def test_several_have_an_image_each_or_share_one(controlled, photo):
     turned = photo.rotate(90)
     made = [

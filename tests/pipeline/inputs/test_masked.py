@@ -150,7 +150,7 @@ def test_at_strength_1_the_content_is_said_not_to_matter(pipe, photo):
 
 def test_options_of_a_mask_without_one_are_said_to_do_nothing(pipe, photo):
     made = pipe("a cat", image=photo, only_masked=True, mask_blur=3, **SMALL)
-    assert made.notes == ["Without a mask, mask blur, only masked changes nothing."]
+    assert made.notes == ["Without a mask, mask blur and only masked change nothing."]
     assert np.array_equal(pixels(made), pixels(pipe("a cat", image=photo, **SMALL)))
 
 

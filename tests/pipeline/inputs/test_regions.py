@@ -177,6 +177,17 @@ def test_infotext_has_the_regions_and_asks_for_the_masks(pipe):
     assert "labels" not in read_settings(masked).notes
 
 
+def test_what_regions_need_in_the_prompt_is_said(pipe):
+    assert pipe("a cat", region_base=0.5, **SMALL).notes == [
+        "Without ADDBASE in the prompt, region base changes nothing."
+    ]
+    beside = pipe("a cat ADDCOL a dog", region_base=0.5, **SMALL).notes
+    assert beside == ["Without ADDBASE in the prompt, region base changes nothing."]
+    assert pipe("a park ADDBASE a cat ADDCOL a dog", region_base=0.5, **SMALL).notes == []
+    (small,) = pipe("a cat addcol a dog", **SMALL).notes
+    assert "in capitals, ADDCOL is for regions" in small
+
+
 def test_notes(pipe):
     assert "change nothing" in pipe("a cat", region_ratios="1,2", **SMALL).notes[0]
     bare = pipe("a cat ADDCOL a dog", region_mask=[half_mask(), Image.new("L", (8, 8))], region_ratios="1,2", **SMALL)

@@ -18,6 +18,7 @@ from reference_models import randomize
 from sd.adapters.embedding_files import read_embeddings
 from sd.checkpoints import weight_files
 from sd.checkpoints.checkpoint import read_checkpoint
+from sd.checkpoints.discovery import Models
 from sd.checkpoints.predictions import PREDICTIONS, prediction_of, with_prediction
 from sd.clip import CLIPTextModel
 from sd.evaluation.clip_score import Scorer
@@ -377,3 +378,17 @@ def test_only_a_frozen_unet_without_checkpointing_is_trained_through_winograds_c
         personalize.optimize_frozen(pipe, recipe)
         assert tuple(pipe.optimizations) == (*TRAINABLE, "winograd")
     assert pipe.optimizations is None
+
+
+@pytest.mark.parametrize(("method", "count"), [("lora", 1), ("dreambooth", 1), ("ti", 0)])
+def test_an_embedding_of_the_new_word_is_noted(pipe, tmp_path, method, count):
+    """A prompt with the word would use the embedding too, which the training did not."""
+    models = Models(tmp_path, embeddings=tmp_path / "embeddings")
+    recipe = recipe_for(method, pipe, "My-Dog")
+    assert personalize.embedding_notes(method, recipe, models) == []
+    (tmp_path / "embeddings").mkdir()
+    torch.save({"my-dog": torch.zeros(64)}, tmp_path / "embeddings" / "my-dog.pt")
+    models.refresh()
+    notes = personalize.embedding_notes(method, recipe, models)
+    assert len(notes) == count
+    assert all("an embedding named my-dog" in note for note in notes)

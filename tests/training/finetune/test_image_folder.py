@@ -212,8 +212,8 @@ def test_mistakes_get_one_sentence(tmp_path, files, words):
 
 
 def test_a_folder_that_is_none(folder):
-    for path in (folder / "missing", folder / "a.png"):
-        with pytest.raises(UserError, match="folder not found"):
+    for path, said in ((folder / "missing", "folder not found"), (folder / "a.png", "this is a file")):
+        with pytest.raises(UserError, match=said):
             ImageFolder(path, say=quiet)
 
 

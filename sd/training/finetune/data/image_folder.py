@@ -58,7 +58,8 @@ class ImageFolder:
     def __init__(self, folder: str | Path, caption: str | None = None, say=print):
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"folder not found: {folder}; give a folder of images.")
+            problem = "this is a file" if folder.is_file() else "folder not found"
+            raise UserError(f"{problem}: {folder}; give a folder of images.")
         self.skipped: list[str] = []
         listed = read_caption_lists(folder, self.skipped.append)
         self.parts = find_subfolders(folder, set(listed), self.skipped)
