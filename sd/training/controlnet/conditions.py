@@ -25,13 +25,18 @@ def random_canny(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
 
 
 def random_scribble(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """Return lines as a person would draw them (H, W): the main edges, bent, thick, and with gaps."""
+    """Return lines as a person would draw them (H, W): the main edges, bent, thick, and with gaps.
+
+    An edge counts if its contrast is over a random one of 20 to 60, of 255. Blurred by a Gaussian of deviation sigma, a
+    step of contrast c has the gradient c / (sigma sqrt(2 pi)), which Sobel's weights multiply by 8.
+    """
     unit = min(image.size) / REFERENCE_SIDE
-    smooth = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.6) * unit))
-    high = rng.uniform(60, 160)
+    sigma = rng.uniform(0.7, 1.6) * unit
+    smooth = image.filter(ImageFilter.GaussianBlur(sigma))
+    high = 8 * rng.uniform(20, 60) / (sigma * np.sqrt(2 * np.pi))
     points = np.argwhere(canny(np.array(smooth), 0.4 * high, high))  # (N, 2), rows and columns
     lines = draw_points(bend(points, image.size, rng.uniform(0, 1.5) * unit, rng), image.size)
-    strokes = thicken(lines, rng.uniform(0.6, 1.6) * unit)
+    strokes = thicken(lines, rng.uniform(0.8, 1.8) * unit)
     return erase_gaps(strokes, unit, rng) if rng.random() < 0.5 else strokes
 
 
@@ -88,7 +93,9 @@ def thicken(lines: np.ndarray, sigma: float) -> np.ndarray:
 
     A line blurred by a Gaussian has the brightness 255 / (sigma sqrt(2 pi)) in its middle.
     """
-    blurred = np.asarray(Image.fromarray(lines).filter(ImageFilter.GaussianBlur(sigma)))
+    margin = int(3 * sigma) + 1  # black, because a blur repeats what is at the border
+    padded = Image.fromarray(np.pad(lines, margin)).filter(ImageFilter.GaussianBlur(sigma))
+    blurred = np.asarray(padded)[margin:-margin, margin:-margin]
     middle = 255 / max(1.0, sigma * np.sqrt(2 * np.pi))
     return np.where(blurred >= STROKE * middle, 255, 0).astype(np.uint8)
 

@@ -158,15 +158,15 @@ def train_controlnet(
     say(describe_base_model(pipe))
     identity = run_identity(name, pipe, recipe)
     check_same_run(run, identity)
-    source = build_source(run)
-    note = check_same_run(run, identity | source.facts)
-    check_steps(run, note, recipe.steps, say)
-    if rank == 0:
-        write_note(run, note)
     precision = recipe.precision or best_precision(pipe.device)
     config = control_config(pipe, recipe, precision)
-    say(describe_run(network, recipe, source, precision, world_size))
     with trainable_optimizations(pipe):
+        source = build_source(run)
+        note = check_same_run(run, identity | source.facts)
+        check_steps(run, note, recipe.steps, say)
+        if rank == 0:
+            write_note(run, note)
+        say(describe_run(network, recipe, source, precision, world_size))
         freeze(pipe, precision)
         saver = Saver(pipe, source, recipe, run, name)
         trained = train(network, control_loss(pipe, source, config, recipe), len(source), run, config, saver)
