@@ -20,6 +20,7 @@ from sd.training.finetune.data.long_captions import fits_in_chunks
 from sd.training.finetune.latent_cache import LatentCache
 from sd.training.finetune.recipes import TOKEN_LENGTHS
 from sd.training.finetune.setup import LARGE_SET, MAX_HELD_OUT, truncation_warning
+from sd.training.pretrain.emoji_dataset import SIZE
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.stream import SceneStream
@@ -167,7 +168,14 @@ def folder_source(pipe: StableDiffusion, recipe: ControlRecipe, images: Path, ru
 def scene_source(
     pipe: StableDiffusion, recipe: ControlRecipe, data: Path, latents: Path | None, count: int, run: Path
 ) -> Source:
-    """Return scenes as examples, from given latents or encoded into the run's folder."""
+    """Return scenes as examples, from given latents or encoded into the run's folder.
+
+    Raises UserError where the model generates another size, or where the latents belong to another VAE.
+    """
+    if pipe.image_size != SIZE:
+        raise UserError(
+            f"scenes have {SIZE} pixels and this checkpoint generates {pipe.image_size}: train it on --images."
+        )
     stream = SceneStream(Cutouts(data))
     folder = latents or run / "latents"
     if latents is None:

@@ -31,12 +31,16 @@ class PreviewSheet:
 
     def save(self, controlnet: Path, target: Path) -> None:
         """Write the sheet of a ControlNet's file."""
-        self.without = self.without or [self.generate(k) for k in range(len(self))]
+        self.generate_baseline()
         rows = [
             [self.conditions[k], self.without[k], self.generate(k, control=str(controlnet))] for k in range(len(self))
         ]
         self.pipe.controlnets.loaded.clear()  # its memory is the training's
         contact_sheet(rows, self.captions, COLUMNS).save(target)
+
+    def generate_baseline(self) -> None:
+        """Generate the images without a ControlNet: before the first step, so that a bad caption costs no training."""
+        self.without = self.without or [self.generate(k) for k in range(len(self))]
 
     def generate(self, k: int, control: str = "") -> Image.Image:
         """Return the k-th preview. control: the file of a ControlNet; "" for none."""

@@ -34,6 +34,7 @@ from sd.training.finetune.setup import best_precision
 from sd.training.finetune.validation import step_files
 from sd.training.loop import Loss, TrainConfig, train
 from sd.training.loss import prediction_errors, snr_weights
+from sd.training.train_state import completed_steps
 from sd.utils.device import DTYPES
 from sd.utils.errors import UserError
 
@@ -121,7 +122,7 @@ def control_config(pipe: StableDiffusion, recipe: ControlRecipe, precision: str)
         precision=precision,
         math_attention=is_small(pipe),
         seed=recipe.seed,
-        device=pipe.device.type,
+        device=str(pipe.device),
         save_minutes=recipe.save_minutes,
     )
 
@@ -168,7 +169,9 @@ def train_controlnet(
             write_note(run, note)
         say(describe_run(network, recipe, source, precision, world_size))
         freeze(pipe, precision)
-        saver = Saver(pipe, source, recipe, run, name)
+        saver = Saver(pipe, source, recipe, run)
+        if rank == 0 and completed_steps(run) < recipe.steps:
+            saver.previews.generate_baseline()
         trained = train(network, control_loss(pipe, source, config, recipe), len(source), run, config, saver)
     if rank == 0:
         saver.write(output, trained, recipe.steps)
@@ -189,8 +192,8 @@ def run_identity(name: str, pipe: StableDiffusion, recipe: ControlRecipe) -> dic
 class Saver:
     """Called by the training loop at each save: writes the newest file and a sheet of previews."""
 
-    def __init__(self, pipe: StableDiffusion, source: Source, recipe: ControlRecipe, run: Path, name: str):
-        self.run, self.recipe, self.name, self.base = run, recipe, name, Path(pipe.path).name if pipe.path else ""
+    def __init__(self, pipe: StableDiffusion, source: Source, recipe: ControlRecipe, run: Path):
+        self.run, self.recipe, self.base = run, recipe, Path(pipe.path).name if pipe.path else ""
         self.examples = len(source)
         self.previews = PreviewSheet(pipe, source, recipe)
 

@@ -193,7 +193,8 @@ def test_a_view_and_its_latent_belong_together(pipe, images, tmp_path):
 
 
 @pytest.fixture
-def scenes(tmp_path, monkeypatch):
+def scenes(pipe, tmp_path, monkeypatch):
+    pipe.image_size = 128
     monkeypatch.setattr(scene_latents, "SHARD", 4)
     make_cutouts(tmp_path / "data")
     return tmp_path / "data"
@@ -216,10 +217,17 @@ def test_latents_of_another_vae_are_refused(pipe, scenes, tmp_path):
     recipe = control_recipe(pipe, **QUICK)
     scene_source(pipe, recipe, scenes, None, 4, tmp_path / "run")
     other = fresh_copy(pipe)
+    other.image_size = 128
     with torch.no_grad():
         other.vae.quant_conv.weight += 0.5
     with pytest.raises(UserError, match="another VAE"):
         scene_source(other, recipe, scenes, tmp_path / "run" / "latents", None, tmp_path / "other")
+
+
+def test_scenes_are_for_a_model_of_their_size(pipe, scenes, tmp_path):
+    pipe.image_size = 512
+    with pytest.raises(UserError, match="scenes have 128 pixels and this checkpoint generates 512"):
+        scene_source(pipe, control_recipe(pipe, **QUICK), scenes, None, 4, tmp_path / "run")
 
 
 # Settings
