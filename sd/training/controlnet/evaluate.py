@@ -75,12 +75,13 @@ def evaluate_control(
     if condition != "canny":
         conditions = [Image.fromarray(make_condition(image, condition, k)) for k, image in enumerate(real)]
     captions = [scene.caption for scene in scenes]
+    controlled = [  # first, so that a ControlNet that cannot be loaded is reported at once
+        pipe(caption, seed=seed + k, control=control, control_image=image, **settings).images[0]
+        for k, (caption, image) in enumerate(zip(captions, conditions))
+    ]
     made = {
         WITHOUT: from_tensor(generate(pipe, captions, seed, settings)),
-        WITH: [
-            pipe(caption, seed=seed + k, control=control, control_image=image, **settings).images[0]
-            for k, (caption, image) in enumerate(zip(captions, conditions))
-        ],
+        WITH: controlled,
         DECODED: from_tensor(reconstruct(pipe.vae, stack(real))),
     }
     scores = ControlScores()
