@@ -75,7 +75,7 @@ class ControlRecipe:
 # its whole U-Net at the widths of v1-5; these are a quarter as wide, as the U-Net itself is a fifth. The bounds of the
 # loss weights are those of its own training.
 SMALL: dict[str, Any] = dict(
-    steps=12_000, batch=32, accumulate=1, lr=4e-4, warmup=100, ema=0.998, least_snr=0.5, hint_channels=(8, 16, 32, 64),
+    steps=6000, batch=32, accumulate=1, lr=4e-4, warmup=100, ema=0.998, least_snr=0.5, hint_channels=(8, 16, 32, 64),
     crops=1, guidance_scale=4.0, save_minutes=6.0, previews=8,
 )  # fmt: skip
 
