@@ -176,7 +176,8 @@ def train_controlnet(
     if rank == 0:
         saver.write(output, trained, recipe.steps)
         note_delivery(run, output, recipe.steps)
-        say(f"{output}  {output.stat().st_size / 1e6:.1f} MB; sheets of previews are in {run}")
+        sheets = f"; sheets of previews are in {run}" if recipe.previews else ""
+        say(f"{output}  {output.stat().st_size / 1e6:.1f} MB{sheets}")
         say(usage_command(output, pipe, recipe))
     return output
 
