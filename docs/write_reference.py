@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 FOLDER = ROOT / "docs" / "reference"
 COMMANDS = (
-    "txt2img img2img inpaint train_ti train_lora train_dreambooth download convert merge compare evaluate app "
-    "bench train_scratch prepare_emoji"
+    "txt2img img2img inpaint train_ti train_lora train_dreambooth train_controlnet download convert merge "
+    "compare evaluate app bench train_scratch prepare_emoji"
 ).split()
 MODULES = (
     "pipeline/stable_diffusion pipeline/settings adapters/adapter_calls tokenizer clip vae unet schedule denoiser "

@@ -6,7 +6,7 @@ The U-Net itself stays as it is.
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sd.control.controlnet import ControlNetModel
 from sd.control.t2i_adapter import T2IAdapter
@@ -94,6 +94,11 @@ class ControlledUNet:
 
     def __init__(self, unet: UNetModel, controls: list[Control], batch: int):
         self.unet, self.controls, self.batch = unet, controls, batch
+
+    @property
+    def out(self) -> nn.Sequential:
+        """Return the U-Net's last layers, which show its device and dtype to those who call it."""
+        return self.unet.out
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """x: (B, C, h, w). t: (B,). context: (B, M, D). Return eps, (B, 4, h, w)."""

@@ -1,4 +1,4 @@
-"""The mean of measurements with its 95 % confidence interval."""
+"""The mean of measurements, and the ratio of two means, with their 95 % confidence intervals."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from torch import Tensor
 
 NORMAL = 1.959964  # standard deviations to either side of the mean that hold 95 % of a normal distribution
 T_QUANTILES = {1: 12.7062, 2: 4.3027, 3: 3.1824}  # the same for Student's t, by degrees of freedom
+RESAMPLES = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,29 @@ def t_quantile(degrees: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return T_QUANTILES.get(degrees) or sum(term / degrees**k for k, term in enumerate(terms))
+
+
+@dataclass(frozen=True)
+class RatioCI:
+    """The ratio of two means over the same items, with its 95 % confidence interval from `low` to `high`."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def ratio_with_ci(first: list[float], second: list[float], seed: int = 0) -> RatioCI:
+    """Return mean(first) / mean(second) with the percentile bootstrap's interval (Efron 1979).
+
+    Both have a value for each item, and items are resampled in pairs. A denominator of 0 gives infinity, 0 / 0 NaN.
+    """
+    pairs = torch.tensor([first, second], dtype=torch.float64)  # (2, N)
+    count = pairs.shape[1]
+    chosen = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+    tops, bottoms = pairs[:, chosen].mean(dim=2)  # (RESAMPLES,) each
+    low, high = (tops / bottoms).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    value = (pairs[0].mean() / pairs[1].mean()).item()
+    return RatioCI(value, low, high)

@@ -10,5 +10,6 @@ loop           the one training loop: exact resume, EMA, gradient accumulation, 
 loss           the noise-prediction error and its weights by timestep
 
 finetune/      textual inversion, LoRA and DreamBooth: data, latents, methods, validation, files
+controlnet/    ControlNets for a frozen model: condition images, training, evaluation
 pretrain/      CLIP, VAE and U-Net of the bundled model, on emoji and on scenes
 """

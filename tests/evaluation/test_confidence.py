@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sd.evaluation.confidence import mean_with_ci, t_quantile
+from sd.evaluation.confidence import mean_with_ci, ratio_with_ci, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,29 @@ def test_one_value_has_no_interval():
     found = mean_with_ci(torch.tensor([0.25]))
     assert (found.value, str(found)) == (0.25, "0.250")
     assert math.isnan(found.half_width)
+
+
+def test_a_ratio_of_means_by_hand():
+    # 6 / 2; each item has the ratio 3, so that every resample has it too.
+    assert str(ratio_with_ci([3.0, 6.0, 9.0], [1.0, 2.0, 3.0])) == "3.00 [3.00, 3.00]"
+    assert ratio_with_ci([1.0, 1.0], [0.0, 0.0]).value == math.inf
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_19_times_in_20():
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for k in range(300):
+        second = 1 + 0.3 * torch.randn(60, generator=generator)
+        first = 2 * second + 0.4 * torch.randn(60, generator=generator)
+        found = ratio_with_ci(first.tolist(), second.tolist(), seed=k)
+        held += found.low <= 2 <= found.high
+    # Four deviations of a share of 300, 0.05, and the percentile interval's own shortfall of a percent at 60 items.
+    assert held / 300 == pytest.approx(0.95, abs=0.06)
+
+
+def test_pairing_makes_the_interval_of_a_ratio_narrow():
+    generator = torch.Generator().manual_seed(1)
+    second = (1 + 0.5 * torch.randn(100, generator=generator)).tolist()
+    paired = ratio_with_ci([2 * value for value in second], second)
+    shuffled = ratio_with_ci([2 * value for value in reversed(second)], second)
+    assert paired.high - paired.low < 1e-9 < 0.1 < shuffled.high - shuffled.low

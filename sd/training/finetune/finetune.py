@@ -167,7 +167,7 @@ def resolve_paths(
 ) -> tuple[Path, Path]:
     """Return the result's path and the run's folder, both checked and cleared of partial files of killed processes."""
     place = {"ti": EMBEDDINGS, "lora": LORAS, "dreambooth": WEIGHTS}[method]
-    output = resolve_output(method, name, recipe, place, output)
+    output = resolve_output(method, name, place, output, recipe.file_format)
     run = Path(run or RUNS / f"{method}-{output.stem}")
     if leader:
         clear_orphans(run, output)

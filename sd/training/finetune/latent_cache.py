@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -63,7 +64,8 @@ class LatentCache:
             say(f"{enlarged} of {len(folder)} images are smaller than {size} x {size} and are enlarged")
 
         generator = torch.Generator().manual_seed(seed)
-        positions = [
+        self.folder, self.fits = folder, fits
+        self.positions = [
             crop_positions(image.size, fit, crops, generator) if random_crop else [0.5]
             for image, fit in zip(folder.images, fits)
         ]
@@ -71,7 +73,7 @@ class LatentCache:
         def encode(i: int) -> Tensor:
             image = folder.images[i].open()
             views = torch.cat(
-                [to_tensor(crop_to_size(image, fits[i], position)) for position in positions[i]]
+                [to_tensor(crop_to_size(image, fits[i], position)) for position in self.positions[i]]
             )  # (V, 3, H, W)
             return encode_gaussians(vae, torch.cat([views, views.flip(-1)]) if flip else views).to(dtype)
 
@@ -96,12 +98,23 @@ class LatentCache:
         """Return a latent for each image, (4, h, w), scaled, fp32 on the CPU: a sample from the Gaussian of one of its
         views.
         """
-        latents = []
+        return [latent for latent, _ in self.sample_views(indices, generator)]
+
+    def sample_views(self, indices: Tensor | list[int], generator: torch.Generator) -> list[tuple[Tensor, int]]:
+        """Return what `sample` does, each with the number of the view that it shows."""
+        found = []
         for i in map(int, indices):
             views = self.gaussians[i]
-            mean, deviation = views[torch.randint(len(views), (), generator=generator)].float()  # (4, h, w) each
-            latents.append(mean + deviation * torch.randn(mean.shape, generator=generator))
-        return latents
+            number = int(torch.randint(len(views), (), generator=generator))
+            mean, deviation = views[number].float()  # (4, h, w) each
+            found.append((mean + deviation * torch.randn(mean.shape, generator=generator), number))
+        return found
+
+    def view(self, i: int, number: int) -> Image.Image:
+        """Return the pixels of one view of image i, read from its file: the crops, then their mirror images."""
+        crops = len(self.positions[i])
+        image = crop_to_size(self.folder.images[i].open(), self.fits[i], self.positions[i][number % crops])
+        return image if number < crops else ImageOps.mirror(image)
 
 
 def crop_positions(

@@ -17,25 +17,30 @@ from sd.training.finetune.recipes import Recipe
 from sd.utils.errors import UserError
 from sd.utils.files import replacing
 
-SUFFIXES = {"ti": (".safetensors", ".pt"), "lora": (".safetensors",), "dreambooth": (".safetensors", ".ckpt", "")}
-WHAT = {"ti": "an embedding", "lora": "a LoRA", "dreambooth": "a checkpoint"}
+SUFFIXES = {
+    "ti": (".safetensors", ".pt"),
+    "lora": (".safetensors",),
+    "dreambooth": (".safetensors", ".ckpt", ""),
+    "controlnet": (".safetensors",),
+}
+WHAT = {"ti": "an embedding", "lora": "a LoRA", "dreambooth": "a checkpoint", "controlnet": "a ControlNet"}
 TRAINED_FROM = "sd_trained_from"  # name of the base, in each trained checkpoint, which is never a default
 DELIVERED = "delivered.json"  # in the run's folder: the output that this run has written
 
 
-def resolve_output(method: str, name: str, recipe: Recipe, folder: Path, given: Path | None) -> Path:
+def resolve_output(method: str, name: str, folder: Path, given: Path | None, file_format: str = "") -> Path:
     """Return the file or folder for the result. Raises UserError where its suffix is not one of the method's.
 
     Into an existing folder goes a file of this name. A checkpoint without a suffix is a diffusers folder.
     """
-    file = name.strip("<>") + ("" if recipe.file_format == "peft" else ".safetensors")
+    file = name.strip("<>") + ("" if file_format == "peft" else ".safetensors")
     if given is None:
         return folder / file
     output = Path(given).expanduser()
     is_ours = any((output / one).exists() for one in ("model_index.json", "unet"))
     if output.is_dir() and not is_ours:
         output = output / file
-    suffixes = ("",) if recipe.file_format == "peft" and method == "lora" else SUFFIXES[method]
+    suffixes = ("",) if file_format == "peft" and method == "lora" else SUFFIXES[method]
     if output.suffix.lower() not in suffixes:
         kinds = " or ".join(suffix or "a folder name without a suffix" for suffix in suffixes)
         raise UserError(f"--output {output}: {WHAT[method]} is written as {kinds}; give a path of that form.")
@@ -107,6 +112,11 @@ def copy_result(
             f"{error} All trained steps are in {saved.parent}, and step {step} is the best: copy {saved.name}, "
             "or free some disk space and run the same command again, which repeats no training."
         ) from error
+    note_delivery(run, output, step)
+
+
+def note_delivery(run: Path, output: Path, step: int) -> None:
+    """Note in the run's folder that the output is its own, so that the same command may replace it."""
     with replacing(run / DELIVERED) as part:
         part.write_text(json.dumps({"output": str(output), "step": step, "contents": file_signature(output)}))
 

@@ -23,7 +23,12 @@ LASTING = (
     *("guidance_scale", "preview_steps", "max_token_length", "file_format"),
 )
 OLD_KEYS = {"dialect": "file_format"}  # in notes of runs that earlier versions started
-LABELS = {"model_hash": "base model (its content differs)", "model": "base model", "pictures": "set of images"}
+LABELS = {
+    "model_hash": "base model (its content differs)",
+    "model": "base model",
+    "pictures": "set of images",
+    "scenes": "number of scenes",
+}
 
 
 def content_hash(pipe: StableDiffusion) -> str:
