@@ -30,12 +30,11 @@ from sd.training.finetune.finetune import RUNS, check_name, describe_base_model,
 from sd.training.finetune.outputs import check_output, note_delivery, resolve_output
 from sd.training.finetune.recipes import TOKEN_LENGTHS, is_small
 from sd.training.finetune.runs import check_same_run, check_steps, clear_orphans, content_hash, write_note
-from sd.training.finetune.setup import best_precision
 from sd.training.finetune.validation import step_files
 from sd.training.loop import Loss, TrainConfig, train
 from sd.training.loss import prediction_errors, snr_weights
 from sd.training.train_state import completed_steps
-from sd.utils.device import DTYPES
+from sd.utils.device import DTYPES, best_precision
 from sd.utils.errors import UserError
 
 SourceBuilder = Callable[[Path], Source]  # takes the run's folder, where encoded images are kept
