@@ -34,7 +34,7 @@ from sd.pipeline.inputs.control import ControlInput, ControlNets, control_inputs
 from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.inputs.outpaint import as_asked, extend_image
 from sd.pipeline.inputs.regions import check_regions, region_notes, region_weights
-from sd.pipeline.inputs.second_pass import upscale_latent
+from sd.pipeline.inputs.second_pass import hires_upscaler, upscale_latent
 from sd.pipeline.inputs.sizes import check_inputs, resolve_size, settings_notes, width_and_height
 from sd.pipeline.latents import decode_latent
 from sd.pipeline.metadata.settings_infotext import to_infotext
@@ -42,14 +42,14 @@ from sd.pipeline.noise import SeededNoise
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.sampling.conditioning import Conditioning, encode_conditioning
 from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_model, sigmas_for_passes
-from sd.pipeline.settings import HIRES_UPSCALERS, MAX_SEED, OPTIONS, GenerationSettings, list_prompts
+from sd.pipeline.settings import MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
 from sd.pipeline.trace import Trace
 from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
-from sd.upscalers.upscaler_files import check_upscaler
+from sd.upscalers.upscale import check_upscaler
 from sd.utils.device import default_device, default_dtype
 from sd.utils.images import from_tensor
 from sd.vae import AutoencoderKL
@@ -257,8 +257,7 @@ class StableDiffusion(AdapterCalls):
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
         check_regions(settings, len(region_masks))
-        if settings.hires_scale > 1 and settings.hires_upscaler not in HIRES_UPSCALERS:
-            check_upscaler(locate("upscaler", settings.hires_upscaler, self.adapters.models))  # before the first pass
+        check_upscaler(hires_upscaler(settings, self.adapters.models))  # before the first pass
         asked, from_image = settings, image is not None
         settings, image, mask = extend_image(settings, image, mask)
         masked = prepare_masked(settings, image, mask)
