@@ -130,7 +130,7 @@ class UpscaleRunner:
     generator: ImageGenerator
 
     def __call__(self, job: Job, tell: Tell) -> dict:
-        """Returns {"files", "images" (the same), "notes"}; a step of the job is a tile."""
+        """Returns {"files", "images" (the same), "notes"}; a step is a tile. A stop keeps what is finished."""
         upscaling, device = Upscaling(**job.request["upscaling"]), device_of(self.generator.device)
         files = [job.folder / name for name in image_names(job.request["count"])]
         result: dict = {"files": [], "images": [], "notes": []}
@@ -147,6 +147,6 @@ class UpscaleRunner:
                 png = upscaled_png(check_image(file.read_bytes()), upscaling, upscalers, device, on_tile)
                 with replacing(job.folder / f"{i:05}.png") as part:
                     part.write_bytes(png)
-                for key in ("files", "images"):
-                    result[key].append(f"{i:05}.png")
+                result = {key: [*result[key], f"{i:05}.png"] for key in ("files", "images")} | {"notes": []}
+                tell({"result": result})  # so that a stop loses none
         return result

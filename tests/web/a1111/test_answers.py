@@ -256,15 +256,20 @@ def test_an_image_is_enlarged_by_a_model_and_by_two(web, photo, models_of_upscal
 
 
 def test_a_job_of_enlarging_can_be_interrupted(web, photo, models_of_upscalers, monkeypatch):
+    ran = []
+
     def run(network, image, device, on_tile):
-        web.client.post("/sdapi/v1/interrupt")
+        ran.append(image)
+        if len(ran) == 2:
+            web.client.post("/sdapi/v1/interrupt")
         on_tile()
-        return image
+        return image.resize((256, 256))
 
     monkeypatch.setattr("sd.upscalers.upscale.run_network", run)
-    body = {"image": base64_of(photo), "upscaler_1": "sharp"}
-    answer = web.client.post("/sdapi/v1/extra-single-image", json=body)
+    body = {"imageList": [{"data": base64_of(photo)}] * 3, "upscaler_1": "sharp"}
+    answer = web.client.post("/sdapi/v1/extra-batch-images", json=body)
     assert (answer.status_code, "was cancelled" in answer.json()["detail"]) == (503, True)
+    assert (len(ran), web.jobs.list(1)[0].result["images"]) == (2, ["00000.png"])
 
 
 def test_a_broken_upscaler_is_a_sentence(web, photo):
