@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sd.adapters.lora_tags import TAG
+from sd.adapters.lora_tags import split_tags
 from sd.pipeline.mask import mask_to_tensor
 from sd.pipeline.settings import GenerationSettings
 from sd.prompts.regions import Span, divide, has_regions, parse_regions
@@ -94,8 +94,8 @@ def region_notes(settings: GenerationSettings, masks: Sequence[Image.Image], wid
         needless = "Without ADDCOL or ADDROW in the prompt, the region ratios change nothing."
         return [needless] if settings.region_ratios else []
     notes, prompt = [], parse_regions(settings.prompt)
-    if TAG.search(settings.prompt):
-        notes.append("A LoRA works in the whole image, whatever region names it.")
+    if settings.ngms and len({tuple(split_tags(text).tags) for text in prompt.texts}) > 1:
+        notes.append("Where regions name LoRAs of their own, the negative guidance minimum sigma changes nothing.")
     if settings.only_masked:
         notes.append("With only masked, the regions divide the masked part and its surroundings, not the whole image.")
     if masks and settings.region_ratios:
