@@ -99,12 +99,12 @@ def load_upscaler(path: str | Path) -> RRDBNet:
     return network.eval().requires_grad_(False)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # the webui's "extras" blend the images of two
 def cached_upscaler(path: Path, changed: int) -> RRDBNet:
-    """Returns the last upscaler again. changed: the file's time of change."""
+    """Returns one of the last two upscalers again. changed: the file's time of change."""
     return load_upscaler(path)
 
 
 def read_cached(path: Path) -> RRDBNet:
-    """Returns the network of a file, which stays loaded until another one is asked for. Raises UserError."""
+    """Returns the network of a file, which stays loaded until two others were asked for. Raises UserError."""
     return cached_upscaler(path, path.stat().st_mtime_ns)
