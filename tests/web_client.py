@@ -16,6 +16,7 @@ from sd.pipeline.stable_diffusion import BUNDLED
 from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
+from sd.web.jobs.worker import JobRunner
 from sd.web.server import create_app
 
 HERE = "http://127.0.0.1"
@@ -31,7 +32,7 @@ class Web:
         pipe.path = BUNDLED  # as if it had been loaded from there, so that it stays
         pipe.adapters.models = self.models
         self.pipe, self.generator = pipe, ImageGenerator(self.models, pipe=pipe)
-        self.jobs = Jobs(folder / "jobs", self.generator, limit)
+        self.jobs = Jobs(folder / "jobs", JobRunner(self.generator), limit)
         self.app = create_app(self.jobs, self.models, page=False, **guard)
         self.client = TestClient(self.app, base_url=HERE, raise_server_exceptions=False)
 

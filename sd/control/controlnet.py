@@ -5,7 +5,7 @@ Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models
 Attribute names are the checkpoint's, below `control_model.`; those of the encoder are the U-Net's own.
 """
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from sd.unet import TimestepEmbedSequential, UNetModel, timestep_embedding
 
 HINT_CHANNELS = (16, 32, 96, 256)  # of the layers that bring the image to the latent's size, a stride of 2 between
+WHOLE_UP_TO = 1024 * 1024  # pixels; a larger image is embedded in tiles
+HINT_TILE = 64  # positions of the latent
+HINT_MARGIN = 3  # positions around a tile; a position is made of the pixels of fewer
 
 
 class ControlNetModel(UNetModel):
@@ -33,7 +36,23 @@ class ControlNetModel(UNetModel):
         self.middle_block_out = TimestepEmbedSequential(zero_convolution(widths[-1]))
 
     def embed_hint(self, hint: Tensor) -> Tensor:
-        """hint: (B, 3, 8h, 8w) in [0, 1]. Returns (B, model_channels, h, w), for `forward`."""
+        """hint: (B, 3, 8h, 8w) in [0, 1]. Returns (B, model_channels, h, w), for `forward`.
+
+        A large image is embedded in tiles, since the first layers hold 16 channels for each of its pixels.
+        """
+        if hint.shape[-1] * hint.shape[-2] <= WHOLE_UP_TO:
+            return self.embed_tile(hint)
+        side, rows, columns = self.hint_downsample, *(length // self.hint_downsample for length in hint.shape[-2:])
+        result = hint.new_empty(len(hint), self.model_channels, rows, columns)
+        for top, left in product(range(0, rows, HINT_TILE), range(0, columns, HINT_TILE)):
+            y, x = max(top - HINT_MARGIN, 0), max(left - HINT_MARGIN, 0)
+            bottom, right = top + HINT_TILE + HINT_MARGIN, left + HINT_TILE + HINT_MARGIN
+            tile = self.embed_tile(hint[..., y * side : bottom * side, x * side : right * side])
+            place = result[..., top : top + HINT_TILE, left : left + HINT_TILE]
+            place.copy_(tile[..., top - y :, left - x :][..., : place.shape[-2], : place.shape[-1]])
+        return result
+
+    def embed_tile(self, hint: Tensor) -> Tensor:
         for layer in self.input_hint_block:
             hint = layer(hint)
         return hint

@@ -41,7 +41,7 @@ def apply_in_tiles(network: Callable[[Tensor], Tensor], x: Tensor, unit_in: int,
             ramp = torch.outer(*(edge_ramp(side, OVERLAP * unit_out) for side in tile.shape[-2:]))
             crop_tile(blended, top, left, unit_out).add_(tile * ramp.to(x.device))
             crop_tile(weight, top, left, unit_out).add_(ramp)
-    return (blended / weight.to(x.device)).to(x.dtype)
+    return blended.div_(weight.to(x.device)).to(x.dtype)
 
 
 def tile_starts(length: int) -> list[int]:

@@ -65,6 +65,8 @@ def prepare_init_image(
     if image is None and not for_inpainting:
         return InitImage()
     pixels = torch.zeros(1, 3, height, width) if image is None else to_tensor(resize_and_crop(image, width, height))
+    if mask is None and not for_inpainting:
+        return InitImage(init_latent=encode_image(vae, pixels))
     if mask is None or image is None:
         full_mask = torch.ones_like(pixels[:, :1])  # (1, 1, H, W)
     else:

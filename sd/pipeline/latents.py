@@ -9,6 +9,7 @@ from torch import Tensor
 from sd.optimization.malloc_trim import trim_before
 from sd.optimization.tiled_vae import decode_tiled, encode_tiled
 from sd.utils.errors import UserError
+from sd.utils.images import STRIP
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
 TILED_FROM = 1024 * 1024  # pixels; the VAE works in tiles on larger images
@@ -46,14 +47,19 @@ def with_tiling_fallback(vae: AutoencoderKL, pixels: int, whole: Run, tiled: Run
     return with_fp32_fallback(vae, tiled)
 
 
+def is_finite(result: Tensor) -> bool:
+    """Returns whether all values are finite; strip by strip, without a copy of a large image."""
+    return all(bool(strip.isfinite().all()) for strip in result.split(STRIP, dim=-2))
+
+
 def with_fp32_fallback(vae: AutoencoderKL, run: Run) -> Tensor:
     """Returns the VAE's result in fp32. Where fp16 overflows, as v1's VAE can, the VAE stays in fp32."""
     dtype = vae.post_quant_conv.weight.dtype
     result = run(dtype)
-    if dtype == torch.float16 and not result.isfinite().all():
+    if dtype == torch.float16 and not is_finite(result):
         print("the VAE overflowed in fp16: it runs again in fp32, and from now on.", file=sys.stderr)
         vae.float()
         result = run(torch.float32)
-    if not result.isfinite().all():
+    if not is_finite(result):
         raise UserError("the VAE produced NaN values: use a lower guidance scale, or --precision fp32.")
     return result.float()

@@ -23,6 +23,7 @@ from sd.pipeline.sampling.cfgpp import UncondGuidance, UncondInpaint
 from sd.pipeline.sampling.compatibility import sampler_noise, sigmas_from_image, start_scale, whole_sigmas
 from sd.pipeline.sampling.composed import ComposedGuidance, EditedDenoiser, UncondComposedGuidance
 from sd.pipeline.sampling.conditioning import Conditioning, Segment
+from sd.pipeline.sampling.regional_loras import LimitedUNet, RegionalGuidance, UncondRegionalGuidance
 from sd.pipeline.sampling.skipped_guidance import SkippedGuidance
 from sd.pipeline.sampling.tiled_diffusion import TiledUNet
 from sd.pipeline.sampling.v_prediction import NEVER_PURE_NOISE, predict_v, schedule_of
@@ -62,7 +63,7 @@ def sample(
         x = add_noise(init_latent, init, settings, sigmas[0], noise())
 
     denoise: Any = guided_denoiser(unet, settings, contexts, init, batch, prediction)
-    denoise = SkippedGuidance(denoise, settings.ngms) if settings.ngms else denoise
+    denoise = SkippedGuidance(denoise, settings.ngms) if settings.ngms and contexts.loras is None else denoise
     denoise = denoise if trace is None else trace.watch(denoise)
     schedule = schedule_of(prediction)
     inpaint = inpainting(denoise, settings, init, init_latent, sigmas[0], schedule)
@@ -120,35 +121,81 @@ def guided_denoiser(
     prediction: Prediction = EPS,
 ) -> Guidance | EditedDenoiser:
     """Returns the U-Net as a denoiser with classifier-free guidance, for a batch of images of one prompt."""
-    cached = unet_for_run(unet, settings, init, batch)
-    schedule = schedule_of(prediction)
-    extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
-    interval = sigmas_between(settings.guidance_start, settings.guidance_end, schedule)
-
-    def guidance_of(segment: Segment) -> Guidance:
-        uncond = segment.uncond.expand(batch, -1, -1)
-        expanded = [(cond.expand(batch, -1, -1), weight) for cond, weight in segment.conds]
-        conds = weighted_by_region(expanded, contexts.regions, init.region_weights)
-        more = (extra, interval, settings.guidance_rescale, schedule)
-        plus_plus = settings.sampler in CFG_PLUS_PLUS
-        if len(conds) > 1 or isinstance(conds[0][1], Tensor) or conds[0][1] != 1:
-            composed = UncondComposedGuidance if plus_plus else ComposedGuidance
-            guidance: Guidance = composed(cached, conds, uncond, settings.guidance_scale, *more)
-        else:
-            cond = conds[0][0]
-            scale = 1 if torch.equal(uncond, cond) else settings.guidance_scale  # equal: guidance changes nothing
-            guidance = (UncondGuidance if plus_plus else Guidance)(cached, cond, uncond, scale, *more)
-        return predict_v(guidance) if prediction.v else guidance
-
+    maker = GuidanceMaker(unet, settings, contexts, init, batch, prediction)
     segments = contexts.segments()
-    if len(segments) == 1:
-        return guidance_of(segments[0])
     made: dict[tuple, Guidance] = {}  # alternating words return to the same contexts
-    for one in segments:
-        key = (id(one.uncond), *(id(cond) for cond, _ in one.conds))
-        made[key] = made.get(key) or guidance_of(one)
     keys = [(id(one.uncond), *(id(cond) for cond, _ in one.conds)) for one in segments]
+    for index, key in enumerate(keys):
+        made[key] = made.get(key) or maker.guidance_of(index)
+    if len(segments) == 1:
+        return made[keys[0]]
     return EditedDenoiser([one.end for one in segments], [made[key] for key in keys])
+
+
+class GuidanceMaker:
+    """Makes the guidance of each segment of a prompt; the arguments are those of `guided_denoiser`."""
+
+    def __init__(
+        self,
+        unet: UNetModel,
+        settings: GenerationSettings,
+        contexts: Conditioning,
+        init: InitImage,
+        batch: int,
+        prediction: Prediction,
+    ):
+        self.settings, self.contexts, self.init, self.batch = settings, contexts, init, batch
+        self.run = unet_for_run(unet, settings, init, batch)
+        # The step cache remembers what it saw last, so that each set of LoRAs needs one of its own.
+        self.runs = {
+            names: LimitedUNet(unet_for_run(unet, settings, init, batch), contexts.loras, names)
+            for names in contexts.variants
+            if contexts.loras is not None
+        }
+        self.schedule, self.v = schedule_of(prediction), prediction.v
+        self.interval = sigmas_between(settings.guidance_start, settings.guidance_end, self.schedule)
+        self.extra = None if init.inpaint_channels is None else init.inpaint_channels.expand(batch, -1, -1, -1)
+        self.more = (self.extra, self.interval, settings.guidance_rescale, self.schedule)
+        self.plus_plus = settings.sampler in CFG_PLUS_PLUS
+
+    def guidance_of(self, index: int) -> Guidance:
+        """Returns the guidance of the segment with this index."""
+        if self.runs:
+            return self.regional_guidance(index)
+        segment, scale = self.contexts.segments()[index], self.settings.guidance_scale
+        uncond, conds = segment.uncond.expand(self.batch, -1, -1), self.conds_of(segment)
+        if len(conds) > 1 or isinstance(conds[0][1], Tensor) or conds[0][1] != 1:
+            return self.composed(self.run, conds, uncond)
+        cond = conds[0][0]
+        scale = 1 if torch.equal(uncond, cond) else scale  # equal: guidance changes nothing
+        guidance = (UncondGuidance if self.plus_plus else Guidance)(self.run, cond, uncond, scale, *self.more)
+        return predict_v(guidance) if self.v else guidance
+
+    def regional_guidance(self, index: int) -> RegionalGuidance:
+        """Returns the sum of the guidance of each set of LoRAs."""
+        parts = []
+        for names, variant in self.contexts.variants.items():
+            segment, regions = variant.segments()[index], self.contexts.regions_with(names)
+            if conds := self.conds_of(segment, regions):
+                part = self.composed(self.runs[names], conds, segment.uncond.expand(self.batch, -1, -1))
+                masks = [self.init.region_weights[region] for region in sorted(regions)]
+                parts.append((part, sum(masks[1:], masks[0]).to(segment.uncond.device)))
+        kind = UncondRegionalGuidance if self.plus_plus else RegionalGuidance
+        return kind(parts, self.settings.guidance_scale, self.interval, self.settings.guidance_rescale)
+
+    def composed(self, run: Callable, conds: list[tuple[Tensor, float | Tensor]], uncond: Tensor) -> ComposedGuidance:
+        kind = UncondComposedGuidance if self.plus_plus else ComposedGuidance
+        guidance = kind(run, conds, uncond, self.settings.guidance_scale, *self.more)
+        if self.v:
+            predict_v(guidance)
+        return guidance
+
+    def conds_of(self, segment: Segment, regions: set[int] | None = None) -> list[tuple[Tensor, float | Tensor]]:
+        """Returns the contexts and weights of the prompt's parts, or of those of some regions."""
+        kept = list(zip(segment.conds, self.contexts.regions or [0] * len(segment.conds)))
+        kept = [(one, region) for one, region in kept if regions is None or region in regions]
+        expanded = [(cond.expand(self.batch, -1, -1), weight) for (cond, weight), _ in kept]
+        return weighted_by_region(expanded, [region for _, region in kept], self.init.region_weights)
 
 
 def weighted_by_region(

@@ -23,7 +23,7 @@ MAX_GUIDANCE = 100.0
 MAX_SEED = 2**64 - 1
 VERSION = "sd-by-hand 0.1"
 COMPAT = {"none": "None", "webui": "webui", "comfyui": "ComfyUI"}
-HIRES_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
+HIRES_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos", "nearest": "Nearest"}
 SCHEDULE_LABELS = {
     "ldm": "Uniform",
     "karras": "Karras",

@@ -11,6 +11,7 @@ stays as it is.
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.sampling.conditioning import Conditioning, encode_conditioning
+from sd.pipeline.sampling.regional_loras import encode_with_loras
 from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_model, sigmas_for_passes
 from sd.pipeline.settings import MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
@@ -278,7 +280,9 @@ class StableDiffusion(AdapterCalls):
         padding = circular_padding(*padded) if settings.tiling else nullcontext()
         with padding, load_prompt_adapters(self.adapters, settings.prompt, settings.negative_prompt) as named:
             texts = settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt)
-            contexts = [self.encode_prompts(texts, second_pass=i > 0) for i in range(len(passes))]
+            loras = named.region_loras(self.adapters)
+            encode = [partial(self.encode_prompts, texts, second_pass=i > 0) for i in range(len(passes))]
+            contexts = [encode_with_loras(one, loras) for one in encode]
             init.controls = [one.control_for(*size) for one in controls]
             if trace is not None:
                 side = self.vae.downsample

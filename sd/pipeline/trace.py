@@ -36,6 +36,7 @@ from sd.prompts.regions import parse_regions
 from sd.prompts.weighting import split_chunks
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
+from sd.utils.errors import UserError
 
 MAX_STEPS = 32  # that are kept, evenly spread over the run
 MAX_SIDE = 64  # positions: larger latents are averaged down to it
@@ -102,8 +103,14 @@ class Trace:
     ) -> None:
         """Choose the steps to keep, and read the prompt's words.
 
-        settings: as used, with the prompt without tags. size: (h, w) of the latent.
+        settings: as used, with the prompt without tags. size: (h, w) of the latent. Raises UserError for what a trace
+        cannot show.
         """
+        if contexts.loras is not None:
+            raise UserError(
+                "regions with LoRAs of their own are several models in one image, which a trace cannot show: let all "
+                "regions name the same LoRAs, for example before ADDCOMM."
+            )
         self.total, self.scale = len(sigmas) - 1, settings.guidance_scale
         count = min(self.max_steps, self.total)
         self.kept = [round(i * (self.total - 1) / max(count - 1, 1)) for i in range(count)]

@@ -8,7 +8,9 @@ from sd.adapters.block_weights import apply_block_weights
 from sd.adapters.lora_loader import LoraReport
 from sd.adapters.lora_tags import Tag, split_tags
 from sd.adapters.manager import Adapters
+from sd.adapters.region_loras import Names, RegionLoras
 from sd.adapters.textual_inversion import EmbeddingReport
+from sd.prompts.regions import parse_regions
 from sd.prompts.weighting import parse_prompt
 from sd.tokenizer import clean_text, contains_placeholder, placeholder_pattern
 from sd.utils.errors import UserError
@@ -18,18 +20,25 @@ from sd.utils.errors import UserError
 class PromptAdapters:
     """The adapters of two prompts. prompt, negative_prompt: without tags. reports: of what was loaded for them.
 
-    notes: what is not honored or deserves a warning, in sentences.
+    notes: what is not honored or deserves a warning, in sentences. by_region: the loaded LoRAs that each text of
+    `RegionalPrompt.texts` names; of a plain prompt it is one text.
     """
 
     prompt: str
     negative_prompt: str
     notes: list[str]
     reports: list[LoraReport | EmbeddingReport] = field(default_factory=list)
+    by_region: list[Names] = field(default_factory=list)
 
     def has(self, word: str) -> bool:
         """Returns whether an embedding's word is in one of the prompts."""
         texts = [text for prompt in (self.prompt, self.negative_prompt) for text, _ in parse_prompt(prompt)]
         return any(contains_placeholder(clean_text(text), word) for text in texts)
+
+    def region_loras(self, adapters: Adapters) -> RegionLoras | None:
+        """Returns the LoRAs of the regions; None where all regions name the same ones."""
+        differ = len(set(self.by_region)) > 1
+        return RegionLoras((adapters.unet, adapters.clip), self.by_region) if differ else None
 
     def add(self, report: LoraReport | EmbeddingReport) -> None:
         self.reports.append(report)
@@ -47,8 +56,7 @@ def load_prompt_adapters(adapters: Adapters, prompt: str, negative_prompt: str) 
     ]
     before = adapters.names()
     try:
-        for tag in positive.tags:
-            named.add(load_tag(adapters, tag))
+        load_tags(adapters, prompt, named)
         by_hand = list(adapters.tokenizer.added)
         load_words(adapters, named)
         named.notes += [
@@ -63,8 +71,21 @@ def load_prompt_adapters(adapters: Adapters, prompt: str, negative_prompt: str) 
                 adapters.unload(name)
 
 
-def load_tag(adapters: Adapters, tag: Tag) -> LoraReport:
-    """Loads the LoRA of a tag. Raises UserError where there is none of its name."""
+def load_tags(adapters: Adapters, prompt: str, named: PromptAdapters) -> None:
+    """Loads the LoRAs of a prompt. A tag that several regions have is loaded once."""
+    loaded: dict[tuple[Tag, int], str] = {}
+    for text in parse_regions(prompt).texts:
+        tags = split_tags(text).tags
+        keys = [(tag, tags[:i].count(tag)) for i, tag in enumerate(tags)]
+        for key in keys:
+            if key not in loaded:
+                loaded[key], report = load_tag(adapters, key[0])
+                named.add(report)
+        named.by_region.append(frozenset(loaded[key] for key in keys))
+
+
+def load_tag(adapters: Adapters, tag: Tag) -> tuple[str, LoraReport]:
+    """Loads the LoRA of a tag, and returns its name there. Raises UserError where there is none of its name."""
     path = adapters.models.find("LoRA", tag.name)
     name, count = f"<lora:{tag.name}>", 1
     while name in adapters.names():  # a prompt may name a LoRA twice; the strengths add up
@@ -74,7 +95,7 @@ def load_tag(adapters: Adapters, tag: Tag) -> LoraReport:
     report.name = tag.name
     if tag.lbw:
         apply_block_weights(adapters.unet, adapters.clip, name, tag.lbw)
-    return report
+    return name, report
 
 
 def load_words(adapters: Adapters, named: PromptAdapters) -> None:

@@ -4,6 +4,8 @@ Wang et al. 2018, "ESRGAN: Enhanced Super-Resolution Generative Adversarial Netw
 Real-ESRGAN's. Values are 0 to 1.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,23 +75,22 @@ def leaky(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.2)
 
 
-def upscale_tiled(network: RRDBNet, image: Tensor, tile: int = 256, margin: int = 32) -> Tensor:
-    """Enlarges an image (1, 3, H, W) in tiles, so that memory does not grow with the image.
+def upscaled_tiles(
+    network: RRDBNet, image: Tensor, tile: int = 256, margin: int = 32
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Enlarges an image (1, 3, H, W) in tiles, so that the network's memory does not grow with the image.
 
     tile: pixels of a tile's side. margin: pixels around it that the network sees too; both multiples of `shrink`.
+    Yields the rows and columns of the enlarged image, and its pixels there, (1, 3, rows, columns).
     """
     height, width = image.shape[-2:]
-    multiple = network.shrink
+    multiple, scale = network.shrink, network.scale
     padded = F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-    rows, columns = padded.shape[-2:]
-    result = padded.new_empty(1, 3, rows * network.scale, columns * network.scale)
-    for top in range(0, rows, tile):
-        for left in range(0, columns, tile):
-            bottom, right = min(top + tile, rows), min(left + tile, columns)
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
             y, x = max(top - margin, 0), max(left - margin, 0)
-            part = network(padded[..., y : min(bottom + margin, rows), x : min(right + margin, columns)])
-            s = network.scale
-            result[..., top * s : bottom * s, left * s : right * s] = part[
-                ..., (top - y) * s : (bottom - y) * s, (left - x) * s : (right - x) * s
-            ]
-    return result[..., : height * network.scale, : width * network.scale]
+            part = network(padded[..., y : bottom + margin, x : right + margin])
+            rows, columns = slice(top * scale, bottom * scale), slice(left * scale, right * scale)
+            part = part[..., (top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale]
+            yield rows, columns, part

@@ -10,14 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sd.checkpoints.config import skip_init
 from sd.checkpoints.families import describe_contents
 from sd.checkpoints.foreign_files import reads_file
 from sd.checkpoints.weight_files import read_weights
-from sd.upscalers.rrdbnet import RRDBNet, upscale_tiled
+from sd.upscalers.rrdbnet import RRDBNet
 from sd.utils.errors import UserError
 
 USE_ANOTHER = "give an ESRGAN or Real-ESRGAN model (RRDBNet), such as RealESRGAN_x4plus"
@@ -100,24 +99,12 @@ def load_upscaler(path: str | Path) -> RRDBNet:
     return network.eval().requires_grad_(False)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # the webui's "extras" blend the images of two
 def cached_upscaler(path: Path, changed: int) -> RRDBNet:
-    """Returns the last upscaler again. changed: the file's time of change."""
+    """Returns one of the last two upscalers again. changed: the file's time of change."""
     return load_upscaler(path)
 
 
-def check_upscaler(path: Path) -> None:
-    """Raises UserError for a file that holds no RRDBNet; it stays loaded for the image that comes next."""
-    cached_upscaler(path, path.stat().st_mtime_ns)
-
-
-@torch.no_grad()
-def upscale_image(path: Path, image: Tensor, device: torch.device) -> Tensor:
-    """Enlarges an image (1, 3, H, W) in [-1, 1] with the network of a file, in tiles, on this device."""
-    network = cached_upscaler(path, path.stat().st_mtime_ns).to(device)
-    return (upscale_tiled(network, (image.to(device).float() + 1) / 2).clamp(0, 1) * 2 - 1).cpu()
-
-
-def resize_to(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Returns an enlarged image in exactly this size."""
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
+def read_cached(path: Path) -> RRDBNet:
+    """Returns the network of a file, which stays loaded until two others were asked for. Raises UserError."""
+    return cached_upscaler(path, path.stat().st_mtime_ns)

@@ -20,6 +20,7 @@ from torch import Tensor
 from sd.utils.errors import UserError
 
 MAX_SIDE = 4096
+STRIP = 256  # rows of a tensor that are converted at once
 MAX_PIXELS = 80_000_000  # of an image to open: more is a decompression bomb or a mistake
 ANY_FILE, PER_BYTE = 1 << 28, 4  # bytes of pixels that any file may unpack to, and for each byte of the file besides
 SAMPLE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 2, "I;16": 2}  # of a pixel in Pillow's memory; 4 in any other mode
@@ -299,13 +300,18 @@ def resize_and_crop(image: Image.Image, width: int, height: int) -> Image.Image:
 def to_tensor(image: Image.Image) -> Tensor:
     """Convert a PIL image to (1, 3, H, W), fp32 in [-1, 1]."""
     pixels = torch.from_numpy(np.array(to_rgb(image)))  # (H, W, 3), 0 to 255
-    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+    return pixels.permute(2, 0, 1)[None].float().div_(127.5).sub_(1)  # in place: a large image is held once
 
 
 def from_tensor(image: Tensor) -> list[Image.Image]:
     """Convert (B, 3, H, W) in [-1, 1], clipped to it, to B PIL images; `from_tensor(to_tensor(x))` is x again."""
-    pixels = ((image.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    batch, channels, height, width = image.shape
+    pixels = np.empty((batch, height, width, channels), np.uint8)
+    for top in range(0, height, STRIP):  # so that a large image is not held in fp32 several times
+        strip = image[:, :, top : top + STRIP].detach().float()
+        strip = ((strip + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels[:, top : top + STRIP] = strip.permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(one) for one in pixels]
 
 
 def decode_chunk(text: str) -> str:

@@ -13,6 +13,7 @@ jobs/
   finetune       a job that trains an embedding or a LoRA, in the worker
   worker         a worker in a process of its own, so that a crash ends one job
   submit         from a request to a job in the queue, validated
+  upscale        enlarging uploaded images: at once with a filter, as a job with a model
   api            jobs over HTTP
 problems         errors as HTTP answers and on the console
 a1111/
@@ -20,7 +21,8 @@ a1111/
   options        options that are set for all requests
   fields         fields and scripts of webui requests that this server does not support
   schema         the bodies of AUTOMATIC1111's txt2img and img2img
-  extras         upscaling without a model, the webui's "extras"
+  extras         enlarging images, the webui's "extras"
+  waiting        the answer of a job that a request waits for
   lists          what clients ask before their first request
   api            AUTOMATIC1111's HTTP API over the same jobs
 attempts         wrong passwords, and the bodies that are arriving

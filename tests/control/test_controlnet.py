@@ -59,6 +59,18 @@ def control_of(network, hint, **more):
     return Control(network, network.embed_hint(hint), **more)
 
 
+def test_a_large_hint_is_embedded_in_tiles_as_in_one_piece(networks, monkeypatch):
+    """The sums are the same; convolutions of other shapes may order them differently. A smaller margin is too small."""
+    hint = torch.rand(1, 3, 8 * 21, 8 * 34, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = networks[0].embed_hint(hint)
+        monkeypatch.setattr("sd.control.controlnet.WHOLE_UP_TO", 0)
+        monkeypatch.setattr("sd.control.controlnet.HINT_TILE", 8)
+        assert relative_error(networks[0].embed_hint(hint), whole) < CLOSE
+        monkeypatch.setattr("sd.control.controlnet.HINT_MARGIN", 2)
+        assert relative_error(networks[0].embed_hint(hint), whole) > 10 * CLOSE
+
+
 @torch.no_grad()
 def peers_answer(unet, networks, x, t, context, hint, weights, guess=False):
     """What diffusers' U-Net gives with the sums of its ControlNets; in guess mode only the second row has a prompt."""

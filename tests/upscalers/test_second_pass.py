@@ -33,8 +33,20 @@ def test_it_enlarges_for_the_second_pass(pipe, tmp_path):
     for text in made.infotexts + by_path.infotexts:
         assert "Hires upscaler: sharp," in text
         assert read_settings(text).values["hires_upscaler"] == "sharp"
-    with pytest.raises(UserError, match="there is no upscaler named blurry"):
+    with pytest.raises(UserError, match=r"unknown upscaler 'blurry'; choose from Latent, Lanczos, Nearest, sharp\."):
         pipe("a cat", hires_upscaler="blurry", **SMALL)
+
+
+def test_another_programs_infotext_finds_the_file(tmp_path, monkeypatch):
+    path = put_upscaler(tmp_path)
+    path.rename(path.with_name("RealESRGAN_x4plus.pth"))
+    models = Models(tmp_path, tmp_path / "loras", tmp_path / "embeddings")
+    monkeypatch.setattr("sd.pipeline.metadata.infotext_sizes.Models", lambda: models)
+    text = "a cat\nSteps: 2, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Hires upscale: 2, Hires upscaler: {}"
+    for name, found in (("R-ESRGAN 4x+", "RealESRGAN_x4plus"), ("Nearest", "nearest"), ("4x-UltraSharp", "lanczos")):
+        reading = read_settings(text.format(name))
+        assert reading.values["hires_upscaler"] == found
+        assert ("Hires upscaler" in reading.notes) == (found == "lanczos")
 
 
 def test_the_webuis_api_knows_it(tmp_path, pipe):

@@ -13,9 +13,10 @@ from sd.evaluation.grids.axes import ORDER, Axis, Point, parse_axis
 from sd.evaluation.grids.values import join_values
 from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.infotext import with_setting
+from sd.pipeline.inputs.second_pass import hires_upscaler
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.sampling_loop import OnStep
-from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, GenerationSettings
+from sd.pipeline.settings import OPTIONS, GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.utils.errors import UserError
@@ -133,8 +134,7 @@ def check_models(grid: Grid, models: Models, vae: str | None = None) -> None:
         settings = point.settings
         for tag in split_tags(settings.prompt).tags:
             models.find("LoRA", tag.name)
-        if settings.hires_scale > 1 and settings.hires_upscaler not in HIRES_UPSCALERS:
-            locate("upscaler", settings.hires_upscaler, models)
+        hires_upscaler(settings, models)
         for unit in parse_units(settings.control):
             locate("ControlNet", unit.model, models)
 

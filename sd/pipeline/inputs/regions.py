@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sd.adapters.lora_tags import TAG
+from sd.adapters.lora_tags import split_tags
 from sd.pipeline.inputs.options import needless
 from sd.pipeline.mask import mask_to_tensor
 from sd.pipeline.settings import GenerationSettings
@@ -109,8 +109,8 @@ def region_notes(settings: GenerationSettings, masks: Sequence[Image.Image], wid
         return [note] * bool(settings.region_ratios) + base_notes(settings, None) + case_notes(settings.prompt)
     prompt = parse_regions(settings.prompt)
     notes = base_notes(settings, prompt.base) + case_notes(settings.prompt)
-    if TAG.search(settings.prompt):
-        notes.append("A LoRA works in the whole image, whatever region names it.")
+    if settings.ngms and len({tuple(split_tags(text).tags) for text in prompt.texts}) > 1:
+        notes.append("Where regions name LoRAs of their own, the negative guidance minimum sigma changes nothing.")
     if settings.only_masked:
         notes.append("With only masked, the regions divide the masked part and its surroundings, not the whole image.")
     if masks and settings.region_ratios:

@@ -6,12 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd.checkpoints.discovery import Models, locate
+from sd.checkpoints.discovery import Models
 from sd.pipeline.latents import encode_image
-from sd.pipeline.settings import GenerationSettings
-from sd.upscalers.upscaler_files import resize_to, upscale_image
+from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
+from sd.upscalers.upscale import Upscaler, find_upscaler, upscale
 from sd.utils.images import from_tensor, to_tensor
 from sd.vae import AutoencoderKL
+
+LATENT = "latent"
+
+
+def hires_upscaler(settings: GenerationSettings, models: Models, by_path: bool = True) -> Upscaler | None:
+    """Returns what enlarges the image for the second pass; None where there is none, or it interpolates the latent.
+
+    models: what a name may mean. by_path: whether it may be the path of a file. Raises UserError for an unknown name.
+    """
+    if settings.hires_scale == 1 or settings.hires_upscaler == LATENT:
+        return None
+    return find_upscaler(settings.hires_upscaler, models, [HIRES_UPSCALERS[LATENT]], by_path)
 
 
 def upscale_latent(
@@ -19,20 +31,16 @@ def upscale_latent(
     decode: Callable[[Tensor], Tensor],
     latent: Tensor,
     settings: GenerationSettings,
-    models: Models | None = None,
+    models: Models,
 ) -> Tensor:
     """Returns a latent of the second pass's size: interpolated, or decoded, enlarged and encoded.
 
-    latent: scaled, (B, 4, h, w). decode: takes it to images in [-1, 1]. models: what a name may mean, see `locate`.
-    The image is enlarged by Lanczos, or by an ESRGAN model and then resized. Raises UserError for an unknown one.
+    latent: scaled, (B, 4, h, w). decode: takes it to images in [-1, 1]. The image is enlarged as `hires_upscaler` says.
     """
     width, height = settings.hires_size
-    if settings.hires_upscaler == "latent":
+    upscaler = hires_upscaler(settings, models)
+    if upscaler is None:
         size = (height // vae.downsample, width // vae.downsample)
         return F.interpolate(latent, size=size, mode="bilinear")
-    images = from_tensor(decode(latent))
-    if settings.hires_upscaler != "lanczos":
-        path = locate("upscaler", settings.hires_upscaler, models)
-        images = [from_tensor(upscale_image(path, to_tensor(one), latent.device))[0] for one in images]
-    resized = [resize_to(one, width, height) for one in images]
-    return torch.cat([encode_image(vae, to_tensor(one)) for one in resized])
+    images = [upscale(one, upscaler, width, height, latent.device) for one in from_tensor(decode(latent))]
+    return torch.cat([encode_image(vae, to_tensor(one)) for one in images])

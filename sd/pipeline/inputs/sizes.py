@@ -7,11 +7,12 @@ from sd.control.units import check_image_count, parse_units
 from sd.pipeline.inputs.control import control_notes
 from sd.pipeline.inputs.options import needless
 from sd.pipeline.inputs.regions import check_regions
+from sd.pipeline.inputs.second_pass import hires_upscaler
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import CFG_PLUS_PLUS
-from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, GenerationSettings
+from sd.pipeline.settings import OPTIONS, GenerationSettings
 from sd.prompts.regions import has_regions
-from sd.upscalers.upscaler_files import check_upscaler
+from sd.upscalers.upscale import check_upscaler
 from sd.utils.errors import UserError
 from sd.utils.images import apply_orientation, cut_size
 
@@ -40,8 +41,7 @@ def check_named_models(
     control_count, mask_count: of the control images and the region masks. has_image: whether there is an init image.
     """
     check_regions(settings, mask_count)
-    if settings.hires_scale > 1 and settings.hires_upscaler not in HIRES_UPSCALERS:
-        check_upscaler(locate("upscaler", settings.hires_upscaler, models))
+    check_upscaler(hires_upscaler(settings, models))
     units = parse_units(settings.control)
     check_image_count(units, control_count, has_image)
     for unit in units:

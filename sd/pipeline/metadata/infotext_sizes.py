@@ -3,9 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
+from sd.checkpoints.discovery import Models
 from sd.pipeline.metadata.infotext_reading import OURS, Reading, parse_finite, parse_integer
 from sd.pipeline.settings import HIRES_UPSCALERS
+from sd.upscalers.upscale import find_upscaler
+from sd.utils.errors import UserError
 
 LATENT_UPSCALER = re.compile("latent", re.IGNORECASE)
 
@@ -52,10 +56,11 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
     except ValueError:
         reading.problems["hires_strength"] = "the file's denoising strength is not a number: give --hires-strength."
     upscaler = found.get("Hires upscaler", "Latent")
-    values["hires_upscaler"] = "latent" if LATENT_UPSCALER.search(upscaler) else "lanczos"
-    if upscaler not in HIRES_UPSCALERS.values() and found.get("Version", "").startswith(OURS):
-        values["hires_upscaler"] = upscaler  # the name of a model
-    elif upscaler not in HIRES_UPSCALERS.values():
+    is_ours = found.get("Version", "").startswith(OURS)
+    own = {label: name for name, label in HIRES_UPSCALERS.items()}
+    name = own.get(upscaler) or (upscaler if is_ours else model_named(upscaler))
+    values["hires_upscaler"] = name or ("latent" if LATENT_UPSCALER.search(upscaler) else "lanczos")
+    if name is None:
         used = HIRES_UPSCALERS[values["hires_upscaler"]]
         notes["Hires upscaler"] = f"The upscaler {upscaler!r} of the second pass does not exist here: {used} is used."
     if found.get("Hires steps", "0") != "0":
@@ -63,6 +68,14 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
             values["hires_steps"] = parse_integer(found["Hires steps"])
         except ValueError:
             notes["Hires steps"] = "The steps of the second pass are not a number: it takes the first pass's number."
+
+
+def model_named(upscaler: str) -> str | None:
+    """Returns the name of the model in weights/upscalers that another program calls so; None where there is none."""
+    try:
+        return Path(str(find_upscaler(upscaler, Models()))).stem
+    except UserError:
+        return None
 
 
 def set_scale(target: list[int], reading: Reading) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sd.adapters.region_loras import Names, RegionLoras
 from sd.pipeline.settings import GenerationSettings
 from sd.prompts.editing import index_at, schedule_prompt, split_prompts
 from sd.prompts.regions import parse_regions
@@ -34,11 +35,18 @@ class Conditioning:
     """uncond: the negative prompt's contexts. prompts: those of each part of the prompt, with its weight.
 
     regions: for each part of the prompt the index of its text in `RegionalPrompt.texts`; all 0 for a plain prompt.
+    loras, variants: where regions name LoRAs of their own, which ones, and the contexts with each set of them.
     """
 
     uncond: Timeline
     prompts: list[tuple[Timeline, float]]
     regions: list[int] = field(default_factory=list)
+    loras: RegionLoras | None = None
+    variants: "dict[Names, Conditioning]" = field(default_factory=dict)
+
+    def regions_with(self, names: Names) -> set[int]:
+        """Return the regions that name this set of LoRAs."""
+        return {region for region, own in enumerate(self.loras.by_region if self.loras else ()) if own == names}
 
     def segments(self) -> list[Segment]:
         """Return the contexts by the evaluations of the model, in order; the last one's `end` is the run's length."""

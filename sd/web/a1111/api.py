@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from sd.pipeline.infotext import parse_infotext
@@ -19,12 +19,13 @@ from sd.web.a1111.lists import connect_router, lists_router
 from sd.web.a1111.options import Options
 from sd.web.a1111.schema import ImageToImage, TextToImage, request_from_body, response_info
 from sd.web.a1111.scripts import is_without_images
+from sd.web.a1111.waiting import wait_for_job
 from sd.web.jobs.job import Interrupted, Job
 from sd.web.jobs.limits import decode_image, uploaded_infotext
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
-from sd.web.problems import NO_ROOM, PROBLEMS, report
+from sd.web.problems import PROBLEMS, report
 
 MOST_TASKS = 1000  # ids of `force_task_id` that are kept
 
@@ -52,13 +53,7 @@ class Server:
     async def generate(self, body: TextToImage, request: Request) -> dict:
         """Queue a job and wait for its images, as the webui does."""
         job, ignored, notes = await asyncio.to_thread(self.submit, body)
-        async for _ in self.jobs.changes(job.id):
-            pass
-        job = self.jobs.get(job.id)
-        if job.state == "failed":
-            raise HTTPException(422 if job.user_error else NO_ROOM if job.disk_error else 500, job.error)
-        if job.state == "interrupted":
-            raise HTTPException(503, job.error)
+        job = await wait_for_job(self.jobs, job.id)
         notes = [*notes, *job.result.get("notes", [])]
         if ignored:
             report(request.scope, f"ignored unknown fields: {', '.join(ignored)}")
@@ -156,7 +151,7 @@ def sdapi_router(jobs: Jobs, models: Models) -> APIRouter:
     add_running(router, server)
     add_options(router, server)
     whole = APIRouter()
-    extensions = (extras_router(), controlnet_router(models), task_router(server))
+    extensions = (extras_router(jobs, models), controlnet_router(models), task_router(server))
     for one in (router, *extensions, connect_router(jobs), lists_router(jobs, models)):
         whole.include_router(one)
     return whole

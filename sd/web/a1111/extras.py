@@ -1,22 +1,28 @@
-"""The webui's "extras": upscaling without a model, /sdapi/v1/extra-single-image and extra-batch-images."""
+"""The webui's "extras", /sdapi/v1/extra-single-image and extra-batch-images: enlarging images.
 
+Filters work at once. What takes a model is a job in the queue, so that it is on the worker's device, can be
+interrupted, and shows its progress.
+"""
+
+import asyncio
 import base64
-import io
+from html import escape
+from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
+from sd.upscalers.upscale import Upscaler
 from sd.utils.errors import UserError
-from sd.utils.images import INFOTEXT_KEY, to_rgb
-from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, MAX_PIXELS, TooLarge, check_image, decode_image
-from sd.web.jobs.uploads import decodes_uploads
+from sd.web.a1111.waiting import wait_for_job
+from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
+from sd.web.jobs.model_index import Models
+from sd.web.jobs.queue import Jobs
+from sd.web.jobs.upscale import Upscaling, check_target, submit_upscaling, upscale_at_once
 from sd.web.problems import PROBLEMS
 
-UPSCALERS = {"None": None, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
+STOPPED = "the job was cancelled before the images were enlarged: send the request again."
 
 
 class UpscaleRequest(BaseModel):
@@ -53,76 +59,56 @@ class UpscaleManyRequest(UpscaleRequest):
     imageList: list[FileOf] = Field(max_length=MAX_IMAGES)
 
 
-def extras_router() -> APIRouter:
+def extras_router(jobs: Jobs, models: Models) -> APIRouter:
     router = APIRouter(prefix="/sdapi/v1", tags=["webui"], responses=PROBLEMS)
 
     @router.post("/extra-single-image")
     async def extra_single_image(body: UpscaleOneRequest) -> dict[str, Any]:
-        return {"html_info": "", "image": await run_in_threadpool(upscale_file, body, body.image)}
+        images = await enlarge_all(jobs, models, body, [body.image])
+        return {"html_info": html_info(body), "image": images[0]}
 
     @router.post("/extra-batch-images")
     async def extra_batch_images(body: UpscaleManyRequest) -> dict[str, Any]:
-        images = [await run_in_threadpool(upscale_file, body, one.data) for one in body.imageList]
-        return {"html_info": "", "images": images}
+        images = await enlarge_all(jobs, models, body, [one.data for one in body.imageList])
+        return {"html_info": html_info(body), "images": images}
 
     return router
 
 
-def upscale_file(body: UpscaleRequest, text: str) -> str:
-    """Return an upscaled PNG in base64, with the settings in the image. text: the image in base64. Raises UserError."""
-    options = UpscaleRequest(**body.model_dump(include=set(UpscaleRequest.model_fields)))  # without other images
-    return base64.b64encode(upscale_image(decode_image(text), options)).decode()
+async def enlarge_all(jobs: Jobs, models: Models, body: UpscaleRequest, texts: list[str]) -> list[str]:
+    """Returns the enlarged images in base64, each with its infotext. texts: the images in base64. Raises UserError."""
+    upscaling = upscaling_of(body)
+    upscalers = await asyncio.to_thread(upscaling.upscalers, models)
+    images = [await asyncio.to_thread(checked_image, upscaling, upscalers, text) for text in texts]
+    if not any(isinstance(one, Path) for one in upscalers):
+        made = [await asyncio.to_thread(upscale_at_once, image, upscaling, upscalers) for image in images]
+    else:
+        job = await asyncio.to_thread(submit_upscaling, jobs, upscaling, images)
+        job = await wait_for_job(jobs, job.id)
+        if job.state == "cancelled":
+            raise HTTPException(503, STOPPED)
+        made = [await asyncio.to_thread(job.file(name).read_bytes) for name in job.result["images"]]
+    return [base64.b64encode(png).decode() for png in made]
 
 
-@decodes_uploads
-def upscale_image(data: bytes, body: UpscaleRequest) -> bytes:
-    """Return an upscaled PNG, with the settings in the image. Raises UserError."""
-    image = check_image(data)
-    held = image.info.get(INFOTEXT_KEY, "")
-    file = io.BytesIO()
-    text_chunks = PngInfo()
-    if isinstance(held, str) and held:
-        text_chunks.add_text(INFOTEXT_KEY, held)
-    upscale(to_rgb(image), body).save(file, format="PNG", pnginfo=text_chunks)
-    return file.getvalue()
-
-
-def upscale(image: Image.Image, body: UpscaleRequest) -> Image.Image:
-    """Return the image upscaled. Raises UserError for what needs a model, TooLarge."""
+def upscaling_of(body: UpscaleRequest) -> Upscaling:
+    """Returns what a body asks for. Raises UserError for what is not supported."""
     if body.gfpgan_visibility or body.codeformer_visibility:
         raise UserError("restoring faces is not supported here: leave gfpgan_visibility and codeformer_visibility out.")
-    first, second = (find_upscaler(name) for name in (body.upscaler_1, body.upscaler_2))
-    if first is None:
-        return image
-    size = size_of(image, body)
-    if size[0] * size[1] > MAX_PIXELS:
-        raise TooLarge(f"{size[0]}x{size[1]} is too large: {MAX_PIXELS >> 20} million pixels are allowed.")
-    upscaled = image.resize(size, first)
-    if second is not None and body.extras_upscaler_2_visibility:
-        upscaled = Image.blend(upscaled, image.resize(size, second), body.extras_upscaler_2_visibility)
-    return crop(upscaled, body) if body.resize_mode == 1 and body.upscaling_crop else upscaled
+    size = (body.upscaling_resize_w, body.upscaling_resize_h) if body.resize_mode == 1 else None
+    names, visibility = (body.upscaler_1, body.upscaler_2), body.extras_upscaler_2_visibility
+    return Upscaling(*names, visibility, body.upscaling_resize, size, body.upscaling_crop)
 
 
-def find_upscaler(name: str) -> Image.Resampling | None:
-    for known, how in UPSCALERS.items():
-        if name.lower() == known.lower():
-            return how
-    raise UserError(
-        f"the upscaler {name[:100]!r} is not used for a finished image: choose from {', '.join(UPSCALERS)}; a model of "
-        "weights/upscalers/ serves a second pass, as hr_upscaler."
-    )
+def checked_image(upscaling: Upscaling, upscalers: list[Upscaler], text: str) -> bytes:
+    """Returns the file in a base64 text. Raises UserError and TooLarge."""
+    data = decode_image(text)
+    if upscalers:
+        check_target(upscaling, data)
+    return data
 
 
-def size_of(image: Image.Image, body: UpscaleRequest) -> tuple[int, int]:
-    """Return the size; in mode 1 the smallest of the image's aspect ratio that covers the requested size."""
-    factor = body.upscaling_resize
-    if body.resize_mode == 1:
-        factor = max(body.upscaling_resize_w / image.width, body.upscaling_resize_h / image.height)
-    return max(round(image.width * factor), 1), max(round(image.height * factor), 1)
-
-
-def crop(image: Image.Image, body: UpscaleRequest) -> Image.Image:
-    """Crop the center to the requested size."""
-    width, height = body.upscaling_resize_w, body.upscaling_resize_h
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def html_info(body: UpscaleRequest) -> str:
+    """Returns the webui's line about the enlarged images as HTML."""
+    line = upscaling_of(body).describe()
+    return f"<p>{escape(line)}</p>" if line else ""

@@ -13,7 +13,7 @@ from sd.checkpoints.hashing import known_hash
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import HIRES_UPSCALERS, SCHEDULE_LABELS, VERSION
 from sd.prompts.styles import read_styles
-from sd.web.a1111.extras import UPSCALERS
+from sd.upscalers.upscale import FILTERS
 from sd.web.a1111.options import model_name_of, title_of
 from sd.web.a1111.scripts import OUTPAINTING, XYZ
 from sd.web.jobs.job import Missing
@@ -32,8 +32,8 @@ EMPTY: dict[str, Any] = {
     "extensions": [],
     "cmd-flags": {"api": True},
 }
-SCALES = {"None": 1, "Lanczos": 4, "Nearest": 4}  # the webui's values
-NO_LATENT = ("lanczos",)  # upscalers of the second pass that work on the image
+SCALES = {"None": 1}  # the webui's values, 4 for all others
+NO_LATENT = tuple(FILTERS)  # upscalers of the second pass that work on the image
 
 
 def lists_router(jobs: Jobs, models: Models) -> APIRouter:
@@ -107,8 +107,9 @@ def add_sampling_lists(router: APIRouter, models: Models) -> None:
     @router.get("/upscalers")
     async def upscalers() -> list[dict]:
         more = {"model_name": None, "model_path": None, "model_url": None}
-        found = list(await asyncio.to_thread(models.names, "upscaler"))  # for the second pass alone
-        return [{"name": name} | more | {"scale": SCALES.get(name, 4)} for name in [*UPSCALERS, *found]]
+        found = list(await asyncio.to_thread(models.names, "upscaler"))
+        names = ["None", *(name.title() for name in FILTERS), *found]
+        return [{"name": name} | more | {"scale": SCALES.get(name, 4)} for name in names]
 
     @router.get("/latent-upscale-modes")
     async def latent_upscale_modes() -> list[dict]:

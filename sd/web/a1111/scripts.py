@@ -1,7 +1,8 @@
 """The webui's selectable scripts, `script_name` with `script_args`: X/Y/Z plot and Poor man's outpainting.
 
 An axis of X/Y/Z plot is the number of its type in the webui 1.10's list, or the type's label, and its values as text
-or, where the webui shows a list to choose from, as a list.
+or, where the webui shows a list to choose from, as a list. Its switches are true and false, or "True" and "False", as
+the examples of clients write them.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from sd.evaluation.grids.axes import Axis, find_kind, make_axis
 from sd.evaluation.grids.values import join_values
 from sd.pipeline.inputs.options import SIDES
 from sd.utils.errors import UserError
+from sd.web.a1111.fields import is_value_off
 from sd.web.jobs.submit import GenerateRequest
 
 XYZ, OUTPAINTING = "x/y/z plot", "poor man's outpainting"
@@ -30,6 +32,8 @@ TYPES = {
     True: f"{BEFORE}|CFG Scale|Image CFG Scale|{PROMPTS}|Sampler|{AFTER}|Cond. Image Mask Weight|{LAST}",
 }
 LISTS = ("sampler", "checkpoint", "schedule", "hires_upscaler", "vae", "styles", "rng")  # shown as lists by the webui
+LEGEND, INCLUDE_IMAGES, SUB_GRIDS, KEEP_SEEDS = 9, 10, 11, 12  # places of switches in script_args of X/Y/Z plot
+VARY_SEEDS = (13, 14, 15)  # where there are that many; in older webuis the margin follows at once
 OWN_FILL = {0: "blurred", 1: "original", 2: "noise", 3: "nothing"}
 
 
@@ -54,7 +58,12 @@ def apply_script(request: GenerateRequest, name: str, args: list[Any], has_image
 
 def is_without_images(name: str, args: list[Any]) -> bool:
     """Returns whether a script's answer has its sheet alone: X/Y/Z plot without "Include Sub Images"."""
-    return name.strip().lower() == XYZ and not (len(args) > 10 and args[10])
+    return name.strip().lower() == XYZ and not is_on(args, INCLUDE_IMAGES)
+
+
+def is_on(args: list[Any], place: int) -> bool:
+    """Returns whether a script's argument is there and switched on; "False" is off, although it is a text."""
+    return len(args) > place and bool(args[place]) and not is_value_off(args[place])
 
 
 def add_axes(request: GenerateRequest, args: list[Any], has_image: bool, random_seed: bool) -> list[str]:
@@ -62,17 +71,17 @@ def add_axes(request: GenerateRequest, args: list[Any], has_image: bool, random_
         raise UserError(
             f"script_args of X/Y/Z plot holds {len(args)} values: give type, values and list of each axis, 9 in all."
         )
-    csv_mode = len(args) > 14 and bool(args[-1])
+    csv_mode = len(args) > 14 and is_on(args, len(args) - 1)
     axes = [axis_of(args[i], args[i + 1], args[i + 2], has_image, csv_mode) for i in (0, 3, 6)]
-    if len(args) > 12 and args[12] and random_seed:
+    if is_on(args, KEEP_SEEDS) and random_seed:
         raise UserError("'Keep -1 for seeds' is not supported here: use the axis Seed with the values -1, -1, -1.")
-    if len(args) > 15 and any(args[13:16]):
+    if len(args) > 15 and any(is_on(args, place) for place in VARY_SEEDS):
         raise UserError("'Vary seeds' of an axis is not supported here: use the axis Seed, such as 1-4.")
     request.axes = ["" if axis is None else str(axis) for axis in axes]
     notes = []
-    if len(args) > 9 and not args[9]:
+    if len(args) > LEGEND and not is_on(args, LEGEND):
         notes.append("The sheet of a grid always has labels here.")
-    if len(args) > 11 and args[11] and axes[2]:
+    if is_on(args, SUB_GRIDS) and axes[2]:
         notes.append("The sub grids of a grid are parts of its one sheet here.")
     return notes
 

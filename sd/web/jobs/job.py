@@ -19,7 +19,8 @@ from typing import NamedTuple
 from sd.utils.errors import NO_MEMORY, REMEDIES, DiskError, UserError, is_out_of_memory
 from sd.web.jobs.job_file import plain, read_job_file
 
-GENERATE, TRAIN, LOOK = "draw", "teach", "look"  # of `Job.kind` in job.json and the HTTP API; old clients know them
+# Of `Job.kind` in job.json and the HTTP API; old clients know them.
+GENERATE, TRAIN, LOOK, UPSCALE = "draw", "teach", "look", "upscale"
 USER_ERROR_KEY = "mendable"  # the key of `Job.user_error` in job.json and in the HTTP API, unchanged for old clients
 ENDED = ("done", "failed", "cancelled", "interrupted")
 JOB_ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")

@@ -7,8 +7,9 @@ from sd.control.units import check_image_count, parse_units
 from sd.evaluation.grids.axes import Point
 from sd.evaluation.grids.grid import plan_grid
 from sd.pipeline.inputs.regions import check_regions
+from sd.pipeline.inputs.second_pass import hires_upscaler
 from sd.pipeline.inputs.sizes import check_inputs
-from sd.pipeline.settings import HIRES_UPSCALERS, GenerationSettings
+from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.utils.images import cut_size
 from sd.web.jobs.job import GENERATE, LOOK, Job
@@ -89,19 +90,8 @@ def check_point(models: Models, request: GenerateRequest, point: Point) -> None:
     models.check_tags(point.settings.prompt)
     check_control(models, replace(request, settings=point.settings))
     check_regions(point.settings, len(request.region_masks))
-    check_upscaler(models, point.settings)
+    hires_upscaler(point.settings, models, by_path=False)
     models.vae(point.vae or request.vae, models.checkpoint(point.ckpt or request.checkpoint))
-
-
-def check_upscaler(models: Models, settings: GenerationSettings) -> None:
-    """Raises UserError for an upscaler of the second pass that does not exist."""
-    if settings.hires_scale == 1 or settings.hires_upscaler in HIRES_UPSCALERS:
-        return
-    try:
-        models.find("upscaler", settings.hires_upscaler)
-    except UserError as error:
-        names = ", ".join([*HIRES_UPSCALERS.values(), *models.names("upscaler")])
-        raise UserError(f"unknown upscaler {settings.hires_upscaler[:100]!r}; choose from {names}.") from error
 
 
 def check_control(models: Models, request: GenerateRequest) -> None:

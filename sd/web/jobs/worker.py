@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd.web.jobs.job import GENERATE, LOOK, TRAIN, Cancelled, Failure, Job, JobFailed, explain_failure
+from sd.web.jobs.job import GENERATE, LOOK, TRAIN, UPSCALE, Cancelled, Failure, Job, JobFailed, explain_failure
 from sd.web.jobs.queue import Run, Tell
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ class JobRunner:
     def __init__(self, generator: "ImageGenerator"):
         from sd.web.jobs.finetune import FineTuner  # with PyTorch, which the server's side of a worker does without
         from sd.web.jobs.look import TraceRecorder
+        from sd.web.jobs.upscale import UpscaleRunner
 
         self.runs: dict[str, Run] = {
             GENERATE: generator,
             LOOK: TraceRecorder(generator),
             TRAIN: FineTuner(generator),
+            UPSCALE: UpscaleRunner(generator),
         }
 
     def __call__(self, job: Job, tell: Tell) -> dict:

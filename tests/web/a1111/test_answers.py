@@ -9,12 +9,15 @@ import pytest
 import torch
 from fake_jobs import job_events
 from PIL import Image
+from reference_models import randomize
 from safetensors.torch import save_file
 from web_client import base64_of, opened, post
 
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.stable_diffusion import BUNDLED
+from sd.upscalers.rrdbnet import RRDBNet
+from sd.upscalers.upscale import upscale
 from sd.web.a1111.lists import describe_checkpoints
 from sd.web.a1111.options import Options
 from sd.web.jobs.job import Interrupted
@@ -216,6 +219,69 @@ def test_an_image_is_enlarged_without_a_model(web, photo):
     assert [opened(one).size for one in many["images"]] == [(128, 128)] * 2
 
 
+@pytest.fixture
+def models_of_upscalers(web):
+    """Two ESRGAN models in the folder: the path and the network of each."""
+    made = {}
+    for name, doublings in (("sharp", 2), ("RealESRGAN_x2plus", 1)):
+        network = randomize(RRDBNet(8, 1, 4, doublings=doublings), seed=5)
+        path = web.models.folders["upscaler"] / f"{name}.pth"
+        torch.save(network.state_dict(), path)
+        made[name] = path
+    web.models.refresh()
+    yield made
+    for path in made.values():
+        path.unlink()
+    web.models.refresh()
+
+
+def test_an_image_is_enlarged_by_a_model_and_by_two(web, photo, models_of_upscalers):
+    """Each image is what `upscale` makes of it in one piece, twice in a row, blended and cropped as in the webui."""
+    sharp, soft = (upscale(photo, path, 128, 128) for path in models_of_upscalers.values())
+    for _ in range(2):
+        answer = extra(web, photo, upscaler_1="sharp", upscaling_resize=2)
+        assert opened(answer["image"]).tobytes() == sharp.tobytes()
+    assert answer["html_info"] == "<p>Postprocess upscale by: 2.0, Postprocess upscaler: sharp</p>"
+    assert opened(answer["image"]).text["postprocessing"] == answer["html_info"][3:-4]
+    both = dict(upscaler_1="sharp", upscaler_2="R-ESRGAN 2x+", extras_upscaler_2_visibility=0.25)
+    blended = opened(extra(web, photo, **both, upscaling_resize=2)["image"])
+    assert blended.tobytes() == Image.blend(sharp, soft, 0.25).tobytes() != sharp.tobytes()
+    to_size = dict(resize_mode=1, upscaling_resize_w=128, upscaling_resize_h=64, upscaler_1="SHARP")
+    assert opened(extra(web, photo, **to_size)["image"]).tobytes() == sharp.crop((0, 32, 128, 96)).tobytes()
+    files = [{"data": base64_of(one), "name": "a.png"} for one in (photo, photo.rotate(90))]
+    many = post(web, "extra-batch-images", imageList=files, upscaler_1="sharp", upscaling_resize=2)["images"]
+    turned = upscale(photo.rotate(90), models_of_upscalers["sharp"], 128, 128)
+    assert [opened(one).tobytes() for one in many] == [sharp.tobytes(), turned.tobytes()]
+    assert [one["name"] for one in web.client.get("/sdapi/v1/upscalers").json()][3:] == ["RealESRGAN_x2plus", "sharp"]
+
+
+def test_a_job_of_enlarging_can_be_interrupted(web, photo, models_of_upscalers, monkeypatch):
+    ran = []
+
+    def run(network, image, device, on_tile):
+        ran.append(image)
+        if len(ran) == 2:
+            web.client.post("/sdapi/v1/interrupt")
+        on_tile()
+        return image.resize((256, 256))
+
+    monkeypatch.setattr("sd.upscalers.upscale.run_network", run)
+    body = {"imageList": [{"data": base64_of(photo)}] * 3, "upscaler_1": "sharp"}
+    answer = web.client.post("/sdapi/v1/extra-batch-images", json=body)
+    assert (answer.status_code, "was cancelled" in answer.json()["detail"]) == (503, True)
+    assert (len(ran), web.jobs.list(1)[0].result["images"]) == (2, ["00000.png"])
+
+
+def test_a_broken_upscaler_is_a_sentence(web, photo):
+    path = web.models.folders["upscaler"] / "odd.safetensors"
+    save_file({"layers.0.residual_group.blocks.0.weight": torch.zeros(1)}, path)
+    web.models.refresh()
+    answer = web.client.post("/sdapi/v1/extra-single-image", json={"image": base64_of(photo), "upscaler_1": "odd"})
+    path.unlink()
+    web.models.refresh()
+    assert (answer.status_code, "of another kind" in answer.json()["detail"]) == (422, True), answer.text
+
+
 def test_settings_survive_being_enlarged(web):
     made = post(web, "txt2img", **SMALL)["images"][0]
     larger = post(web, "extra-single-image", image=made, upscaler_1="Lanczos")["image"]
@@ -225,7 +291,9 @@ def test_settings_survive_being_enlarged(web):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({"upscaler_1": "R-ESRGAN 4x+"}, "choose from None, Lanczos, Nearest"),
+        ({"upscaler_1": "R-ESRGAN 4x+"}, "choose from None, Lanczos, Nearest."),
+        ({"upscaler_1": "Lanczos", "upscaler_2": "x", "extras_upscaler_2_visibility": 1}, "unknown upscaler 'x'"),
+        ({"upscaler_1": "../weights/emoji"}, "unknown upscaler '../weights/emoji'"),
         ({"codeformer_visibility": 1}, "restoring faces"),
         ({"upscaler_1": "Lanczos", "upscaling_resize": 64, "resize_mode": 0}, "too large"),
     ],

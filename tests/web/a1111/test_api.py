@@ -519,6 +519,19 @@ def test_webuiapi_generates(client, pipe):
         assert client.img2img([result.image], prompt="a red apple", width=64, height=64, **more).image.size == (64, 64)
 
 
+def test_webuiapi_plots_as_its_readme_does(client):
+    """The call of its README at a small size, twice, and its enlarging of the result."""
+    nothing, steps, sampler = 0, 4, 9
+    args = [steps, "1,2", "", sampler, "Euler a, LMS", "", nothing, "", "", "True", "False", "False", "False", 0]
+    given = dict(prompt="a red apple", seed=1003, width=64, height=64, script_name="X/Y/Z Plot", script_args=args)
+    first, second = client.txt2img(**given), client.txt2img(**given)
+    assert len(first.images) == 1
+    assert first.image.tobytes() == second.image.tobytes()
+    assert first.info["infotexts"][0].count("Values") == 2
+    larger = client.extra_single_image(first.image, upscaler_1="Lanczos", upscaling_resize=2)
+    assert larger.image.size == (first.image.width * 2, first.image.height * 2)
+
+
 def test_webuiapi_asks_for_everything(client):
     # With its hash, as the webui writes it, once that is known.
     assert [name.split(" [")[0] for name in client.util_get_model_names()] == ["emoji.safetensors"]

@@ -83,6 +83,23 @@ def test_a_grid_is_the_first_image_and_the_others_on_demand(web):
     assert np.array_equal(np.asarray(opened(plain["images"][0])), np.asarray(cells[3]))
 
 
+def test_switches_as_texts_are_read_as_what_they_say(web):
+    """As the README of `webuiapi` writes them: "False" is off, and an open seed is fixed for all cells."""
+    plain = [4, "1,2", "", 9, "Euler a, LMS", "", 0, "", ""]
+    axes, notes = axes_of([*plain, "True", "False", "False", "False", 0], random_seed=True)
+    assert axes == ["steps=1, 2", "sampler=Euler a, LMS", ""]
+    assert notes == []
+    assert axes_of([*plain, "False"])[1] == ["The sheet of a grid always has labels here."]
+    with pytest.raises(UserError, match="Keep -1"):
+        axes_of([*plain, "True", "False", "False", "True", 0], random_seed=True)
+    with pytest.raises(UserError, match="Vary seeds"):
+        axes_of([*plain, "True", "False", "False", "False", "False", "True", "False", 0, "False"])
+    shared = dict(script_name="X/Y/Z Plot", seed=7)
+    for lone, count in (("False", 1), ("True", 5)):
+        answer = post(web, "txt2img", **SMALL | shared, script_args=[*plain, "True", lone, "False", "False", 0])
+        assert len(answer["images"]) == count
+
+
 def test_outpainting(web, photo):
     body = {**SMALL, "init_images": [base64_of(photo)], "script_name": "Poor man's outpainting"}
     answer = post(web, "img2img", **body, script_args=[16, 2, 0, ["left", "down"]])
