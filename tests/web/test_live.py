@@ -1,6 +1,6 @@
-"""The page /live: its addresses, its sampler against ours, and its use in Chromium, with a tiny model of random weights.
+"""The page /live: its addresses, its sampler against ours, and its use in Chromium, with a tiny model.
 
-The networks in the browser are onnxruntime-web's, so that the last tests compare a whole image with the pipeline's.
+Its weights are random. The networks in the browser are onnxruntime-web's, so that the last tests compare a whole image with the pipeline's.
 """
 
 import base64
@@ -48,7 +48,9 @@ def live(tmp_path_factory, made_once):
     save_checkpoint(path, pipe.clip, pipe.vae, pipe.unet, pipe.sizes)
     app = app_of(LiveModel(path, folder / "cache"))
     with listening(app) as port:
-        yield SimpleNamespace(folder=folder, path=path, client=TestClient(app, base_url=HERE), url=f"{HERE}:{port}/live")
+        yield SimpleNamespace(
+            folder=folder, path=path, client=TestClient(app, base_url=HERE), url=f"{HERE}:{port}/live"
+        )
 
 
 @pytest.fixture(scope="module")
