@@ -1,6 +1,7 @@
 """The page /live: its addresses, its sampler against ours, and its use in Chromium, with a tiny model.
 
-Its weights are random. The networks in the browser are onnxruntime-web's, so that the last tests compare a whole image with the pipeline's.
+Its weights are random. The networks in the browser are onnxruntime-web's, so that the last tests compare a whole image
+with the pipeline's.
 """
 
 import base64
@@ -81,6 +82,11 @@ def test_the_model_is_exported_once_and_anew_when_its_file_changes(live):
     os.utime(live.path, ns=(changed, changed))
     assert live.client.get(f"/live/model/{first['version']}/unet.onnx").status_code == 404
     assert live.client.get("/live/model.json").json()["version"] != first["version"]
+
+
+def test_the_server_has_the_page(web):
+    assert "Generate in this browser" in web.client.get("/live").text
+    assert web.client.get("/live/sampler.js").status_code == 200
 
 
 def test_old_exports_leave_the_cache(tmp_path):
