@@ -17,6 +17,8 @@ setup(
         "sd.data": ["*.gz", "*.tsv", "*.json", "*.csv", "README.md"],
         "sd.data.wildcards": ["*.txt"],
         "sd.web.ui.browser": ["*.js", "*.css"],
+        "sd.web.live.browser": ["*.html", "*.js", "*.css"],
+        "sd.web.live.onnxruntime": ["*"],
         "sd.weights": ["emoji.safetensors", "emoji-clip.safetensors", "README.md"],
     },
 )

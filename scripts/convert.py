@@ -15,6 +15,7 @@ if not __package__:
 from sd.checkpoints.checkpoint import kind_to_save, load_models, save_checkpoint
 from sd.checkpoints.discovery import locate
 from sd.checkpoints.predictions import PREDICTION_HELP, PREDICTIONS, prediction_of
+from sd.pipeline.onnx_export import export_onnx
 from sd.utils.device import DTYPES
 from sd.utils.errors import UserError, plain_errors
 
@@ -29,6 +30,9 @@ def main():
     parser.add_argument(
         "--prediction", choices=list(PREDICTIONS), metavar="KIND", help=f"mark the result: {PREDICTION_HELP}"
     )
+    parser.add_argument(
+        "--onnx", action="store_true", help="write ONNX files into the folder TARGET, as the page /live runs them"
+    )
     options = parser.parse_args()
 
     start = time.perf_counter()
@@ -41,7 +45,11 @@ def main():
     if is_replaced and target.samefile(source):
         raise UserError(f"{options.target} is the checkpoint to convert, and would be replaced: choose another name.")
     clip, vae, unet, found = load_models(source, dtype, vae=separate, prediction=options.prediction)
-    kind = save_checkpoint(target, clip, vae, unet, found.config, found.metadata)
+    if options.onnx:
+        about = export_onnx(target, clip, vae, unet, found.config, found.path)
+        kind = f"ONNX for images of {about['image_size']} x {about['image_size']}"
+    else:
+        kind = save_checkpoint(target, clip, vae, unet, found.config, found.metadata)
 
     print(f"read     {found.path}: {found.kind}{''.join(f', {note}' for note in found.notes)}")
     for warning in found.warnings:

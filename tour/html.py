@@ -58,8 +58,8 @@ follow();
 <body>
 <main>
 <h1>A run of Stable Diffusion, step by step</h1>
-<p>Two prompts, drawn from the same noise by this project's code and its bundled model. Move the slider, hover over a
-word, change the guidance. The tab “Look inside” of the web page (<code>make app</code>) shows the same of your own
+<p>Two prompts, generated from the same noise by this project's code and its bundled model. Move the slider, hover over
+a word, change the guidance. The tab “Look inside” of the web page (<code>make app</code>) shows the same of your own
 prompt, and <a href="README.md">the chapters</a> say why it is so:</p>
 <ol>CHAPTERS</ol>
 <sd-inside data-inline="data"></sd-inside>

@@ -14,12 +14,12 @@ from sd.training.loop import TrainConfig, train
 from sd.training.loss import prediction_errors, snr_weights
 from sd.training.pretrain.train_unet import new_unet
 from sd.unet import UNetModel
-from tour.drawings import NAMES, drawing, encode_pictures
 from tour.figure import Models
+from tour.images import NAMES, encode_pictures, sheet_image
 
 STEPS = 200
 FALLS_BELOW = 0.35  # the mean loss of the last 50 steps on the ten names; it begins at 1
-SIDE = 64  # pixels of the ten drawings, for latents of 8 x 8
+SIDE = 64  # pixels of the ten images, for latents of 8 x 8
 # A tenth of the bundled U-Net's parameters.
 SIZES = dict(
     model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=4, context_dim=192
@@ -68,8 +68,8 @@ def fit(
 
 
 def ten_names(models: Models) -> tuple[Tensor, Tensor]:
-    """Return the latents (10, 4, 8, 8) of ten drawings, and the text states (10, 77, 192) of their names."""
-    small = [drawing(name).resize((SIDE, SIDE)) for name in NAMES]
+    """Return the latents (10, 4, 8, 8) of ten images, and the text states (10, 77, 192) of their names."""
+    small = [sheet_image(name).resize((SIDE, SIDE)) for name in NAMES]
     with torch.no_grad():
         return encode_pictures(models.vae, small), models.context(list(NAMES))
 

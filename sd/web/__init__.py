@@ -40,5 +40,8 @@ ui/
   generate_tab   the tab that generates
   train_tab      the tab that trains
   page           both tabs, in the app
+live/
+  model          the bundled model as ONNX files, exported once
+  routes         the page that generates in the browser
 server           all of it together; it admits this machine only, unless flags say otherwise
 """

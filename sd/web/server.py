@@ -34,6 +34,7 @@ from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import WAITING, Jobs
 from sd.web.jobs.uploads import decode_by
 from sd.web.jobs.worker import JobRunner, WorkerProcess
+from sd.web.live.routes import live_router
 from sd.web.problems import add_error_handlers
 from sd.web.proxies import ProxyHeaders, is_loopback_address, parse_root_path
 from sd.web.security import LOOPBACK, Guard, parse_auth, parse_origins
@@ -66,6 +67,7 @@ def create_app(
     add_error_handlers(app)
     app.include_router(jobs_router(jobs, models))
     app.include_router(sdapi_router(jobs, models))
+    app.include_router(live_router())
     if page and find_spec("gradio") and find_spec("sd.web.ui.page"):
         from sd.web.ui.page import mount_page  # Gradio takes seconds to import and is not there in every installation
 

@@ -8,10 +8,10 @@ import torch
 from sd.attention import attention_written_out
 from sd.tokenizer import Tokenizer
 from sd.unet import BasicTransformerBlock, CrossAttention, UNetModel
-from tour.drawings import sheet_images
 from tour.figures.text import merge_steps
 from tour.figures.unet import recording, without_skip
 from tour.figures.words import recording_attention
+from tour.images import sheet_images
 
 SIZES = dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), context_dim=8)
 

@@ -15,8 +15,8 @@ from sd.schedule import sigma_list
 from sd.training.finetune.methods import initial_vectors
 from sd.training.loss import snr_weights
 from sd.training.pretrain.train_unet import X0_WEIGHTS
-from tour.drawings import emoji, encode_pictures
 from tour.figure import Figure, Models
+from tour.images import emoji, encode_pictures
 from tour.plots import BLUE, COLORS, GRAY, ORANGE, RED, Axes, beside, image_rows, principal_plane
 from tour.short_training import config_for, fit
 
@@ -35,14 +35,14 @@ def captions(noun: str) -> list[str]:
     return [f"a {noun}, {style}" for style in STYLES]
 
 
-def draw(models: Models, prompts: list[str]) -> Tensor:
+def generate(models: Models, prompts: list[str]) -> Tensor:
     """Return latents of the prompts, from one noise each, with the adapters that the pipeline's networks have now."""
     pipe, sigmas = models.pipe, sigma_list(8)
     x = models.noise(5, len(prompts)) * (1 + sigmas[0] ** 2) ** 0.5
     with torch.no_grad():
         contexts = pipe.clip(pipe.tokenizer(prompts))
-        *_, (drawn, _) = ddim(Denoiser(pipe.unet, contexts), x, sigmas, None)
-    return drawn
+        *_, (generated, _) = ddim(Denoiser(pipe.unet, contexts), x, sigmas, None)
+    return generated
 
 
 def frozen(models: Models) -> None:
@@ -58,7 +58,7 @@ def word_training(models: Models) -> tuple[list[Tensor], list[Tensor]]:
     start = initial_vectors(pipe.tokenizer, pipe.clip, INITIAL, 1)
     rows = textual_inversion.inject(pipe.tokenizer, pipe.clip, WORD, start)
     try:
-        drawn, path = [draw(models, captions(WORD))], [start]
+        generated, path = [generate(models, captions(WORD))], [start]
 
         def contexts(indices: Tensor) -> Tensor:
             return pipe.clip(pipe.tokenizer([captions(WORD)[i] for i in indices.tolist()]))
@@ -76,10 +76,10 @@ def word_training(models: Models) -> tuple[list[Tensor], list[Tensor]]:
             snr_weights(*X0_WEIGHTS),
             keep,
         )
-        drawn.append(draw(models, captions(WORD)))
+        generated.append(generate(models, captions(WORD)))
     finally:
         textual_inversion.eject(pipe.tokenizer, pipe.clip, WORD)
-    return path, drawn
+    return path, generated
 
 
 def word_path(models: Models) -> Figure:
@@ -127,25 +127,27 @@ def lora_training(models: Models) -> tuple[dict[str, LoRA], dict[float, Tensor]]
         module = nn.ModuleList(deltas.values())
         latents, weights = mangos(models), snr_weights(*X0_WEIGHTS)
         fit(module, unet, latents, lambda i: contexts[i], config_for(STEPS, 2, 3e-3, ema=0), weights)
-        drawn = {}
+        generated = {}
         for strength in STRENGTHS:
             injection.set_strength(unet, "mango", strength)
-            drawn[strength] = draw(models, [*captions("mango"), "a peach, fluent 3d emoji", "a car, fluent 3d emoji"])
+            generated[strength] = generate(
+                models, [*captions("mango"), "a peach, fluent 3d emoji", "a car, fluent 3d emoji"]
+            )
     finally:
         injection.eject(unet, "mango")
-    return deltas, drawn
+    return deltas, generated
 
 
 def two_adapters(models: Models) -> Figure:
-    """What both adapters learn from, and the drawings with the new word and with the LoRA at four strengths."""
+    """What both adapters learn from, and the images with the new word and with the LoRA at four strengths."""
     _, words = word_training(models)
-    _, drawn = lora_training(models)
+    _, generated = lora_training(models)
     pictures = [emoji("a mango"), emoji("a mango", second=True)]
     columns = {
         "learned from": pictures,
         f"{WORD} at the start": models.decode(words[0]),
         f"{WORD} after {STEPS} steps": models.decode(words[1]),
-        **{f"mango, LoRA at {strength:g}": models.decode(latents[:2]) for strength, latents in drawn.items()},
+        **{f"mango, LoRA at {strength:g}": models.decode(latents[:2]) for strength, latents in generated.items()},
     }
     rows = dict(zip(("3d", "flat"), map(list, zip(*columns.values()))))
     image = image_rows(rows, list(columns), 112)
@@ -157,18 +159,18 @@ def two_adapters(models: Models) -> Figure:
     numbers: dict[str, Any] = {
         "steps": STEPS,
         "word_error": [error(one) for one in words],
-        "lora_error": [error(d) for d in drawn.values()],
+        "lora_error": [error(d) for d in generated.values()],
     }
     numbers["strengths"] = list(STRENGTHS)
     return Figure(image, numbers, ALT)
 
 
-ALT = "Two mangos, the drawings of a new word before and after its training, and those of a LoRA at strengths 0 to 1.5."
+ALT = "Two mangos, the images of a new word before and after its training, and those of a LoRA at strengths 0 to 1.5."
 
 
 def lora_weights(models: Models) -> Figure:
     """The size of the change in each layer, and the singular values of the largest."""
-    deltas, drawn = lora_training(models)
+    deltas, generated = lora_training(models)
     unet = models.pipe.unet
     weights = {path: unet.get_submodule(path).weight for path in deltas}
     changes = {path: delta.delta(weights[path]).detach() for path, delta in deltas.items()}
@@ -193,8 +195,8 @@ def lora_weights(models: Models) -> Figure:
         "smallest": min(sizes.values()),
         "values": values[:RANK].tolist(),
         "own": own[0].item(),
-        "car_moved": (drawn[1.0][3] - drawn[0.0][3]).square().mean().sqrt().item(),
-        "mango_moved": (drawn[1.0][0] - drawn[0.0][0]).square().mean().sqrt().item(),
+        "car_moved": (generated[1.0][3] - generated[0.0][3]).square().mean().sqrt().item(),
+        "mango_moved": (generated[1.0][0] - generated[0.0][0]).square().mean().sqrt().item(),
     }
     alt = "Dots for the relative size of the change in every attention layer; four singular values, then zeros."
     return Figure(beside([left.render("top left"), right.render()]), numbers, alt)

@@ -16,8 +16,8 @@ from sd.schedule import sigma_list
 from sd.training.loss import snr_weights
 from sd.training.pretrain.train_unet import X0_WEIGHTS
 from sd.unet import UNetModel
-from tour.drawings import NAMES, drawing, emoji, encode_pictures
 from tour.figure import Figure, Models
+from tour.images import NAMES, emoji, encode_pictures, sheet_image
 from tour.plots import image_rows
 from tour.short_training import config_for, fit
 
@@ -43,7 +43,7 @@ def ideal_denoiser(pictures: Tensor) -> Callable[[Tensor, float], Tensor]:
 
 def ideal_copies(models: Models) -> Figure:
     """Sampling with the ideal denoiser of ten pictures: its estimates by step, from three noises."""
-    pictures = encode_pictures(models.vae, [drawing(name) for name in NAMES])
+    pictures = encode_pictures(models.vae, [sheet_image(name) for name in NAMES])
     x = IDEAL_SIGMAS[0] * models.noise(1, 3)
     steps = torch.stack([x0 for _, x0 in ddim(ideal_denoiser(pictures), x, list(IDEAL_SIGMAS), None)])
     rows = {f"noise {i + 1}": models.decode(steps[:, i]) for i in range(3)}
@@ -56,36 +56,36 @@ def ideal_copies(models: Models) -> Figure:
 
 @lru_cache(maxsize=1)
 def taught_runs(models: Models) -> dict[int, list[Image.Image]]:
-    """Train a copy of the bundled U-Net on four emoji; return its drawings of six names after each of KEPT steps."""
+    """Train a copy of the bundled U-Net on four emoji; return its images of six names after each of KEPT steps."""
     names = [f"{name}, fluent 3d emoji" for name in (*TAUGHT, *HELD_OUT)]
     contexts = models.context(names)
     latents = encode_pictures(models.vae, [emoji(name) for name in TAUGHT])
     sigmas = sigma_list(8)
     x = models.noise(3, len(names)) * (1 + sigmas[0] ** 2) ** 0.5
 
-    def draw(unet: UNetModel) -> list[Image.Image]:
+    def generate(unet: UNetModel) -> list[Image.Image]:
         with torch.no_grad():
-            *_, (drawn, _) = ddim(Denoiser(unet, contexts), x, sigmas, None)
-            return models.decode(drawn)
+            *_, (latents, _) = ddim(Denoiser(unet, contexts), x, sigmas, None)
+            return models.decode(latents)
 
-    drawings = {0: draw(models.unet)}
+    generated = {0: generate(models.unet)}
 
     def keep(average: UNetModel, step: int) -> None:
         if step in KEPT:
-            drawings[step] = draw(average)
+            generated[step] = generate(average)
 
     unet = copy.deepcopy(models.unet).requires_grad_(True)
     fit(unet, unet, latents, lambda i: contexts[i], config_for(KEPT[-1], 4, 3e-4), snr_weights(*X0_WEIGHTS), keep)
-    return drawings
+    return generated
 
 
 def taught_copies(models: Models) -> Figure:
-    """Drawings of four taught names and two others by step, the nearest picture, and how similar it is."""
-    drawings = taught_runs(models)
+    """Images of four taught names and two others by step, the nearest picture, and how similar it is."""
+    generated = taught_runs(models)
     pictures = [emoji(name) for name in (*TAUGHT, *HELD_OUT)]
-    similarity = {step: pixel_similarity(images, pictures) for step, images in drawings.items()}  # (6, 6) each
+    similarity = {step: pixel_similarity(images, pictures) for step, images in generated.items()}  # (6, 6) each
     taught = {step: one[:, : len(TAUGHT)] for step, one in similarity.items()}
-    rows = {f"{step} steps": images for step, images in sorted(drawings.items())}
+    rows = {f"{step} steps": images for step, images in sorted(generated.items())}
     nearest = taught[KEPT[-1]].argmax(dim=1).tolist()
     rows["nearest of the four"] = [pictures[i] for i in nearest]
     columns = [*(f"{name}\n(taught)" for name in TAUGHT), *(f"{name}\n(not taught)" for name in HELD_OUT)]

@@ -104,11 +104,11 @@ def guidance_arrows(models: Models) -> Figure:
 
 def guidance_scales(models: Models) -> Figure:
     """The same noise and prompts at seven scales."""
-    drawn = [models.generate(list(SCALE_PROMPTS), SEED, steps=10, scale=scale) for scale in SCALES]
-    images = [models.decode(latents) for latents in drawn]
+    generated = [models.generate(list(SCALE_PROMPTS), SEED, steps=10, scale=scale) for scale in SCALES]
+    images = [models.decode(latents) for latents in generated]
     rows = {prompt.split(",")[0]: list(row) for prompt, row in zip(SCALE_PROMPTS, zip(*images))}
     image = image_rows(rows, [f"scale {scale:g}\nw = {scale - 1:g}" for scale in SCALES], 112)
-    numbers = {"scales": list(SCALES), "std": [latents.std().item() for latents in drawn]}
+    numbers = {"scales": list(SCALES), "std": [latents.std().item() for latents in generated]}
     return Figure(image, numbers, ALT_SCALES)
 
 

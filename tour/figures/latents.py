@@ -8,8 +8,8 @@ from torch import Tensor
 from sd.schedule import SD1_SCHEDULE
 from sd.utils.images import to_tensor
 from sd.vae import LATENT_SCALE
-from tour.drawings import SIDE, sheet_images
 from tour.figure import Figure, Models
+from tour.images import SIDE, sheet_images
 from tour.plots import BLUE, GRAY, ORANGE, Axes, heat_map, histogram, image_rows
 
 

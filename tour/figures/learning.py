@@ -1,4 +1,4 @@
-"""The figures of chapter 9: a training of 200 steps, by its loss and by what it draws."""
+"""The figures of chapter 9: a training of 200 steps, by its loss and by what it generates."""
 
 import copy
 from functools import lru_cache, partial
@@ -15,8 +15,8 @@ from sd.schedule import SD1_SCHEDULE, sigma_list
 from sd.training.loss import prediction_errors
 from sd.training.pretrain.train_unet import new_unet
 from sd.unet import UNetModel
-from tour.drawings import NAMES
 from tour.figure import Figure, Models
+from tour.images import NAMES
 from tour.plots import BLUE, GRAY, ORANGE, Axes, beside, image_rows
 from tour.short_training import FALLS_BELOW, SIZES, STEPS, ten_names, train_briefly
 
@@ -40,7 +40,7 @@ def training(models: Models, prediction: Prediction) -> tuple[dict[int, UNetMode
 
 
 def names_by_step(models: Models) -> Figure:
-    """The same ten prompts and noises after more and more steps, and the ten drawings that were learned from."""
+    """The same ten prompts and noises after more and more steps, and the ten images that were learned from."""
     latents, contexts = ten_names(models)
     sigmas = sigma_list(10, "sgm_uniform")
     x = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)) * (1 + sigmas[0] ** 2) ** 0.5
@@ -50,9 +50,9 @@ def names_by_step(models: Models) -> Figure:
     denoisers[f"eps, {STEPS} steps"] = Denoiser(training(models, EPS)[0][STEPS], contexts)
     rows, distances = {}, []
     for name, denoise in denoisers.items():
-        *_, (drawn, _) = ddim(denoise, x, sigmas, None)
-        rows[name] = models.decode(drawn)
-        distances.append((drawn - latents).square().mean().sqrt().item())
+        *_, (generated, _) = ddim(denoise, x, sigmas, None)
+        rows[name] = models.decode(generated)
+        distances.append((generated - latents).square().mean().sqrt().item())
     rows["learned from"] = models.decode(latents)
     image = image_rows(rows, [name.split(" ", 1)[1] for name in NAMES], 84)
     numbers: dict[str, Any] = {
@@ -63,7 +63,7 @@ def names_by_step(models: Models) -> Figure:
     return Figure(image, numbers, ALT)
 
 
-ALT = "Ten drawings after 0, 50, 100 and 200 steps of training, and the ten pictures that were learned from."
+ALT = "Ten generated images after 0, 50, 100 and 200 steps of training, and the ten pictures that were learned from."
 
 
 def count(unet: UNetModel) -> float:

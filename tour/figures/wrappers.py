@@ -14,8 +14,8 @@ from sd.denoiser import Guidance, Inpaint
 from sd.samplers import ddim
 from sd.schedule import sigma_list
 from sd.utils.images import to_tensor
-from tour.drawings import drawing, encode_pictures
 from tour.figure import GUIDANCE, Figure, Models
+from tour.images import encode_pictures, sheet_image
 from tour.plots import image_rows
 
 STEPS = 10
@@ -32,7 +32,7 @@ def run(denoise, models: Models, seed: int) -> tuple[Tensor, list[Tensor], list[
 
 def inpainting(models: Models) -> Figure:
     """The estimates of x0 without and with `Inpaint` around the same guidance, from the same noise."""
-    image = drawing("a house")
+    image = sheet_image("a house")
     latent = encode_pictures(models.vae, [image])
     mask = torch.zeros(1, 1, 16, 16)
     mask[:, :, :, 8:] = 1  # the right half is generated
@@ -49,7 +49,7 @@ def inpainting(models: Models) -> Figure:
     difference = (finished - latent).abs()
     numbers = {
         "kept": difference[..., :8].max().item(),
-        "drawn": difference[..., 8:].mean().item(),
+        "generated": difference[..., 8:].mean().item(),
         "plain": (plain - latent).abs()[..., :8].mean().item(),
     }
     alt = "Two rows of estimates: a tree alone, and a tree whose left half is that of a house."
@@ -58,22 +58,22 @@ def inpainting(models: Models) -> Figure:
 
 def control_wrapper(models: Models) -> Figure:
     """An untrained ControlNet around the U-Net changes no number; with weights that are not zero it changes many."""
-    picture = drawing("a rocket")
+    picture = sheet_image("a rocket")
     edges = canny(np.asarray(picture), 100, 200)
     torch.manual_seed(0)  # of the hint's layers, which the U-Net does not have
     network = controlnet_from_unet(models.unet, models.pipe.sizes["unet"]).requires_grad_(False)
     hint = torch.from_numpy(edges)[None, None].expand(1, 3, -1, -1).float() / 255
     cond, uncond = models.context("a rocket, fluent 3d emoji"), models.context("")
 
-    def drawn_with(unet) -> Tensor:
+    def latent_with(unet) -> Tensor:
         return run(Guidance(unet, cond, uncond, GUIDANCE), models, 4)[0]
 
-    plain = drawn_with(models.unet)
-    untrained = drawn_with(ControlledUNet(models.unet, [Control(network, network.embed_hint(hint))], batch=1))
+    plain = latent_with(models.unet)
+    untrained = latent_with(ControlledUNet(models.unet, [Control(network, network.embed_hint(hint))], batch=1))
     generator = torch.Generator().manual_seed(0)
     for layer in [network.input_hint_block[-1], *(one[0] for one in network.zero_convs)]:
         layer.weight.copy_(0.1 * torch.randn(layer.weight.shape, generator=generator))
-    random = drawn_with(ControlledUNet(models.unet, [Control(network, network.embed_hint(hint))], batch=1))
+    random = latent_with(ControlledUNet(models.unet, [Control(network, network.embed_hint(hint))], batch=1))
     images = [
         picture,
         Image.fromarray(edges),
@@ -86,7 +86,7 @@ def control_wrapper(models: Models) -> Figure:
         "parameters": sum(one.numel() for one in network.parameters()) / 1e6,
         "unet_parameters": sum(one.numel() for one in models.unet.parameters()) / 1e6,
     }
-    alt = "A rocket, its edges, and three drawings: two that are equal and one that random weights have spoiled."
+    alt = "A rocket, its edges, and three results: two that are equal and one that random weights have spoiled."
     return Figure(image_rows({"": images}, columns, 128), numbers, alt)
 
 

@@ -1,8 +1,8 @@
 import torch
 
 from sd.vae import LATENT_SCALE
-from tour.drawings import NAMES, drawing, encode_pictures
 from tour.figure import Models
+from tour.images import NAMES, encode_pictures, sheet_image
 
 
 def test_scaled_numbers_have_deviation_one(exercise):
@@ -17,6 +17,6 @@ def test_a_hundred_latents_of_that_deviation_give_the_known_factor(exercise):
 
 
 def test_drawings_through_the_bundled_vae(exercise):
-    latents = encode_pictures(Models().vae, [drawing(name) for name in NAMES]) / LATENT_SCALE
-    # ten drawings are not the data set that this VAE was fitted to
+    latents = encode_pictures(Models().vae, [sheet_image(name) for name in NAMES]) / LATENT_SCALE
+    # ten images are not the data set that this VAE was fitted to
     assert abs(exercise.latent_scale(latents) / LATENT_SCALE - 1) < 0.35

@@ -47,17 +47,21 @@ class LinearDecoder:
 
 def fit_decoder(latent: Tensor, image: Image.Image) -> LinearDecoder:
     """Fit a decoder by ridge regression. latent: (1, 4, h, w), scaled, that was decoded to `image`."""
-    height, width = latent.shape[-2:]
+    return fit_pixels(latent.float().cpu(), to_tensor(image))
+
+
+def fit_pixels(latents: Tensor, images: Tensor) -> LinearDecoder:
+    """Fit a decoder by ridge regression to scaled latents (B, 4, h, w) and what they were decoded to, (B, 3, H, W)."""
+    height, width = latents.shape[-2:]
     block = max(1, min(4, 128 // max(height, width)))
-    latent = latent.float().cpu()
-    pixels = F.adaptive_avg_pool2d(to_tensor(image), (height * block, width * block))
-    target = F.unfold(pixels, block, stride=block).mT[0].double()  # (h * w, 3 * p * p)
-    given = neighborhoods(latent)[0].double()  # (h * w, 37)
+    pixels = F.adaptive_avg_pool2d(images, (height * block, width * block))
+    target = F.unfold(pixels, block, stride=block).mT.flatten(0, 1).double()  # (B * h * w, 3 * p * p)
+    given = neighborhoods(latents).flatten(0, 1).double()  # (B * h * w, 37)
     damping = torch.full((given.shape[1],), DAMPING, dtype=torch.float64)
     damping[-1] = 1e-6  # the offset is free
     weights = torch.linalg.solve(given.T @ given + damping.diag(), given.T @ target)
     error = (given @ weights - target).pow(2).mean().sqrt().item()
-    return LinearDecoder(weights.float(), block, latent.std().item(), error)
+    return LinearDecoder(weights.float(), block, latents.std().item(), error)
 
 
 def neighborhoods(latent: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ TITLE = "Stable Diffusion by hand"
 HEADING = f"""
 <h1>{TITLE}</h1>
 <p>Generate images from text, start from an image of yours, or train a model on a few images.
-<a href="docs" target="_blank" rel="noopener">HTTP API</a></p>
+<a href="docs" target="_blank" rel="noopener">HTTP API</a> · <a href="live">Generate in this browser</a></p>
 """
 THEME = gr.themes.Base(
     primary_hue="orange",

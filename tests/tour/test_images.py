@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from tour.drawings import EMOJI_ROWS, NAMES, SIDE, drawing, emoji
 from tour.figures.copies import ideal_denoiser
+from tour.images import EMOJI_ROWS, NAMES, SIDE, emoji, sheet_image
 from tour.measures import latent_scale
 
-PICTURES = [drawing(name) for name in NAMES] + [emoji(name, second) for name in EMOJI_ROWS for second in (False, True)]
+PICTURES = [sheet_image(name) for name in NAMES] + [
+    emoji(name, second) for name in EMOJI_ROWS for second in (False, True)
+]
 
 
 @pytest.mark.parametrize("picture", PICTURES)

@@ -1,6 +1,6 @@
-"""Pictures that the repository has and that a chapter can train on: drawings of the bundled model, and emoji.
+"""Pictures that the repository has and that a chapter can train on: images of the bundled model, and emoji.
 
-The data set of the bundled model is not in the repository. `weights/emoji-sheet.png` has its own drawings of fourteen
+The data set of the bundled model is not in the repository. `weights/emoji-sheet.png` has its own images of fourteen
 names in five styles, and `docs/fine-tuning.png` has emoji, drawn by people, that it has never seen.
 """
 
@@ -40,8 +40,8 @@ def sheet_images() -> list[Image.Image]:
         return [sheet.convert("RGB").crop((x, y, x + SIDE, y + SIDE)) for x, y in places]
 
 
-def drawing(name: str) -> Image.Image:
-    """Return the bundled model's drawing of one of NAMES in the style of 3D emoji, 128 x 128 pixels."""
+def sheet_image(name: str) -> Image.Image:
+    """Return the bundled model's image of one of NAMES in the style of 3D emoji, 128 x 128 pixels."""
     return sheet_images()[SHEET_COLUMNS[name]]
 
 
