@@ -10,7 +10,8 @@ from scene_data import make_cutouts
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.pipeline.tracing.words import Word
 from sd.training.pretrain.scenes.attention import attention_share, box_mask, noun_entry
-from sd.training.pretrain.scenes.grammar import Grammar, Placed
+from sd.training.pretrain.scenes.grammar import Grammar
+from sd.training.pretrain.scenes.layout import Placed
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from sd.training.pretrain.scenes import vocabulary
 from sd.training.pretrain.scenes.backgrounds import FLAT, LANDSCAPES, Background, draw_background
 from sd.training.pretrain.scenes.colors import COLORS, color_word, main_color
 from sd.training.pretrain.scenes.cutouts import Cutouts
-from sd.training.pretrain.scenes.grammar import SHARES, Grammar, overlap, relation_holds
+from sd.training.pretrain.scenes.grammar import SHARES, Grammar
+from sd.training.pretrain.scenes.layout import overlap, relation_holds
 from sd.training.pretrain.scenes.render import masks, render, render_object
 from sd.training.pretrain.scenes.sheets import captioned_sheet
 from sd.training.pretrain.scenes.stream import SceneStream

@@ -7,6 +7,7 @@ cutouts       objects of the emoji packages as transparent images
 vocabulary    the names, their plurals, and the combinations held out of training
 backgrounds   flat colors, gradients and landscapes
 wording       the contents of a scene, and every true caption
+layout        the position of each object
 grammar       from a seed to a scene: contents, caption, layout
 render        scenes to images
 sheets        images with their captions, for inspection

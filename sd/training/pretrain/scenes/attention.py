@@ -17,7 +17,8 @@ from sd.pipeline.tracing.words import Word, find_words, membership
 from sd.prompts.weighting import encode_chunks, split_chunks
 from sd.training.pretrain.emoji_dataset import SIZE
 from sd.training.pretrain.scenes.cutouts import Cutouts
-from sd.training.pretrain.scenes.grammar import Placed, Scene
+from sd.training.pretrain.scenes.grammar import Scene
+from sd.training.pretrain.scenes.layout import Placed
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.vocabulary import scene_names
 from sd.vae import LATENT_SCALE

@@ -4,55 +4,23 @@ A scene is determined by its seed, so nothing else need be stored. Training scen
 held-out scenes, for evaluation, contain one each.
 """
 
-import math
 import random
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from sd.training.pretrain.emoji_dataset import SIZE
 from sd.training.pretrain.scenes.backgrounds import WHITE, random_background
-from sd.training.pretrain.scenes.cutouts import Cutout, Cutouts, scaled_size
-from sd.training.pretrain.scenes.vocabulary import COUNT_WORDS, INVERSE, NO_FLIP, RELATIONS, scene_names
+from sd.training.pretrain.scenes.cutouts import Cutouts
+from sd.training.pretrain.scenes.layout import Placed, lay_out
+from sd.training.pretrain.scenes.vocabulary import COUNT_WORDS, INVERSE, RELATIONS, scene_names
 from sd.training.pretrain.scenes.wording import Content, random_caption
 
 SHARES = {"single": 0.35, "recolored": 0.20, "counted": 0.15, "pair": 0.10, "placed": 0.10, "colored_pair": 0.10}
 WITH_BACKGROUND = {"single": 0.5, "recolored": 0.25}  # the fraction that has one; for the other kinds:
 WITH_BACKGROUND_ELSE = 0.15
 NATURAL = 0.25  # the fraction of colors that are an object's own
-SIDES = {"small": (28, 42), "": (58, 112), "large": (112, 122)}  # pixels, of the longer side of a single object
-SIDES_BY_NUMBER = {2: (44, 60), 3: (38, 52), 4: (36, 50)}  # of each object among several
 # Most scenes have the shapes of one artist, who drew the three fluent styles: composition is learned sooner, and a
 # caption without a style mostly means these shapes. Single emoji have every style equally often.
-STYLE_SHARES = {"fluent 3d emoji": 4, "fluent flat emoji": 3}  # the others: 1
-GAP, MARGIN = 3, 2  # minimum distance in pixels between objects and to the edge
+STYLE_SHARES = {"fluent 3d emoji": 12, "fluent flat emoji": 3}  # the others: 1
 TRIES = 200
-
-
-class HasCenter(Protocol):
-    """An object with a center, (x, y) in pixels: a placed or a detected one."""
-
-    @property
-    def center(self) -> tuple[float, float]: ...
-
-
-@dataclass(frozen=True)
-class Placed:
-    """One object of a scene. left, top, width, height: its box in pixels, after a rotation by `turn` degrees."""
-
-    name: str
-    style: str
-    color: str | None  # the word of the recoloring; None for the original color
-    left: int
-    top: int
-    width: int
-    height: int
-    side: int  # pixels, the longer side before the rotation
-    flip: bool = False
-    turn: float = 0.0
-
-    @property
-    def center(self) -> tuple[float, float]:
-        return self.left + self.width / 2, self.top + self.height / 2
 
 
 @dataclass(frozen=True)
@@ -176,71 +144,3 @@ def changed_content(content: Content, rng: random.Random, grammar: Grammar) -> C
     if content.kind == "single" and content.background.kind != "white" and rng.random() < 0.5:
         return replace(content, background=random_background(rng))
     return replace(content, names=(*content.names[:-1], rng.choice(grammar.countable)))
-
-
-def lay_out(content: Content, cutouts: Cutouts, rng: random.Random) -> tuple[Placed, ...]:
-    """Return a position for each object, so that no two touch and the relation holds."""
-    number = max(content.count, len(content.names))
-    names = content.names * content.count
-    low, high = SIDES[content.size] if number == 1 else SIDES_BY_NUMBER[number]
-    side = rng.uniform(low, high)
-    for attempt in range(TRIES):
-        placed: list[Placed] = []
-        shrink = 0.995**attempt
-        for name, color in zip(names, content.colors * content.count):
-            cutout = cutouts[name, content.style]
-            placed.append(place_object(cutout, color, round(side * shrink * rng.uniform(0.93, 1.07)), rng))
-        if is_valid_layout(content, placed, loose=attempt > TRIES // 2):
-            return tuple(placed)
-    raise ValueError(f"no layout found for {content}")
-
-
-def place_object(cutout: Cutout, color: str | None, side: int, rng: random.Random) -> Placed:
-    """Return one object at a random position inside the image."""
-    turn = rng.uniform(-10, 10) if rng.random() < 0.3 else 0.0
-    flip = rng.random() < 0.5 and cutout.name not in NO_FLIP
-    for _ in range(8):
-        width, height = turned_size(*scaled_size((cutout.width, cutout.height), side), turn)
-        if max(width, height) <= SIZE - 2 * MARGIN:
-            break
-        turn, side = 0.0, min(side, SIZE - 2 * MARGIN)
-    left = rng.randint(MARGIN, SIZE - MARGIN - width)
-    top = rng.randint(MARGIN, SIZE - MARGIN - height)
-    color = None if color == cutout.natural else color
-    return Placed(cutout.name, cutout.style, color, left, top, width, height, side, flip, turn)
-
-
-def turned_size(width: int, height: int, turn: float) -> tuple[int, int]:
-    """Return the box of a rotated rectangle in whole pixels."""
-    angle = math.radians(abs(turn))
-    cos, sin = math.cos(angle), math.sin(angle)
-    if not turn:
-        return width, height
-    return math.ceil(width * cos + height * sin), math.ceil(width * sin + height * cos)
-
-
-def is_valid_layout(content: Content, placed: list[Placed], loose: bool) -> bool:
-    """Return whether no two objects touch and the relation, if any, is clear."""
-    pairs: list[tuple[Placed, Placed]] = [(a, b) for i, a in enumerate(placed) for b in placed[:i]]
-    if any(overlap(a, b) for a, b in pairs):
-        return False
-    if not content.relation:
-        return True
-    first, second = placed
-    return relation_holds(content.relation, first, second, across=0.9 if loose else 0.55)
-
-
-def overlap(a: Placed, b: Placed) -> bool:
-    """Return whether two boxes are closer to each other than GAP."""
-    apart_x = a.left >= b.left + b.width + GAP or b.left >= a.left + a.width + GAP
-    apart_y = a.top >= b.top + b.height + GAP or b.top >= a.top + a.height + GAP
-    return not (apart_x or apart_y)
-
-
-def relation_holds(relation: str, first: HasCenter, second: HasCenter, across: float = 1.0) -> bool:
-    """Return whether `first` is `relation` of `second`: its center lies in that direction, at most `across` times as
-    far aside.
-    """
-    dx, dy = (a - b for a, b in zip(second.center, first.center))
-    along, aside = {"left": (dx, dy), "right": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
-    return along > 0 and abs(aside) <= across * along

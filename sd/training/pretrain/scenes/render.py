@@ -11,7 +11,8 @@ from sd.training.pretrain.emoji_dataset import SIZE
 from sd.training.pretrain.scenes.backgrounds import draw_background
 from sd.training.pretrain.scenes.colors import main_color, recolor
 from sd.training.pretrain.scenes.cutouts import Cutouts, scaled_size
-from sd.training.pretrain.scenes.grammar import Placed, Scene
+from sd.training.pretrain.scenes.grammar import Scene
+from sd.training.pretrain.scenes.layout import Placed
 
 VISIBLE = 0.06  # opacity
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from sd.training.pretrain.dataset import Emoji, with_article
 from sd.training.pretrain.emoji_dataset import SIZE, read_names
 from sd.training.pretrain.scenes.cutouts import Cutouts
-from sd.training.pretrain.scenes.grammar import Grammar, Placed, Scene
+from sd.training.pretrain.scenes.grammar import Grammar, Scene
+from sd.training.pretrain.scenes.layout import Placed
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.vocabulary import NO_FLIP
 from sd.training.pretrain.scenes.wording import Content

@@ -13,7 +13,8 @@ from pathlib import Path
 from sd.training.pretrain.scenes.backgrounds import WHITE
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.detector import Detection
-from sd.training.pretrain.scenes.grammar import Grammar, Scene, relation_holds
+from sd.training.pretrain.scenes.grammar import Grammar, Scene
+from sd.training.pretrain.scenes.layout import relation_holds
 from sd.training.pretrain.scenes.wording import Content, captions
 
 TASKS = {  # GenEval's names, and the kind of scene
