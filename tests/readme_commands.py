@@ -47,6 +47,7 @@ INLINE = re.compile(r"`((?:python3? scripts/|torchrun [^`]*scripts/|make |pip in
 SKIPPED = {  # a pattern of commands, and why they are not run
     r"requirements-train\.txt": "asks the package index for what the tests do without",
     r"evaluate_finetuning": "needs the whole dataset, and an hour",
+    r"train_scenes|--scenes|evaluate_controlnet": "needs the cut-outs of the whole dataset, and hours",
 }
 CHANGES = [  # a pattern, what takes its place, and why
     (r"^make test$", r"PYTEST_ADDOPTS=--collect-only make test", "these tests are inside it: it only lists them"),
@@ -67,6 +68,7 @@ CHANGES = [  # a pattern, what takes its place, and why
     (r"^python scripts/train_scratch\.py.*", r"\g<0> --steps 2 --batch 4", "hours otherwise"),
     (r"^python scripts/train_(ti|lora|dreambooth)\.py.*", r"\g<0> --steps 2 --saves 1 --batch 1", "minutes otherwise"),
     (r"^python scripts/train_dreambooth\.py.*", r"\g<0> --class-images 2", "likewise"),
+    (r"^python scripts/train_controlnet\.py.*", r"\g<0> --steps 2 --batch 1 --previews 1", "hours otherwise"),
     (r"^.*--from-file .*", r"\g<0> --steps 2", "dozens of images"),
     (r"^python scripts/compare\.py.*", r"\g<0> --steps 2", "three models"),
     (r"http://localhost:8080/v1", r"{chat}", "a chat model of our own that answers always the same"),
