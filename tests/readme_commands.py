@@ -136,6 +136,7 @@ def add_what_a_user_has(folder: Path) -> None:
     shapes = np.zeros((128, 128, 3), np.uint8)
     shapes[32:96, 32:96] = [200, 30, 40]
     Image.fromarray(shapes).save(folder / "sketch.png")
+    Image.fromarray(shapes[..., 0] // 200 * 255).save(folder / "scribble.png")
     Image.fromarray(255 - shapes).save(folder / "room.png")
     Image.fromarray(shapes).save(folder / "house.jpg")
     Image.fromarray(shapes[..., 0] // 200 * 255).save(folder / "mask.png")

@@ -229,7 +229,7 @@ def test_what_is_no_image(tmp_path):
             open_image(tmp_path / name)
     with pytest.raises(UserError, match="file not found"):
         open_image(tmp_path / "none.png")
-    with pytest.raises(UserError, match="file not found"):
+    with pytest.raises(UserError, match="is a folder"):
         open_image(tmp_path)
 
 
