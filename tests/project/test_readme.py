@@ -54,13 +54,13 @@ def test_each_command_works_after_those_before_it(project, chat, command):
 
 @pytest.mark.slow
 def test_what_was_trained_on_the_way_is_not_what_later_commands_generate_with(project):
-    """The bundled model generates, but where the README names another, also after `train_dreambooth.py`."""
+    """The bundled model generates, but where a page names another, also after `train_dreambooth.py`."""
     generated = [read_infotext(path) for path in sorted((project / "outputs").glob("[0-9]*.png"))]
     if not generated:
         pytest.skip("the commands were not run")
     models = [parse_infotext(text)["Model"] for text in generated]
-    assert set(models) <= {"emoji", "v1-5-pruned-emaonly"}
-    assert models.count("v1-5-pruned-emaonly") == 1
+    assert set(models) <= {"emoji", "v1-5-pruned-emaonly", "my-model"}
+    assert (models.count("v1-5-pruned-emaonly"), models.count("my-model")) == (1, 1)
 
 
 def test_a_command_that_fails_is_noticed(tmp_path):
