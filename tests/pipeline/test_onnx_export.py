@@ -121,7 +121,7 @@ def test_the_command_replaces_an_earlier_export(tmp_path, made_once, run, export
     save_checkpoint(tmp_path / "tiny.safetensors", pipe.clip, pipe.vae, pipe.unet, pipe.sizes)
     code, out, err = run("convert.py", tmp_path / "tiny.safetensors", tmp_path / "out", "--onnx")
     assert (code, err) == (0, "")
-    assert "out: ONNX for images of 64 x 64," in out
+    assert "out, in place of what was there: ONNX for images of 64 x 64," in out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {MODEL, *(f"{name}.onnx" for name in NETWORKS)}
     code, _, err = run("convert.py", tmp_path / "tiny.safetensors", tmp_path, "--onnx")
     assert code == 2
