@@ -17,9 +17,8 @@ from sd.training.controlnet.train import train_controlnet
 from sd.training.finetune.data.captions import Captions
 from sd.training.finetune.data.image_folder import ImageFolder
 from sd.training.finetune.data.long_captions import fits_in_chunks
-from sd.training.finetune.latent_cache import LatentCache
 from sd.training.finetune.recipes import TOKEN_LENGTHS
-from sd.training.finetune.setup import LARGE_SET, MAX_HELD_OUT, truncation_warning
+from sd.training.finetune.setup import MAX_HELD_OUT, encode_folder, truncation_warning
 from sd.training.pretrain.emoji_dataset import SIZE
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scenes.cutouts import Cutouts
@@ -144,19 +143,7 @@ def folder_source(pipe: StableDiffusion, recipe: ControlRecipe, images: Path, ru
             f"{len(without)} of {len(folder)} images have no caption, such as {without[0]}: write one into a .txt file "
             "of the same name, or move these images away."
         )
-    many = len(folder) > LARGE_SET
-    latents = LatentCache(
-        folder,
-        pipe.vae,
-        recipe.size,
-        flip=recipe.flip,
-        random_crop=recipe.crops > 1 and not many,
-        crops=recipe.crops,
-        buckets=False,
-        seed=recipe.seed,
-        dtype=torch.float16 if many else torch.float32,
-        file=run / "latents.pt",
-    )
+    latents = encode_folder(folder, pipe, recipe, buckets=False, file=run / "latents.pt")
     fitting = partial(fits_in_chunks, pipe.tokenizer, tokens=TOKEN_LENGTHS[-1])
     captions = Captions(folder, fits=fitting)
     if captions.shortened:

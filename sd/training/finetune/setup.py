@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -35,20 +36,7 @@ def build_sources(
     """Return the training images, the held-out images and the class images, encoded now or in an earlier run."""
 
     def source(folder: ImageFolder, file: str, kind: str, word: str | None, class_word: str | None) -> TrainingSource:
-        many = len(folder) > LARGE_SET
-        latents = LatentCache(
-            folder,
-            pipe.vae,
-            recipe.size,
-            flip=recipe.flip,
-            random_crop=recipe.crops > 1 and not many,
-            crops=recipe.crops,
-            buckets=recipe.buckets,
-            seed=recipe.seed,
-            dtype=torch.float16 if many else torch.float32,
-            file=run / file,
-            say=say,
-        )
+        latents = encode_folder(folder, pipe, recipe, recipe.buckets, run / file, say)
         fitting = partial(fits_in_chunks, pipe.tokenizer, tokens=recipe.max_token_length)
         captions = Captions(folder, word, kind, class_word, fits=fitting)
         return TrainingSource(latents, captions, list(range(len(folder))), 1.0, recipe.noise_offset)
@@ -71,6 +59,39 @@ def build_sources(
         train_source,
         held_out,
         replace(prior, weight=recipe.prior_weight, indices=prior.indices[: recipe.class_images]),
+    )
+
+
+class Views(Protocol):
+    """The part of a recipe that says which views of an image are encoded; see `LatentCache`."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def flip(self) -> bool: ...
+    @property
+    def crops(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def encode_folder(
+    folder: ImageFolder, pipe: StableDiffusion, views: Views, buckets: bool, file: Path, say: Callable = print
+) -> LatentCache:
+    """Return the latents of a folder, encoded now or in an earlier run; a large set has one crop each, in fp16."""
+    many = len(folder) > LARGE_SET
+    return LatentCache(
+        folder,
+        pipe.vae,
+        views.size,
+        flip=views.flip,
+        random_crop=views.crops > 1 and not many,
+        crops=views.crops,
+        buckets=buckets,
+        seed=views.seed,
+        dtype=torch.float16 if many else torch.float32,
+        file=file,
+        say=say,
     )
 
 
