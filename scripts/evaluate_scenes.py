@@ -24,6 +24,7 @@ from sd.training.pretrain.scenes.attention import attention_share
 from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
 from sd.training.pretrain.scenes.evaluation import evaluate_tasks, table
 from sd.training.pretrain.scenes.tasks import TASKS, task_scenes
+from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS
 from sd.utils.errors import plain_errors
 
 
@@ -35,6 +36,7 @@ def main() -> None:
     add("--model", type=Path, default=ROOT / "weights" / "emoji.safetensors", help="checkpoint to score")
     add("--detector", type=Path, default=ROOT / "runs" / "scenes" / "detector", help="folder of the trained detector")
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help="tasks to score")
+    add("--nouns", choices=["common", "all"], default="all", help="nouns of the prompts: the 64 common ones or all")
     add("--prompts", type=int, default=100, help="number of prompts for each task")
     add("--steps", type=int, default=20, help="number of sampling steps")
     add("--guidance", type=float, default=4.0, help="classifier-free guidance scale")
@@ -49,21 +51,25 @@ def main() -> None:
     detector = load_detector(options.detector)
     pipe = None if options.real_only else StableDiffusion.from_pretrained(options.model)
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
+    nouns = COMMON_NOUNS if options.nouns == "common" else None
     scores = evaluate_tasks(
-        options.tasks, options.data, detector, pipe, options.prompts, settings, options.sheets, seed=1000
+        options.tasks, options.data, detector, pipe, options.prompts, settings, options.sheets, 1000, nouns=nouns
     )
     print(table(scores))
     attention = None
     if pipe is not None:
         cutouts = detector_cutouts(options.data)
-        attention = attention_share(pipe, task_scenes("two objects", options.data, options.prompts), cutouts)
+        scenes = task_scenes("two objects", options.data, options.prompts, nouns)
+        attention = attention_share(pipe, scenes, cutouts)
         print(f"attention of nouns: {attention}")
     if options.curve is not None:
         values = {who: {task: score.value for task, score in each.items()} for who, each in scores.items()}
         if attention is not None:
             values["attention"] = {"inside": attention.inside, "area": attention.area}
         with open(options.curve, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"note": options.note, "model": str(options.model), **values}) + "\n")
+            file.write(
+                json.dumps({"note": options.note, "model": str(options.model), "nouns": options.nouns, **values}) + "\n"
+            )
 
 
 if __name__ == "__main__":

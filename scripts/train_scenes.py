@@ -37,13 +37,10 @@ def main() -> None:
     files.add_argument("--out", type=Path, help="checkpoint that export writes (default: RUNS/scenes.safetensors)")
     add_train_options(parser, "STAGES in sd/training/pretrain/pipeline.py")
     parser.add_argument("--latents", type=int, default=LATENTS, help="number of scenes to encode as latents")
-    parser.add_argument("--text-lr", type=float, help="text tower's fraction of the U-Net's learning rate (default: 0)")
     parser.add_argument("--compile", action="store_true", help="train the U-Net with torch.compile (needs g++)")
     options = parser.parse_args()
     given = given_train_options(options)
     start_from_shipped(options.weights, options.runs)
-    if options.text_lr is not None:
-        given["lr_multipliers"] = {"text": options.text_lr}
     for stage in options.stages:
         if stage == "export":
             print(*export_scenes(options.runs, options.out or options.runs / "scenes.safetensors"), sep="\n")

@@ -21,6 +21,6 @@ scenes/            cut-outs, vocabulary, grammar, captions, rendering, tasks and
 scene_vae          the VAE on scenes
 scene_text         CLIP on scene captions, with hard negatives and a reader of the token states
 scene_latents      scenes encoded in bulk
-scene_unet         the U-Net on those latents, with cross-attention at 16 x 16
+scene_unet         the U-Net on those latents
 pipeline           the stages in their order, their settings, and the export
 """

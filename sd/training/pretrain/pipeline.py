@@ -9,22 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from sd.checkpoints.checkpoint import save_checkpoint
-from sd.clip import CLIPTextModel
 from sd.training.logger import read_log
 from sd.training.loop import TrainConfig, exists, load_model
 from sd.training.pretrain import run as pretrain_run
 from sd.training.pretrain.export import machine, revision, unpack
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scene_text import train_scene_text
-from sd.training.pretrain.scene_unet import SIZES, UNET_SIZES, train_scene_unet, widened_unet
+from sd.training.pretrain.scene_unet import train_scene_unet
 from sd.training.pretrain.scene_vae import train_scene_vae
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.detector import Detector, detector_cutouts, train_detector
 from sd.training.pretrain.scenes.stream import SceneStream
-from sd.unet import UNetModel
 from sd.utils.device import best_precision
 
 CPU: dict[str, Any] = dict(precision="fp32", save_minutes=6.0)
@@ -33,7 +31,7 @@ STAGES = {
     "vae": TrainConfig(steps=900, batch=8, lr=3e-4, warmup=20, ema=0.99, **CPU),
     "clip": TrainConfig(steps=4000, batch=16, lr=4e-4, warmup=30, ema=0.99, schedule="constant", **CPU),
     "detector": TrainConfig(steps=20_000, batch=16, lr=1e-3, warmup=50, ema=0.995, schedule="constant", **CPU),
-    "unet": TrainConfig(steps=60_000, batch=32, lr=4e-4, warmup=100, ema=0.998, schedule="constant", **CPU),
+    "unet": TrainConfig(steps=9000, batch=32, lr=8e-4, warmup=100, ema=0.998, math_attention=False, **CPU),
 }
 LATENTS = 6000  # scenes made by the stage "latents"; more can be added at any time
 
@@ -74,7 +72,7 @@ def run_stage(
     else:
         vae = load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)).to(settings.device)
         text = load_model(pretrain_run.new_network("clip"), newest_folder("clip", runs)).text_model.to(settings.device)
-        unet = widened_unet(load_file(runs / "shipped" / "unet" / "model.safetensors"))
+        unet = load_model(pretrain_run.new_network("unet"), newest_folder("unet", runs)).requires_grad_(True)
         train_scene_unet(unet, text, vae, runs / "unet", SceneLatents(runs / "latents"), settings, compiled)
 
 
@@ -91,10 +89,9 @@ def export_scenes(runs: Path, target: Path) -> list[Path]:
     """
     clip = load_model(pretrain_run.new_network("clip"), newest_folder("clip", runs)).half()
     vae = load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)).half()
-    unet = load_model(UNetModel(**UNET_SIZES), runs / "unet" / "unet").half()
-    text = load_model(CLIPTextModel(**SIZES["clip"]), runs / "unet" / "text").half()
+    unet = load_model(pretrain_run.new_network("unet"), runs / "unet").half()
     about = {"training": json.dumps(history(runs))}
-    save_checkpoint(target, text, vae, unet, SIZES, about)
+    save_checkpoint(target, clip.text_model, vae, unet, pretrain_run.SIZES, about)
     scorer = target.with_name(f"{target.stem}-clip.safetensors")
     rest = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
     sizes = {"vision": pretrain_run.VISION, "projection_dim": pretrain_run.PROJECTION_DIM}

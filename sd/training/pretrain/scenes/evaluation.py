@@ -1,5 +1,6 @@
 """The six tasks from prompts to scores: images generated with fixed seeds, and rendered scenes of the same contents."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -18,17 +19,18 @@ Scores = dict[str, dict[str, Score]]  # by the source of the images, then by tas
 
 def evaluate_tasks(
     tasks: list[str], data: Path, detector: Detector, pipe: StableDiffusion | None, prompts: int, settings: dict,
-    sheets: Path | None = None, seed: int = 0, say=print,
+    sheets: Path | None = None, seed: int = 0, say=print, nouns: Collection[str] | None = None,
 ) -> Scores:  # fmt: skip
     """Score `pipe` and rendered scenes of the same contents: "real", "real, decoded" and "generated".
 
     Rendered scenes show the detector's ceiling; the same through the VAE show the cost of its losses. With several
-    tasks each has a "mean". seed: of the first image; the k-th image of a task has seed + k.
+    tasks each has a "mean". seed: of the first image; the k-th image of a task has seed + k. nouns: those of the
+    prompts, the whole vocabulary without them.
     """
     cutouts = detector_cutouts(data)
     scores: Scores = {}
     for task in tasks:
-        scenes = task_scenes(task, data, prompts)
+        scenes = task_scenes(task, data, prompts, nouns)
         images = {"real": render_batch(scenes, cutouts)}
         captions = [scene.caption for scene in scenes]
         if pipe is not None:

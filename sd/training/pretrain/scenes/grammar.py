@@ -5,6 +5,7 @@ held-out scenes, for evaluation, contain one each.
 """
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from sd.training.pretrain.scenes.backgrounds import WHITE, random_background
@@ -38,11 +39,16 @@ class Grammar:
 
     held_out: False for scenes without held-out combinations, True for scenes with one each, None for any. As `single`
         scenes have no combination, with True they use the names and styles of `cutouts` as they are.
+    shares: the fraction of each kind of scene. nouns: those to use, all of the vocabulary without them.
     """
 
-    def __init__(self, cutouts: Cutouts, held_out: bool | None = False, shares: dict[str, float] | None = None):
+    def __init__(
+        self, cutouts: Cutouts, held_out: bool | None = False, shares: dict[str, float] | None = None,
+        nouns: Collection[str] | None = None,
+    ):  # fmt: skip
         self.cutouts, self.held_out, self.shares = cutouts, held_out, shares or SHARES
-        self.names = [name for name in scene_names() if name in cutouts.styles]
+        known = scene_names()
+        self.names = [name for name in known if name in cutouts.styles and (nouns is None or known[name].noun in nouns)]
         self.countable = [name for name in self.names if scene_names()[name].plural]
 
     def scene(self, seed: int) -> Scene:

@@ -11,25 +11,29 @@ from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.grammar import Grammar, Scene
 from sd.training.pretrain.scenes.layout import Placed
 from sd.training.pretrain.scenes.render import render_batch
-from sd.training.pretrain.scenes.vocabulary import NO_FLIP
+from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS, NO_FLIP
 from sd.training.pretrain.scenes.wording import Content
 
 EXAMPLES = 1_000_000  # scenes in an epoch
+COMMON = 0.65  # the fraction of the scenes that have common nouns only
 SINGLE_EMOJI = 0.2  # the fraction of examples with one emoji on white, as in the training of the shipped model
 
 
 class SceneStream:
     """Scenes and single emoji, by example number. Single emoji cover all names, scenes only those of the vocabulary."""
 
-    def __init__(self, cutouts: Cutouts, single_emoji: float = SINGLE_EMOJI):
-        self.cutouts, self.grammar, self.single_emoji = cutouts, Grammar(cutouts), single_emoji
+    def __init__(self, cutouts: Cutouts, single_emoji: float = SINGLE_EMOJI, common: float = COMMON):
+        self.cutouts, self.single_emoji, self.common = cutouts, single_emoji, common
+        self.grammar, self.common_grammar = Grammar(cutouts), Grammar(cutouts, nouns=COMMON_NOUNS)
         self.keys = sorted(cutouts.cutouts)
         self.words = {name.name: name.words for name in read_names()}
 
     def scene(self, example: int) -> Scene:
         """Return the scene of this number, always the same."""
         rng = random.Random(f"stream {example}")
-        return self.emoji(rng, example) if rng.random() < self.single_emoji else self.grammar.scene(example)
+        if rng.random() < self.single_emoji:
+            return self.emoji(rng, example)
+        return (self.common_grammar if rng.random() < self.common else self.grammar).scene(example)
 
     def emoji(self, rng: random.Random, seed: int) -> Scene:
         """Return one emoji nearly as large as the image, in one of the captions of the shipped model's training."""

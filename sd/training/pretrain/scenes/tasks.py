@@ -7,6 +7,7 @@ position.
 
 import math
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,15 +43,17 @@ class Score:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def task_scenes(task: str, data: Path, count: int) -> list[Scene]:
+def task_scenes(task: str, data: Path, count: int, nouns: Collection[str] | None = None) -> list[Scene]:
     """Return fixed scenes of one task, each with another held-out combination, on white and in plain words.
+
+    Fewer than `count` where there are no more. nouns: those to use, the whole vocabulary without them.
 
     The prompt of each is its caption. "single object" uses (name, style) pairs outside of training and names the style;
     the other tasks leave the style open.
     """
     kind = TASKS[task]
     splits = ("pair",) if kind == "single" else ("train",)
-    grammar = Grammar(Cutouts(data, splits), held_out=True, shares={kind: 1})
+    grammar = Grammar(Cutouts(data, splits), held_out=True, shares={kind: 1}, nouns=nouns)
     return sample_task_scenes(grammar, kind, count)
 
 
