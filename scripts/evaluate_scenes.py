@@ -2,7 +2,7 @@
 
 python scripts/train_scenes.py detector                                 the detector, once
 python scripts/evaluate_scenes.py                                       the shipped model (some minutes)
-python scripts/evaluate_scenes.py --model runs/scenes/scenes.safetensors --sheets out --note "250,000 images"
+python scripts/evaluate_scenes.py --model runs/scenes/emoji.safetensors --sheets out --note "250,000 images"
 
 Prints each task's fraction of right images with its 95 % interval, and the share of a noun's attention on its object.
 --curve appends the scores to a file of JSON lines.

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sd.training.args import HelpFormatter, add_train_options, given_train_options
-from sd.training.pretrain.pipeline import LATENTS, STAGES, export_scenes, run_stage, stage_settings, start_from_shipped
+from sd.training.pretrain.export import export
+from sd.training.pretrain.pipeline import LATENTS, STAGES, run_stage, stage_settings, start_from_shipped
 from sd.utils.errors import plain_errors
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     files.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")
     files.add_argument("--runs", type=Path, default=ROOT / "runs" / "scenes", help="folder of states and weights")
     files.add_argument("--weights", type=Path, default=ROOT / "weights", help="folder of the shipped weights")
-    files.add_argument("--out", type=Path, help="checkpoint that export writes (default: RUNS/scenes.safetensors)")
+    files.add_argument("--out", type=Path, help="folder that export writes emoji.safetensors to (default: RUNS)")
     add_train_options(parser, "STAGES in sd/training/pretrain/pipeline.py")
     parser.add_argument("--latents", type=int, default=LATENTS, help="number of scenes to encode as latents")
     parser.add_argument("--compile", action="store_true", help="train the U-Net with torch.compile (needs g++)")
@@ -43,7 +44,7 @@ def main() -> None:
     start_from_shipped(options.weights, options.runs)
     for stage in options.stages:
         if stage == "export":
-            print(*export_scenes(options.runs, options.out or options.runs / "scenes.safetensors"), sep="\n")
+            print(*export(options.runs, options.out or options.runs, "train_scenes.py"), sep="\n")
             continue
         settings = stage_settings(stage, **given) if stage in STAGES else None
         torch.manual_seed(options.seed or 0)

@@ -23,18 +23,18 @@ from sd.utils.errors import UserError
 EARLIER = "earlier.json"  # beside unpacked weights: the history of their training
 
 
-def export(runs: Path, weights: Path) -> list[Path]:
+def export(runs: Path, weights: Path, script: str = "train_scratch.py") -> list[Path]:
     """Write `runs/{clip,vae,unet}` to `weights/emoji.safetensors` and `weights/emoji-clip.safetensors`.
 
     `runs/decoder`, if it exists, takes the place of `vae`, from which it was made. The second file holds the rest of
     CLIP (vision tower and projections, with the keys of transformers' CLIPModel), for scoring; its text tower is in the
-    first. Both are in fp16 and small enough to ship.
+    first. Both are in fp16 and small enough to ship. script: the one that trained them, for the metadata.
 
     Raises UserError where a part has not been trained.
     """
     parts = ("clip", "decoder" if exists(runs / "decoder") else "vae", "unet")
     clip, vae, unet = (load_model(pretrain_run.new_network(part), runs / part).half() for part in parts)
-    about = {"training": json.dumps(history(runs))}
+    about = {"training": json.dumps(history(runs, script))}
     model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"
     save_checkpoint(model, clip.text_model, vae, unet, pretrain_run.SIZES, about)
     rest = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
@@ -67,7 +67,7 @@ def load_scorer(weights: Path) -> CLIP:
     return read_clip(weights / "emoji-clip.safetensors")
 
 
-def history(runs: Path) -> dict:
+def history(runs: Path, script: str) -> dict:
     """Return for each part its command, steps, seconds and last loss, with the machine and the code revision.
 
     A part that continued from shipped weights has their history under "earlier"; one that was only unpacked has nothing
@@ -78,7 +78,7 @@ def history(runs: Path) -> dict:
         run, made = runs / part, {}
         if (run / "state.pt").exists():
             state = torch.load(run / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-            made = {"command": f"python scripts/train_scratch.py {part}", "settings": state["settings"]}
+            made = {"command": f"python scripts/{script} {part}", "settings": state["settings"]}
             made |= last_line(run)
         if (run / EARLIER).exists():
             made["earlier"] = json.loads((run / EARLIER).read_text(encoding="utf-8"))

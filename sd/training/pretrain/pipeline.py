@@ -4,18 +4,14 @@ The VAE comes first, because it makes the latents; then CLIP, whose text tower l
 latents in bulk, and the U-Net on them. Each stage starts from the shipped weights.
 """
 
-import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from sd.checkpoints.checkpoint import save_checkpoint
-from sd.training.logger import read_log
 from sd.training.loop import TrainConfig, exists, load_model
 from sd.training.pretrain import run as pretrain_run
-from sd.training.pretrain.export import machine, revision, unpack
+from sd.training.pretrain.export import EARLIER, unpack
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scene_text import train_scene_text
 from sd.training.pretrain.scene_unet import train_scene_unet
@@ -42,6 +38,14 @@ def start_from_shipped(weights: Path, runs: Path) -> None:
         unpack(weights, runs / "shipped")
 
 
+def keep_history(part: str, runs: Path) -> None:
+    """Write how the shipped weights of a part were trained beside its run, so that the next export has it too."""
+    earlier = runs / "shipped" / part / EARLIER
+    if earlier.exists() and not (runs / part / EARLIER).exists():
+        (runs / part).mkdir(parents=True, exist_ok=True)
+        shutil.copy(earlier, runs / part / EARLIER)
+
+
 def newest_folder(part: str, runs: Path) -> Path:
     """Return the folder of a part's newest weights: those of its own stage or, before that, the shipped ones."""
     return runs / part if exists(runs / part) else runs / "shipped" / part
@@ -56,6 +60,7 @@ def run_stage(
     compiled: train the U-Net with `torch.compile`.
     """
     stream = SceneStream(Cutouts(data))
+    keep_history(stage, runs)
     if stage == "vae":
         vae = load_model(pretrain_run.new_network("vae"), runs / "shipped" / "vae").requires_grad_(True)
         train_scene_vae(vae, runs / "vae", stream, settings)
@@ -80,31 +85,3 @@ def stage_settings(stage: str, **given) -> TrainConfig:
     """Return the stage's settings, with the given ones in their place."""
     settings = replace(STAGES[stage], **given)
     return replace(settings, precision=best_precision(settings.device)) if stage in FAST else settings
-
-
-def export_scenes(runs: Path, target: Path) -> list[Path]:
-    """Write the newest averaged weights to the checkpoint `target` (fp16), and the rest of CLIP beside it, for scoring.
-
-    Raises UserError where the U-Net has not been trained on scenes.
-    """
-    clip = load_model(pretrain_run.new_network("clip"), newest_folder("clip", runs)).half()
-    vae = load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)).half()
-    unet = load_model(pretrain_run.new_network("unet"), runs / "unet").half()
-    about = {"training": json.dumps(history(runs))}
-    save_checkpoint(target, clip.text_model, vae, unet, pretrain_run.SIZES, about)
-    scorer = target.with_name(f"{target.stem}-clip.safetensors")
-    rest = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
-    sizes = {"vision": pretrain_run.VISION, "projection_dim": pretrain_run.PROJECTION_DIM}
-    save_file(rest, scorer, about | {"sd_sizes": json.dumps(sizes)})
-    return [target, scorer]
-
-
-def history(runs: Path) -> dict:
-    """Return for each stage its command, settings and last logged values, with the machine and the code revision."""
-    made = {}
-    for stage in STAGES:
-        logged = read_log(runs / stage / "log.jsonl")
-        if logged:  # a run of a few steps has no line yet
-            command = f"python scripts/train_scenes.py {stage}"
-            made[stage] = {"command": command, "batch": STAGES[stage].batch} | logged[-1]
-    return made | {"machine": machine(), "revision": revision()}

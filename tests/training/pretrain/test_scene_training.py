@@ -1,17 +1,19 @@
 """Training on scenes, with tiny networks on plain shapes: each stage runs, resumes and improves."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from conftest import ROOT
+from safetensors import safe_open
 from safetensors.torch import load_file
 from scene_data import make_cutouts
 
-from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig
 from sd.training.pretrain import pipeline, scene_text, scene_unet, scene_vae
+from sd.training.pretrain.export import export
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scene_text import CLIPWithReader, SceneReader, answers, measure_text, read_contents
 from sd.training.pretrain.scenes.grammar import Grammar
@@ -167,15 +169,18 @@ def test_captions_are_left_out_as_often_as_agreed(stream, tmp_path):
     assert sum(caption in ("noto emoji", "fluent emoji") for caption in drawn) / 2000 == pytest.approx(0.05, abs=0.015)
 
 
-def test_an_exported_model_loads_and_generates(tmp_path):
+def test_an_export_holds_the_weights_of_the_stages_and_the_history_of_the_shipped_ones(tmp_path):
     runs = tmp_path / "runs"
     pipeline.start_from_shipped(ROOT / "weights", runs)
-    shutil.copytree(runs / "shipped" / "unet", runs / "unet")
-    (runs / "unet" / "log.jsonl").touch()  # as a run of a few steps leaves it
-    model, scorer = pipeline.export_scenes(runs, tmp_path / "scenes.safetensors")
+    for part in ("clip", "vae", "unet"):
+        pipeline.keep_history(part, runs)
+        shutil.copy(runs / "shipped" / part / "model.safetensors", runs / part)
+    model, scorer = export(runs, tmp_path, "train_scenes.py")
     assert scorer.exists()
-    pipes = [StableDiffusion.from_pretrained(path) for path in (model, SHIPPED)]
-    made, shipped = (pipe("a star", seed=0, steps=2).images[0] for pipe in pipes)
-    assert made.size == (128, 128)
-    difference = torch.tensor(list(made.getdata())) - torch.tensor(list(shipped.getdata()))
-    assert difference.abs().max() <= 3  # fp16 weights are rounded the same
+    made, shipped = load_file(model), load_file(SHIPPED)
+    assert made.keys() == shipped.keys()
+    assert all(torch.equal(tensor, shipped[key]) for key, tensor in made.items())
+    with safe_open(model, "pt") as new, safe_open(SHIPPED, "pt") as old:
+        made, shipped = (json.loads(file.metadata()["training"]) for file in (new, old))
+    for part in ("clip", "vae", "unet"):
+        assert made[part]["earlier"].items() >= shipped[part].items()
