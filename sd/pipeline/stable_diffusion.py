@@ -52,7 +52,7 @@ from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
 from sd.utils.device import default_device, default_dtype
-from sd.utils.images import from_tensor
+from sd.utils.images import first_frame_notes, from_tensor
 from sd.vae import AutoencoderKL
 
 FIELDS = {row.name for row in OPTIONS}
@@ -255,6 +255,9 @@ class StableDiffusion(AdapterCalls):
         trace: records the steps of the first image's first pass.
         """
         image, mask = as_images(image, mask)
+        frames = first_frame_notes(
+            init_image=[image], mask=[mask], control_image=control_images, region_mask=region_masks
+        )
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
         check_named_models(settings, self.adapters.models, len(control_images), len(region_masks), image is not None)
@@ -267,7 +270,7 @@ class StableDiffusion(AdapterCalls):
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
         rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
         settings, notes = schedule_for_model(settings, self.prediction)
-        notes += [*settings_notes(asked), *region_notes(settings, region_masks, *width_and_height(settings))]
+        notes += [*frames, *settings_notes(asked), *region_notes(settings, region_masks, *width_and_height(settings))]
         passes = sigmas_for_passes(settings, from_image, self.prediction)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in passes) * len(rows))
 

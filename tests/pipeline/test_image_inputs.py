@@ -95,6 +95,19 @@ def test_the_pipeline_takes_them(pipe, tmp_path):
         assert again.tobytes() == first.tobytes()
 
 
+def test_a_note_says_that_an_animation_is_used_in_part(pipe, tmp_path):
+    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    said = "The file of the {} has several frames or pages, of which only the first is used."
+    asked = dict(prompt="x", steps=1, strength=0.5)
+    assert pipe(image=tmp_path / "a.gif", **asked).notes == [said.format("init image")]
+    assert pipe(image=PIXELS, mask=tmp_path / "a.gif", **asked).notes[0] == said.format("mask")
+    assert pipe(image=tmp_path / "a.gif", mask=np.eye(16, 24), mask_blur=1, **asked).notes == [
+        said.format("init image")
+    ]
+    assert pipe(image=PIXELS, **asked).notes == []
+
+
 @pytest.mark.parametrize("prompt", [None, 7, [None], ["a", 7], {"a": 1}])
 def test_a_prompt_that_is_no_text_is_one_sentence(pipe, prompt):
     with pytest.raises(UserError, match="prompt is"):
