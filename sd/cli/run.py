@@ -1,8 +1,11 @@
 """The main part of the generating scripts: expand prompts, generate, save, report."""
 
 import argparse
+import shlex
+import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -52,6 +55,30 @@ def check_before_loading(args: argparse.Namespace, todo: list[GenerationSettings
         open_image(path)
     for settings in todo:
         check_named_models(settings, Models(), len(args.control_image), len(args.region_mask), has_image)
+
+
+def script_command(arguments: Sequence[str]) -> str:
+    """Return a command for the shell that runs this script again, with these arguments."""
+    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
+    return shlex.join([*program, *arguments])
+
+
+@contextmanager
+def resume_hint(args: argparse.Namespace, settings: GenerationSettings) -> Iterator[None]:
+    """Where Ctrl-C ends the context, print the command that generates the rest, with the seeds that were random.
+
+    settings: those of the first image.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        more = [] if args.resume else ["--resume"]
+        if not getattr(args, "from_png", None):  # which has its seeds
+            more += ["--seed", str(settings.seed)] if args.seed is None else []
+            is_varied = settings.variation_strength and args.variation_seed is None
+            more += ["--variation-seed", str(settings.variation_seed)] if is_varied else []
+        print(f"to go on: {script_command([*sys.argv[1:], *more])}", file=sys.stderr)
+        raise
 
 
 def generate_and_save(
