@@ -90,6 +90,15 @@ def test_all_commands_are_found():
     assert not any("#" in command for command in COMMANDS if not command.startswith("python -c"))
 
 
+def test_each_training_has_a_name_of_its_own():
+    """Prompts find an embedding, a LoRA and a checkpoint by their names; a later one would be used with the earlier."""
+    trained = [command for command in COMMANDS if re.search(r"scripts/train_(ti|lora|dreambooth)\.py", command)]
+    names = [re.search(r"--name (\S+)|--word (\S+)", command)[0].split()[1] for command in trained]
+    assert len(names) == len(set(names)) >= 3
+    used = re.findall(r"(?:loras|embeddings)/([\w-]+)\.|<lora:([\w-]+):", "\n".join(COMMANDS))
+    assert {name for pair in used for name in pair if name.startswith("my-")} <= set(names)
+
+
 def test_no_substitute_is_left_over():
     for pattern in [*readme.SKIPPED, *(pattern for pattern, _, _ in readme.CHANGES)]:
         assert any(re.search(pattern, command) for command in COMMANDS), pattern
