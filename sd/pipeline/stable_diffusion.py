@@ -40,18 +40,20 @@ from sd.pipeline.inputs.sizes import check_inputs, check_named_models, resolve_s
 from sd.pipeline.latents import decode_latent
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
+from sd.pipeline.options import check_whole
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.sampling.conditioning import Conditioning, encode_conditioning
 from sd.pipeline.sampling.regional_loras import encode_with_loras
 from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_model, sigmas_for_passes
-from sd.pipeline.settings import MAX_SEED, OPTIONS, GenerationSettings, list_prompts
+from sd.pipeline.settings import MAX_IMAGES, MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
 from sd.pipeline.trace import Trace
 from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
-from sd.utils.device import default_device, default_dtype
+from sd.utils.device import default_dtype, device_of
+from sd.utils.errors import UserError
 from sd.utils.images import first_frame_notes, from_tensor
 from sd.vae import AutoencoderKL
 
@@ -106,9 +108,11 @@ class StableDiffusion(AdapterCalls):
         without the marks of it; None: as the checkpoint is marked, else the noise (eps).
         Raises UserError, in one sentence, for a file that is not a checkpoint of Stable Diffusion 1.x.
         """
-        device = default_device() if device is None else torch.device(device)
+        device = device if isinstance(device, torch.device) else device_of(device)
         if dtype is None:
             dtype = default_dtype(device)
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(f"the dtype is {dtype!r}: give one of PyTorch's, such as torch.float16.")
         path = BUNDLED if path is None else locate("checkpoint", path)
         separate = separate_vae(vae, path, lambda text: locate("VAE", text))
         clip, autoencoder, unet, checkpoint = load_models(path, dtype, device, separate, prediction)
@@ -153,8 +157,12 @@ class StableDiffusion(AdapterCalls):
     def set_optimizations(self, names: Collection[str] | None) -> None:
         """Chooses the optimizations of `registry.OPTIMIZATIONS` by name; None: the exact ones that fit this machine.
 
-        They are applied by the next image, or at once by `optimize`, which raises UserError for an unknown name.
+        They are applied by the next image, or at once by `optimize`, which raises UserError for an unknown name. So
+        does this for what is no list of names.
         """
+        is_list = isinstance(names, Collection) and not isinstance(names, (str, bytes))
+        if names is not None and not (is_list and all(isinstance(name, str) for name in names)):
+            raise UserError(f"the optimizations are {names!r}: give a list of names, such as ['exact', 'int8'].")
         self.optimizations = names
 
     def optimize(self) -> list[str]:
@@ -254,6 +262,8 @@ class StableDiffusion(AdapterCalls):
 
         trace: records the steps of the first image's first pass.
         """
+        if batch_size is not None:
+            check_whole("batch size", batch_size, 1, MAX_IMAGES)
         image, mask = as_images(image, mask)
         frames = first_frame_notes(
             init_image=[image], mask=[mask], control_image=control_images, region_mask=region_masks
