@@ -139,6 +139,17 @@ def is_in_use(path: Path, pid: int) -> bool:
     return True
 
 
+def check_target(path: Path) -> None:
+    """Raise UserError where nothing can be written at `path`; call it before long work. Nothing is created."""
+    folder = next(one for one in path.absolute().parents if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        reason = "there is a file in its place" if folder.is_file() else error.strerror
+        raise DiskError(f"{path} could not be written ({folder}: {reason}): choose another place.", error) from error
+
+
 def check_outdir(outdir: str | Path) -> Path:
     """Create a folder if needed and return it. Raises UserError if it is not writable; call it before long work."""
     folder = Path(outdir)
