@@ -63,7 +63,8 @@ def generate_all(args: argparse.Namespace) -> None:
         return assign_filenames(pipe, requests, folder, args.resume, len(args.region_mask))
 
     requests = shard(broadcast(plan))
-    with resume_hint(args, todo[0]) if len(requests) > 1 else nullcontext():
+    several = sum(one.settings.num_images for one in requests) > 1
+    with resume_hint(args, todo[0]) if several else nullcontext():
         generate_and_save(pipe, requests, args)
 
 

@@ -36,13 +36,14 @@ def commands(tmp_path, photo):
         photo.save(tmp_path / "in put" / name)
     return {
         "prompts": ["txt2img.py", "--from-file", "prompts.txt"],
+        "several": ["txt2img.py", "a cat", "--num-images", "3"],
         "variations": ["txt2img.py", "a cat", "--n-iter", "3", "--variation-strength", "0.2"],
         "folder": ["img2img.py", "it's a cat", "--init-img", "in put"],
         "grid": ["xyz_grid.py", "a cat", "--x", "steps=1-3"],
     }
 
 
-@pytest.mark.parametrize("name", ["prompts", "variations", "folder", "grid"])
+@pytest.mark.parametrize("name", ["prompts", "several", "variations", "folder", "grid"])
 def test_an_interrupted_script_says_how_to_go_on(run, interrupt, tmp_path, photo, name):
     script, *flags = commands(tmp_path, photo)[name]
     flags += FLAGS if name != "grid" else FLAGS[2:-1]
@@ -62,9 +63,8 @@ def test_an_interrupted_script_says_how_to_go_on(run, interrupt, tmp_path, photo
     assert before.items() <= after.items()
     first, *_ = words[words.index("--seed") + 1 :] if "--seed" in words else [""]
     seeds = [line.partition("seed ")[2].split()[0] for line in out.splitlines() if "  seed " in line]
-    assert seeds == {"prompts": [str(int(first or 0) + 2)], "variations": [str(int(first or 0) + 2)]}.get(
-        name, [first] if first else []
-    )
+    last = {"folder": int(first or 0), "grid": None}.get(name, int(first or 0) + 2)
+    assert seeds == ([] if last is None else [str(last)])
 
 
 def test_a_script_that_has_its_seed_needs_no_other_and_one_image_no_hint(run, interrupt, tmp_path, photo):
