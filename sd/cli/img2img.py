@@ -148,7 +148,8 @@ def images_in(folder: Path) -> list[Path]:
     if others := [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in paths]:
         more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
         listed = f"{', '.join(others[:LISTED])}{more}"
-        print(f"note: {folder} also holds {listed}, which have no image's ending and are left out.")
+        which = "has no image's ending and is" if len(others) == 1 else "have no image's ending and are"
+        print(f"note: {folder} also holds {listed}, which {which} left out.")
     return paths
 
 

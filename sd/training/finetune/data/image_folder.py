@@ -57,10 +57,7 @@ class ImageFolder:
     """
 
     def __init__(self, folder: str | Path, caption: str | None = None, say=print):
-        folder = Path(folder)
-        if not folder.is_dir():
-            problem = "this is a file" if folder.is_file() else "folder not found"
-            raise UserError(f"{problem}: {folder}; give a folder of images.")
+        folder = check_image_folder(folder)
         self.skipped: list[str] = []
         listed = read_caption_lists(folder, self.skipped.append)
         self.parts = find_subfolders(folder, set(listed), self.skipped)
@@ -114,6 +111,15 @@ class ImageFolder:
         times = f", each {part.repeats} times an epoch" if part.repeats > 1 else ""
         called = f", with the caption {part.caption!r} where they have none" if part.caption else ""
         return f"  {part.folder.name}: {count} image{'s' * (count != 1)}{times}{called}"
+
+
+def check_image_folder(folder: str | Path) -> Path:
+    """Return the path of a folder. Raises UserError where there is none; call it before a model is loaded."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        problem = "this is a file" if folder.is_file() else "folder not found"
+        raise UserError(f"{problem}: {folder}; give a folder of images.")
+    return folder
 
 
 def inspect_image(path: Path) -> ImageFile | str:
