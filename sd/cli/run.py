@@ -169,7 +169,8 @@ class ProgressBar:
     def __call__(self, done: int, total: int, x0: torch.Tensor) -> None:
         if self.bar is None:
             self.bar = tqdm(total=total * self.parts, desc="generating", unit="step", leave=False)
-        self.bar.update(self.before + done - self.bar.n)
+        done += self.before
+        self.bar.update(done - self.bar.n)
         if self.folder is not None and done % PREVIEW_EVERY == 0:
             write_png(grid(self.pipe.preview(x0)), self.folder / "preview.png")
 
