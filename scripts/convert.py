@@ -12,10 +12,10 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoints.checkpoint import kind_to_save, load_models, save_checkpoint
+from sd.checkpoints.checkpoint import check_saving, kind_to_save, load_models, save_checkpoint
 from sd.checkpoints.discovery import locate
 from sd.checkpoints.predictions import PREDICTION_HELP, PREDICTIONS, prediction_of
-from sd.pipeline.onnx_export import export_onnx
+from sd.pipeline.onnx_export import check_folder, export_onnx
 from sd.utils.device import DTYPES
 from sd.utils.errors import UserError, plain_errors
 
@@ -38,6 +38,7 @@ def main():
     start = time.perf_counter()
     target = options.target.expanduser()
     kind_to_save(target)
+    check_folder(target) if options.onnx else check_saving(target)
     separate = locate("VAE", options.vae) if options.vae else None
     dtype = DTYPES.get(options.dtype)
     source = locate("checkpoint", options.source)

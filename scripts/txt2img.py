@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 if not __package__:
@@ -11,7 +12,7 @@ from sd.cli.args import generation_parser, given_flags, load_pipeline, settings_
 from sd.cli.distributed import assign_filenames, broadcast, shard, worker_context
 from sd.cli.from_png import settings_from_png
 from sd.cli.requests import GenerationRequest
-from sd.cli.run import check_before_loading, expand_requests, generate_and_save
+from sd.cli.run import check_before_loading, expand_requests, generate_and_save, resume_hint
 from sd.utils.errors import UserError, plain_errors
 from sd.utils.files import check_outdir, read_prompts
 
@@ -61,7 +62,10 @@ def generate_all(args: argparse.Namespace) -> None:
         requests = [GenerationRequest(one) for one in repeated] if as_saved else expand_requests(pipe, repeated, args)
         return assign_filenames(pipe, requests, folder, args.resume, len(args.region_mask))
 
-    generate_and_save(pipe, shard(broadcast(plan)), args)
+    requests = shard(broadcast(plan))
+    several = sum(one.settings.num_images for one in requests) > 1
+    with resume_hint(args, todo[0]) if several else nullcontext():
+        generate_and_save(pipe, requests, args)
 
 
 if __name__ == "__main__":

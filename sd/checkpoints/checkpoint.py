@@ -19,6 +19,7 @@ from sd.checkpoints.config import build_networks, fill_defaults, infer_config, s
 from sd.checkpoints.diffusers_format import (
     FOLDERS,
     MODEL_INDEX,
+    check_folder,
     check_pipeline_config,
     read_folder_config,
     read_network,
@@ -40,6 +41,7 @@ from sd.checkpoints.predictions import (
 from sd.checkpoints.vae_files import LATENT_CHANNELS, ROOTS, USE_ANOTHER, VaeFile, read_vae
 from sd.checkpoints.weight_files import describe_contents, read_weights, write_weights
 from sd.utils.errors import UserError
+from sd.utils.files import check_target
 
 PREFIXES = {"unet": UNET, "vae": VAE, "clip": CLIP}  # then `text_model.` for CLIP, which some files omit
 
@@ -301,6 +303,13 @@ def kind_to_save(path: Path) -> str:
             f"{path} has the ending {ending}, which is not written: use .safetensors, .ckpt or a folder's name."
         )
     return {".safetensors": "safetensors", ".ckpt": "ckpt"}.get(ending, "diffusers")
+
+
+def check_saving(path: Path) -> None:
+    """Raises UserError where `save_checkpoint` cannot write to `path`; call it before a checkpoint is loaded."""
+    if kind_to_save(path) == "diffusers":
+        check_folder(path)
+    check_target(path)
 
 
 def save_checkpoint(

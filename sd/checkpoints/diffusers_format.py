@@ -166,15 +166,22 @@ def read_weight_files(paths: list[Path]) -> tuple[dict[str, Tensor], list[Mapped
     return tensors, files, paths[0].name
 
 
-def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], config: dict) -> None:
-    """Writes a folder that diffusers and transformers load. parts: the state dicts by our names; config: complete.
-
-    Raises UserError where `path` is a folder with anything else in it, which is never removed.
-    """
+def check_folder(path: Path) -> None:
+    """Raises UserError where `path` is a file, or a folder with anything else in it, which is never removed."""
+    if path.is_file():
+        raise UserError(f"{path} is a file: name a new folder, or a file that ends in .safetensors or .ckpt.")
     strangers = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     strangers -= {"model_index.json", *FOLDERS.values(), *OTHER_FOLDERS}
     if strangers:
         raise UserError(f"{path} is a folder with other things in it ({min(strangers)}): name a new or an empty one.")
+
+
+def write_folder(path: Path, parts: dict[str, dict[str, Tensor]], config: dict) -> None:
+    """Writes a folder that diffusers and transformers load. parts: the state dicts by our names; config: complete.
+
+    Raises UserError as `check_folder` does.
+    """
+    check_folder(path)
     rename: dict[str, Callable] = {
         "unet": diffusers_keys.unet_to_diffusers,
         "vae": diffusers_keys.vae_to_diffusers,

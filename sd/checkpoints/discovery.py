@@ -270,8 +270,10 @@ def separate_vae(name: str | Path | None, checkpoint: Path, find: Callable[[str]
 def locate(kind: str, text: str | Path, models: Models | None = None) -> Path:
     """Resolves a command-line argument: a path if it exists, otherwise a name as in `Models.find`.
 
-    A diffusers folder may be given by the path of its model_index.json.
+    A diffusers folder may be given by the path of its model_index.json. Raises UserError.
     """
+    if not isinstance(text, (str, Path)):
+        raise UserError(f"the {kind} is {text!r}: give its name or its path.")
     if not str(text).strip():
         raise UserError(f"the name of the {kind} is empty: give a name or a file.")
     path = Path(text).expanduser()

@@ -5,6 +5,7 @@ import http.client
 import os
 import shutil
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -43,6 +44,10 @@ def download_file(url: str, path: Path, sha256: str, patience: int = 5, pause: f
             part.unlink()
             raise UserError(f"{url} is not {path.name}: its SHA-256 differs; try another --url.")
         os.replace(part, path)
+    except KeyboardInterrupt:
+        if size := size_of(part):
+            print(f"to go on: run the same command, which resumes after {size / 1e6:,.1f} MB", file=sys.stderr)
+        raise
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "check the path and the disk")
         reason = f"{error.strerror or error}; {remedy}, and run this again, which resumes an unfinished download"
@@ -58,7 +63,7 @@ def download_part(url: str, part: Path, sha256: str, patience: int, pause: float
             receive_part(url, part)
             return
         except TRANSIENT_ERRORS as error:
-            reason, code, phrase = error, getattr(error, "code", None), getattr(error, "reason", "")
+            reason, code, phrase = reason_of(error), getattr(error, "code", None), getattr(error, "reason", "")
         if code == 416 and before > 0:  # there is nothing beyond what we have: it is complete, or of another file
             if sha256_of(part) == sha256:
                 return
@@ -67,8 +72,21 @@ def download_part(url: str, part: Path, sha256: str, patience: int, pause: float
             raise UserError(f"{url} answers {code} {phrase}: check the address, or try another --url.")
         failures = 0 if size_of(part) > before else failures + 1
         if failures >= patience:
-            raise UserError(f"{url} cannot be reached ({reason}): run this again later to resume the download.")
-        time.sleep(pause * 2**failures)
+            resumes = f", which resumes after {size_of(part) / 1e6:,.1f} MB" if size_of(part) else ""
+            raise UserError(
+                f"{url} cannot be reached ({reason}): check the network, and run this again later{resumes}."
+            )
+        wait = pause * 2**failures
+        tqdm.write(f"no answer ({reason}): trying again in {wait:g} s", file=sys.stderr)
+        time.sleep(wait)
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns why a connection failed, in the system's or the server's own words."""
+    reason = getattr(error, "reason", None) or error
+    words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    code = getattr(error, "code", None)
+    return words if code is None else f"{code} {words}"
 
 
 def receive_part(url: str, part: Path) -> None:

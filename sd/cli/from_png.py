@@ -9,6 +9,7 @@ from sd.checkpoints.predictions import PREDICTIONS
 from sd.cli.args import prompt_from_args
 from sd.pipeline.infotext import parse_infotext, read_infotext
 from sd.pipeline.metadata.foreign_metadata import name_of
+from sd.pipeline.metadata.infotext_reading import SCRIPTS
 from sd.pipeline.metadata.settings_infotext import read_settings
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import GenerationSettings
@@ -26,7 +27,7 @@ def settings_from_png(path: str, args: argparse.Namespace) -> tuple[list[Generat
     file's unless they are given. Prints what is not honored. Raises UserError for a setting that cannot be used.
     """
     text = read_infotext(path)
-    found, reading = parse_infotext(text), read_settings(text)
+    found, reading = parse_infotext(text), read_settings(text, SCRIPTS)
     changes = given_settings(args)
     if problems := [sentence for name, sentence in reading.problems.items() if name not in changes]:
         raise UserError(f"{path}: {' '.join(problems)}")

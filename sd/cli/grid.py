@@ -30,7 +30,7 @@ from sd.cli.args import (
     prompt_from_args,
     split_suffix,
 )
-from sd.cli.run import check_before_loading, print_notes
+from sd.cli.run import check_before_loading, print_notes, script_command
 from sd.evaluation.grids.axes import parse_axis
 from sd.evaluation.grids.grid import AXES, Grid, check_models, generate_cells, grid_sheet, plan_grid
 from sd.pipeline.infotext import read_infotext
@@ -92,7 +92,7 @@ def generate_grid(flags: FlagGroups, args: argparse.Namespace) -> None:
     try:
         generate_missing(args, grid, inputs, folder, images)
     except KeyboardInterrupt:
-        print(f"to go on: --resume {folder}", file=sys.stderr)
+        print(f"to go on: {script_command(['--resume', str(folder)])}", file=sys.stderr)
         raise
     save_sheet(grid, images, folder)
 

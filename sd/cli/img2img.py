@@ -12,7 +12,7 @@ from PIL import Image
 
 from sd.cli.args import FlagGroups, load_pipeline, settings_from_args, with_image_size
 from sd.cli.requests import GenerationRequest, split_by_image
-from sd.cli.run import check_before_loading, expand_requests, generate_and_save
+from sd.cli.run import check_before_loading, expand_requests, generate_and_save, resume_hint
 from sd.pipeline.infotext import read_infotext
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
@@ -60,7 +60,8 @@ def generate_from_images(args: argparse.Namespace, path: str, mask_path: str | N
     if single:
         generate_from_source(pipe, settings, single, args)
     else:
-        generate_from_folder(pipe, settings, open_sources(paths, masks), args, len(paths))
+        with resume_hint(args, settings):
+            generate_from_folder(pipe, settings, open_sources(paths, masks), args, len(paths))
 
 
 def generate_from_folder(
@@ -147,7 +148,8 @@ def images_in(folder: Path) -> list[Path]:
     if others := [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in paths]:
         more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
         listed = f"{', '.join(others[:LISTED])}{more}"
-        print(f"note: {folder} also holds {listed}, which have no image's ending and are left out.")
+        which = "has no image's ending and is" if len(others) == 1 else "have no image's ending and are"
+        print(f"note: {folder} also holds {listed}, which {which} left out.")
     return paths
 
 

@@ -153,10 +153,10 @@ def check_text(name: str, value: object) -> None:
 def check_whole(name: str, value: object, lowest: int, highest: int) -> None:
     """Raises UserError where a value is no whole number from `lowest` to `highest`."""
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise UserError(f"the {name} is {value}: use a whole number from {lowest} to {highest}.")
+        raise UserError(f"the {name} is {value!r}: use a whole number from {lowest} to {highest}.")
 
 
 def check_number(name: str, value: object, lowest: float, highest: float) -> None:
     """Raises UserError where a value is no finite number from `lowest` to `highest`."""
     if not isinstance(value, (int, float)) or not math.isfinite(value) or not lowest <= value <= highest:
-        raise UserError(f"the {name} is {value}: use a number from {lowest:g} to {highest:g}.")
+        raise UserError(f"the {name} is {value!r}: use a number from {lowest:g} to {highest:g}.")

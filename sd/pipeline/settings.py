@@ -474,7 +474,11 @@ def list_prompts(prompt: str | list[str], negative_prompt: str | list[str] | Non
     if not isinstance(prompt, (str, list, tuple)):
         raise UserError(f"the prompt is {prompt!r}: give a text, or a list of texts.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise UserError("the list of prompts is empty: give at least one prompt.")
     negative = negative_prompt or ""
+    if not isinstance(negative, (str, list, tuple)):
+        raise UserError(f"the negative prompt is {negative!r}: give a text, or a list of texts.")
     negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
     if len(prompts) != len(negatives):
         raise UserError(f"there are {len(prompts)} prompts and {len(negatives)} negative ones: give as many of both.")

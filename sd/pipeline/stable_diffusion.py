@@ -40,19 +40,21 @@ from sd.pipeline.inputs.sizes import check_inputs, check_named_models, resolve_s
 from sd.pipeline.latents import decode_latent
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
+from sd.pipeline.options import check_whole
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.sampling.conditioning import Conditioning, encode_conditioning
 from sd.pipeline.sampling.regional_loras import encode_with_loras
 from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_model, sigmas_for_passes
-from sd.pipeline.settings import MAX_SEED, OPTIONS, GenerationSettings, list_prompts
+from sd.pipeline.settings import MAX_IMAGES, MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
 from sd.pipeline.trace import Trace
 from sd.prompts.prompt_adapters import load_prompt_adapters
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
-from sd.utils.device import default_device, default_dtype
-from sd.utils.images import from_tensor
+from sd.utils.device import default_dtype, device_of
+from sd.utils.errors import UserError
+from sd.utils.images import first_frame_notes, from_tensor
 from sd.vae import AutoencoderKL
 
 FIELDS = {row.name for row in OPTIONS}
@@ -106,9 +108,11 @@ class StableDiffusion(AdapterCalls):
         without the marks of it; None: as the checkpoint is marked, else the noise (eps).
         Raises UserError, in one sentence, for a file that is not a checkpoint of Stable Diffusion 1.x.
         """
-        device = default_device() if device is None else torch.device(device)
+        device = device if isinstance(device, torch.device) else device_of(device)
         if dtype is None:
             dtype = default_dtype(device)
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(f"the dtype is {dtype!r}: give one of PyTorch's, such as torch.float16.")
         path = BUNDLED if path is None else locate("checkpoint", path)
         separate = separate_vae(vae, path, lambda text: locate("VAE", text))
         clip, autoencoder, unet, checkpoint = load_models(path, dtype, device, separate, prediction)
@@ -153,8 +157,12 @@ class StableDiffusion(AdapterCalls):
     def set_optimizations(self, names: Collection[str] | None) -> None:
         """Chooses the optimizations of `registry.OPTIMIZATIONS` by name; None: the exact ones that fit this machine.
 
-        They are applied by the next image, or at once by `optimize`, which raises UserError for an unknown name.
+        They are applied by the next image, or at once by `optimize`, which raises UserError for an unknown name. So
+        does this for what is no list of names.
         """
+        is_list = isinstance(names, Collection) and not isinstance(names, (str, bytes))
+        if names is not None and not (is_list and all(isinstance(name, str) for name in names)):
+            raise UserError(f"the optimizations are {names!r}: give a list of names, such as ['exact', 'int8'].")
         self.optimizations = names
 
     def optimize(self) -> list[str]:
@@ -254,7 +262,12 @@ class StableDiffusion(AdapterCalls):
 
         trace: records the steps of the first image's first pass.
         """
+        if batch_size is not None:
+            check_whole("batch size", batch_size, 1, MAX_IMAGES)
         image, mask = as_images(image, mask)
+        frames = first_frame_notes(
+            init_image=[image], mask=[mask], control_image=control_images, region_mask=region_masks
+        )
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
         check_named_models(settings, self.adapters.models, len(control_images), len(region_masks), image is not None)
@@ -267,7 +280,7 @@ class StableDiffusion(AdapterCalls):
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
         rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
         settings, notes = schedule_for_model(settings, self.prediction)
-        notes += [*settings_notes(asked), *region_notes(settings, region_masks, *width_and_height(settings))]
+        notes += [*frames, *settings_notes(asked), *region_notes(settings, region_masks, *width_and_height(settings))]
         passes = sigmas_for_passes(settings, from_image, self.prediction)
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in passes) * len(rows))
 

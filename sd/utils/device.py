@@ -30,7 +30,7 @@ def device_of(name: str | None) -> torch.device:
     """None: a GPU where there is one. Raises UserError for what is no device's name."""
     try:
         return default_device() if name is None else torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"there is no device {name!r}: write cpu, cuda, cuda:1 or mps.") from error
 
 
@@ -39,7 +39,8 @@ def check_device(device: torch.device) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"the device {device} cannot be used here ({reason}): choose another, such as cpu.") from error
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

@@ -139,6 +139,17 @@ def is_in_use(path: Path, pid: int) -> bool:
     return True
 
 
+def check_target(path: Path) -> None:
+    """Raise UserError where nothing can be written at `path`; call it before long work. Nothing is created."""
+    folder = next(one for one in path.absolute().parents if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        reason = "there is a file in its place" if folder.is_file() else error.strerror
+        raise DiskError(f"{path} could not be written ({folder}: {reason}): choose another place.", error) from error
+
+
 def check_outdir(outdir: str | Path) -> Path:
     """Create a folder if needed and return it. Raises UserError if it is not writable; call it before long work."""
     folder = Path(outdir)
@@ -147,7 +158,8 @@ def check_outdir(outdir: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise DiskError(f"cannot write into {outdir} ({error.strerror}): choose another --outdir.", error) from error
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise DiskError(f"cannot write into {outdir} ({reason}): choose another --outdir.", error) from error
 
 
 def save_png(
@@ -231,7 +243,10 @@ def read_prompts(path: str | Path) -> list[str]:
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' Notepad may save it
         lines = [line.strip() for line in data.decode("utf-16" if utf16 else "utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {path}: give a UTF-8 text file with one prompt a line.") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(
+            f"cannot read prompts from {path} ({reason}): give a UTF-8 text file with one prompt a line."
+        ) from error
     if not any(lines):
         raise UserError(f"{path} holds no prompts: write one a line.")
     return [line for line in lines if line]

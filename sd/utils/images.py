@@ -7,6 +7,7 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +35,7 @@ DIRECTORIES = (0x014A, 0x8769, 0x8825, 0xA005)  # tags whose value is the place 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # without those that start a program, as EPS does
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 INFOTEXT_KEY = "parameters"  # the PNG text chunk where the webui keeps the settings
+FIRST_FRAME = "first frame"  # in the `info` of an image that is the first of several in its file
 
 
 def check_size(width: int, height: int, multiple: int = 8) -> None:
@@ -55,8 +57,8 @@ def cut_size(width: int, height: int, multiple: int = 8) -> tuple[int, int]:
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
     """Read an image from a path or an open file, in its EXIF orientation and the file's own mode.
 
-    Raises UserError if it is missing, corrupt, not an image, larger than MAX_PIXELS, or unpacks to far more than a file
-    of its size may need.
+    Of an animation or a file of several pages it is the first one, which `is_first_frame` tells. Raises UserError if it
+    is missing, corrupt, not an image, larger than MAX_PIXELS, or unpacks to far more than a file of its size may need.
     """
     name = source if isinstance(source, (str, Path)) else "the image"
     if isinstance(source, (str, Path)) and not Path(source).is_file():
@@ -66,12 +68,12 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     try:
         try:
             with open_header(source) as image:
-                return load_pixels(image, size_of_file(source))
+                return mark_first_frame(load_pixels(image, size_of_file(source)), image, source)
         except UserError:
             raise
         except ValueError:  # a text chunk behind the pixels is too large
             with Image.open(io.BytesIO(without_large_texts(whole_file(source))), formats=FORMATS) as image:
-                return load_pixels(image, size_of_file(source))
+                return mark_first_frame(load_pixels(image, size_of_file(source)), image, source)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -110,6 +112,61 @@ def load_pixels(image: Image.Image, file_size: int) -> Image.Image:
         return image
     check_memory(image, file_size, copies=2)
     return apply_orientation(image)
+
+
+def mark_first_frame(pixels: Image.Image, opened: Image.Image, source: str | Path | BinaryIO) -> Image.Image:
+    """Note in the `info` of `pixels`, which are those of `opened`, that its file has further frames or pages.
+
+    A JPEG's further images, such as the small ones of a camera, show the same, and do not count.
+    """
+    if opened.format == "GIF":  # Pillow would read to the second frame, and forget the first
+        several = count_gif_frames(whole_file(source), most=2) > 1
+    else:
+        several = opened.format in ("PNG", "WEBP", "TIFF") and getattr(opened, "is_animated", False)
+    if several:
+        pixels.info[FIRST_FRAME] = True
+    return pixels
+
+
+def is_first_frame(image: Image.Image) -> bool:
+    """Return whether `open_image` has read an image as the first of several frames or pages."""
+    return FIRST_FRAME in image.info
+
+
+def first_frame_notes(**images: Sequence[Image.Image | None]) -> list[str]:
+    """Return a sentence for each name under which an image is the first of several frames or pages.
+
+    images: by what they are, such as init_image.
+    """
+    return [
+        f"The file of the {what.replace('_', ' ')} has several frames or pages, of which only the first is used."
+        for what, some in images.items()
+        if any(one is not None and is_first_frame(one) for one in some)
+    ]
+
+
+def count_gif_frames(data: bytes, most: int) -> int:
+    """Return how many images a GIF holds, at most `most`; of a damaged one those that begin before the damage.
+
+    CompuServe 1990, "Graphics Interchange Format, Version 89a", sections 15 to 27.
+    """
+
+    def color_table(flags: int) -> int:
+        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+    frames, place = 0, 13 + color_table(data[10]) if len(data) > 10 else len(data)
+    while place < len(data) and frames < most:
+        if data[place] == 0x2C:  # an image: 10 bytes, its colors, and a byte before its blocks
+            frames += 1
+            place += 11 + color_table(data[min(place + 9, len(data) - 1)])
+        elif data[place] == 0x21:  # an extension: its kind, and blocks
+            place += 2
+        else:  # the end, or damage
+            break
+        while place < len(data) and data[place]:  # blocks, each after its length, up to one of length 0
+            place += 1 + data[place]
+        place += 1
+    return frames
 
 
 def check_memory(image: Image.Image, file_size: int, copies: int) -> None:

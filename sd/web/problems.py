@@ -91,6 +91,8 @@ def http_sentence(request: Request, error: HTTPException) -> str:
         return f"unknown address: {address}; /docs lists the addresses of this server."
     if (error.status_code, error.detail) == (405, "Method Not Allowed"):
         return f"unsupported method: {address}; /docs lists the methods of each address."
+    if (error.status_code, error.detail) == (400, "There was an error parsing the body"):
+        return "the request's body is no JSON in UTF-8: encode it so, and send it with Content-Type: application/json."
     return str(error.detail)
 
 
@@ -99,6 +101,8 @@ async def answer_invalid(request: Request, error: RequestValidationError) -> JSO
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
     sentence = f"{place}: {first['msg']}.".removeprefix(": ")
+    if first["type"] == "extra_forbidden":
+        sentence = f"unknown field {place[:100]!r}: /docs lists the fields of each address."
     if first["type"] == "json_invalid" or (not place and first["type"] in NO_OBJECT):
         sentence = "the request holds no JSON object: send one, with Content-Type: application/json."
     return problem(request, 422, "RequestValidationError", sentence)

@@ -1,7 +1,9 @@
 """Fetching against a server on loopback that misbehaves in every way we know."""
 
 import hashlib
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -92,7 +94,7 @@ def test_a_connection_that_is_cut_again_and_again_is_taken_up_where_it_was(serve
 
 def test_a_call_goes_on_where_an_earlier_one_stopped(serve, tmp_path):
     server = serve("cut", "cut at once")
-    with pytest.raises(UserError, match="run this again later to resume the download"):
+    with pytest.raises(UserError, match=r"run this again later, which resumes after 0\.1 MB"):
         run(server, tmp_path / "model", patience=3)
     assert len(server.ranges) == 1 + 3
     assert (tmp_path / "model.part").stat().st_size == 100_000
@@ -164,12 +166,26 @@ def test_what_is_there_is_not_fetched_again(serve, tmp_path):
     assert server.ranges == []
 
 
-def test_nobody_there(tmp_path):
+def test_nobody_there(tmp_path, capsys):
     server = Server("well")
     server.shutdown()
     server.server_close()
-    with pytest.raises(UserError, match="cannot be reached"):
-        run(server, tmp_path / "model", patience=2)
+    words = r"cannot be reached \(Connection refused\): check the network, and run this again later"
+    with pytest.raises(UserError, match=rf"{words}\.$"):
+        run(server, tmp_path / "model", patience=3)
+    said = [f"no answer (Connection refused): trying again in {seconds} s" for seconds in (0, 0)]
+    assert capsys.readouterr().err.splitlines() == said
+    (tmp_path / "model.part").write_bytes(bytes(3_000_000))
+    with pytest.raises(UserError, match=rf"{words}, which resumes after 3\.0 MB\.$"):
+        run(server, tmp_path / "model", patience=1)
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(serve, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(download.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(serve("cut"), tmp_path / "model")
+    assert capsys.readouterr().err.splitlines()[-1] == "to go on: run the same command, which resumes after 0.1 MB"
+    assert (tmp_path / "model.part").stat().st_size == 100_000
 
 
 def test_no_room_and_no_right_to_write(serve, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from sd.pipeline.image_inputs import as_image
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.errors import UserError
 from sd.utils.images import to_rgb
 
@@ -93,6 +94,56 @@ def test_the_pipeline_takes_them(pipe, tmp_path):
     for image in (tmp_path / "a.png", UNIT, TENSOR.float() / 255):
         again = pipe("x", image=image, mask=torch.from_numpy(mask)[None], **asked).images[0]
         assert again.tobytes() == first.tobytes()
+
+
+def test_a_note_says_that_an_animation_is_used_in_part(pipe, tmp_path):
+    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    said = "The file of the {} has several frames or pages, of which only the first is used."
+    asked = dict(prompt="x", steps=1, strength=0.5)
+    assert pipe(image=tmp_path / "a.gif", **asked).notes == [said.format("init image")]
+    assert pipe(image=PIXELS, mask=tmp_path / "a.gif", **asked).notes[0] == said.format("mask")
+    assert pipe(image=tmp_path / "a.gif", mask=np.eye(16, 24), mask_blur=1, **asked).notes == [
+        said.format("init image")
+    ]
+    assert pipe(image=PIXELS, **asked).notes == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": "3"}, "the number of steps is '3': use a whole number"),
+        ({"steps": np.int64(3)}, r"the number of steps is np.int64\(3\): use a whole number"),
+        ({"guidance_scale": "7"}, "the guidance scale is '7': use a number"),
+        ({"width": np.int32(64)}, r"the width is np.int32\(64\): use a whole number"),
+        ({"prompt": []}, "the list of prompts is empty: give at least one prompt"),
+        ({"negative_prompt": 5}, "the negative prompt is 5: give a text"),
+        *(({"batch_size": size}, f"the batch size is {size!r}: use a whole number") for size in (0, -1, "2", 1.5)),
+    ],
+)
+def test_a_value_of_another_type_is_shown_as_it_was_given(pipe, given, said):
+    with pytest.raises(UserError, match=said):
+        pipe(**{"prompt": "x", "steps": 1} | given)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda pipe: StableDiffusion.from_pretrained(3), "the checkpoint is 3: give its name or its path"),
+        (lambda pipe: StableDiffusion.from_pretrained(device="gpu"), "there is no device 'gpu'"),
+        (lambda pipe: StableDiffusion.from_pretrained(device=[]), "there is no device"),
+        (lambda pipe: StableDiffusion.from_pretrained(device="cpu", dtype="fp16"), "the dtype is 'fp16'"),
+        (lambda pipe: pipe.load_lora(3), "the LoRA is 3: give its name or its path"),
+        (lambda pipe: pipe.load_embedding(3), "the embedding is 3: give its name or its path"),
+        (lambda pipe: pipe.set_optimizations("exact"), "the optimizations are 'exact': give a list of names"),
+        (lambda pipe: pipe.set_optimizations(3), "the optimizations are 3: give a list of names"),
+        (lambda pipe: pipe.set_optimizations([3]), r"the optimizations are \[3\]: give a list of names"),
+    ],
+)
+def test_what_is_no_name_is_refused_at_once(pipe, call, said):
+    with pytest.raises(UserError, match=said):
+        call(pipe)
+    assert pipe.optimizations is None
 
 
 @pytest.mark.parametrize("prompt", [None, 7, [None], ["a", 7], {"a": 1}])

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from sd.checkpoints.predictions import PREDICTIONS, Prediction, with_prediction
+from sd.pipeline.metadata.infotext_reading import SCRIPTS
 from sd.pipeline.metadata.settings_infotext import read_settings
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.sampling.schedules import sigmas_for
@@ -92,7 +93,7 @@ def test_a_choice_is_written_into_infotext_and_read_as_a_note(pipe, tmp_path):
     assert loaded.prediction == V
     text = loaded("x", steps=1, seed=1).infotexts[0]
     assert "Prediction: v" in text
-    assert "--prediction v" in read_settings(text).notes["Prediction"]
+    assert "--prediction v," in read_settings(text, SCRIPTS).notes["Prediction"]
     marked = of(pipe, V)
     marked.save_pretrained(tmp_path / "marked.safetensors")
     again = StableDiffusion.from_pretrained(tmp_path / "marked.safetensors", "cpu")
@@ -104,4 +105,4 @@ def test_a_choice_is_written_into_infotext_and_read_as_a_note(pipe, tmp_path):
 
 def test_the_webuis_zero_snr_option_is_a_note():
     text = "x\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Noise Schedule: Zero Terminal SNR"
-    assert "--prediction v-zero-snr" in read_settings(text).notes["Noise Schedule"]
+    assert "--prediction to v-zero-snr" in read_settings(text, SCRIPTS).notes["Noise Schedule"]

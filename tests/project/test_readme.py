@@ -1,6 +1,7 @@
 """The README and the guides as a test: their commands work, in their order, in a fresh clone of the project."""
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import readme_commands as readme
 from chat_server import GOOD, ChatServer, says
 
 from sd.pipeline.infotext import parse_infotext, read_infotext
+from sd.tokenizer import contains_placeholder
 
 COMMANDS = readme.commands()
 
@@ -88,6 +90,17 @@ def test_all_commands_are_found():
     ):
         assert any(f"scripts/{script}.py" in command for command in COMMANDS), script
     assert not any("#" in command for command in COMMANDS if not command.startswith("python -c"))
+
+
+def test_each_training_has_a_name_of_its_own():
+    """Prompts find an embedding, a LoRA and a checkpoint by their names; a later one would be used with the earlier."""
+    trained = [command for command in COMMANDS if re.search(r"scripts/train_(ti|lora|dreambooth)\.py", command)]
+    names = [re.search(r"--name (\S+)|--word (\S+)", command)[0].split()[1] for command in trained]
+    assert len(names) >= 3
+    for one, other in itertools.permutations(names, 2):
+        assert not contains_placeholder(one, other), f"a prompt with {one} uses {other} too"
+    used = re.findall(r"(?:loras|embeddings)/([\w-]+)\.|<lora:([\w-]+):", "\n".join(COMMANDS))
+    assert {name for pair in used for name in pair if "dog" in name} <= set(names)
 
 
 def test_no_substitute_is_left_over():

@@ -62,6 +62,27 @@ def test_the_ending_of_another_kind_of_file_is_no_folders_name(run, tmp_path, so
     assert kind_to_save(Path("model-v1.5")) == "diffusers"
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("file/x.ckpt", "there is a file in its place): choose another place"),
+        ("file/new/x.safetensors", "there is a file in its place): choose another place"),
+        ("file", "file is a file: name a new folder, or a file that ends in .safetensors or .ckpt"),
+        ("stuff", "stuff is a folder with other things in it (mine.txt): name a new or an empty one"),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_the_checkpoint_is_read(
+    run, tmp_path, source, monkeypatch, target, said
+):
+    monkeypatch.setattr("sd.checkpoints.checkpoint.load_models", lambda *_, **__: pytest.fail("was read"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "stuff").mkdir()
+    (tmp_path / "stuff" / "mine.txt").write_text("mine")
+    code, _, err = run("convert.py", source, target)
+    assert (code, said in err) == (2, True), err
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} >= {"file", "mine.txt"}
+
+
 def test_what_it_says(tmp_path, source):
     done = convert(source, "out.safetensors", "--dtype", "fp16", cwd=tmp_path)
     for said in [

@@ -228,7 +228,7 @@ def test_from_png_with_a_sampler_that_does_not_exist_here(run):
     save_with(WEBUI.format(sampler="DPM++ 3M", more=""))
     code, out, err = run("txt2img.py", "--from-png", "foreign.png", "--ckpt", BUNDLED)
     assert (code, out) == (2, "")
-    assert "'DPM++ 3M' does not exist here: choose one with --sampler" in err
+    assert "'DPM++ 3M' does not exist here: set --sampler, for example to dpmpp_2m." in err
     assert not Path("outputs/00000.png").exists()
     code, _, err = run("txt2img.py", "--from-png", "foreign.png", "--ckpt", BUNDLED, "--sampler", "euler")
     assert code == 0, err

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from sd.adapters.embedding_files import read_embeddings
-from sd.pipeline.stable_diffusion import BUNDLED
+from sd.pipeline.stable_diffusion import BUNDLED, StableDiffusion
 
 QUICK = ["--ckpt", BUNDLED, "--steps", 2, "--saves", 1, "--preview-steps", 1, "--batch", 1, "--prompt", "a {}"]
 
@@ -50,6 +50,21 @@ def test_lora(run, images):
         "txt2img.py", "a blob heart", "--ckpt", BUNDLED, "--steps", 1, "--lora", "loras/blob.safetensors"
     )
     assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "said"),
+    [
+        ("train_ti.py", ["--images", "nowhere", "--word", "blob"], "folder not found: nowhere"),
+        ("train_lora.py", ["--images", "images/0.jpg", "--name", "blob"], "this is a file: images/0.jpg"),
+        ("train_dreambooth.py", ["--images", "images", "--name", "a blob"], "invalid name 'a blob'"),
+        ("train_controlnet.py", ["--images", "nowhere", "--name", "blob"], "folder not found: nowhere"),
+    ],
+)
+def test_a_mistake_is_said_before_the_model_is_loaded(run, images, monkeypatch, script, flags, said):
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", lambda *_: pytest.fail("was loaded"))
+    code, _, err = run(script, *flags)
+    assert (code, said in err) == (2, True), err
 
 
 @pytest.mark.slow

@@ -13,7 +13,18 @@ from sd.pipeline.mask import latent_mask, mask_to_tensor
 from sd.utils.errors import UserError
 from sd.utils.files import check_outdir, save_png, write_png
 from sd.utils.image_grid import grid
-from sd.utils.images import MAX_SIDE, check_size, from_tensor, open_image, resize_and_crop, to_rgb, to_tensor
+from sd.utils.images import (
+    MAX_SIDE,
+    check_size,
+    count_gif_frames,
+    first_frame_notes,
+    from_tensor,
+    is_first_frame,
+    open_image,
+    resize_and_crop,
+    to_rgb,
+    to_tensor,
+)
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -251,6 +262,45 @@ def test_broken_bytes_give_an_image_or_one_sentence(kind):
         except UserError:
             outcomes.add("refused")
     assert outcomes == ({"refused"} if kind == "PNG" else {"RGB", "refused"})  # every part of a PNG has its checksum
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_the_first_of_several_frames_is_told_from_an_only_one(tmp_path, kind):
+    path, frames = tmp_path / "image", [noise(24, 16), noise(24, 16).rotate(180), noise(24, 16).transpose(0)]
+    for further in (frames[1:], frames[1:2], []):
+        several = {"save_all": True, "append_images": further} if further else {}
+        frames[0].save(path, kind, **several | ({"lossless": True} if kind == "WEBP" else {}))
+        found = open_image(path)
+        assert is_first_frame(found) is bool(further)
+        assert is_first_frame(open_image(io.BytesIO(path.read_bytes()))) is bool(further)
+        if kind != "GIF":  # whose colors are rounded
+            assert to_rgb(found).tobytes() == frames[0].tobytes()
+
+
+def test_a_camera_s_small_images_in_a_jpeg_are_no_frames(tmp_path):
+    noise(24, 16).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[noise(8, 8)])
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert (opened.format, opened.n_frames) == ("MPO", 2)
+    assert not is_first_frame(open_image(tmp_path / "a.jpg"))
+
+
+def test_frames_of_a_gif_are_counted_to_the_damage():
+    file, turned = io.BytesIO(), [noise(24, 16).rotate(180 * (i % 2)) for i in range(1, 5)]  # Pillow merges equal ones
+    noise(24, 16).save(file, "GIF", save_all=True, append_images=turned, comment=b"c" * 700)
+    whole = file.getvalue()
+    assert [count_gif_frames(whole, most) for most in (1, 2, 5, 9)] == [1, 2, 5, 5]
+    counts = [count_gif_frames(whole[:end], 9) for end in range(len(whole))]
+    assert counts == sorted(counts)
+    assert set(counts) == {0, 1, 2, 3, 4, 5}
+    assert count_gif_frames(whole[:-1] + b"!\xfe" + b"\xff" * (1 << 22), 9) == 5
+
+
+def test_notes_name_what_has_several_frames(tmp_path):
+    noise(8, 8).save(tmp_path / "a.gif", save_all=True, append_images=[noise(8, 8).rotate(90)])
+    first = open_image(tmp_path / "a.gif")
+    assert first_frame_notes(init_image=[noise(8, 8), first], mask=[None], control_image=[]) == [
+        "The file of the init image has several frames or pages, of which only the first is used."
+    ]
 
 
 def test_saved_names_count_on(tmp_path):

@@ -95,7 +95,7 @@ def test_an_images_text_fills_the_form_with_its_settings(form):
     text = to_infotext(settings, 0, BUNDLED.stem, "0123456789", from_image=True)
     filled, notes = form.fill(text)
     assert notes == [
-        "It was generated from another image, which is not in it.",
+        'It was generated from another image, which is not in it: give that image as "Image to start from".',
         "It was generated with a ControlNet, whose image is not in it: give that image as the control image.",
     ]
     changes = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
@@ -159,7 +159,7 @@ def test_one_unknown_sampler_is_named_and_the_rest_is_filled_in(form):
     values = {name: filled[widget] for name, widget in form.widgets.items() if widget in filled}
     assert (values["prompt"], values["steps"], values["seed"], values["height"]) == ("a fox", 12, "9", 96)
     assert "sampler" not in values
-    assert notes[0] == "The sampler 'Quantum 3000' does not exist here."
+    assert notes[0] == 'The sampler \'Quantum 3000\' does not exist here: set "Sampler", for example to "Euler".'
     assert values["rng"] == "gpu"  # the webui's default, where a text names no other
     assert "nowhere" in notes[1]
     assert len(notes) == 2

@@ -34,18 +34,27 @@ def check_inputs(settings: GenerationSettings, image: object | None, mask: objec
 
 
 def check_named_models(
-    settings: GenerationSettings, models: Models, control_count: int, mask_count: int, has_image: bool
+    settings: GenerationSettings,
+    models: Models,
+    control_count: int,
+    mask_count: int,
+    has_image: bool,
+    by_path: bool = True,
 ) -> None:
     """Raises UserError, before a checkpoint is needed, for what does not fit the numbers of images, or is not there.
 
     control_count, mask_count: of the control images and the region masks. has_image: whether there is an init image.
+    by_path: whether models may be named by their paths, which is never so for names that come over a network; their
+    files are not opened here then.
     """
     check_regions(settings, mask_count)
-    check_upscaler(hires_upscaler(settings, models))
+    upscaler = hires_upscaler(settings, models, by_path)
     units = parse_units(settings.control)
     check_image_count(units, control_count, has_image)
     for unit in units:
-        locate("ControlNet", unit.model, models)
+        locate("ControlNet", unit.model, models) if by_path else models.find("ControlNet", unit.model)
+    if by_path:
+        check_upscaler(upscaler)
 
 
 def settings_notes(settings: GenerationSettings) -> list[str]:

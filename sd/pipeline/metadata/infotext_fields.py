@@ -11,11 +11,11 @@ from sd.optimization.token_merging import MAX_RATIO
 from sd.pipeline.metadata.controlnet_text import LABEL as CONTROLNET
 from sd.pipeline.metadata.controlnet_text import control_from_labels
 from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NOTED_APART, OF_MASKED_IMAGES, SAME_AS, feature_of, is_known
-from sd.pipeline.metadata.infotext_reading import OURS, Reading, parse_boolean, parse_finite, parse_integer
+from sd.pipeline.metadata.infotext_reading import OURS, Interface, Reading, parse_boolean, parse_finite, parse_integer
 from sd.pipeline.metadata.infotext_sizes import read_second_pass, read_size
 from sd.pipeline.options import Option
-from sd.pipeline.sampler_names import ETA_SAMPLERS, find_foreign_sampler, find_sampler
-from sd.pipeline.settings import COMPAT, OPTIONS
+from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_foreign_sampler, find_sampler
+from sd.pipeline.settings import COMPAT, OPTIONS, SCHEDULE_LABELS
 from sd.schedule import SD1_SCHEDULE
 from sd.utils.errors import UserError
 
@@ -58,9 +58,9 @@ READ_SPECIALLY = (
 READ_PLAINLY = [row for row in OPTIONS if row.infotext is not None and row.name not in READ_SPECIALLY]
 
 
-def read_fields(found: Mapping[str, str]) -> Reading:
+def read_fields(found: Mapping[str, str], interface: Interface) -> Reading:
     """Reads every label of an image's text. found: the result of `infotext.parse_infotext`. Never raises."""
-    reading = Reading()
+    reading = Reading(interface)
     for row in READ_PLAINLY:
         label = row.infotext.label if row.infotext else ""
         text = found.get(label)
@@ -71,7 +71,7 @@ def read_fields(found: Mapping[str, str]) -> Reading:
         except ValueError:
             wrong = "not a number" if row.type in (int, float) else "unknown here"
             reading.problems[row.name] = (
-                f"the file gives {label!r} as {text[:40]!r}, which is {wrong}: give {row.flags[0]}."
+                f"the file gives {label!r} as {text[:40]!r}, which is {wrong}: set {reading.named(row.name)}."
             )
     read_sampler(found, reading)
     read_size(found, reading)
@@ -101,9 +101,10 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
     try:
         sampler, _ = find_sampler(name)
     except UserError:
+        nearest = nearest_sampler(name)
         reading.problems["sampler"] = (
-            f"the sampler {name[:40]!r} does not exist here: choose one with --sampler, such as"
-            f" {nearest_sampler(name)}."
+            f"the sampler {name[:40]!r} does not exist here: set {reading.named('sampler')}, for example to "
+            f"{reading.interface.choice(nearest, ALL_SAMPLERS[nearest].label)}."
         )
         return
     reading.values["sampler"] = sampler
@@ -119,7 +120,8 @@ def read_sampler(found: Mapping[str, str], reading: Reading) -> None:
             _, reading.values["schedule"] = find_foreign_sampler(name, schedule, missing="uniform")
     except UserError:
         reading.problems["schedule"] = (
-            f"the schedule {schedule[:40]!r} does not exist here: choose one with --schedule, such as karras."
+            f"the schedule {schedule[:40]!r} does not exist here: set {reading.named('schedule')}, for example to "
+            f"{reading.interface.choice('karras', SCHEDULE_LABELS['karras'])}."
         )
 
 
@@ -170,17 +172,19 @@ def read_origin(found: Mapping[str, str], reading: Reading) -> None:
     ours = found.get("Version", "").startswith(OURS) and "Denoising strength" in found and not second_pass
     if ours or "img2img" in found.get("Operations", "") or signs:
         reading.problems["image"] = (
-            "it was generated from another image, which is not in it: use img2img.py or inpaint.py with that image."
+            f"it was generated from another image, which is not in it: {reading.interface.from_image}."
         )
         if not second_pass and "Denoising strength" in found:
             try:
                 reading.values["strength"] = parse_finite(strength)
             except ValueError:
-                reading.problems["strength"] = "the file's denoising strength is not a number: give --strength."
+                reading.problems["strength"] = (
+                    f"the file's denoising strength is not a number: set {reading.named('strength')}."
+                )
     elif not second_pass and strength not in ("0", "0.0", "1", "1.0"):
         reading.notes["Denoising strength"] = (
-            f"The file gives a denoising strength of {strength}: if it was generated from another image, use "
-            "img2img.py with that image."
+            f"The file gives a denoising strength of {strength}: if it was generated from another image, "
+            f"{reading.interface.from_image}."
         )
 
 
@@ -200,12 +204,13 @@ def read_noise(found: Mapping[str, str], reading: Reading) -> None:
         reading.values["compat"] = like
     if found.get("Noise Schedule", "Default") != "Default":
         reading.notes["Noise Schedule"] = (
-            f"It was generated with the noise schedule {found['Noise Schedule']!r}: a checkpoint that is not marked as "
-            "one of zero terminal SNR needs --prediction v-zero-snr or eps-zero-snr for the same image."
+            f"It was generated with the noise schedule {found['Noise Schedule']!r}: for the same image set "
+            f"{reading.interface.prediction} to v-zero-snr or eps-zero-snr, unless the checkpoint is marked as one of "
+            "zero terminal SNR."
         )
     if "Prediction" in found:
         reading.notes["Prediction"] = (
-            f"The model was loaded with --prediction {found['Prediction']}, which is needed for the same image."
+            f"It was generated with {reading.interface.prediction} {found['Prediction']}, which the same image needs."
         )
     vae = found.get("VAE") or found.get("Module 1", "")
     if vae.lower() not in ("", "none", "automatic", "use same choices", "baked vae"):
@@ -223,7 +228,9 @@ def read_eta(found: Mapping[str, str], reading: Reading) -> None:
     try:
         reading.values["eta"] = parse_finite(text)
     except ValueError:
-        reading.problems["eta"] = f"the file gives 'Eta' as {text[:40]!r}, which is not a number: give --eta."
+        reading.problems["eta"] = (
+            f"the file gives 'Eta' as {text[:40]!r}, which is not a number: set {reading.named('eta')}."
+        )
 
 
 def read_ngms(found: Mapping[str, str], reading: Reading) -> None:

@@ -54,7 +54,9 @@ def read_second_pass(found: Mapping[str, str], reading: Reading) -> None:
     try:
         values["hires_strength"] = parse_finite(found.get("Denoising strength", "0.7"))
     except ValueError:
-        reading.problems["hires_strength"] = "the file's denoising strength is not a number: give --hires-strength."
+        reading.problems["hires_strength"] = (
+            f"the file's denoising strength is not a number: set {reading.named('hires_strength')}."
+        )
     upscaler = found.get("Hires upscaler", "Latent")
     is_ours = found.get("Version", "").startswith(OURS)
     own = {label: name for name, label in HIRES_UPSCALERS.items()}

@@ -1,6 +1,5 @@
 """`GenerationSettings` to infotext and back, by the labels in the table of options."""
 
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from sd.pipeline.infotext import parse_infotext, write_infotext
 from sd.pipeline.metadata.controlnet_text import units_to_labels
 from sd.pipeline.metadata.infotext_fields import DDIM_SAMPLERS, INVERTED, ONLY_MASKED, read_fields
-from sd.pipeline.metadata.infotext_reading import Reading
+from sd.pipeline.metadata.infotext_reading import PAGE, PYTHON, Interface, Reading
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
@@ -90,15 +89,15 @@ def from_infotext(text: str) -> GenerationSettings:
     return GenerationSettings(**reading.values)
 
 
-def read_settings(text: str) -> Reading:
+def read_settings(text: str, interface: Interface = PYTHON) -> Reading:
     """Returns what an image's text holds, checked field by field; a value that cannot be used is one of its problems.
 
-    Raises UserError where the text holds no settings at all.
+    interface: where its sentences are shown. Raises UserError where the text holds no settings at all.
     """
     found = parse_infotext(text)
     if not found.keys() & MINIMUM:
         raise UserError("the text holds no settings: give that of an image as this program or the webui saved it.")
-    reading = read_fields(found)
+    reading = read_fields(found, interface)
     for name in list(reading.values):
         try:
             GenerationSettings(**{name: reading.values[name]})
@@ -115,12 +114,10 @@ def read_settings(text: str) -> Reading:
 
 
 def form_values(text: str) -> tuple[dict[str, object], list[str]]:
-    """Returns, for a form, the settings in a text by their fields, and a sentence on everything that is not in them.
+    """Returns, for the page, the settings in a text by their fields, and a sentence on everything that is not in them.
 
     Raises UserError where the text holds no settings at all, and for nothing else.
     """
-    reading = read_settings(text)
-    # A form has no flags, so what a script would advise is left out.
-    plain = (re.sub(r"[:;] (give|choose|use) [^:]*$", ".", problem) for problem in reading.problems.values())
-    problems = [f"{problem[:1].upper()}{problem[1:]}" for problem in plain]
+    reading = read_settings(text, PAGE)
+    problems = [f"{problem[:1].upper()}{problem[1:]}" for problem in reading.problems.values()]
     return reading.values, problems + list(reading.notes.values())

@@ -15,7 +15,7 @@ from sd.training.controlnet.recipe import ControlRecipe, control_defaults, contr
 from sd.training.controlnet.sources import FolderSource, SceneSource, Source, Variation, check_latents
 from sd.training.controlnet.train import train_controlnet
 from sd.training.finetune.data.captions import Captions
-from sd.training.finetune.data.image_folder import ImageFolder
+from sd.training.finetune.data.image_folder import ImageFolder, check_image_folder
 from sd.training.finetune.data.long_captions import fits_in_chunks
 from sd.training.finetune.recipes import TOKEN_LENGTHS
 from sd.training.finetune.setup import MAX_HELD_OUT, encode_folder, truncation_warning
@@ -121,6 +121,8 @@ def check_sources(args: argparse.Namespace) -> None:
     """Raise UserError unless the examples come from one place, and for options without an effect there."""
     if bool(args.images) == bool(args.scenes):
         raise UserError("give the examples once: --images with a folder, or --scenes with the prepared cut-outs.")
+    if args.images:
+        check_image_folder(args.images)
     if args.images and (args.latents or args.scene_count):
         raise UserError("--latents and --scene-count are for --scenes: images are encoded by themselves.")
     if args.latents and args.scene_count:

@@ -7,7 +7,8 @@ from typing import Any
 
 from sd.checkpoints.discovery import WEIGHTS, choose_checkpoint
 from sd.cli.args import add_model_choices
-from sd.training.finetune.finetune import Result, finetune
+from sd.training.finetune.data.image_folder import check_image_folder
+from sd.training.finetune.finetune import Result, check_name, finetune
 from sd.training.finetune.recipes import (
     FILE_FORMATS,
     KINDS,
@@ -181,6 +182,8 @@ def train_from_args(options: OptionGroups, method: str, named: str) -> Result:
     Recipe(**{key: value for key, value in given.items() if value is not None})  # errors before a model is loaded
     check_device(device_of(args.device))
     name = getattr(args, named)
+    check_name(name)
+    check_image_folder(args.images)
     path = choose_checkpoint(args.ckpt, WEIGHTS)
     pipe = load_for_training(method, path, args.device, args.precision, args.vae, args.prediction)
     recipe = recipe_for(method, pipe, name, **given)

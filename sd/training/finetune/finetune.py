@@ -15,6 +15,7 @@ from sd.checkpoints.predictions import EPS
 from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.optimization.registry import TRAINABLE, frozen_names
 from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.tokenizer import clean_text, contains_placeholder
 from sd.training.distributed import join_processes
 from sd.training.finetune.advice import format_table, warnings
 from sd.training.finetune.batch import DiffusionLoss, fixed_examples
@@ -181,8 +182,9 @@ def escape_undecodable(say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def embedding_notes(method: str, recipe: Recipe, models: Models) -> list[str]:
-    """Return a sentence where an embedding has the new word as its name, as prompts would use both."""
-    same = [name for name in models.names("embedding") if name.lower() == (recipe.word or "").lower()]
+    """Return a sentence where the name of an embedding is in the new word, as prompts would use both."""
+    word = clean_text(recipe.word or "")
+    same = [name for name in models.names("embedding") if contains_placeholder(word, name.rpartition("/")[2])]
     if method == "ti" or not same:
         return []
     return [

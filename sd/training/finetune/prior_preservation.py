@@ -6,6 +6,7 @@ Ruiz et al. 2022, "DreamBooth", section 3.3: class-specific prior preservation.
 import hashlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import torch.distributed as dist
@@ -38,15 +39,22 @@ def generate_class_images(
     origin = hashlib.sha256(json.dumps([content, prompt, settings], sort_keys=True).encode()).hexdigest()[:8]
     subfolder = folder / f"{model}-{words}-{size}-{origin}"
     missing = [k for k in range(rank, count, world_size) if not (subfolder / f"{k:05}.png").exists()]
-    for k in tqdm(
+    bar = tqdm(
         missing,
         desc=f"generating class images of {prompt!r}",
         unit="image",
         disable=not missing or rank > 0,
         leave=False,
-    ):
-        image = pipe(prompt, seed=k, width=size, height=size, **settings).images[0]
-        write_png(image, subfolder / f"{k:05}.png")
+    )
+    try:
+        for k in bar:
+            image = pipe(prompt, seed=k, width=size, height=size, **settings).images[0]
+            write_png(image, subfolder / f"{k:05}.png")
+    except KeyboardInterrupt:
+        bar.close()
+        if rank == 0:
+            print("to go on: run the same command, which keeps the finished class images", file=sys.stderr)
+        raise
     if world_size > 1:
         dist.barrier()
     return subfolder

@@ -126,7 +126,7 @@ def train_config(recipe: Recipe, method: str, pipe: StableDiffusion, world_size:
         math_attention=is_small(pipe),
         by_example=True,
         seed=recipe.seed,
-        device=pipe.device.type,
+        device=str(pipe.device),
         save_minutes=recipe.save_minutes,
     )
 

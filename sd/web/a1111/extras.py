@@ -6,6 +6,7 @@ interrupted, and shows its progress.
 
 import asyncio
 import base64
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -64,31 +65,38 @@ def extras_router(jobs: Jobs, models: Models) -> APIRouter:
 
     @router.post("/extra-single-image")
     async def extra_single_image(body: UpscaleOneRequest) -> dict[str, Any]:
-        images = await enlarge_all(jobs, models, body, [body.image])
-        return {"html_info": html_info(body), "image": images[0]}
+        images, notes = await enlarge_all(jobs, models, body, [body.image])
+        return {"html_info": html_info(body, notes), "image": images[0]}
 
     @router.post("/extra-batch-images")
     async def extra_batch_images(body: UpscaleManyRequest) -> dict[str, Any]:
-        images = await enlarge_all(jobs, models, body, [one.data for one in body.imageList])
-        return {"html_info": html_info(body), "images": images}
+        images, notes = await enlarge_all(jobs, models, body, [one.data for one in body.imageList])
+        return {"html_info": html_info(body, notes), "images": images}
 
     return router
 
 
-async def enlarge_all(jobs: Jobs, models: Models, body: UpscaleRequest, texts: list[str]) -> list[str]:
-    """Returns the enlarged images in base64, each with its infotext. texts: the images in base64. Raises UserError."""
+async def enlarge_all(
+    jobs: Jobs, models: Models, body: UpscaleRequest, texts: list[str]
+) -> tuple[list[str], dict[str, None]]:
+    """Returns the enlarged images in base64, each with its infotext, and notes. Raises UserError.
+
+    texts: the images in base64.
+    """
     upscaling = upscaling_of(body)
     upscalers = await asyncio.to_thread(upscaling.upscalers, models)
     images = [await asyncio.to_thread(checked_image, upscaling, upscalers, text) for text in texts]
     if not any(isinstance(one, Path) for one in upscalers):
-        made = [await asyncio.to_thread(upscale_at_once, image, upscaling, upscalers) for image in images]
+        pairs = [await asyncio.to_thread(upscale_at_once, image, upscaling, upscalers) for image in images]
+        made, notes = [png for png, _ in pairs], [note for _, some in pairs for note in some]
     else:
         job = await asyncio.to_thread(submit_upscaling, jobs, upscaling, images)
         job = await wait_for_job(jobs, job.id)
         if job.state == "cancelled":
             raise HTTPException(503, STOPPED)
         made = [await asyncio.to_thread(job.file(name).read_bytes) for name in job.result["images"]]
-    return [base64.b64encode(png).decode() for png in made]
+        notes = job.result["notes"]
+    return [base64.b64encode(png).decode() for png in made], dict.fromkeys(notes)
 
 
 def upscaling_of(body: UpscaleRequest) -> Upscaling:
@@ -108,7 +116,6 @@ def checked_image(upscaling: Upscaling, upscalers: list[Upscaler], text: str) ->
     return data
 
 
-def html_info(body: UpscaleRequest) -> str:
-    """Returns the webui's line about the enlarged images as HTML."""
-    line = upscaling_of(body).describe()
-    return f"<p>{escape(line)}</p>" if line else ""
+def html_info(body: UpscaleRequest, notes: Iterable[str]) -> str:
+    """Returns the webui's line about the enlarged images as HTML, and the notes."""
+    return "".join(f"<p>{escape(line)}</p>" for line in (upscaling_of(body).describe(), *notes) if line)

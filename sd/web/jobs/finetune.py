@@ -22,6 +22,7 @@ MIN_IMAGES, MAX_IMAGES = 2, 30
 MAX_STEPS = 5000
 NAME = re.compile(r"[A-Za-z0-9][\w-]{1,39}", re.ASCII)
 CURVE_POINTS = 80
+NOTE = "note: "  # the beginning of a message of the training that the page repeats: the others are its progress
 
 
 @dataclass
@@ -106,7 +107,7 @@ class FineTuner:
 
     def __call__(self, job: Job, tell: Tell) -> dict:
         """Return {"files", "sheet" (one of them), "say" (what a prompt needs to use the result), "prompt" (to try it),
-        "step" (whose weights were taken), "steps" (of the whole training)}.
+        "step" (whose weights were taken), "steps" (of the whole training), "rule", "warnings", "notes"}.
         """
         request = job.request
         method, name, kind = request["method"], request["name"], METHODS[request["method"]]
@@ -118,6 +119,7 @@ class FineTuner:
         given = {"kind": request["kind"], "class_word": request["class_word"] or None, "steps": request["steps"]}
         recipe = recipe_for(method, pipe, name, **given)
         output = self.generator.models.folders[kind] / f"{name}.safetensors"
+        messages: list[str] = []
         try:
             result = finetune(
                 method,
@@ -128,7 +130,7 @@ class FineTuner:
                 TrainingReporter(job, tell),
                 job.folder / "run",
                 output,
-                ignore_message,
+                messages.append,
             )
         except KeyboardInterrupt as stop:  # the loop's own, once it has stopped
             raise Cancelled from stop
@@ -144,6 +146,7 @@ class FineTuner:
             "steps": recipe.steps,
             "rule": result.rule,
             "warnings": list(result.warnings),
+            "notes": [one.removeprefix(NOTE) for one in messages if one.startswith(NOTE)],
         }
 
 
@@ -172,7 +175,3 @@ def smooth_losses(values: list[float]) -> list[tuple[int, float]]:
     width = math.ceil(len(values) / CURVE_POINTS)
     parts = [(i, values[i : i + width]) for i in range(0, len(values), width)]
     return [(i + len(part), round(sum(part) / len(part), 5)) for i, part in parts]
-
-
-def ignore_message(sentence: str) -> None:
-    """Drop a message of the training, since the page shows its progress."""

@@ -25,7 +25,7 @@ from sd.utils.device import device_of, dtype_of
 from sd.utils.errors import DiskError
 from sd.utils.files import save_png, write_png
 from sd.utils.image_grid import grid
-from sd.utils.images import open_image, to_rgb
+from sd.utils.images import first_frame_notes, open_image, to_rgb
 from sd.web.jobs.job import Cancelled, Interrupted, Job, JobFailed, Skipped
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Tell
@@ -38,13 +38,15 @@ PREVIEW_SHARE = 0.1  # of the time, at most
 class InitInputs:
     """The inputs of a job.
 
-    control_images: one for each ControlNet, or one for all. region_masks: one for each region of the prompt.
+    control_images: one for each ControlNet, or one for all. region_masks: one for each region of the prompt. notes:
+    sentences on what is not used of the image and the mask.
     """
 
     image: Image.Image | None = None
     mask: Image.Image | None = None
     control_images: list[Image.Image] = field(default_factory=list)
     region_masks: list[Image.Image] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -88,7 +90,7 @@ class ImageGenerator:
         start = prepare_inputs(job.folder, job.request, settings, pipe.image_size)
         settings = pipe.resolve_size(settings, start.image)
         result: dict = {"files": [], "images": [], "seeds": [], "infotexts": []}
-        return pipe, start, result | {"settings": vars(settings), "notes": list(pipe.notes)}
+        return pipe, start, result | {"settings": vars(settings), "notes": [*pipe.notes, *start.notes]}
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -299,14 +301,17 @@ def prepare_inputs(folder: Path, request: dict, settings: GenerationSettings, im
     regions = [open_image(path) for path in sorted(folder.glob("region-*"))]
     if not (folder / "image").exists():
         return InitInputs(None, None, controls, regions)
-    image = to_rgb(open_image(folder / "image"))
+    opened = open_image(folder / "image")
+    opened_mask = open_image(folder / "mask") if (folder / "mask").exists() else None
+    notes = first_frame_notes(init_image=[opened], mask=[opened_mask])
+    image = to_rgb(opened)
     width, height = settings.width or image.width // 8 * 8, settings.height or image.height // 8 * 8
-    if not (folder / "mask").exists():
-        return InitInputs(resize(image, request["resize_mode"], width, height), None, controls, regions)
-    mask = stretch_mask(open_image(folder / "mask"), *image.size)
+    if opened_mask is None:
+        return InitInputs(resize(image, request["resize_mode"], width, height), None, controls, regions, notes)
+    mask = stretch_mask(opened_mask, *image.size)
     if request["resize_mode"] == "stretch" and not settings.only_masked:
-        return InitInputs(resize(image, "stretch", width, height), stretch_mask(mask, width, height), controls, regions)
-    return InitInputs(image, mask, controls, regions)
+        image, mask = resize(image, "stretch", width, height), stretch_mask(mask, width, height)
+    return InitInputs(image, mask, controls, regions, notes)
 
 
 def resize(image: Image.Image, mode: str, width: int, height: int) -> Image.Image:

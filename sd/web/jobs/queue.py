@@ -62,11 +62,14 @@ class Jobs:
             thread.start()
 
     def mark_interrupted(self) -> None:
-        """Mark the jobs that an earlier server left unfinished."""
-        for job in self.saved():
-            if not job.has_ended:
-                clean_up(job)
-                self.finish(job, "interrupted", STOPPED)
+        """Mark the jobs that an earlier server left unfinished, and print how many they are."""
+        left = [job for job in self.saved() if not job.has_ended]
+        for job in left:
+            clean_up(job)
+            self.finish(job, "interrupted", STOPPED)
+        if left:
+            jobs = "1 job was" if len(left) == 1 else f"{len(left)} jobs were"
+            print(f"note: {jobs} not finished when the server ended: finished images are kept.", file=sys.stderr)
 
     def saved(self) -> Iterator[Job]:
         """Yield the jobs in the folder, newest first; none where the folder cannot be read."""

@@ -3,12 +3,9 @@
 from dataclasses import asdict, dataclass, field, replace
 
 from sd.checkpoints.predictions import EPS, choose_prediction
-from sd.control.units import check_image_count, parse_units
 from sd.evaluation.grids.axes import Point
 from sd.evaluation.grids.grid import plan_grid
-from sd.pipeline.inputs.regions import check_regions
-from sd.pipeline.inputs.second_pass import hires_upscaler
-from sd.pipeline.inputs.sizes import check_inputs
+from sd.pipeline.inputs.sizes import check_inputs, check_named_models
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.utils.images import cut_size
@@ -86,20 +83,11 @@ def submit_request(jobs: Jobs, models: Models, request: GenerateRequest, kind: s
 
 def check_point(models: Models, request: GenerateRequest, point: Point) -> None:
     """Raises UserError where the settings of an image exceed the limits, or name what is not there."""
-    check_settings(point.settings)
-    models.check_tags(point.settings.prompt)
-    check_control(models, replace(request, settings=point.settings))
-    check_regions(point.settings, len(request.region_masks))
-    hires_upscaler(point.settings, models, by_path=False)
+    settings, counts = point.settings, (len(request.control_images), len(request.region_masks))
+    check_settings(settings)
+    models.check_tags(settings.prompt)
+    check_named_models(settings, models, *counts, has_image=request.image is not None, by_path=False)
     models.vae(point.vae or request.vae, models.checkpoint(point.ckpt or request.checkpoint))
-
-
-def check_control(models: Models, request: GenerateRequest) -> None:
-    """Raises UserError for a ControlNet that is not in the folder, and for another number of images than they need."""
-    units = parse_units(request.settings.control)
-    for unit in units:
-        models.find("ControlNet", unit.model)
-    check_image_count(units, len(request.control_images), request.image is not None)
 
 
 def with_image_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:

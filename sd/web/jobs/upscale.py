@@ -12,7 +12,7 @@ from sd.pipeline.infotext import quote
 from sd.upscalers.upscale import OnTile, Upscaler, count_tiles, find_upscaler, upscale
 from sd.utils.device import device_of
 from sd.utils.files import replacing
-from sd.utils.images import INFOTEXT_KEY, to_rgb
+from sd.utils.images import INFOTEXT_KEY, first_frame_notes, to_rgb
 from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.job import UPSCALE, Job
 from sd.web.jobs.limits import MAX_PIXELS, TooLarge, check_image, image_size
@@ -90,9 +90,10 @@ def image_names(count: int) -> list[str]:
 
 
 @decodes_uploads
-def upscale_at_once(data: bytes, upscaling: Upscaling, upscalers: list[Upscaler]) -> bytes:
-    """Returns an enlarged image as PNG, as `upscaled_png` does, without a model. Raises UserError."""
-    return upscaled_png(check_image(data), upscaling, upscalers)
+def upscale_at_once(data: bytes, upscaling: Upscaling, upscalers: list[Upscaler]) -> tuple[bytes, list[str]]:
+    """Returns an enlarged image as PNG, as `upscaled_png` does, without a model, and notes on it. Raises UserError."""
+    image = check_image(data)
+    return upscaled_png(image, upscaling, upscalers), first_frame_notes(image=[image])
 
 
 def upscaled_png(
@@ -144,9 +145,11 @@ class UpscaleRunner:
                 tell({"step": next(step), "steps": sum(tiles)})
 
             for i, file in enumerate(files):
-                png = upscaled_png(check_image(file.read_bytes()), upscaling, upscalers, device, on_tile)
+                image = check_image(file.read_bytes())
+                notes = list(dict.fromkeys([*result["notes"], *first_frame_notes(image=[image])]))
+                png = upscaled_png(image, upscaling, upscalers, device, on_tile)
                 with replacing(job.folder / f"{i:05}.png") as part:
                     part.write_bytes(png)
-                result = {key: [*result[key], f"{i:05}.png"] for key in ("files", "images")} | {"notes": []}
+                result = {key: [*result[key], f"{i:05}.png"] for key in ("files", "images")} | {"notes": notes}
                 tell({"result": result})  # so that a stop loses none
         return result

@@ -149,6 +149,7 @@ def training_result(job: Job) -> str:
             sentences = [
                 f"{sentences[0]}: {result['rule']}",
                 *(f"Warning: {one}" for one in result.get("warnings", ())),
+                *(f"Note: {one}" for one in result.get("notes", ())),
             ]
         taken = escape(" ".join(one.rstrip(".") + "." for one in sentences))
     button = f'<button type="button" data-prompt="{job.id}">Try it</button>' if "prompt" in result else ""

@@ -8,6 +8,7 @@ import pytest
 from sd.pipeline.infotext import parse_infotext, write_infotext
 from sd.pipeline.metadata.infotext_fields import read_fields
 from sd.pipeline.metadata.infotext_keys import FROM_IMAGE, NO_EFFECT, NOTED, NOTED_APART, OBEYED
+from sd.pipeline.metadata.infotext_reading import PAGE, PYTHON, SCRIPTS
 from sd.pipeline.metadata.settings_infotext import form_values, from_infotext, read_settings, to_infotext
 from sd.pipeline.settings import MAX_SEED, GenerationSettings
 from sd.utils.errors import UserError
@@ -56,7 +57,7 @@ def test_a_plain_image_needs_no_note():
         ("Seed resize from: -1x-1", ""),
         ("Something new: 3, Another: x", "Something new, Another"),
         ("Denoising strength: 0", ""),
-        ("Denoising strength: 0.7", "img2img.py"),
+        ("Denoising strength: 0.7", "Image to start from"),
         ("Token merging ratio: 0.9", "0.75 is used"),
         ("Diffusion in Low Bits: Automatic", ""),
         ('Lora hashes: "a: 1", TI hashes: "b: 2", Version: v1.10.1', ""),
@@ -214,6 +215,61 @@ def test_two_settings_that_do_not_go_together():
     assert "before it starts" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("line", "scripts", "page", "python"),
+    [
+        ("Steps: x", "set --steps.", 'set "Steps".', "set steps."),
+        ("Steps: 9, CFG scale: x", "set --guidance-scale.", 'set "Guidance".', "set guidance_scale."),
+        (
+            *("Steps: 9, Sampler: 3M SDE", "set --sampler, for example to dpmpp_sde."),
+            *('set "Sampler", for example to "DPM++ SDE".', "set sampler, for example to 'dpmpp_sde'."),
+        ),
+        (
+            *("Steps: 9, Sampler: DDIM, Schedule type: x", "set --schedule, for example to karras."),
+            *('set "Schedule", for example to "Karras".', "set schedule, for example to 'karras'."),
+        ),
+        ("Steps: 9, Sampler: DDIM, Eta DDIM: x", "set --eta.", 'set "Eta".', "set eta."),
+        (
+            *("Steps: 9, Init image hash: 1, Denoising strength: x", "set --strength."),
+            *('set "Denoising strength".', "set strength."),
+        ),
+        (
+            *("Steps: 9, Denoising strength: x, Size: 64x64, Hires upscale: 2", "set --hires-strength."),
+            *('set "Hires denoising".', "set hires_strength."),
+        ),
+        (
+            *("Steps: 9, Init image hash: 1", "use img2img.py or inpaint.py with that image."),
+            *('give that image as "Image to start from".', "give that image as well."),
+        ),
+        (
+            *("Steps: 9, Denoising strength: 0.4", "use img2img.py or inpaint.py with that image."),
+            *('give that image as "Image to start from".', "give that image as well."),
+        ),
+        ("Steps: 9, Prediction: v", "with --prediction v,", 'with "Prediction" v,', "with prediction v,"),
+        (
+            *("Steps: 9, Noise Schedule: Zero Terminal SNR", "set --prediction to v-zero-snr"),
+            *('set "Prediction" to v-zero-snr', "set prediction to v-zero-snr"),
+        ),
+    ],
+)
+def test_sentences_name_flags_to_scripts_labels_on_the_page_and_arguments_in_python(line, scripts, page, python):
+    for interface, said in ((SCRIPTS, scripts), (PAGE, page), (PYTHON, python)):
+        reading = read_settings(f"x\n{line}, Seed: 1, RNG: CPU, Clip skip: 1", interface)
+        sentences = [*reading.notes.values(), *reading.problems.values()]
+        assert any(said in one for one in sentences), (interface, sentences)
+        assert interface is SCRIPTS or not any("--" in one or ".py" in one for one in sentences), sentences
+
+
+def test_no_sentence_for_the_page_names_a_flag_or_a_script():
+    chance, said = random.Random(1), set()
+    labels = [*OBEYED, *NO_EFFECT, *NOTED, *NOTED_APART, *FROM_IMAGE]
+    for _ in range(500):
+        parts = [f"{chance.choice(labels)}: {chance.choice(['x', '-1', '1', '0.9', 'nan', '9999'])}" for _ in range(8)]
+        said |= set(form_values("x\n" + ", ".join(["Steps: 1", *parts]))[1])
+    assert len(said) > 100
+    assert [one for one in said if "--" in one or ".py" in one] == []
+
+
 def test_from_python_what_is_not_honored_is_a_warning():
     with pytest.warns(UserWarning, match="by philox"):
         from_infotext(f"x\n{LINE.replace('RNG: CPU', 'RNG: philox')}")
@@ -276,4 +332,4 @@ def test_prompts_that_look_like_settings_stay_prompts():
 
 
 def test_a_hostile_number_takes_no_time():
-    assert "seed" in read_fields(parse_infotext("x\nSteps: 1, Seed: " + "9" * 100_000 + ", Size: 8x8")).problems
+    assert "seed" in read_fields(parse_infotext("x\nSteps: 1, Seed: " + "9" * 100_000 + ", Size: 8x8"), PYTHON).problems

@@ -380,11 +380,21 @@ def test_only_a_frozen_unet_without_checkpointing_is_trained_through_winograds_c
     assert pipe.optimizations is None
 
 
-@pytest.mark.parametrize(("method", "count"), [("lora", 1), ("dreambooth", 1), ("ti", 0)])
-def test_an_embedding_of_the_new_word_is_noted(pipe, tmp_path, method, count):
+@pytest.mark.parametrize(
+    ("method", "name", "count"),
+    [
+        ("lora", "My-Dog", 1),
+        ("dreambooth", "My-Dog", 1),
+        ("ti", "My-Dog", 0),
+        ("lora", "my-dog-lora", 1),
+        ("lora", "dog-lora", 0),
+        ("lora", "my-dogs", 0),
+    ],
+)
+def test_an_embedding_of_the_new_word_is_noted(pipe, tmp_path, method, name, count):
     """A prompt with the word would use the embedding too, which the training did not."""
     models = Models(tmp_path, embeddings=tmp_path / "embeddings")
-    recipe = recipe_for(method, pipe, "My-Dog")
+    recipe = recipe_for(method, pipe, name)
     assert personalize.embedding_notes(method, recipe, models) == []
     (tmp_path / "embeddings").mkdir()
     torch.save({"my-dog": torch.zeros(64)}, tmp_path / "embeddings" / "my-dog.pt")

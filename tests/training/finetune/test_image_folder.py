@@ -137,10 +137,12 @@ def kinds_of_files(folder):
     Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(folder / "sixteen-bits.png")
 
 
-def test_every_image_format_works(tmp_path):
+def test_every_image_format_works_and_only_animations_have_a_note(tmp_path):
     kinds_of_files(tmp_path)
-    photos = ImageFolder(tmp_path, say=quiet)
+    said = []
+    photos = ImageFolder(tmp_path, say=said.append)
     assert photos.skipped == []
+    assert said[1:] == ["note: only the first frame or page is used of moves.gif, moves.webp"]
     pixels = {photo.path.name: np.asarray(photo.open())[8, 8].astype(int) for photo in photos.images}
     assert len(pixels) == 7
     for name, pixel in pixels.items():

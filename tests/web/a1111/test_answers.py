@@ -1,5 +1,7 @@
 """What the webui's clients find in answers: the keys of typed clients, no path of this machine, unfinished images."""
 
+import base64
+import io
 import json
 import re
 import threading
@@ -253,6 +255,17 @@ def test_an_image_is_enlarged_by_a_model_and_by_two(web, photo, models_of_upscal
     turned = upscale(photo.rotate(90), models_of_upscalers["sharp"], 128, 128)
     assert [opened(one).tobytes() for one in many] == [sharp.tobytes(), turned.tobytes()]
     assert [one["name"] for one in web.client.get("/sdapi/v1/upscalers").json()][3:] == ["RealESRGAN_x2plus", "sharp"]
+
+
+@pytest.mark.parametrize("upscaler", ["Lanczos", "sharp"])
+def test_an_animation_is_enlarged_with_a_note(web, photo, models_of_upscalers, upscaler):
+    file = io.BytesIO()
+    photo.save(file, "GIF", save_all=True, append_images=[photo.rotate(90)])
+    both = [{"data": base64.b64encode(file.getvalue()).decode(), "name": "a.gif"}] * 2
+    answer = post(web, "extra-batch-images", imageList=both, upscaler_1=upscaler)
+    note = "<p>The file of the image has several frames or pages, of which only the first is used.</p>"
+    assert answer["html_info"] == f"<p>Postprocess upscale by: 2.0, Postprocess upscaler: {upscaler}</p>{note}"
+    assert len(answer["images"]) == 2
 
 
 def test_a_job_of_enlarging_can_be_interrupted(web, photo, models_of_upscalers, monkeypatch):

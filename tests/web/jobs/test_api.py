@@ -116,7 +116,7 @@ def test_listing(web):
     ("body", "status", "sentence"),
     [
         ({}, 422, "prompt: Field required."),
-        ({"prompt": "x", "stepz": 3}, 422, "stepz: Extra inputs are not permitted."),
+        ({"prompt": "x", "stepz": 3}, 422, "unknown field 'stepz': /docs lists the fields of each address."),
         ({"prompt": "x", "steps": 0}, 422, "number of steps"),
         ({"prompt": "x", "width": 100}, 422, "multiple of 8"),
         ({"prompt": "x", "sampler": "magic"}, 422, "unknown sampler 'magic'"),
@@ -144,6 +144,13 @@ def test_what_is_no_json(web, body):
     answer = web.client.post("/jobs", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in (400, 422)
     assert isinstance(answer.json()["detail"], str)
+
+
+def test_a_body_that_is_not_utf_8_is_said_to_be_none(web):
+    body = '{"prompt": "\u00fc"}'.encode("latin-1")
+    answer = web.client.post("/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("the request's body is no JSON in UTF-8: ")
 
 
 def test_a_web_form_of_another_site_starts_nothing(web):

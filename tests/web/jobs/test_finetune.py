@@ -18,6 +18,7 @@ from sd.web.jobs.generate import ImageGenerator
 from sd.web.jobs.job import Cancelled
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
+from sd.web.ui.train_tab import training_result
 
 IMAGES = [png(Image.new("RGB", (64, 64), (30 * i, 80, 160))) for i in range(5)]
 QUICK = dict(batch=2, saves=1, preview_steps=1, prompts=("a {}",))
@@ -100,6 +101,16 @@ def test_from_images_to_a_file_that_prompts_can_name(method, kind, submit, finet
     after = pipe.unet.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_result_has_the_notes_of_the_training(submit, finetuner, tmp_path):
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    job = submit(images=[*IMAGES, (tmp_path / "a.gif").read_bytes()], steps=1)
+    result = finetuner(job, lambda event: None)
+    assert result["notes"] == ["only the first frame or page is used of photo-05.png"]
+    job.state, job.result = "done", result
+    assert "Note: only the first frame or page is used of photo-05.png." in training_result(job)
 
 
 def test_it_stops_after_the_step_at_which_it_is_told_to(submit, finetuner, models):

@@ -103,6 +103,18 @@ def test_a_grid_over_checkpoints_loads_each_once_and_sorts_its_images(generator,
     assert made["images"][1:] == ["00000.png", "00002.png", "00001.png", "00003.png"]
 
 
+@pytest.mark.parametrize("more", [{}, {"axes": ["steps=1, 2", "", ""]}, {"resize_mode": "stretch"}])
+@pytest.mark.parametrize("animated", [["image"], ["image", "mask"]])
+def test_a_note_says_which_animation_is_used_in_part(generator, tmp_path, photo, more, animated):
+    job = job_of(tmp_path, width=64, height=64)
+    job.request |= more
+    for name in animated:
+        photo.save(tmp_path / name, "GIF", save_all=True, append_images=[photo.rotate(90)])
+    named = [{"image": "init image"}.get(name, name) for name in animated]
+    said = [f"The file of the {name} has several frames or pages, of which only the first is used." for name in named]
+    assert generator(job, lambda event: None)["notes"] == said
+
+
 def test_a_skipped_image_is_left_out(generator, tmp_path):
     def skip_the_second(event):
         if event.get("step") == 5:

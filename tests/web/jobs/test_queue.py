@@ -212,7 +212,7 @@ def test_closing_marks_what_was_not_finished(tmp_path):
         jobs.submit("count", {})
 
 
-def test_after_kill_9_results_are_there_and_the_rest_is_marked(tmp_path):
+def test_after_kill_9_results_are_there_and_the_rest_is_marked(tmp_path, capsys):
     program = fake_jobs.__file__
     with subprocess.Popen([sys.executable, program, tmp_path], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "begun\n"
@@ -222,15 +222,18 @@ def test_after_kill_9_results_are_there_and_the_rest_is_marked(tmp_path):
     assert [job.state for job in (done, running, waiting)] == ["done", "interrupted", "interrupted"]
     assert done.file("made.txt").read_text() == "3"
     assert "ask for it again" in running.error
+    said = "note: 2 jobs were not finished when the server ended: finished images are kept.\n"
+    assert capsys.readouterr().err == said
     assert wait(jobs, jobs.submit("count", {})).state == "done"
     jobs.close()
 
 
-def test_what_is_no_job_is_passed_over(tmp_path):
+def test_what_is_no_job_is_passed_over(tmp_path, capsys):
     (tmp_path / "20260101-000000-000000-0000").mkdir()  # killed before its first line
     (tmp_path / "20260101-000000-000000-0001").mkdir()
     (tmp_path / "20260101-000000-000000-0001" / "job.json").write_text('{"half')
     (tmp_path / "notes.txt").write_text("mine")
     jobs = Jobs(tmp_path, count)
     assert jobs.list() == []
+    assert capsys.readouterr().err == ""
     jobs.close()

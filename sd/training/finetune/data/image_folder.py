@@ -14,7 +14,7 @@ from sd.training.finetune.data.folder_layout import (
     list_images,
 )
 from sd.utils.errors import UserError
-from sd.utils.images import open_image, to_rgb
+from sd.utils.images import is_first_frame, open_image, to_rgb
 
 READERS = 4  # threads; an image of the largest size takes 240 MB while it is read
 MAX_LISTED = 5  # skipped files that are named; the rest is counted
@@ -29,6 +29,7 @@ class ImageFile:
     size: tuple[int, int]  # width and height in pixels, upright
     repeats: int = 1  # number of times an epoch includes it
     folder_caption: str | None = None  # the caption from its folder's name, for an image without one
+    is_first_frame: bool = False  # of several frames or pages in its file
 
     @property
     def caption(self) -> str | None:
@@ -56,10 +57,7 @@ class ImageFolder:
     """
 
     def __init__(self, folder: str | Path, caption: str | None = None, say=print):
-        folder = Path(folder)
-        if not folder.is_dir():
-            problem = "this is a file" if folder.is_file() else "folder not found"
-            raise UserError(f"{problem}: {folder}; give a folder of images.")
+        folder = check_image_folder(folder)
         self.skipped: list[str] = []
         listed = read_caption_lists(folder, self.skipped.append)
         self.parts = find_subfolders(folder, set(listed), self.skipped)
@@ -99,6 +97,9 @@ class ImageFolder:
         for part in self.parts:
             if part.folder != folder:
                 say(self.describe_subfolder(part))
+        if several := [image.path.name for image in self.images if image.is_first_frame]:
+            more = f" and {len(several) - MAX_LISTED} more" if len(several) > MAX_LISTED else ""
+            say(f"note: only the first frame or page is used of {', '.join(several[:MAX_LISTED])}{more}")
         for sentence in self.skipped[:MAX_LISTED]:
             say(f"skipped: {sentence}")
         if len(self.skipped) > MAX_LISTED:
@@ -112,11 +113,19 @@ class ImageFolder:
         return f"  {part.folder.name}: {count} image{'s' * (count != 1)}{times}{called}"
 
 
+def check_image_folder(folder: str | Path) -> Path:
+    """Return the path of a folder. Raises UserError where there is none; call it before a model is loaded."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        problem = "this is a file" if folder.is_file() else "folder not found"
+        raise UserError(f"{problem}: {folder}; give a folder of images.")
+    return folder
+
+
 def inspect_image(path: Path) -> ImageFile | str:
     """Return the image, without captions yet, or a sentence on why it cannot be used."""
-    image = ImageFile(path, [], (0, 0))
     try:
-        image.size = image.open().size
+        opened = open_image(path)
+        return ImageFile(path, [], to_rgb(opened).size, is_first_frame=is_first_frame(opened))
     except UserError as problem:
         return str(problem)
-    return image
