@@ -7,7 +7,7 @@ from PIL import Image
 
 from sd.adapters.lora_tags import split_tags
 from sd.checkpoints.discovery import AUTOMATIC, OWN_VAE, Models, locate
-from sd.control.units import parse_units
+from sd.control.units import model_names
 from sd.evaluation.comparison import Column, check_files
 from sd.evaluation.grids.axes import ORDER, Axis, Point, parse_axis
 from sd.evaluation.grids.values import join_values
@@ -135,8 +135,8 @@ def check_models(grid: Grid, models: Models, vae: str | None = None) -> None:
         for tag in split_tags(settings.prompt).tags:
             models.find("LoRA", tag.name)
         hires_upscaler(settings, models)
-        for unit in parse_units(settings.control):
-            locate("ControlNet", unit.model, models)
+        for name in model_names(settings.control):
+            locate("ControlNet", name, models)
 
 
 def check_loras(pipe: StableDiffusion, points: Sequence[Point]) -> None:

@@ -1,58 +1,59 @@
-"""ControlNets in the pipeline: loaded by name, given their images, and made ready for an image size."""
+"""ControlNets and references in the pipeline: loaded by name, given their images, and made ready for an image size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
+from torch import nn
 
 from sd.checkpoints.discovery import Models, locate
 from sd.checkpoints.families import T2I_ADAPTER
 from sd.checkpoints.model_files import content_of
 from sd.control.controlled_unet import AdapterControl, Control
 from sd.control.controlnet_files import ControlNet, load_controlnet
-from sd.control.preprocessors import PREPROCESSORS, preprocess
+from sd.control.preprocessors import PREPROCESSORS
+from sd.control.reference import Reference
 from sd.control.t2i_adapter import T2IAdapter
 from sd.control.t2i_adapter_files import load_t2i_adapter
-from sd.control.units import ControlUnit, check_image_count, parse_units
-from sd.pipeline.mask import HALF, stretch_mask
+from sd.control.units import NO_MODEL, ControlUnit, parse_units
+from sd.pipeline.inputs.control_images import hint_of, images_for, mask_of
+from sd.pipeline.inputs.reference import ReferenceInput, reference_notes
 from sd.pipeline.settings import GenerationSettings
+from sd.schedule import NoiseSchedule
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
-from sd.utils.images import apply_orientation, in_8_bits, resize_and_crop, to_rgb
+from sd.vae import AutoencoderKL
 
 
 class ControlNets:
     """The ControlNets that are loaded for a U-Net: those of the last call.
 
-    unet: the U-Net. config: its configuration, as in `sd.checkpoints.config`. downsample: pixels for each position of
-    the latent, in height and in width.
+    config: the U-Net's, as in `sd.checkpoints.config`. vae, schedule: what references are encoded and noised with.
     """
 
-    def __init__(self, unet: UNetModel, config: dict, downsample: int):
-        self.unet, self.config, self.downsample = unet, config, downsample
+    def __init__(self, unet: UNetModel, vae: AutoencoderKL, config: dict, schedule: NoiseSchedule):
+        self.unet, self.vae, self.config, self.schedule = unet, vae, config, schedule
         self.loaded: dict[tuple, ControlNet] = {}
 
-    def load(self, units: Sequence[ControlUnit], models: Models) -> list[ControlNet]:
-        """Returns the ControlNet of each unit, by its name or path. Others are released first."""
+    def load(self, units: Sequence[ControlUnit], models: Models) -> list[ControlNet | None]:
+        """Returns the ControlNet of each unit, by its name or path; None without one. Others are released first."""
         weight = self.unet.out[2].weight
-        keys = [(locate("ControlNet", unit.model, models), weight.device, weight.dtype) for unit in units]
-        self.loaded = {key: self.loaded[key] for key in keys if key in self.loaded}
-        for key in keys:
+        names = dict.fromkeys(unit.model for unit in units if unit.model != NO_MODEL)
+        keys = {name: (locate("ControlNet", name, models), weight.device, weight.dtype) for name in names}
+        self.loaded = {key: self.loaded[key] for key in keys.values() if key in self.loaded}
+        for key in keys.values():
             if key not in self.loaded:
                 self.loaded[key] = self.load_one(key[0])
-        return [self.loaded[key] for key in keys]
+        return [self.loaded[keys[unit.model]] if unit.model in keys else None for unit in units]
 
     def load_one(self, path: Path) -> ControlNet:
         load = load_t2i_adapter if content_of(path).what == T2I_ADAPTER else load_controlnet
         found = load(path, self.unet, self.config)
-        if found.network.hint_downsample != self.downsample:
+        if found.network.hint_downsample != self.vae.downsample:
             raise UserError(
                 f"{path} is for latents of 1/{found.network.hint_downsample} of the image's size, and this "
-                f"checkpoint's have 1/{self.downsample}: use a ControlNet that was trained with it."
+                f"checkpoint's have 1/{self.vae.downsample}: use a ControlNet that was trained with it."
             )
         return found
 
@@ -69,6 +70,11 @@ class ControlInput:
     image: Image.Image
     mask: Image.Image | None = None
     is_blank: bool = False
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Return what runs beside the U-Net."""
+        return [self.loaded.network]
 
     def control_for(self, width: int, height: int) -> Control:
         """Returns it at work on an image of this size."""
@@ -96,7 +102,7 @@ def control_inputs(
     control_images: Sequence[Image.Image],
     image: Image.Image | None,
     mask: Image.Image | None,
-) -> list[ControlInput]:
+) -> list[ControlInput | ReferenceInput]:
     """Returns the units of a text with their ControlNets and images; none for an empty text.
 
     control_images: one for each unit, or one for all; without any, `image`, the init image, is used.
@@ -105,72 +111,33 @@ def control_inputs(
     units = parse_units(text)
     images = images_for(units, control_images, image)
     masks = [mask_of(unit, one, mask) for unit, one in zip(units, images)]
-    loaded = nets.load(units, models)
-    for unit, one in zip(units, loaded):
+    found: list[ControlInput | ReferenceInput] = []
+    for unit, one, control_image, control_mask in zip(units, nets.load(units, models), images, masks):
+        if one is None:
+            found.append(ReferenceInput(unit, control_image, nets.vae, nets.schedule))
+            continue
         if PREPROCESSORS[unit.preprocessor].for_masks and isinstance(one.network, T2IAdapter):
             raise UserError(
                 f"{unit.model} is a T2I-Adapter, and the preprocessor {unit.preprocessor} is for a ControlNet: choose "
                 "another preprocessor."
             )
-    return [ControlInput(*one) for one in zip(units, loaded, images, masks)]
+        found.append(ControlInput(unit, one, control_image, control_mask))
+    return found
 
 
-def images_for(
-    units: Sequence[ControlUnit], control_images: Sequence[Image.Image], image: Image.Image | None
-) -> list[Image.Image]:
-    """Returns an image for each unit. Raises UserError where there is none, or where there are too many or too few."""
-    check_image_count(list(units), len(control_images), image is not None)
-    given = list(control_images) or ([] if image is None else [image])
-    return given * len(units) if len(given) == 1 else given
+def controls_for(
+    controls: Sequence[ControlInput | ReferenceInput], width: int, height: int, second_pass: bool = False
+) -> list[Control | Reference]:
+    """Returns them at work on an image of this size. second_pass: whether it is the second, see `fidelity_of`."""
+    return [
+        one.control_for(width, height, second_pass)
+        if isinstance(one, ReferenceInput)
+        else one.control_for(width, height)
+        for one in controls
+    ]
 
 
-def mask_of(unit: ControlUnit, image: Image.Image, mask: Image.Image | None) -> Image.Image | None:
-    """Returns the mask for a unit's preprocessor: the transparent part of the image, or the mask of inpainting.
-
-    Raises UserError where it needs one and there is none.
-    """
-    if not PREPROCESSORS[unit.preprocessor].for_masks:
-        return None
-    upright = in_8_bits(apply_orientation(image))
-    alpha = upright.convert("RGBA").getchannel("A")
-    if np.asarray(alpha).min() < 255:
-        return ImageOps.invert(alpha)
-    if mask is not None:
-        return stretch_mask(mask, *upright.size)
-    raise UserError(
-        f"the preprocessor {unit.preprocessor} needs a mask: inpaint, or let the control image be transparent where to "
-        "regenerate."
-    )
-
-
-def hint_of(image: Image.Image, mask: Image.Image | None, unit: ControlUnit, width: int, height: int) -> Tensor:
-    """Returns what a ControlNet reads, (1, 3, H, W) in [0, 1], and -1 where a mask is white."""
-    pixels = preprocess(fit_control_image(image, unit.resize, width, height), unit.preprocessor, unit.a, unit.b)
-    hint = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    if mask is None:
-        return hint
-    masked = np.array(fit_control_image(mask, unit.resize, width, height).convert("L")) >= HALF
-    return hint.masked_fill(torch.from_numpy(masked)[None, None], -1.0)
-
-
-def fit_control_image(image: Image.Image, resize: str, width: int, height: int) -> Image.Image:
-    """Returns an image in RGB of this size. resize: of `units.RESIZES`; "fill" pads with the border's median color."""
-    rgb = to_rgb(image)
-    if resize == "crop":
-        return resize_and_crop(rgb, width, height)
-    if resize == "stretch":
-        return rgb.resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.array(rgb)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    color = tuple(int(value) for value in np.median(border, axis=0))
-    scale = min(width / rgb.width, height / rgb.height)
-    if min(rgb.size) * scale < 1:  # a strip that would have no width: one pixel remains
-        sides = (max(1, round(side * scale)) for side in rgb.size)
-        rgb = rgb.resize((next(sides), next(sides)), Image.Resampling.LANCZOS)
-    return ImageOps.pad(rgb, (width, height), Image.Resampling.LANCZOS, color=color)
-
-
-def blank_notes(controls: Sequence[ControlInput]) -> list[str]:
+def blank_notes(controls: Sequence[ControlInput | ReferenceInput]) -> list[str]:
     """Returns a sentence for each ControlNet whose preprocessor has made a black image."""
     return [
         f"The preprocessor {one.unit.preprocessor} found nothing in the image for {one.unit.model}, which saw a black "
@@ -181,8 +148,12 @@ def blank_notes(controls: Sequence[ControlInput]) -> list[str]:
 
 
 def control_notes(settings: GenerationSettings) -> list[str]:
-    """Returns notes on what does not work with ControlNets or with tiled diffusion."""
+    """Returns notes on what does not work with ControlNets or with tiled diffusion, or changes nothing."""
+    units = parse_units(settings.control)
+    notes = [note for unit in units if unit.model == NO_MODEL for note in reference_notes(unit)]
     if settings.step_cache != 1 and (settings.control or settings.tile_size):
-        what = "a ControlNet" if settings.control else "tiled diffusion"
-        return [f"The step cache does not work with {what}: every step is computed completely."]
-    return []
+        what = "tiled diffusion"
+        if units:
+            what = "a ControlNet" if any(unit.model != NO_MODEL for unit in units) else "a reference"
+        notes.append(f"The step cache does not work with {what}: every step is computed completely.")
+    return notes

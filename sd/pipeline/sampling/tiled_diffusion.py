@@ -12,6 +12,7 @@ from itertools import product
 from torch import Tensor
 
 from sd.control.controlled_unet import Control, ControlledUNet
+from sd.control.reference import Reference
 from sd.unet import UNetModel
 
 Window = tuple[slice, slice]  # rows and columns of the latent
@@ -24,7 +25,14 @@ class TiledUNet:
     have in common. controls, batch: see `ControlledUNet`; each window has its part of the control image.
     """
 
-    def __init__(self, unet: UNetModel, tile: int, overlap: float, controls: Sequence[Control] = (), batch: int = 1):
+    def __init__(
+        self,
+        unet: UNetModel,
+        tile: int,
+        overlap: float,
+        controls: Sequence[Control | Reference] = (),
+        batch: int = 1,
+    ):
         self.unet, self.tile, self.overlap = unet, tile, overlap
         self.controls, self.batch = controls, batch
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 
 from sd.checkpoints.predictions import EPS, choose_prediction
-from sd.control.units import check_image_count, parse_units
+from sd.control.units import check_image_count, model_names, parse_units
 from sd.evaluation.grids.axes import Point
 from sd.evaluation.grids.grid import plan_grid
 from sd.pipeline.inputs.regions import check_regions
@@ -96,10 +96,9 @@ def check_point(models: Models, request: GenerateRequest, point: Point) -> None:
 
 def check_control(models: Models, request: GenerateRequest) -> None:
     """Raises UserError for a ControlNet that is not in the folder, and for another number of images than they need."""
-    units = parse_units(request.settings.control)
-    for unit in units:
-        models.find("ControlNet", unit.model)
-    check_image_count(units, len(request.control_images), request.image is not None)
+    for name in model_names(request.settings.control):
+        models.find("ControlNet", name)
+    check_image_count(parse_units(request.settings.control), len(request.control_images), request.image is not None)
 
 
 def with_image_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:

@@ -79,6 +79,23 @@ def test_webuiapis_unit_generates_and_its_detect(tmp_path, pipe, photo):
     assert np.array_equal(np.array(found.images[0]), preprocess(photo, "canny", 50, 100))
 
 
+def test_a_unit_without_a_model_takes_a_reference(nets, photo):
+    """As the extension's clients send it: all of a unit's fields, with the model "None"."""
+    unit = PHOTOSHOP | {"module": "reference_only", "model": "None", "control_mode": 0, "threshold_a": 0.7}
+    unit |= {"image": base64_of(photo), "pixel_perfect": False}
+    answer = post(nets, "txt2img", **with_units(unit))
+    assert (
+        'ControlNet 0: "Module: reference_only, Model: None, Weight: 0.9, Resize Mode: Crop and Resize, '
+        "Threshold A: 0.7, Guidance Start: 0, Guidance End: 0.8, Control Mode: Balanced"
+    ) in info_of(answer)["infotexts"][0]
+    assert "ignored" not in info_of(answer)
+    assert answer["images"] != post(nets, "txt2img", **SMALL)["images"]
+    named = info_of(post(nets, "txt2img", **with_units(unit | {"model": "edges"})))
+    assert named["ignored"] == ["controlnet.model"]
+    out_of_bounds = info_of(post(nets, "txt2img", **with_units(unit | {"threshold_a": 64})))
+    assert "Threshold A: 0.5" in out_of_bounds["infotexts"][0], "the extension takes the default"
+
+
 def test_img2imgs_own_image_is_the_control_image(nets, photo):
     given = SMALL | {"init_images": [base64_of(photo)], "denoising_strength": 1.0}
     unit = {"model": "edges", "module": "none"}
@@ -158,6 +175,11 @@ def test_the_lists_describe_the_preprocessors(nets):
         "min": 1,
         "max": 255,
     }
+    assert not found["module_detail"]["canny"]["model_free"]
+    assert found["module_detail"]["reference_only"] == {
+        "model_free": True,
+        "sliders": [{"name": "Style fidelity", "value": 0.5, "min": 0, "max": 1}],
+    }
     assert nets.client.get("/controlnet/control_types").json()["control_types"]["All"]["model_list"] == [
         "None",
         "edges",
@@ -173,5 +195,9 @@ def test_our_own_api_takes_units_and_images(nets, photo):
     assert job["state"] == "done", job["error"]
     assert "Weight: 0.5" in job["result"]["infotexts"][0]
     assert opened(base64_of(Image.open(nets.jobs.get(job["id"]).file(job["result"]["images"][0])))).size == (64, 64)
+    body["control"] = "reference_only:a=1"
+    job = nets.ended(nets.client.post("/jobs", json=body).json())
+    assert job["state"] == "done", job["error"]
+    assert "Module: reference_only" in job["result"]["infotexts"][0]
     refused = nets.client.post("/jobs", json=SMALL | {"control": "edges"})
     assert (refused.status_code, "needs an image" in refused.json()["detail"]) == (422, True)
