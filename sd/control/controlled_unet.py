@@ -1,4 +1,4 @@
-"""The U-Net under the control of images, by ControlNets, T2I-Adapters and references, as a callable.
+"""The U-Net under the control of images, by ControlNets, T2I-Adapters, IP-Adapters and references.
 
 It is called as (x, t, context) -> eps. The U-Net itself stays as it is.
 """
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sd.control.controlnet import ControlNetModel
 from sd.control.interval import Interval
+from sd.control.ip_adapter.image_prompt import ImagePrompt, prompted_by_images
 from sd.control.reference import Reference, referring
 from sd.control.t2i_adapter import T2IAdapter
 from sd.optimization.unet_blocks import embed_time, run_input_blocks, run_output_blocks
@@ -82,13 +83,13 @@ class AdapterControl(Control):
 class ControlledUNet:
     """A U-Net to whose skip connections and middle block the outputs of ControlNets are added.
 
-    The features of T2I-Adapters are added in its encoder, to the last block of each resolution; its layers refer to the
-    references. batch: the number of
+    The features of T2I-Adapters are added in its encoder, to the last block of each resolution; its self-attentions
+    refer to the references, and its cross-attentions read the prompts that are images. batch: the number of
     images. Where the U-Net is called with more rows, the first `batch` are those without a prompt, as in `Guidance`.
     Between the intervals of all controls the U-Net runs as it is.
     """
 
-    def __init__(self, unet: UNetModel, controls: Sequence[Control | Reference], batch: int):
+    def __init__(self, unet: UNetModel, controls: Sequence[Interval], batch: int):
         self.unet, self.controls, self.batch = unet, controls, batch
 
     @property
@@ -104,13 +105,17 @@ class ControlledUNet:
         uncond_rows = self.batch if len(x) > self.batch else 0
         adapters = [one for one in controls if isinstance(one, AdapterControl)]
         references = [one for one in controls if isinstance(one, Reference)]
+        prompts = [one for one in controls if isinstance(one, ImagePrompt)]
         networks = [one for one in controls if isinstance(one, Control) and not isinstance(one, AdapterControl)]
         latent = x[:, :4]  # without the mask and the masked image of an inpainting U-Net
         outputs = sum_lists([one.outputs(latent, t, context, uncond_rows) for one in networks])
         features = sum_lists([one.additions(len(x), uncond_rows) for one in adapters])
 
         unet = self.unet
-        with referring(unet, references, x, t, context, self.batch, uncond_rows):
+        with (
+            referring(unet, references, x, t, context, self.batch, uncond_rows),
+            prompted_by_images(unet, prompts, len(x), uncond_rows),
+        ):
             emb = embed_time(unet, t, x.dtype)
             x, skips = run_encoder(unet, x, emb, context, features)
             x = unet.middle_block(x, emb, context)

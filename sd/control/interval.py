@@ -1,5 +1,8 @@
 """The part of the sampling in which a control works."""
 
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor
 
 from sd.schedule import TIMES
@@ -8,13 +11,18 @@ from sd.schedule import TIMES
 class Interval:
     """Base of what controls the U-Net for a part of the sampling.
 
-    weight: 0 for nothing. start, end: shares of the sampling between which it works, measured in t as the guidance
-    interval is.
+    hint: (1, C, h, w), an image at the latent's size. weight: 0 for nothing. start, end: shares of the sampling between
+    which it works, measured in t as the guidance interval is.
     """
 
+    hint: Tensor
     weight: float
     start: float
     end: float
+
+    def part(self: Any, rows: slice, columns: slice) -> Any:
+        """Return it for a part of the image: these rows and columns of the latent."""
+        return replace(self, hint=self.hint[..., rows, columns])
 
     def is_active(self, t: Tensor) -> bool:
         """Return whether it works at t (B,), which is the same for the whole batch."""

@@ -35,7 +35,8 @@ class ControlUnit:
 
     model: its name or path; NO_MODEL with a preprocessor that works without one. weight: 0 to 2. preprocessor, a, b:
     see `preprocessors.PREPROCESSORS`; a and b None for the defaults. start, end: shares of the sampling, 0 to 1. mode:
-    of MODES. resize: how the image is fitted, of RESIZES.
+    of MODES. resize: how the image is fitted, of RESIZES. encoder: the name or path of an IP-Adapter's image encoder,
+    "" for the one beside it or the only one.
     Raises UserError for a value that cannot be used.
     """
 
@@ -48,6 +49,7 @@ class ControlUnit:
     end: float = 1.0
     mode: str = "balanced"
     resize: str = "crop"
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preprocessor", find_preprocessor(self.preprocessor))
@@ -59,6 +61,8 @@ class ControlUnit:
             object.__setattr__(self, "model", NO_MODEL)
         elif not self.model.strip() or self.model.lower() == NO_MODEL or SEPARATOR in self.model:
             raise UserError(f"the ControlNet {self.model!r} is no name: give that of a file in weights/controlnet.")
+        if SEPARATOR in self.encoder or ":" in self.encoder:  # what stands between units, and between their values
+            raise UserError(f"the image encoder {self.encoder!r} is no name: put it into weights/ and give its name.")
         one = PREPROCESSORS[self.preprocessor]
         checked(one.a, self.a)
         checked(one.b, self.b)
@@ -96,11 +100,6 @@ def parse_units(text: str) -> list[ControlUnit]:
     if len(units) > MAX_UNITS:
         raise UserError(f"{len(units)} ControlNets are too many: at most {MAX_UNITS} work together.")
     return units
-
-
-def model_names(text: str) -> list[str]:
-    """Returns the names of the ControlNets in a text of units. Raises UserError for what is no unit."""
-    return [unit.model for unit in parse_units(text) if unit.model != NO_MODEL]
 
 
 def format_units(units: list[ControlUnit]) -> str:

@@ -31,10 +31,9 @@ from sd.optimization.registry import approximate_names, optimize
 from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
-from sd.pipeline.inputs.control import ControlInput, ControlNets, blank_notes, control_inputs, controls_for
+from sd.pipeline.inputs.control import AnyInput, ControlNets, control_inputs, controls_for, input_notes
 from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.inputs.outpaint import as_asked, extend_image
-from sd.pipeline.inputs.reference import ReferenceInput
 from sd.pipeline.inputs.regions import region_notes, region_weights
 from sd.pipeline.inputs.second_pass import upscale_latent
 from sd.pipeline.inputs.sizes import check_inputs, check_named_models, resolve_size, settings_notes, width_and_height
@@ -301,7 +300,7 @@ class StableDiffusion(AdapterCalls):
             seeds=settings.seeds(),
             infotexts=self.infotexts(as_asked(settings, asked), from_image, len(region_masks)),
             latents=torch.cat(latents),
-            notes=list(dict.fromkeys([*notes, *masked.notes, *init.notes, *named.notes, *blank_notes(controls)])),
+            notes=list(dict.fromkeys([*notes, *masked.notes, *init.notes, *named.notes, *input_notes(controls)])),
             reports=named.reports,
         )
 
@@ -313,7 +312,7 @@ class StableDiffusion(AdapterCalls):
         init: InitImage,
         passes: list[list[float]],
         on_each: Callable[[Tensor], None],
-        controls: Sequence[ControlInput | ReferenceInput] = (),
+        controls: Sequence[AnyInput] = (),
         region_masks: Sequence[Image.Image] = (),
         trace: Trace | None = None,
     ) -> Tensor:

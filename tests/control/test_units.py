@@ -2,7 +2,7 @@
 
 import pytest
 
-from sd.control.units import NO_MODEL, ControlUnit, check_image_count, format_units, model_names, parse_units
+from sd.control.units import NO_MODEL, ControlUnit, check_image_count, format_units, parse_units
 from sd.utils.errors import UserError
 
 
@@ -16,6 +16,11 @@ def test_a_text_is_read_and_written():
     )
     assert parse_units(format_units([first, second])) == [first, second]
     assert parse_units("") == []
+    (prompt,) = parse_units("face:0.6:encoder=vit-h")
+    assert prompt == ControlUnit("face", 0.6, encoder="vit-h")
+    assert format_units([prompt]) == "face:weight=0.6:encoder=vit-h"
+    with pytest.raises(UserError, match="is no name: put it into weights/"):
+        ControlUnit("face", encoder="C:\\vit-h")
 
 
 def test_a_preprocessor_that_needs_no_controlnet_stands_in_place_of_its_name():
@@ -26,7 +31,6 @@ def test_a_preprocessor_that_needs_no_controlnet_stands_in_place_of_its_name():
     again = "reference_only:weight=0.8:a=0.7 + reference_adain+attn:mode=prompt + canny"
     assert format_units([first, second, third]) == again
     assert parse_units(again) == [first, second, third]
-    assert model_names(text) == ["canny"]
 
 
 @pytest.mark.parametrize(

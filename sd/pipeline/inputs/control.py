@@ -1,23 +1,26 @@
-"""ControlNets and references in the pipeline: loaded by name, given their images, and made ready for an image size."""
+"""Units in the pipeline: their models are found by name and loaded, given their images, and made ready for a size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 from torch import nn
 
 from sd.checkpoints.discovery import Models, locate
-from sd.checkpoints.families import T2I_ADAPTER
+from sd.checkpoints.families import IP_ADAPTER, T2I_ADAPTER
 from sd.checkpoints.model_files import content_of
 from sd.control.controlled_unet import AdapterControl, Control
 from sd.control.controlnet_files import ControlNet, load_controlnet
+from sd.control.interval import Interval
+from sd.control.ip_adapter.files import IPAdapter, find_encoder, load_ip_adapter
 from sd.control.preprocessors import PREPROCESSORS
-from sd.control.reference import Reference
 from sd.control.t2i_adapter import T2IAdapter
 from sd.control.t2i_adapter_files import load_t2i_adapter
 from sd.control.units import NO_MODEL, ControlUnit, parse_units
 from sd.pipeline.inputs.control_images import hint_of, images_for, mask_of
+from sd.pipeline.inputs.image_prompt import ImagePromptInput
 from sd.pipeline.inputs.reference import ReferenceInput, reference_notes
 from sd.pipeline.settings import GenerationSettings
 from sd.schedule import NoiseSchedule
@@ -34,20 +37,22 @@ class ControlNets:
 
     def __init__(self, unet: UNetModel, vae: AutoencoderKL, config: dict, schedule: NoiseSchedule):
         self.unet, self.vae, self.config, self.schedule = unet, vae, config, schedule
-        self.loaded: dict[tuple, ControlNet] = {}
+        self.loaded: dict[tuple, ControlNet | IPAdapter] = {}
 
-    def load(self, units: Sequence[ControlUnit], models: Models) -> list[ControlNet | None]:
+    def load(self, units: Sequence[ControlUnit], models: Models) -> list[ControlNet | IPAdapter | None]:
         """Returns the ControlNet of each unit, by its name or path; None without one. Others are released first."""
         weight = self.unet.out[2].weight
-        names = dict.fromkeys(unit.model for unit in units if unit.model != NO_MODEL)
-        keys = {name: (locate("ControlNet", name, models), weight.device, weight.dtype) for name in names}
-        self.loaded = {key: self.loaded[key] for key in keys.values() if key in self.loaded}
-        for key in keys.values():
-            if key not in self.loaded:
-                self.loaded[key] = self.load_one(key[0])
-        return [self.loaded[keys[unit.model]] if unit.model in keys else None for unit in units]
+        keys = [(found, weight.device, weight.dtype) for found in find_models(units, models)]
+        self.loaded = {key: self.loaded[key] for key in keys if key in self.loaded}
+        for key in keys:
+            if key[0] is not None and key not in self.loaded:
+                self.loaded[key] = self.load_one(*key[0])
+        return [self.loaded.get(key) for key in keys]
 
-    def load_one(self, path: Path) -> ControlNet:
+    def load_one(self, path: Path, encoder: Path | None) -> ControlNet | IPAdapter:
+        """encoder: of an IP-Adapter."""
+        if encoder is not None:
+            return load_ip_adapter(path, self.unet, self.config, encoder)
         load = load_t2i_adapter if content_of(path).what == T2I_ADAPTER else load_controlnet
         found = load(path, self.unet, self.config)
         if found.network.hint_downsample != self.vae.downsample:
@@ -56,6 +61,41 @@ class ControlNets:
                 f"checkpoint's have 1/{self.vae.downsample}: use a ControlNet that was trained with it."
             )
         return found
+
+
+def find_models(
+    units: Sequence[ControlUnit], models: Models, by_path: bool = True
+) -> list[tuple[Path, Path | None] | None]:
+    """Returns the ControlNet of each unit and the image encoder of an IP-Adapter; None for a unit without a model.
+
+    by_path: whether a name may be a path, which a request's must not be. Raises UserError for what is not there, and
+    for values that are for another kind of model.
+    """
+    find = partial(locate, models=models) if by_path else models.find
+    found: list[tuple[Path, Path | None] | None] = []
+    for unit in units:
+        if unit.model == NO_MODEL:
+            found.append(None)
+            continue
+        path = find("ControlNet", unit.model)
+        what = content_of(path).what
+        encoder = find_encoder(path, unit.encoder, models, find) if what == IP_ADAPTER else None
+        check_preprocessor(unit, what)
+        found.append((path, encoder))
+    return found
+
+
+def check_preprocessor(unit: ControlUnit, what: str) -> None:
+    """Raises UserError for a unit whose preprocessor or image encoder is for another kind of model. what: its kind."""
+    one = PREPROCESSORS[unit.preprocessor]
+    if one.for_masks and what in (T2I_ADAPTER, IP_ADAPTER):
+        raise UserError(
+            f"{unit.model} is {what}, and the preprocessor {unit.preprocessor} is for a ControlNet: choose another "
+            "preprocessor."
+        )
+    if (one.for_ip_adapter or unit.encoder) and what != IP_ADAPTER:
+        name = f"the preprocessor {unit.preprocessor}" if one.for_ip_adapter else "an encoder"
+        raise UserError(f"{name} is for an IP-Adapter, and {unit.model} is {what}: leave it out.")
 
 
 @dataclass
@@ -95,6 +135,9 @@ class ControlInput:
         )
 
 
+AnyInput = ControlInput | ReferenceInput | ImagePromptInput
+
+
 def control_inputs(
     nets: ControlNets,
     text: str,
@@ -102,7 +145,7 @@ def control_inputs(
     control_images: Sequence[Image.Image],
     image: Image.Image | None,
     mask: Image.Image | None,
-) -> list[ControlInput | ReferenceInput]:
+) -> list[AnyInput]:
     """Returns the units of a text with their ControlNets and images; none for an empty text.
 
     control_images: one for each unit, or one for all; without any, `image`, the init image, is used.
@@ -111,23 +154,18 @@ def control_inputs(
     units = parse_units(text)
     images = images_for(units, control_images, image)
     masks = [mask_of(unit, one, mask) for unit, one in zip(units, images)]
-    found: list[ControlInput | ReferenceInput] = []
+    found: list[AnyInput] = []
     for unit, one, control_image, control_mask in zip(units, nets.load(units, models), images, masks):
         if one is None:
             found.append(ReferenceInput(unit, control_image, nets.vae, nets.schedule))
-            continue
-        if PREPROCESSORS[unit.preprocessor].for_masks and isinstance(one.network, T2IAdapter):
-            raise UserError(
-                f"{unit.model} is a T2I-Adapter, and the preprocessor {unit.preprocessor} is for a ControlNet: choose "
-                "another preprocessor."
-            )
-        found.append(ControlInput(unit, one, control_image, control_mask))
+        elif isinstance(one, IPAdapter):
+            found.append(ImagePromptInput(unit, one, control_image))
+        else:
+            found.append(ControlInput(unit, one, control_image, control_mask))
     return found
 
 
-def controls_for(
-    controls: Sequence[ControlInput | ReferenceInput], width: int, height: int, second_pass: bool = False
-) -> list[Control | Reference]:
+def controls_for(controls: Sequence[AnyInput], width: int, height: int, second_pass: bool = False) -> list[Interval]:
     """Returns them at work on an image of this size. second_pass: whether it is the second, see `fidelity_of`."""
     return [
         one.control_for(width, height, second_pass)
@@ -137,9 +175,14 @@ def controls_for(
     ]
 
 
-def blank_notes(controls: Sequence[ControlInput | ReferenceInput]) -> list[str]:
-    """Returns a sentence for each ControlNet whose preprocessor has made a black image."""
-    return [
+def input_notes(controls: Sequence[AnyInput]) -> list[str]:
+    """Returns a sentence for each preprocessor that has made a black image, and for each mode that changes nothing."""
+    notes = [
+        f"{one.unit.model} is an IP-Adapter, for which the mode changes nothing: use a weight, a start or an end."
+        for one in controls
+        if isinstance(one, ImagePromptInput) and one.unit.mode != "balanced"
+    ]
+    return notes + [
         f"The preprocessor {one.unit.preprocessor} found nothing in the image for {one.unit.model}, which saw a black "
         "image: use other thresholds or another image."
         for one in controls

@@ -2,9 +2,9 @@
 
 from PIL import Image
 
-from sd.checkpoints.discovery import Models, locate
-from sd.control.units import check_image_count, model_names, parse_units
-from sd.pipeline.inputs.control import control_notes
+from sd.checkpoints.discovery import Models
+from sd.control.units import check_image_count, parse_units
+from sd.pipeline.inputs.control import control_notes, find_models
 from sd.pipeline.inputs.options import needless
 from sd.pipeline.inputs.regions import check_regions
 from sd.pipeline.inputs.second_pass import hires_upscaler
@@ -42,9 +42,9 @@ def check_named_models(
     """
     check_regions(settings, mask_count)
     check_upscaler(hires_upscaler(settings, models))
-    check_image_count(parse_units(settings.control), control_count, has_image)
-    for name in model_names(settings.control):
-        locate("ControlNet", name, models)
+    units = parse_units(settings.control)
+    check_image_count(units, control_count, has_image)
+    find_models(units, models)
 
 
 def settings_notes(settings: GenerationSettings) -> list[str]:

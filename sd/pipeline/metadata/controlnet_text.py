@@ -36,6 +36,8 @@ def unit_to_text(unit: ControlUnit) -> str:
         entries["Threshold A"] = f"{one.a.default if unit.a is None else unit.a:g}"
     if one.b is not None:
         entries["Threshold B"] = f"{one.b.default if unit.b is None else unit.b:g}"
+    if unit.encoder:
+        entries["Encoder"] = name_of(unit.encoder)
     entries |= {"Guidance Start": f"{unit.start:g}", "Guidance End": f"{unit.end:g}", "Control Mode": MODES[unit.mode]}
     return ", ".join(f"{label}: {value}" for label, value in entries.items())
 
@@ -78,6 +80,7 @@ def unit_from_entries(given: dict[str, str]) -> ControlUnit | None:
         end=first_number(number(given.get("guidance end", ""), end), 1.0),
         mode=key_of(MODES, given.get("control mode", ""), "balanced"),
         resize=key_of(RESIZES, given.get("resize mode", ""), "crop"),
+        encoder=given.get("encoder", ""),
     )
 
 

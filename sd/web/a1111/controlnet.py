@@ -171,6 +171,8 @@ def ignored_fields(unit: dict) -> list[str]:
     module, sized = find_preprocessor(str(unit.get("module") or "none")), unit.get("processor_res") or 0
     if PREPROCESSORS[module].model_free:
         unknown += ["model"] if model_of(unit) else []
+    elif PREPROCESSORS[module].for_ip_adapter:
+        pass  # the extension's reads the whole image too
     elif isinstance(sized, int) and sized > 0 and not unit.get("pixel_perfect") and module != "none":
         unknown.append("processor_res")  # the extension's preprocessor works at this size
     return [name for name in unknown if name not in AT_DEFAULT]

@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass, field, replace
 
 from sd.checkpoints.predictions import EPS, choose_prediction
-from sd.control.units import check_image_count, model_names, parse_units
+from sd.control.units import check_image_count, parse_units
 from sd.evaluation.grids.axes import Point
 from sd.evaluation.grids.grid import plan_grid
+from sd.pipeline.inputs.control import find_models
 from sd.pipeline.inputs.regions import check_regions
 from sd.pipeline.inputs.second_pass import hires_upscaler
 from sd.pipeline.inputs.sizes import check_inputs
@@ -96,9 +97,9 @@ def check_point(models: Models, request: GenerateRequest, point: Point) -> None:
 
 def check_control(models: Models, request: GenerateRequest) -> None:
     """Raises UserError for a ControlNet that is not in the folder, and for another number of images than they need."""
-    for name in model_names(request.settings.control):
-        models.find("ControlNet", name)
-    check_image_count(parse_units(request.settings.control), len(request.control_images), request.image is not None)
+    units = parse_units(request.settings.control)
+    find_models(units, models, by_path=False)
+    check_image_count(units, len(request.control_images), request.image is not None)
 
 
 def with_image_size(settings: GenerationSettings, image: bytes) -> GenerationSettings:
