@@ -22,6 +22,7 @@ from sd.vision.clip_vision import CLIPVisionModel
 
 USE_ANOTHER = "give OpenCLIP's ViT-H/14 in transformers' layout, the image_encoder of the IP-Adapters for v1-5"
 POSITION_IDS = "vision_model.embeddings.position_ids"  # they only count
+LARGEST = 1024  # pixels of a side
 KNOWN = {1280: (16, "gelu")}  # width of ViT-H/14: its heads and GELU, which no tensor's shape tells
 
 
@@ -76,7 +77,7 @@ def load_image_encoder(path: str | Path, device: torch.device, dtype: torch.dtyp
     try:
         sizes = infer_vision_config(tower)
         heads, gelu = read_heads(path, sizes["width"])
-        if sizes["width"] % heads or sizes["layers"] == 0:
+        if sizes["width"] % heads or sizes["layers"] == 0 or sizes["image_size"] > LARGEST:
             raise ValueError("no such tower")
         with torch.device("meta"), skip_init():
             encoder = ImageEncoder(CLIPVisionModel(**sizes, heads=heads), state["visual_projection.weight"].shape[0])

@@ -2,13 +2,14 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from conftest import UNET
 from reference_models import peer_unet, randomize, relative_error
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sd.checkpoints.diffusers_keys import unet_to_diffusers
@@ -316,6 +317,23 @@ def test_what_is_no_ip_adapter_and_no_image_encoder_is_refused(unet, folder, tmp
     alone.write_bytes((folder / "image_encoder" / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"is not ViT-H/14, and no config\.json"):
         load_image_encoder(alone, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(()), torch.zeros(0, 3), torch.zeros(2, 2, 2), torch.zeros(4, dtype=int)])
+@pytest.mark.parametrize("kind", [*KINDS, "image_encoder/model"])
+def test_a_file_with_any_tensor_replaced_is_one_sentence(unet, folder, tmp_path, kind, value):
+    def read(path):
+        if kind in KINDS:
+            return load_ip_adapter(path, unet, CONFIG, folder / "image_encoder")
+        return load_image_encoder(path, torch.device("cpu"), torch.float32)
+
+    tensors = load_file(folder / f"{kind}.safetensors")
+    shutil.copy(folder / "image_encoder" / "config.json", tmp_path)
+    for key in {re.sub(r"\d+", "0", key): key for key in tensors}.values():  # one of each kind
+        save_file(tensors | {key: value}, tmp_path / "changed.safetensors")
+        with pytest.raises(UserError) as caught:
+            read(tmp_path / "changed.safetensors")
+        assert "\n" not in str(caught.value)
 
 
 def test_where_the_image_encoder_is_found(folder, tmp_path):
