@@ -41,6 +41,26 @@ Path("weights/controlnet").mkdir()
 network = controlnet_from_unet(pipe.unet, pipe.sizes["unet"])
 save_controlnet("weights/controlnet/control_v11p_sd15_canny.safetensors", network, {})
 """
+# For the bundled model, with a small image encoder.
+NEW_IP_ADAPTER = """
+import json
+from pathlib import Path
+from safetensors.torch import save_file
+from sd import StableDiffusion
+from sd.control.ip_adapter.network import ImageProjection, IPAdapterModel, cross_attentions
+from sd.vision.clip_vision import CLIPVisionModel
+from sd.vision.image_encoder import ImageEncoder
+pipe = StableDiffusion.from_pretrained()
+text, dims = pipe.sizes["unet"]["context_dim"], [layer.to_q.in_features for layer in cross_attentions(pipe.unet)]
+adapter = IPAdapterModel(ImageProjection(32, text), text, dims)
+save_file(adapter.state_dict(), "weights/controlnet/ip-adapter_sd15.safetensors")
+encoder = Path("weights/controlnet/image_encoder")
+encoder.mkdir()
+tower = CLIPVisionModel(image_size=28, patch_size=14, width=64, layers=2, heads=4)
+save_file(ImageEncoder(tower, 32).state_dict(), encoder / "model.safetensors")
+config = {"model_type": "clip_vision_model", "num_attention_heads": 4, "hidden_act": "gelu"}
+(encoder / "config.json").write_text(json.dumps(config))
+"""
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python3? scripts/|torchrun [^`]*scripts/|make |pip install )[^`]+)`")
 
@@ -146,7 +166,8 @@ def add_what_a_user_has(folder: Path) -> None:
         path.with_suffix(".txt").write_text("a dog")
     convert = ["scripts/convert.py", "weights/emoji.safetensors", "model.ckpt"]
     subprocess.run([sys.executable, *convert], cwd=folder, check=True, capture_output=True)
-    subprocess.run([sys.executable, "-c", NEW_CONTROLNET], cwd=folder, check=True, capture_output=True)
+    for program in (NEW_CONTROLNET, NEW_IP_ADAPTER):
+        subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, capture_output=True)
     few_emoji(folder / "a-few-emoji")
 
 

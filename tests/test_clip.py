@@ -5,8 +5,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from transformers.image_utils import PILImageResampling
 
 from sd.clip import CLIPTextModel
-from sd.evaluation.clip_vision import CLIP, CLIPVisionModel, clip_pixels
 from sd.tokenizer import Tokenizer
+from sd.vision.clip_vision import CLIP, CLIPVisionModel, clip_pixels
 
 PROMPTS = ["", "a red apple", "an astronaut " * 60]
 # fp32 holds 7 digits; twelve layers of sums in another order cost one or two of them.

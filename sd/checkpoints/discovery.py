@@ -38,6 +38,7 @@ EMBEDDINGS = WEIGHTS / "embeddings"
 VAES = WEIGHTS / "vae"
 CONTROLNETS = WEIGHTS / "controlnet"
 UPSCALERS = WEIGHTS / "upscalers"
+IMAGE_ENCODERS = WEIGHTS / "image_encoders"
 PREFERRED = "v1-5-pruned-emaonly"
 
 FRESH = 5.0  # seconds for which a listing is cached
@@ -45,6 +46,7 @@ LONGEST = 200  # characters of a name in a message
 LISTED = 8  # names in a message
 OWN_VAE, AUTOMATIC = ("none",), ("", "automatic", "auto")  # the webui's words, in any case
 HASH = re.compile(r"[0-9a-f]{8}|[0-9a-f]{10,64}", re.IGNORECASE)
+IMAGE_ENCODER = "image encoder"
 ENDINGS = {
     "checkpoint": (".safetensors", ".ckpt", ".pt", ".pth"),
     "VAE": (".safetensors", ".ckpt", ".pt", ".pth", ".bin"),
@@ -52,6 +54,7 @@ ENDINGS = {
     "embedding": (".safetensors", ".pt", ".bin", *IMAGE_ENDINGS),
     "ControlNet": (".safetensors", ".pth", ".pt", ".bin", ".ckpt"),
     "upscaler": (".pth", ".safetensors", ".pt"),
+    IMAGE_ENCODER: (".safetensors", ".bin", ".pth", ".pt"),
 }
 INSTEAD = {  # what to do with a file of each kind
     "checkpoint": "choose it as the checkpoint",
@@ -60,6 +63,7 @@ INSTEAD = {  # what to do with a file of each kind
     "embedding": "write its token in the prompt",
     "ControlNet": "name it with --control, or as the ControlNet on the page",
     "upscaler": "name it with --hires-upscaler, or as the upscaler on the page",
+    IMAGE_ENCODER: "an IP-Adapter finds it itself, or name it with encoder=NAME in --control",
     "other": "choose another file",
 }
 
@@ -77,6 +81,7 @@ class Models:
         vaes = weights / VAES.name if vaes is None else vaes
         self.folders = {"checkpoint": weights, "LoRA": loras, "embedding": embeddings, "VAE": vaes}
         self.folders |= {"ControlNet": weights / CONTROLNETS.name, "upscaler": weights / UPSCALERS.name}
+        self.folders |= {IMAGE_ENCODER: weights / IMAGE_ENCODERS.name}
         self.listings: dict[str, tuple[float, object]] = {}
 
     def refresh(self) -> None:
@@ -94,7 +99,10 @@ class Models:
         text, digits = split_hash(name)
         wanted = text.replace("\\", "/")
         if (wanted == "" and not digits) or re.search(r"\0|^/|(^|/)\.{1,2}(/|$)", wanted):
-            raise UserError(f"that is not the name of a {kind}: give its file's name without folder and ending.")
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise UserError(
+                f"that is not the name of {article} {kind}: give its file's name without folder and ending."
+            )
         for one in self.match_name(kind, wanted):
             if one.is_of(kind):
                 return one.path

@@ -17,6 +17,8 @@ PEFT_CONFIG = "adapter_config.json"
 EMBEDDING_NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder that diffusers made
 
 T2I_ADAPTER = "a T2I-Adapter"
+IP_ADAPTER = "an IP-Adapter"
+ENCODER = "a CLIP with its image encoder"
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 VERSIONS = [  # whole checkpoints, by how any key begins
     (r"conditioner\.embedders\.1\.", "Stable Diffusion XL"),
@@ -34,7 +36,7 @@ VERSIONS = [  # whole checkpoints, by how any key begins
 PARTS = [  # all others
     (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet"),
     (r"lllite_", "ControlNet-LLLite, which is for Stable Diffusion XL"),
-    (r"image_proj(\.|$)|ip_adapter(\.|$)", "an IP-Adapter"),
+    (r"image_proj(\.|$)|ip_adapter(\.|$)", IP_ADAPTER),
     (r"lora_(unet|te\d?)_|(unet|text_encoder):\d+:|.*[._](lora[._]\w|hada_w|lokr_w)", "a LoRA"),
     (r"lycoris_|.*\.(dora_scale|oft_blocks|oft_diag|on_input)$|bundle_emb\.", "a LoRA"),
     (r"string_to_(token|param)$|emb_params$|clip_[lg]$", "a textual inversion embedding"),
@@ -46,7 +48,7 @@ PARTS = [  # all others
     (r"(taesd_)?(encoder\.|decoder\.)?(layers\.)?\d+\.conv\.\d+\.", "TAESD, the small autoencoder"),
     (r"input_blocks\.|down_blocks\.", "a U-Net alone"),
     (r"(vae\.|first_stage_model\.)?(encoder|decoder)\.(conv_in|conv_out)\.", "a VAE alone"),
-    (r"(.*\.)?(vision_model|visual)\.|visual_projection\.", "a CLIP with its image encoder"),
+    (r"(.*\.)?(vision_model|visual)\.|visual_projection\.", ENCODER),
     (r"(.*\.)?(text_model\.|embeddings\.token_embedding\.|transformer\.resblocks\.)", "a text encoder alone"),
     (r"(encoder|decoder)\.block\.\d+\.layer\.|(.*\.)?encoder\.block\.\d+\.layer\.", "a T5 text encoder"),
 ]
@@ -56,9 +58,12 @@ KINDS = [  # how the description of a file begins, and the kind of model that it
     ("a VAE alone", "VAE"),
     ("a ControlNet", "ControlNet"),
     (T2I_ADAPTER, "ControlNet"),
+    (IP_ADAPTER, "ControlNet"),
+    (ENCODER, "image encoder"),
     ("an upscaler", "upscaler"),
 ]
 EMBEDDING_WIDTHS = {768, 1024, 1280}  # of Stable Diffusion 1, 2 and XL
+VIT_H = (1024, 1280)  # the shape of its projection
 MOST_VECTORS = 10  # the most tensors in a file that holds nothing but embeddings
 CHANNELS = {
     5: "with a depth map",
@@ -150,7 +155,15 @@ def kind_of(content: Any) -> tuple[str, str]:
         return describe_checkpoint(channels_of(keys))
     if what is None or what == "a file without weights":
         return "", what or "a file of an unknown kind"
+    if what == ENCODER and not is_vit_h(keys):
+        return "other", what
     return next((kind for beginning, kind in KINDS if what.startswith(beginning)), "other"), what
+
+
+def is_vit_h(tensors: dict[str, Any]) -> bool:
+    """Returns whether a CLIP in transformers' layout has the image encoder of IP-Adapters, OpenCLIP's ViT-H/14."""
+    weight = tensors.get("visual_projection.weight")
+    return isinstance(weight, Tensor) and weight.shape == VIT_H
 
 
 def describe_checkpoint(channels: object) -> tuple[str, str]:

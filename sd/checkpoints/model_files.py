@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sd.checkpoints.diffusers_format import MODEL_INDEX
-from sd.checkpoints.families import EMBEDDING_NAMES, PEFT_CONFIG, T2I_ADAPTER, describe_checkpoint, kind_of
+from sd.checkpoints.families import EMBEDDING_NAMES, ENCODER, PEFT_CONFIG, T2I_ADAPTER, describe_checkpoint, kind_of
 from sd.checkpoints.foreign_files import read_json_file
 from sd.checkpoints.weight_files import read_weights
 from sd.utils.errors import UserError
@@ -23,8 +23,8 @@ TRAINING_SIGNS = {TRAINED_FROM, "ss_training_comment", "ss_max_train_steps"}
 class Content:
     """The model in a file or folder.
 
-    kind: "checkpoint", "VAE", "LoRA", "embedding", "ControlNet" or "upscaler"; "other" for models that are not used
-    here; "" if unknown.
+    kind: "checkpoint", "VAE", "LoRA", "embedding", "ControlNet", "upscaler" or "image encoder"; "other" for models that
+    are not used here; "" if unknown.
     what: a description. trained: whether it was fine-tuned here. alias: the name in its metadata, or "".
     """
 
@@ -39,6 +39,7 @@ FOLDER_CONTENTS = {  # folders of one network, by the class in its config.json
     "AutoencoderKL": Content("VAE", "a VAE alone"),
     "ControlNetModel": Content("ControlNet", "a ControlNet"),
     "T2IAdapter": Content("ControlNet", T2I_ADAPTER),
+    "clip_vision_model": Content("image encoder", ENCODER),  # transformers' `model_type`
 }
 
 
@@ -98,8 +99,8 @@ def folder_content(folder: Path) -> Content:
         return Content("LoRA", "a LoRA")
     if any((folder / name).is_file() for name in EMBEDDING_NAMES):
         return Content("embedding", "a textual inversion embedding")
-    network = read_json_or_empty(folder / "config.json").get("_class_name")
-    return FOLDER_CONTENTS.get(str(network), UNKNOWN)
+    config = read_json_or_empty(folder / "config.json")
+    return FOLDER_CONTENTS.get(str(config.get("_class_name", config.get("model_type"))), UNKNOWN)
 
 
 def read_json_or_empty(path: Path) -> dict:

@@ -1,1 +1,1 @@
-"""ControlNet: the network, its files, preprocessors of control images, and the U-Net under its control."""
+"""ControlNet: the network, its files, preprocessors of control images, references, and the U-Net with them."""

@@ -1,30 +1,33 @@
-"""The U-Net under the control of images, by ControlNets and T2I-Adapters, as a callable (x, t, context) -> eps.
+"""The U-Net under the control of images, by ControlNets, T2I-Adapters, IP-Adapters and references.
 
-The U-Net itself stays as it is.
+It is called as (x, t, context) -> eps. The U-Net itself stays as it is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from sd.control.controlnet import ControlNetModel
+from sd.control.interval import Interval
+from sd.control.ip_adapter.image_prompt import ImagePrompt, prompted_by_images
+from sd.control.reference import Reference, referring
 from sd.control.t2i_adapter import T2IAdapter
 from sd.optimization.unet_blocks import embed_time, run_input_blocks, run_output_blocks
-from sd.schedule import TIMES
 from sd.unet import Downsample, UNetModel
 
 SOFT_SCALES = (0.25, 0.62, 0.825, 1.0)  # of an adapter's features, fine to coarse, as in the webui's extension
 
 
 @dataclass
-class Control:
+class Control(Interval):
     """A ControlNet at work on one image.
 
-    hint: the embedded image, (1, C, h, w). weight: factor of its outputs. start, end: shares of the sampling between
-    which it works, measured in t as the guidance interval is. mode: "balanced"; "prompt": the outputs are weaker the
-    finer they are; "control": likewise, and only the prompt's rows are controlled, so that guidance amplifies the
-    control too. global_pool: the outputs are averaged over all positions, as those of "shuffle" are.
+    hint: the embedded image, (1, C, h, w). weight: factor of its outputs. start, end: see `Interval`. mode: "balanced";
+    "prompt": the outputs are weaker the finer they are; "control": likewise, and only the prompt's rows are controlled,
+    so that guidance amplifies the control too. global_pool: the outputs are averaged over all positions, as those of
+    "shuffle" are.
     """
 
     network: ControlNetModel
@@ -34,13 +37,6 @@ class Control:
     end: float = 1.0
     mode: str = "balanced"
     global_pool: bool = False
-
-    def is_active(self, t: Tensor) -> bool:
-        """Return whether it works at t (B,), which is the same for the whole batch."""
-        if self.start == 0 and self.end == 1:
-            return True
-        last, now = TIMES - 1, float(t[0])
-        return (self.start == 0 or now <= last * (1 - self.start)) and (self.end == 1 or now >= last * (1 - self.end))
 
     def outputs(self, x: Tensor, t: Tensor, context: Tensor, uncond_rows: int) -> list[Tensor]:
         """Return the weighted outputs for all rows; uncond_rows: how many rows, the first ones, have no prompt."""
@@ -87,12 +83,13 @@ class AdapterControl(Control):
 class ControlledUNet:
     """A U-Net to whose skip connections and middle block the outputs of ControlNets are added.
 
-    The features of T2I-Adapters are added in its encoder, to the last block of each resolution. batch: the number of
+    The features of T2I-Adapters are added in its encoder, to the last block of each resolution; its self-attentions
+    refer to the references, and its cross-attentions read the prompts that are images. batch: the number of
     images. Where the U-Net is called with more rows, the first `batch` are those without a prompt, as in `Guidance`.
     Between the intervals of all controls the U-Net runs as it is.
     """
 
-    def __init__(self, unet: UNetModel, controls: list[Control], batch: int):
+    def __init__(self, unet: UNetModel, controls: Sequence[Interval], batch: int):
         self.unet, self.controls, self.batch = unet, controls, batch
 
     @property
@@ -102,25 +99,31 @@ class ControlledUNet:
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """x: (B, C, h, w). t: (B,). context: (B, M, D). Return eps, (B, 4, h, w)."""
-        controls = [control for control in self.controls if control.weight != 0 and control.is_active(t)]
+        controls = [control for control in self.controls if control.is_active(t)]
         if not controls:
             return self.unet(x, t, context)
         uncond_rows = self.batch if len(x) > self.batch else 0
         adapters = [one for one in controls if isinstance(one, AdapterControl)]
-        networks = [one for one in controls if not isinstance(one, AdapterControl)]
+        references = [one for one in controls if isinstance(one, Reference)]
+        prompts = [one for one in controls if isinstance(one, ImagePrompt)]
+        networks = [one for one in controls if isinstance(one, Control) and not isinstance(one, AdapterControl)]
         latent = x[:, :4]  # without the mask and the masked image of an inpainting U-Net
         outputs = sum_lists([one.outputs(latent, t, context, uncond_rows) for one in networks])
         features = sum_lists([one.additions(len(x), uncond_rows) for one in adapters])
 
         unet = self.unet
-        emb = embed_time(unet, t, x.dtype)
-        x, skips = run_encoder(unet, x, emb, context, features)
-        x = unet.middle_block(x, emb, context)
-        if outputs:
-            *sums, middle_sum = outputs
-            x = x + middle_sum
-            skips = [skip + added for skip, added in zip(skips, sums)]
-        return unet.out(run_output_blocks(unet.output_blocks, x, skips, emb, context))
+        with (
+            referring(unet, references, x, t, context, self.batch, uncond_rows),
+            prompted_by_images(unet, prompts, len(x), uncond_rows),
+        ):
+            emb = embed_time(unet, t, x.dtype)
+            x, skips = run_encoder(unet, x, emb, context, features)
+            x = unet.middle_block(x, emb, context)
+            if outputs:
+                *sums, middle_sum = outputs
+                x = x + middle_sum
+                skips = [skip + added for skip, added in zip(skips, sums)]
+            return unet.out(run_output_blocks(unet.output_blocks, x, skips, emb, context))
 
 
 def sum_lists(lists: list[list[Tensor]]) -> list[Tensor]:

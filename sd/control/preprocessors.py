@@ -29,7 +29,8 @@ class Threshold:
 class Preprocessor:
     """label: for people. run: (image in RGB, a, b) to (H, W) or (H, W, 3), uint8. a, b: its numbers, if it has any.
 
-    for_masks: whether the masked part is marked for the ControlNet; see `hint_of`.
+    for_masks: whether the masked part is marked for the ControlNet; see `hint_of`. model_free: it works without a
+    ControlNet; see `sd.control.reference`. for_ip_adapter: it is for IP-Adapters alone, which need none.
     """
 
     label: str
@@ -37,6 +38,8 @@ class Preprocessor:
     a: Threshold | None = None
     b: Threshold | None = None
     for_masks: bool = False
+    model_free: bool = False
+    for_ip_adapter: bool = False
 
 
 def pixels_of(image: Image.Image, a: float = 0, b: float = 0) -> np.ndarray:
@@ -78,6 +81,7 @@ def blur(image: Image.Image, a: float, b: float) -> np.ndarray:
     return pixels_of(image.filter(ImageFilter.GaussianBlur(a)))
 
 
+FIDELITY = Threshold("Style fidelity", 0, 1, 0.5)
 PREPROCESSORS = {
     "none": Preprocessor("None", pixels_of),
     "canny": Preprocessor(
@@ -92,6 +96,10 @@ PREPROCESSORS = {
     "tile_resample": Preprocessor("Tile", tile, Threshold("Down-sampling rate", 1, 8, 1)),
     "blur_gaussian": Preprocessor("Blur", blur, Threshold("Sigma", 0.01, 64, 9)),
     "inpaint_only": Preprocessor("Inpaint", pixels_of, for_masks=True),
+    "ip-adapter_clip_sd15": Preprocessor("IP-Adapter", pixels_of, for_ip_adapter=True),
+    "reference_only": Preprocessor("Reference", pixels_of, FIDELITY, model_free=True),
+    "reference_adain": Preprocessor("Reference by AdaIN", pixels_of, FIDELITY, model_free=True),
+    "reference_adain+attn": Preprocessor("Reference with AdaIN", pixels_of, FIDELITY, model_free=True),
 }
 ALIASES = {  # other names of the same, in the webui and elsewhere
     "": "none",
@@ -101,6 +109,8 @@ ALIASES = {  # other names of the same, in the webui and elsewhere
     "tile": "tile_resample",
     "blur": "blur_gaussian",
     "inpaint": "inpaint_only",
+    "ip-adapter-auto": "ip-adapter_clip_sd15",
+    "ip-adapter_clip_h": "ip-adapter_clip_sd15",
     "inpaint_global_harmonious": "inpaint_only",
 }
 

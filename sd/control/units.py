@@ -4,8 +4,10 @@
     canny:0.8                                        at weight 0.8
     canny:0.8:preprocessor=canny:a=50:end=0.6 + tile:mode=control
 
-A unit begins with the name or path of a ControlNet; ` + ` stands between units, of which the first reads the first
-control image, and so on.
+    reference_only:a=0.8                             without a ControlNet
+
+A unit begins with the name or path of a ControlNet, or with a preprocessor that works without one; ` + ` stands between
+units, of which the first reads the first control image, and so on.
 """
 
 import math
@@ -24,14 +26,17 @@ RESIZES = {"crop": "Crop and Resize", "stretch": "Just Resize", "fill": "Resize 
 MAX_WEIGHT = 2.0
 MAX_UNITS = 10
 SEPARATOR = " + "
+NO_MODEL = "none"  # in place of a name
 
 
 @dataclass(frozen=True)
 class ControlUnit:
     """One ControlNet and how it is used.
 
-    model: its name or path. weight: 0 to 2. preprocessor, a, b: see `preprocessors.PREPROCESSORS`; a and b None for the
-    defaults. start, end: shares of the sampling, 0 to 1. mode: of MODES. resize: how the image is fitted, of RESIZES.
+    model: its name or path; NO_MODEL with a preprocessor that works without one. weight: 0 to 2. preprocessor, a, b:
+    see `preprocessors.PREPROCESSORS`; a and b None for the defaults. start, end: shares of the sampling, 0 to 1. mode:
+    of MODES. resize: how the image is fitted, of RESIZES. encoder: the name or path of an IP-Adapter's image encoder,
+    "" for the one beside it or the only one.
     Raises UserError for a value that cannot be used.
     """
 
@@ -44,11 +49,20 @@ class ControlUnit:
     end: float = 1.0
     mode: str = "balanced"
     resize: str = "crop"
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preprocessor", find_preprocessor(self.preprocessor))
-        if not self.model.strip() or SEPARATOR in self.model:
+        if PREPROCESSORS[self.preprocessor].model_free:
+            if self.model.lower() != NO_MODEL:
+                raise UserError(
+                    f"the preprocessor {self.preprocessor} works without a ControlNet: leave out {self.model!r}."
+                )
+            object.__setattr__(self, "model", NO_MODEL)
+        elif not self.model.strip() or self.model.lower() == NO_MODEL or SEPARATOR in self.model:
             raise UserError(f"the ControlNet {self.model!r} is no name: give that of a file in weights/controlnet.")
+        if SEPARATOR in self.encoder or ":" in self.encoder:  # what stands between units, and between their values
+            raise UserError(f"the image encoder {self.encoder!r} is no name: put it into weights/ and give its name.")
         one = PREPROCESSORS[self.preprocessor]
         checked(one.a, self.a)
         checked(one.b, self.b)
@@ -63,14 +77,16 @@ class ControlUnit:
 
     def __str__(self) -> str:
         """Return the text of this unit, without what is at its default."""
-        given = [
-            (one.name, getattr(self, one.name)) for one in fields(self)[1:] if getattr(self, one.name) != one.default
-        ]
-        return ":".join([self.model, *(f"{name}={format_value(value)}" for name, value in given)])
+        first, *others = fields(self)
+        if self.model == NO_MODEL:
+            first, others = NAMES["preprocessor"], [one for one in others if one.name != "preprocessor"]
+        given = [(one.name, getattr(self, one.name)) for one in others if getattr(self, one.name) != one.default]
+        return ":".join([getattr(self, first.name), *(f"{name}={format_value(value)}" for name, value in given)])
 
 
 NAMES = {one.name: one for one in fields(ControlUnit)}
 ALIASES = {"module": "preprocessor", "low": "a", "high": "b"}
+MODEL_FREE = [name for name, one in PREPROCESSORS.items() if one.model_free]
 ENTRY = re.compile(r"(\w+)=([^:]*)|([-+]?[\d.]+)")
 
 
@@ -119,6 +135,8 @@ def parse_unit(text: str) -> ControlUnit:
             names = ", ".join(name for name in NAMES if name != "model")
             raise UserError(f"{text[:100]!r} is no ControlNet: write NAME:0.8, or NAME:key=value with {names}.")
         given[name] = match[3] or match[2]
+    if model.strip().lower() in MODEL_FREE:
+        given, model = {"preprocessor": model} | given, NO_MODEL
     return ControlUnit(model, **{name: parse_value(name, value) for name, value in given.items()})
 
 

@@ -22,9 +22,10 @@ from sd.checkpoints.foreign_files import read_json_file, reads_file
 from sd.checkpoints.pickles.objects import ScriptObject
 from sd.checkpoints.weight_files import describe_contents, read_weights
 from sd.clip import CLIPTextModel
-from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.tokenizer import MAX_LENGTH
 from sd.utils.errors import UserError
+from sd.vision.clip_vision import CLIP, CLIPVisionModel
+from sd.vision.image_encoder import infer_vision_config
 
 OPENAI_KEYS = [  # (pattern in OpenAI's keys, its replacement)
     (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
@@ -147,11 +148,8 @@ def infer_sizes(state: dict[str, Tensor], heads: dict[str, int] | None, path: Pa
         {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         for prefix in ("text_model.", "vision_model.")
     )
-    width, _, patch, _ = vision["embeddings.patch_embedding.weight"].shape
-    patches = vision["embeddings.position_embedding.weight"].shape[0] - 1
-    for_vision = {"image_size": round(patches**0.5) * patch, "patch_size": patch, "width": width}
-    sizes = {"text": infer_clip_config(text), "vision": for_vision}
-    if heads is None and width > WIDEST:
+    sizes = {"text": infer_clip_config(text), "vision": infer_vision_config(vision)}
+    if heads is None and sizes["vision"]["width"] > WIDEST:
         raise UserError(f"{path} is larger than ViT-L/14, and the file does not say how: give ViT-L/14 or B/32.")
     for tower, tensors in (("text", text), ("vision", vision)):
         width = sizes[tower]["width"]

@@ -20,7 +20,6 @@ from torch import Tensor
 from sd.adapters.lora_tags import TAG
 from sd.checkpoints.discovery import SHIPPED
 from sd.evaluation.clip_loader import read_clip
-from sd.evaluation.clip_vision import CLIP, clip_pixels
 from sd.evaluation.confidence import MeanCI, mean_with_ci
 from sd.evaluation.memorization import COPY_THRESHOLD, pixel_similarity
 from sd.pipeline.infotext import parse_infotext, read_infotext
@@ -30,6 +29,7 @@ from sd.utils.device import default_device
 from sd.utils.errors import UserError
 from sd.utils.files import read_prompts
 from sd.utils.images import open_image, to_rgb, to_tensor
+from sd.vision.clip_vision import CLIP, clip_pixels
 
 BUNDLED_CLIP = SHIPPED / "emoji-clip.safetensors"
 BATCH = 16

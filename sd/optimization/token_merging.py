@@ -75,9 +75,9 @@ class MergingAttention(LayerPatch, CrossAttention):
     merging: MergeState
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (B, N, D). Returns (B, N, D)."""
+        """x: (B, N, D). context: what keys and values are made of instead of x, or None. Returns (B, N, D)."""
         groups, count = self.merging.group_tokens(x)
-        return unmerge_tokens(super().forward(merge_tokens(x, groups, count)), groups)
+        return unmerge_tokens(super().forward(merge_tokens(x, groups, count), context), groups)
 
 
 class MergingTransformer(LayerPatch, SpatialTransformer):

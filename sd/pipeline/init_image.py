@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sd.control.controlled_unet import Control
+from sd.control.interval import Interval
 from sd.pipeline.inputs.soft_inpaint import soft_latent_mask
 from sd.pipeline.latents import encode_image
 from sd.pipeline.mask import latent_mask, mask_notes, mask_to_tensor
@@ -20,9 +20,9 @@ class InitImage:
     """An init image as the sampling loop needs it; all None for txt2img.
 
     init_latent: (1, 4, h, w), scaled. latent_mask: (1, 1, h, w), 1 where to generate. inpaint_channels: (1, 5, h, w),
-    the further input of a 9-channel U-Net: the mask and the masked image's latent. pixels (1, 3, H, W) and mask
-    (1, 1, H, W): the image and its mask, for `paste`. notes: sentences on the mask. controls: ControlNets that work on
-    the U-Net, with txt2img too. soft_mask: for soft inpainting, (1, 1, h, w) in [0, 1].
+    the further input of a 9-channel U-Net: the mask and the masked image's latent. pixels (1, 3, H, W) and mask (1, 1,
+    H, W): the image and its mask, for `paste`. notes: sentences on the mask. controls: ControlNets, references and
+    image prompts that work on the U-Net, with txt2img too. soft_mask: for soft inpainting, (1, 1, h, w) in [0, 1].
     tile: the side of a window of tiled diffusion, in positions of the latent; 0 for none. region_weights: of the
     prompt's regions, see `sd.pipeline.inputs.regions`; none for a plain prompt.
     """
@@ -33,7 +33,7 @@ class InitImage:
     pixels: Tensor | None = None
     mask: Tensor | None = None
     notes: list[str] = field(default_factory=list)
-    controls: list[Control] = field(default_factory=list)
+    controls: list[Interval] = field(default_factory=list)
     soft_mask: Tensor | None = None
     tile: int = 0
     region_weights: list[Tensor] = field(default_factory=list)

@@ -31,7 +31,7 @@ from sd.optimization.registry import approximate_names, optimize
 from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
-from sd.pipeline.inputs.control import ControlInput, ControlNets, blank_notes, control_inputs
+from sd.pipeline.inputs.control import AnyInput, ControlNets, control_inputs, controls_for, input_notes
 from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.inputs.outpaint import as_asked, extend_image
 from sd.pipeline.inputs.regions import region_notes, region_weights
@@ -44,6 +44,7 @@ from sd.pipeline.options import check_whole
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.sampling.conditioning import Conditioning, encode_conditioning
 from sd.pipeline.sampling.regional_loras import encode_with_loras
+from sd.pipeline.sampling.v_prediction import schedule_of
 from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_model, sigmas_for_passes
 from sd.pipeline.settings import MAX_IMAGES, MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
@@ -85,7 +86,7 @@ class StableDiffusion(AdapterCalls):
         self.notes: list[str] = []
         self.chosen_prediction: str | None = None
         self.adapters = Adapters(tokenizer, clip, unet)
-        self.controlnets = ControlNets(unet, self.sizes["unet"], vae.downsample)
+        self.controlnets = ControlNets(unet, vae, self.sizes["unet"], schedule_of(self.prediction))
         self.taesd: TAESD | None = None
         self.decode_with_taesd = False
         self.optimizations: Collection[str] | None = None
@@ -289,14 +290,14 @@ class StableDiffusion(AdapterCalls):
         init.tile = settings.tile_size // self.vae.downsample
         init.region_weights = region_weights(settings, region_masks, *size, self.vae.downsample)
         latents, images = [], []
-        padded = [self.unet, self.vae, *(one.loaded.network for one in controls)]
+        padded = [self.unet, self.vae, *(network for one in controls for network in one.networks)]
         padding = circular_padding(*padded) if settings.tiling else nullcontext()
         with padding, load_prompt_adapters(self.adapters, settings.prompt, settings.negative_prompt) as named:
             texts = settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt)
             loras = named.region_loras(self.adapters)
             encode = [partial(self.encode_prompts, texts, second_pass=i > 0) for i in range(len(passes))]
             contexts = [encode_with_loras(one, loras) for one in encode]
-            init.controls = [one.control_for(*size) for one in controls]
+            init.controls = controls_for(controls, *size)
             if trace is not None:
                 side = self.vae.downsample
                 networks, latent_size = (self.tokenizer, self.clip, self.unet), (size[1] // side, size[0] // side)
@@ -312,7 +313,7 @@ class StableDiffusion(AdapterCalls):
             seeds=settings.seeds(),
             infotexts=self.infotexts(as_asked(settings, asked), from_image, len(region_masks)),
             latents=torch.cat(latents),
-            notes=list(dict.fromkeys([*notes, *masked.notes, *init.notes, *named.notes, *blank_notes(controls)])),
+            notes=list(dict.fromkeys([*notes, *masked.notes, *init.notes, *named.notes, *input_notes(controls)])),
             reports=named.reports,
         )
 
@@ -324,7 +325,7 @@ class StableDiffusion(AdapterCalls):
         init: InitImage,
         passes: list[list[float]],
         on_each: Callable[[Tensor], None],
-        controls: Sequence[ControlInput] = (),
+        controls: Sequence[AnyInput] = (),
         region_masks: Sequence[Image.Image] = (),
         trace: Trace | None = None,
     ) -> Tensor:
@@ -340,7 +341,7 @@ class StableDiffusion(AdapterCalls):
         if len(passes) > 1:
             second = prepare_init_image(self.unet, self.vae, None, None, *settings.hires_size)
             second.tile = init.tile
-            second.controls = [one.control_for(*settings.hires_size) for one in controls]
+            second.controls = controls_for(controls, *settings.hires_size, second_pass=True)
             second.region_weights = region_weights(settings, region_masks, *settings.hires_size, self.vae.downsample)
             second.init_latent = upscale_latent(self.vae, self.decode, latent, settings, self.adapters.models)
             noise.shape = tuple(second.init_latent.shape[1:])

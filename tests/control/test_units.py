@@ -2,7 +2,7 @@
 
 import pytest
 
-from sd.control.units import ControlUnit, check_image_count, format_units, parse_units
+from sd.control.units import NO_MODEL, ControlUnit, check_image_count, format_units, parse_units
 from sd.utils.errors import UserError
 
 
@@ -16,6 +16,21 @@ def test_a_text_is_read_and_written():
     )
     assert parse_units(format_units([first, second])) == [first, second]
     assert parse_units("") == []
+    (prompt,) = parse_units("face:0.6:encoder=vit-h")
+    assert prompt == ControlUnit("face", 0.6, encoder="vit-h")
+    assert format_units([prompt]) == "face:weight=0.6:encoder=vit-h"
+    with pytest.raises(UserError, match="is no name: put it into weights/"):
+        ControlUnit("face", encoder="C:\\vit-h")
+
+
+def test_a_preprocessor_that_needs_no_controlnet_stands_in_place_of_its_name():
+    text = "Reference_Only:0.8:a=0.7 + none:preprocessor=reference_adain+attn:mode=prompt + canny"
+    first, second, third = parse_units(text)
+    assert first == ControlUnit(NO_MODEL, 0.8, "reference_only", a=0.7)
+    assert second == ControlUnit("None", preprocessor="reference_adain+attn", mode="prompt")
+    again = "reference_only:weight=0.8:a=0.7 + reference_adain+attn:mode=prompt + canny"
+    assert format_units([first, second, third]) == again
+    assert parse_units(again) == [first, second, third]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +45,9 @@ def test_a_text_is_read_and_written():
         ("x:preprocessor=canny:a=999", "the low threshold is 999"),
         ("x:start=0.5:end=0.5", r"ends \(0.5\) before it starts"),
         (":0.8", "is no name"),
+        ("none:preprocessor=canny", "is no name"),
+        ("canny:preprocessor=reference_only", "reference_only works without a ControlNet: leave out 'canny'"),
+        ("reference_only:a=1.5", "the style fidelity is 1.5: use a number from 0 to 1"),
         (" + ".join(["x"] * 11), "11 ControlNets are too many"),
     ],
 )

@@ -15,9 +15,9 @@ from transformers import CLIPConfig, CLIPModel
 from sd.checkpoints.pickles.objects import ScriptObject
 from sd.checkpoints.weight_files import describe_contents, read_weights
 from sd.evaluation.clip_loader import read_clip
-from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.tokenizer import Tokenizer
 from sd.utils.errors import UserError
+from sd.vision.clip_vision import CLIP, CLIPVisionModel
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["", "a red apple", "an astronaut " * 60]

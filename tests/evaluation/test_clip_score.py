@@ -20,11 +20,11 @@ from sd.evaluation.clip_score import (
     prompts_by_path,
     without_placeholder,
 )
-from sd.evaluation.clip_vision import PIXEL_MEAN, PIXEL_STD
 from sd.evaluation.memorization import pixel_similarity
 from sd.utils.errors import UserError
 from sd.utils.files import save_png
 from sd.utils.images import to_tensor
+from sd.vision.clip_vision import PIXEL_MEAN, PIXEL_STD
 
 COLOURS = {"red": (1.0, 0.1, 0.1), "green": (0.1, 1.0, 0.1), "blue": (0.1, 0.1, 1.0), "grey": (0.5, 0.5, 0.5)}
 

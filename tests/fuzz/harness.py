@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from fuzz.corpus import MARKER
 
 from sd.adapters.embedding_files import read_embeddings
@@ -24,12 +25,14 @@ from sd.checkpoints.model_files import content_of, models_below
 from sd.checkpoints.vae_files import read_vae
 from sd.checkpoints.weight_files import read_weights
 from sd.control.controlnet_files import infer_hint_channels, read_controlnet
+from sd.control.ip_adapter.files import projection_for, read_ip_adapter
 from sd.evaluation.clip_loader import read_clip
 from sd.pipeline.infotext import read_infotext
 from sd.pipeline.taesd import load_taesd
 from sd.upscalers.upscaler_files import load_upscaler
 from sd.utils.errors import UserError
 from sd.utils.images import open_image, to_rgb
+from sd.vision.image_encoder import load_image_encoder
 
 SLOWEST = 5.0  # seconds of the processor
 LARGEST = 300 << 20  # bytes beyond the file's own size
@@ -49,6 +52,8 @@ READERS = {
     "content": content_of,
     "clip": read_clip,
     "controlnet": reads_file(lambda path: infer_hint_channels(read_controlnet(path))),
+    "ip-adapter": reads_file(lambda path: projection_for(read_ip_adapter(path), 768)),
+    "image-encoder": lambda path: load_image_encoder(path, torch.device("cpu"), torch.float32),
     "upscaler": load_upscaler,
     "taesd": load_taesd,
 }

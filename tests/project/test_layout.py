@@ -17,6 +17,7 @@ LAYERS = [
     {"utils"},
     set(EIGHT),
     {"checkpoints", "optimization"},
+    {"vision"},
     {"adapters", "control", "upscalers"},
     {"prompts"},
     {"pipeline"},

@@ -49,6 +49,18 @@ def test_txt2img_numbers_its_images_and_writes_their_settings(generate, tmp_path
     assert len(settings["Model hash"]) == 10
 
 
+def test_a_reference_image_works_with_the_bundled_model(generate, photo):
+    photo.save("reference.png")
+    flags = ("a red apple", "--seed", 5, "--control", "reference_only:a=0.8", "--control-image", "reference.png")
+    code, _, err = generate("txt2img.py", *flags)
+    assert code == 0, err
+    assert "Module: reference_only, Model: None, Weight: 1" in read_infotext("outputs/00000.png")
+    assert generate("txt2img.py", "a red apple", "--seed", 5)[0] == 0
+    assert not np.array_equal(pixels("outputs/00000.png"), pixels("outputs/00001.png"))
+    code, _, err = generate("txt2img.py", "a red apple", "--control", "reference_only")
+    assert (code, "needs an image" in err) == (2, True)
+
+
 def test_from_png_generates_the_same_pixels_again(run, generate):
     hires = ["--hires-scale", 1.5, "--tiling", "--clip-skip", 2, "--variation-strength", 0.3]
     first = [*("a (red:1.3) apple", "--negative-prompt", "x"), *("--n_samples", 2, "--sampler", "euler_a"), *hires]

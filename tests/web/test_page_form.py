@@ -14,7 +14,7 @@ from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.model_index import Models
 from sd.web.ui.addons import with_addon
-from sd.web.ui.control import with_unit
+from sd.web.ui.control import sliders_of, with_unit
 from sd.web.ui.form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
 from sd.web.ui.generate_tab import title_of
 from sd.web.ui.job_status import generation_panel
@@ -116,6 +116,17 @@ def test_a_chosen_controlnet_becomes_a_unit_with_its_image(form, photo):
         with_unit("", None, "none", 1, 0, 1, "balanced", "crop")
 
 
+def test_the_chosen_preprocessor_has_its_numbers_and_may_need_no_controlnet():
+    chosen = (1, 0, 1, "balanced", "crop")
+    assert with_unit("", "canny", "canny", *chosen, 80.0, 200.0) == "canny:preprocessor=canny:a=80"
+    text = with_unit("", None, "reference_only", *chosen, 0.8, None)
+    assert with_unit(text, "canny", "reference_adain", *chosen, 0.5, None) == "reference_only:a=0.8 + reference_adain"
+    low, high = sliders_of("canny")
+    assert (low.label, low.value, low.visible, high.maximum) == ("Low threshold", 100, True, 255)
+    fidelity, none = sliders_of("reference_only")
+    assert (fidelity.label, fidelity.value, fidelity.maximum, none.visible) == ("Style fidelity", 0.5, 1, False)
+
+
 def test_all_settings_are_in_the_form(form):
     assert set(SETTINGS) <= set(form.widgets)
 
@@ -124,7 +135,7 @@ def test_every_slider_on_the_page_has_a_say(placed):
     page, form = placed
     sliders = {part for part in page.blocks.values() if isinstance(part, gr.Slider)}
     assert sliders == {part for part in form.inputs() if isinstance(part, gr.Slider)} | {
-        *(form.addon_strength, form.control.weight, form.control.start, form.control.end)
+        *(form.addon_strength, form.control.weight, form.control.start, form.control.end, *form.control.numbers)
     }
 
 

@@ -13,6 +13,7 @@ from sd.evaluation.grids.axes import ORDER, Axis, Point, parse_axis
 from sd.evaluation.grids.values import join_values
 from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.infotext import with_setting
+from sd.pipeline.inputs.control import find_models
 from sd.pipeline.inputs.second_pass import hires_upscaler
 from sd.pipeline.output import GenerationOutput
 from sd.pipeline.sampling_loop import OnStep
@@ -135,8 +136,7 @@ def check_models(grid: Grid, models: Models, vae: str | None = None) -> None:
         for tag in split_tags(settings.prompt).tags:
             models.find("LoRA", tag.name)
         hires_upscaler(settings, models)
-        for unit in parse_units(settings.control):
-            locate("ControlNet", unit.model, models)
+        find_models(parse_units(settings.control), models)
 
 
 def check_loras(pipe: StableDiffusion, points: Sequence[Point]) -> None:

@@ -1,60 +1,101 @@
-"""ControlNets in the pipeline: loaded by name, given their images, and made ready for an image size."""
+"""Units in the pipeline: their models are found by name and loaded, given their images, and made ready for a size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
+from torch import nn
 
 from sd.checkpoints.discovery import Models, locate
-from sd.checkpoints.families import T2I_ADAPTER
+from sd.checkpoints.families import IP_ADAPTER, T2I_ADAPTER
 from sd.checkpoints.model_files import content_of
 from sd.control.controlled_unet import AdapterControl, Control
 from sd.control.controlnet_files import ControlNet, load_controlnet
-from sd.control.preprocessors import PREPROCESSORS, preprocess
+from sd.control.interval import Interval
+from sd.control.ip_adapter.files import IPAdapter, find_encoder, load_ip_adapter
+from sd.control.preprocessors import PREPROCESSORS
 from sd.control.t2i_adapter import T2IAdapter
 from sd.control.t2i_adapter_files import load_t2i_adapter
-from sd.control.units import ControlUnit, check_image_count, parse_units
-from sd.pipeline.mask import HALF, stretch_mask
+from sd.control.units import NO_MODEL, ControlUnit, parse_units
+from sd.pipeline.inputs.control_images import hint_of, images_for, mask_of
+from sd.pipeline.inputs.image_prompt import ImagePromptInput
+from sd.pipeline.inputs.reference import ReferenceInput, reference_notes
 from sd.pipeline.settings import GenerationSettings
+from sd.schedule import NoiseSchedule
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
-from sd.utils.images import apply_orientation, in_8_bits, resize_and_crop, to_rgb
+from sd.vae import AutoencoderKL
 
 
 class ControlNets:
     """The ControlNets that are loaded for a U-Net: those of the last call.
 
-    unet: the U-Net. config: its configuration, as in `sd.checkpoints.config`. downsample: pixels for each position of
-    the latent, in height and in width.
+    config: the U-Net's, as in `sd.checkpoints.config`. vae, schedule: what references are encoded and noised with.
     """
 
-    def __init__(self, unet: UNetModel, config: dict, downsample: int):
-        self.unet, self.config, self.downsample = unet, config, downsample
-        self.loaded: dict[tuple, ControlNet] = {}
+    def __init__(self, unet: UNetModel, vae: AutoencoderKL, config: dict, schedule: NoiseSchedule):
+        self.unet, self.vae, self.config, self.schedule = unet, vae, config, schedule
+        self.loaded: dict[tuple, ControlNet | IPAdapter] = {}
 
-    def load(self, units: Sequence[ControlUnit], models: Models) -> list[ControlNet]:
-        """Returns the ControlNet of each unit, by its name or path. Others are released first."""
+    def load(self, units: Sequence[ControlUnit], models: Models) -> list[ControlNet | IPAdapter | None]:
+        """Returns the ControlNet of each unit, by its name or path; None without one. Others are released first."""
         weight = self.unet.out[2].weight
-        keys = [(locate("ControlNet", unit.model, models), weight.device, weight.dtype) for unit in units]
+        keys = [(found, weight.device, weight.dtype) for found in find_models(units, models)]
         self.loaded = {key: self.loaded[key] for key in keys if key in self.loaded}
         for key in keys:
-            if key not in self.loaded:
-                self.loaded[key] = self.load_one(key[0])
-        return [self.loaded[key] for key in keys]
+            if key[0] is not None and key not in self.loaded:
+                self.loaded[key] = self.load_one(*key[0])
+        return [self.loaded.get(key) for key in keys]
 
-    def load_one(self, path: Path) -> ControlNet:
+    def load_one(self, path: Path, encoder: Path | None) -> ControlNet | IPAdapter:
+        """encoder: of an IP-Adapter."""
+        if encoder is not None:
+            return load_ip_adapter(path, self.unet, self.config, encoder)
         load = load_t2i_adapter if content_of(path).what == T2I_ADAPTER else load_controlnet
         found = load(path, self.unet, self.config)
-        if found.network.hint_downsample != self.downsample:
+        if found.network.hint_downsample != self.vae.downsample:
             raise UserError(
                 f"{path} is for latents of 1/{found.network.hint_downsample} of the image's size, and this "
-                f"checkpoint's have 1/{self.downsample}: use a ControlNet that was trained with it."
+                f"checkpoint's have 1/{self.vae.downsample}: use a ControlNet that was trained with it."
             )
         return found
+
+
+def find_models(
+    units: Sequence[ControlUnit], models: Models, by_path: bool = True
+) -> list[tuple[Path, Path | None] | None]:
+    """Returns the ControlNet of each unit and the image encoder of an IP-Adapter; None for a unit without a model.
+
+    by_path: whether a name may be a path, which a request's must not be. Raises UserError for what is not there, and
+    for values that are for another kind of model.
+    """
+    find = partial(locate, models=models) if by_path else models.find
+    found: list[tuple[Path, Path | None] | None] = []
+    for unit in units:
+        if unit.model == NO_MODEL:
+            found.append(None)
+            continue
+        path = find("ControlNet", unit.model)
+        what = content_of(path).what
+        encoder = find_encoder(path, unit.encoder, models, find) if what == IP_ADAPTER else None
+        check_preprocessor(unit, what)
+        found.append((path, encoder))
+    return found
+
+
+def check_preprocessor(unit: ControlUnit, what: str) -> None:
+    """Raises UserError for a unit whose preprocessor or image encoder is for another kind of model. what: its kind."""
+    one = PREPROCESSORS[unit.preprocessor]
+    if one.for_masks and what in (T2I_ADAPTER, IP_ADAPTER):
+        raise UserError(
+            f"{unit.model} is {what}, and the preprocessor {unit.preprocessor} is for a ControlNet: choose another "
+            "preprocessor."
+        )
+    if (one.for_ip_adapter or unit.encoder) and what != IP_ADAPTER:
+        name = f"the preprocessor {unit.preprocessor}" if one.for_ip_adapter else "an encoder"
+        raise UserError(f"{name} is for an IP-Adapter, and {unit.model} is {what}: leave it out.")
 
 
 @dataclass
@@ -69,6 +110,11 @@ class ControlInput:
     image: Image.Image
     mask: Image.Image | None = None
     is_blank: bool = False
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Return what runs beside the U-Net."""
+        return [self.loaded.network]
 
     def control_for(self, width: int, height: int) -> Control:
         """Returns it at work on an image of this size."""
@@ -89,6 +135,9 @@ class ControlInput:
         )
 
 
+AnyInput = ControlInput | ReferenceInput | ImagePromptInput
+
+
 def control_inputs(
     nets: ControlNets,
     text: str,
@@ -96,7 +145,7 @@ def control_inputs(
     control_images: Sequence[Image.Image],
     image: Image.Image | None,
     mask: Image.Image | None,
-) -> list[ControlInput]:
+) -> list[AnyInput]:
     """Returns the units of a text with their ControlNets and images; none for an empty text.
 
     control_images: one for each unit, or one for all; without any, `image`, the init image, is used.
@@ -105,74 +154,35 @@ def control_inputs(
     units = parse_units(text)
     images = images_for(units, control_images, image)
     masks = [mask_of(unit, one, mask) for unit, one in zip(units, images)]
-    loaded = nets.load(units, models)
-    for unit, one in zip(units, loaded):
-        if PREPROCESSORS[unit.preprocessor].for_masks and isinstance(one.network, T2IAdapter):
-            raise UserError(
-                f"{unit.model} is a T2I-Adapter, and the preprocessor {unit.preprocessor} is for a ControlNet: choose "
-                "another preprocessor."
-            )
-    return [ControlInput(*one) for one in zip(units, loaded, images, masks)]
+    found: list[AnyInput] = []
+    for unit, one, control_image, control_mask in zip(units, nets.load(units, models), images, masks):
+        if one is None:
+            found.append(ReferenceInput(unit, control_image, nets.vae, nets.schedule))
+        elif isinstance(one, IPAdapter):
+            found.append(ImagePromptInput(unit, one, control_image))
+        else:
+            found.append(ControlInput(unit, one, control_image, control_mask))
+    return found
 
 
-def images_for(
-    units: Sequence[ControlUnit], control_images: Sequence[Image.Image], image: Image.Image | None
-) -> list[Image.Image]:
-    """Returns an image for each unit. Raises UserError where there is none, or where there are too many or too few."""
-    check_image_count(list(units), len(control_images), image is not None)
-    given = list(control_images) or ([] if image is None else [image])
-    return given * len(units) if len(given) == 1 else given
-
-
-def mask_of(unit: ControlUnit, image: Image.Image, mask: Image.Image | None) -> Image.Image | None:
-    """Returns the mask for a unit's preprocessor: the transparent part of the image, or the mask of inpainting.
-
-    Raises UserError where it needs one and there is none.
-    """
-    if not PREPROCESSORS[unit.preprocessor].for_masks:
-        return None
-    upright = in_8_bits(apply_orientation(image))
-    alpha = upright.convert("RGBA").getchannel("A")
-    if np.asarray(alpha).min() < 255:
-        return ImageOps.invert(alpha)
-    if mask is not None:
-        return stretch_mask(mask, *upright.size)
-    raise UserError(
-        f"the preprocessor {unit.preprocessor} needs a mask: inpaint, or let the control image be transparent where to "
-        "regenerate."
-    )
-
-
-def hint_of(image: Image.Image, mask: Image.Image | None, unit: ControlUnit, width: int, height: int) -> Tensor:
-    """Returns what a ControlNet reads, (1, 3, H, W) in [0, 1], and -1 where a mask is white."""
-    pixels = preprocess(fit_control_image(image, unit.resize, width, height), unit.preprocessor, unit.a, unit.b)
-    hint = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    if mask is None:
-        return hint
-    masked = np.array(fit_control_image(mask, unit.resize, width, height).convert("L")) >= HALF
-    return hint.masked_fill(torch.from_numpy(masked)[None, None], -1.0)
-
-
-def fit_control_image(image: Image.Image, resize: str, width: int, height: int) -> Image.Image:
-    """Returns an image in RGB of this size. resize: of `units.RESIZES`; "fill" pads with the border's median color."""
-    rgb = to_rgb(image)
-    if resize == "crop":
-        return resize_and_crop(rgb, width, height)
-    if resize == "stretch":
-        return rgb.resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.array(rgb)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    color = tuple(int(value) for value in np.median(border, axis=0))
-    scale = min(width / rgb.width, height / rgb.height)
-    if min(rgb.size) * scale < 1:  # a strip that would have no width: one pixel remains
-        sides = (max(1, round(side * scale)) for side in rgb.size)
-        rgb = rgb.resize((next(sides), next(sides)), Image.Resampling.LANCZOS)
-    return ImageOps.pad(rgb, (width, height), Image.Resampling.LANCZOS, color=color)
-
-
-def blank_notes(controls: Sequence[ControlInput]) -> list[str]:
-    """Returns a sentence for each ControlNet whose preprocessor has made a black image."""
+def controls_for(controls: Sequence[AnyInput], width: int, height: int, second_pass: bool = False) -> list[Interval]:
+    """Returns them at work on an image of this size. second_pass: whether it is the second, see `fidelity_of`."""
     return [
+        one.control_for(width, height, second_pass)
+        if isinstance(one, ReferenceInput)
+        else one.control_for(width, height)
+        for one in controls
+    ]
+
+
+def input_notes(controls: Sequence[AnyInput]) -> list[str]:
+    """Returns a sentence for each preprocessor that has made a black image, and for each mode that changes nothing."""
+    notes = [
+        f"{one.unit.model} is an IP-Adapter, for which the mode changes nothing: use a weight, a start or an end."
+        for one in controls
+        if isinstance(one, ImagePromptInput) and one.unit.mode != "balanced"
+    ]
+    return notes + [
         f"The preprocessor {one.unit.preprocessor} found nothing in the image for {one.unit.model}, which saw a black "
         "image: use other thresholds or another image."
         for one in controls
@@ -181,8 +191,12 @@ def blank_notes(controls: Sequence[ControlInput]) -> list[str]:
 
 
 def control_notes(settings: GenerationSettings) -> list[str]:
-    """Returns notes on what does not work with ControlNets or with tiled diffusion."""
+    """Returns notes on what does not work with ControlNets or with tiled diffusion, or changes nothing."""
+    units = parse_units(settings.control)
+    notes = [note for unit in units if unit.model == NO_MODEL for note in reference_notes(unit)]
     if settings.step_cache != 1 and (settings.control or settings.tile_size):
-        what = "a ControlNet" if settings.control else "tiled diffusion"
-        return [f"The step cache does not work with {what}: every step is computed completely."]
-    return []
+        what = "tiled diffusion"
+        if units:
+            what = "a ControlNet" if any(unit.model != NO_MODEL for unit in units) else "a reference"
+        notes.append(f"The step cache does not work with {what}: every step is computed completely.")
+    return notes

@@ -33,7 +33,11 @@ REGION_BASE = option(
     missing=NOT_IN_PLAIN_WEBUI,
 )
 CONTROL = option(
-    *("", "one or more ControlNets, each as NAME[:WEIGHT][:key=value]..., with ' + ' between them", "control"),
+    *(
+        "",
+        "ControlNets, IP-Adapters, reference_only, each as NAME[:WEIGHT][:key=value]..., ' + ' between them",
+        "control",
+    ),
     flags=("--control",),
     infotext=Infotext("ControlNet 0", "specially"),
     widget=Widget("text", "ControlNets", "control", placeholder="name:0.8:preprocessor=canny"),

@@ -2,9 +2,9 @@
 
 from PIL import Image
 
-from sd.checkpoints.discovery import Models, locate
+from sd.checkpoints.discovery import Models
 from sd.control.units import check_image_count, parse_units
-from sd.pipeline.inputs.control import control_notes
+from sd.pipeline.inputs.control import control_notes, find_models
 from sd.pipeline.inputs.options import needless
 from sd.pipeline.inputs.regions import check_regions
 from sd.pipeline.inputs.second_pass import hires_upscaler
@@ -44,15 +44,14 @@ def check_named_models(
     """Raises UserError, before a checkpoint is needed, for what does not fit the numbers of images, or is not there.
 
     control_count, mask_count: of the control images and the region masks. has_image: whether there is an init image.
-    by_path: whether models may be named by their paths, which is never so for names that come over a network; their
-    files are not opened here then.
+    by_path: whether models may be named by their paths, which is never so for names that come over a network; an
+    upscaler is not opened then.
     """
     check_regions(settings, mask_count)
     upscaler = hires_upscaler(settings, models, by_path)
     units = parse_units(settings.control)
     check_image_count(units, control_count, has_image)
-    for unit in units:
-        locate("ControlNet", unit.model, models) if by_path else models.find("ControlNet", unit.model)
+    find_models(units, models, by_path)
     if by_path:
         check_upscaler(upscaler)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sd.checkpoints.discovery import split_hash
 from sd.control.preprocessors import PREPROCESSORS
-from sd.control.units import MODES, RESIZES, ControlUnit, format_units, parse_units
+from sd.control.units import MODES, NO_MODEL, RESIZES, ControlUnit, format_units, parse_units
 
 LABEL = re.compile(r"ControlNet (\d+)")
 ENTRY = re.compile(r"([\w/ ]+): (\([^)]*\)|[^,]*)")
@@ -28,7 +28,7 @@ def unit_to_text(unit: ControlUnit) -> str:
     one = PREPROCESSORS[unit.preprocessor]
     entries: dict[str, object] = {
         "Module": unit.preprocessor,
-        "Model": name_of(unit.model),
+        "Model": "None" if unit.model == NO_MODEL else name_of(unit.model),
         "Weight": f"{unit.weight:g}",
         "Resize Mode": RESIZES[unit.resize],
     }
@@ -36,6 +36,8 @@ def unit_to_text(unit: ControlUnit) -> str:
         entries["Threshold A"] = f"{one.a.default if unit.a is None else unit.a:g}"
     if one.b is not None:
         entries["Threshold B"] = f"{one.b.default if unit.b is None else unit.b:g}"
+    if unit.encoder:
+        entries["Encoder"] = name_of(unit.encoder)
     entries |= {"Guidance Start": f"{unit.start:g}", "Guidance End": f"{unit.end:g}", "Control Mode": MODES[unit.mode]}
     return ", ".join(f"{label}: {value}" for label, value in entries.items())
 
@@ -58,15 +60,15 @@ def control_from_labels(found: Mapping[str, str]) -> str:
 
 
 def unit_from_entries(given: dict[str, str]) -> ControlUnit | None:
-    """Returns one unit; None for one without a model. Raises UserError."""
+    """Returns one unit; None for one without a model that needs one. Raises UserError."""
     given = {OLD_LABELS.get(label, label): value for label, value in given.items()}
-    model = split_hash(given.get("model", ""))[0]
-    if model.lower() in ("", "none"):
+    name = given.get("module", "none")
+    one = PREPROCESSORS.get(name.lower())
+    model = NO_MODEL if one and one.model_free else split_hash(given.get("model", ""))[0]
+    if model.lower() in ("", NO_MODEL) and not (one and one.model_free):
         return None
     start, end = numbers(given.get("guidance", ""), 2)
     _, a, b = numbers(given.get("params", ""), 3)
-    name = given.get("module", "none")
-    one = PREPROCESSORS.get(name.lower())
     a, b = number(given.get("threshold a", ""), a), number(given.get("threshold b", ""), b)
     return ControlUnit(
         model,
@@ -78,6 +80,7 @@ def unit_from_entries(given: dict[str, str]) -> ControlUnit | None:
         end=first_number(number(given.get("guidance end", ""), end), 1.0),
         mode=key_of(MODES, given.get("control mode", ""), "balanced"),
         resize=key_of(RESIZES, given.get("resize mode", ""), "crop"),
+        encoder=given.get("encoder", ""),
     )
 
 

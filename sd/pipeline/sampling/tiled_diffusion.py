@@ -6,12 +6,12 @@ where windows overlap. Their mean in eps is that in x0, as x0 is affine in eps.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import product
 
 from torch import Tensor
 
-from sd.control.controlled_unet import Control, ControlledUNet
+from sd.control.controlled_unet import ControlledUNet
+from sd.control.interval import Interval
 from sd.unet import UNetModel
 
 Window = tuple[slice, slice]  # rows and columns of the latent
@@ -24,7 +24,14 @@ class TiledUNet:
     have in common. controls, batch: see `ControlledUNet`; each window has its part of the control image.
     """
 
-    def __init__(self, unet: UNetModel, tile: int, overlap: float, controls: Sequence[Control] = (), batch: int = 1):
+    def __init__(
+        self,
+        unet: UNetModel,
+        tile: int,
+        overlap: float,
+        controls: Sequence[Interval] = (),
+        batch: int = 1,
+    ):
         self.unet, self.tile, self.overlap = unet, tile, overlap
         self.controls, self.batch = controls, batch
 
@@ -44,8 +51,7 @@ class TiledUNet:
         """Return the U-Net for one window."""
         if not self.controls:
             return self.unet
-        parts = [replace(control, hint=control.hint[(..., *window)]) for control in self.controls]
-        return ControlledUNet(self.unet, parts, self.batch)
+        return ControlledUNet(self.unet, [control.part(*window) for control in self.controls], self.batch)
 
 
 def spans(side: int, tile: int, overlap: float) -> list[slice]:

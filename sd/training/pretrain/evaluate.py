@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd.evaluation.clip_vision import CLIP, clip_pixels
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
 from sd.training.pretrain.dataset import Emoji, EmojiDataset, with_article
 from sd.utils.images import to_tensor
+from sd.vision.clip_vision import CLIP, clip_pixels
 
 CELLS = 16
 COPY_THRESHOLD = 0.98  # the cosine from which an image counts as a copy of a training image

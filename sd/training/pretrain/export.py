@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from sd.checkpoints.checkpoint import load_models, save_checkpoint
 from sd.evaluation.clip_loader import read_clip
-from sd.evaluation.clip_vision import CLIP
 from sd.training.logger import last_line
 from sd.training.loop import exists, load_model, save_model
 from sd.training.pretrain import run as pretrain_run
 from sd.utils.errors import UserError
+from sd.vision.clip_vision import CLIP
 
 EARLIER = "earlier.json"  # beside unpacked weights: the history of their training
 

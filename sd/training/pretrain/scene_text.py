@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.evaluation.clip_vision import CLIP, clip_pixels
 from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig, save_model, train
 from sd.training.pretrain.scenes.backgrounds import FLAT, LANDSCAPES
@@ -25,6 +24,7 @@ from sd.training.pretrain.scenes.vocabulary import INVERSE, scene_names
 from sd.training.pretrain.scenes.wording import Content, random_caption
 from sd.training.pretrain.train_clip import soft_cross_entropy
 from sd.unet import CrossAttention
+from sd.vision.clip_vision import CLIP, clip_pixels
 
 CAPTIONS = 96  # additional captions in a step, for the reader only
 READER_WEIGHT = 1.0

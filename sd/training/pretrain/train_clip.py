@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd.clip import CLIPTextModel
-from sd.evaluation.clip_vision import CLIP, CLIPVisionModel, clip_pixels
 from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig, save_model, train
 from sd.training.pretrain.dataset import EmojiDataset
+from sd.vision.clip_vision import CLIP, CLIPVisionModel, clip_pixels
 
 
 def new_clip(text: dict, vision: dict, projection_dim: int) -> CLIP:

@@ -14,7 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sd.checkpoints.discovery import split_hash
 from sd.control.preprocessors import PREPROCESSORS, Threshold, find_preprocessor, preprocess
-from sd.control.units import MAX_UNITS, MODES, RESIZES, ControlUnit, format_units
+from sd.control.units import MAX_UNITS, MODES, NO_MODEL, RESIZES, ControlUnit, format_units
 from sd.pipeline.mask import brightest, read_mask, stretch_mask
 from sd.utils.errors import UserError
 from sd.utils.images import to_rgb
@@ -77,8 +77,8 @@ def unit_from_fields(unit: dict) -> ControlUnit:
     """Returns a unit from the extension's fields. Raises UserError for a value that cannot be used."""
     module = find_preprocessor(str(unit.get("module") or "none"))
     one = PREPROCESSORS[module]
-    model = split_hash(str(unit.get("model") or ""))[0]
-    if model.lower() in ("", "none"):
+    model = NO_MODEL if one.model_free else model_of(unit)
+    if not model:
         raise UserError("a ControlNet unit has no model: name one of /controlnet/model_list, or set enabled to false.")
     mode = choice(unit.get("control_mode", 0), tuple(MODES), MODES, "control_mode")
     resize = unit.get("resize_mode", 1)
@@ -94,6 +94,12 @@ def unit_from_fields(unit: dict) -> ControlUnit:
         mode="control" if unit.get("guess_mode") is True else mode,
         resize=choice(resize, RESIZE_ORDER, RESIZES, "resize_mode"),
     )
+
+
+def model_of(unit: dict) -> str:
+    """Returns the name of a unit's ControlNet, "" for none."""
+    name = split_hash(str(unit.get("model") or ""))[0]
+    return "" if name.lower() == NO_MODEL else name
 
 
 def number(unit: dict, name: str, default: float) -> float:
@@ -162,9 +168,13 @@ def ignored_fields(unit: dict) -> list[str]:
             raise UserError(f"{name[:100]} of a ControlNet unit is not supported here: leave it out.")
         if name.startswith(("advanced_weighting", "effective_region", "ipadapter", "pulid")):
             raise UserError(f"{name[:100]} of a ControlNet unit is not supported here: leave it out.")
-    sized = unit.get("processor_res") or 0
-    works_smaller = isinstance(sized, int) and sized > 0 and not unit.get("pixel_perfect") and unit.get("module")
-    unknown += ["processor_res"] if works_smaller and str(unit["module"]).lower() != "none" else []
+    module, sized = find_preprocessor(str(unit.get("module") or "none")), unit.get("processor_res") or 0
+    if PREPROCESSORS[module].model_free:
+        unknown += ["model"] if model_of(unit) else []
+    elif PREPROCESSORS[module].for_ip_adapter:
+        pass  # the extension's reads the whole image too
+    elif isinstance(sized, int) and sized > 0 and not unit.get("pixel_perfect") and module != "none":
+        unknown.append("processor_res")  # the extension's preprocessor works at this size
     return [name for name in unknown if name not in AT_DEFAULT]
 
 
@@ -241,7 +251,7 @@ def controlnet_router(models: Models) -> APIRouter:
     @router.get("/module_list")
     async def module_list(alias_names: bool = False) -> dict:
         names = [PREPROCESSORS[name].label if alias_names else name for name in PREPROCESSORS]
-        details = [{"model_free": False, "sliders": sliders_of(name)} for name in PREPROCESSORS]
+        details = [{"model_free": one.model_free, "sliders": sliders_of(name)} for name, one in PREPROCESSORS.items()]
         return {"module_list": names, "module_detail": dict(zip(names, details))}
 
     @router.get("/control_types")

@@ -1,9 +1,9 @@
-"""The page's part for ControlNet: choices that become units in a text, and the control images."""
+"""The page's part for ControlNets and references: choices that become units in a text, and the control images."""
 
 import gradio as gr
 
 from sd.control.preprocessors import PREPROCESSORS
-from sd.control.units import MAX_WEIGHT, MODES, RESIZES, ControlUnit, format_units, parse_units
+from sd.control.units import MAX_WEIGHT, MODES, NO_MODEL, RESIZES, ControlUnit, format_units, parse_units
 from sd.utils.errors import UserError
 from sd.web.jobs.model_index import Models
 from sd.web.ui.components import paintable_list
@@ -25,6 +25,8 @@ class ControlBuilder:
             self.weight = gr.Slider(0, MAX_WEIGHT, 1, step=0.05, label="Control weight", min_width=120)
             self.start = gr.Slider(0, 1, 0, step=0.05, label="Control start", min_width=120)
             self.end = gr.Slider(0, 1, 1, step=0.05, label="Control end", min_width=120)
+        with gr.Row():
+            self.numbers = [gr.Slider(visible=False, min_width=120), gr.Slider(visible=False, min_width=120)]
         with gr.Row(elem_classes="together"):
             self.mode = gr.Dropdown(modes, value="balanced", label="Control mode", scale=3, min_width=120)
             self.resize = gr.Dropdown(resizes, value="crop", label="Resize mode", scale=2, min_width=120)
@@ -36,16 +38,51 @@ class ControlBuilder:
         )
 
     def connect(self, text: gr.Textbox) -> None:
-        """Lets the button add the unit to a text."""
+        """Lets the button add the unit to a text, and the preprocessor show its numbers."""
         chosen = [self.model, self.preprocessor, self.weight, self.start, self.end, self.mode, self.resize]
-        self.button.click(show_errors(with_unit), [text, *chosen], text, **EVENT)
+        self.button.click(show_errors(with_unit), [text, *chosen, *self.numbers], text, **EVENT)
+        self.preprocessor.change(sliders_of, self.preprocessor, self.numbers, **EVENT)
+
+
+def sliders_of(preprocessor: str) -> list[gr.Slider]:
+    """Returns the sliders of a preprocessor's numbers; invisible ones for those that it does not have."""
+    one = PREPROCESSORS[preprocessor]
+    return [
+        gr.Slider(visible=False)
+        if bounds is None
+        else gr.Slider(
+            *(bounds.low, bounds.high, bounds.default),
+            step=0.01 if bounds.high - bounds.low <= 1 else 1,
+            label=bounds.label,
+            visible=True,
+        )
+        for bounds in (one.a, one.b)
+    ]
 
 
 def with_unit(
-    text: str, model: str | None, preprocessor: str, weight: float, start: float, end: float, mode: str, resize: str
+    text: str,
+    model: str | None,
+    preprocessor: str,
+    weight: float,
+    start: float,
+    end: float,
+    mode: str,
+    resize: str,
+    *numbers: float | None,
 ) -> str:
-    """Returns the text of some units with one more at its end. Raises UserError."""
-    if not model:
-        raise UserError("there is no ControlNet to add yet: choose one, or put one into weights/controlnet.")
-    unit = ControlUnit(model, float(weight), preprocessor, None, None, float(start), float(end), mode, resize)
+    """Returns the text of some units with one more at its end. numbers: the preprocessor's. Raises UserError."""
+    one = PREPROCESSORS[preprocessor]
+    if one.model_free:
+        model = NO_MODEL  # one that is still chosen from before takes no part
+    elif not model:
+        raise UserError(
+            "there is no ControlNet to add yet: choose one, put one into weights/controlnet, or choose the "
+            "preprocessor Reference, which needs none."
+        )
+    a, b = (
+        None if bounds is None or number is None or number == bounds.default else float(number)
+        for bounds, number in zip((one.a, one.b), (*numbers, None, None))
+    )
+    unit = ControlUnit(model, float(weight), preprocessor, a, b, float(start), float(end), mode, resize)
     return format_units([*parse_units(text), unit])

@@ -13,8 +13,8 @@ from sd.control.controlnet import ControlNetModel
 from sd.control.controlnet_files import save_controlnet
 from sd.control.preprocessors import PREPROCESSORS
 from sd.control.t2i_adapter import T2IAdapter
-from sd.control.units import ControlUnit
-from sd.pipeline.inputs.control import fit_control_image, hint_of
+from sd.control.units import NO_MODEL, ControlUnit
+from sd.pipeline.inputs.control_images import fit_control_image, hint_of
 from sd.pipeline.metadata.settings_infotext import read_settings
 from sd.utils.errors import UserError
 
@@ -131,10 +131,13 @@ def test_control_images_of_any_kind(adapted, photo, kind):
 @pytest.mark.parametrize("size", [(1, 1), (3000, 5), (17, 301), (64, 64)])
 @pytest.mark.parametrize("name", list(PREPROCESSORS))
 def test_every_preprocessor_takes_an_image_of_any_size(name, size):
+    one = PREPROCESSORS[name]
     image = Image.effect_noise(size, 90).convert("RGBA")
-    mask = Image.new("L", size, 255) if name == "inpaint_only" else None
+    mask = Image.new("L", size, 255) if one.for_masks else None
     for resize in ("crop", "stretch", "fill"):
-        hint = hint_of(image, mask, ControlUnit("x", preprocessor=name, resize=resize), 72, 64)
+        hint = hint_of(
+            image, mask, ControlUnit(NO_MODEL if one.model_free else "x", preprocessor=name, resize=resize), 72, 64
+        )
         assert hint.shape == (1, 3, 64, 72)
         assert hint.max() <= 1
 

@@ -22,13 +22,13 @@ from sd.checkpoints.discovery import Models
 from sd.checkpoints.predictions import PREDICTIONS, prediction_of, with_prediction
 from sd.clip import CLIPTextModel
 from sd.evaluation.clip_score import Scorer
-from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.optimization.registry import TRAINABLE
 from sd.training.finetune import finetune as personalize
 from sd.training.finetune.advice import Scores, best_step, format_table
 from sd.training.finetune.methods import METHODS, freeze
 from sd.training.finetune.recipes import recipe_for
 from sd.utils.errors import UserError
+from sd.vision.clip_vision import CLIP, CLIPVisionModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

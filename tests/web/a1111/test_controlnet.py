@@ -1,6 +1,7 @@
 """The webui's ControlNet extension: units of its clients, its lists and /controlnet/detect."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ import webuiapi
 from conftest import UNET
 from PIL import Image
 from reference_models import randomize
+from safetensors.torch import save_file
 from web_client import Web, base64_of, listening, opened, post
 
 from sd.control.controlnet import ControlNetModel
 from sd.control.controlnet_files import save_controlnet
+from sd.control.ip_adapter.network import ImageProjection, IPAdapterModel
 from sd.control.preprocessors import preprocess
+from sd.vision.clip_vision import CLIPVisionModel
+from sd.vision.image_encoder import ImageEncoder
 
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
 # As Auto-Photoshop sends it: all of its fields, numbers for the choices.
@@ -77,6 +82,60 @@ def test_webuiapis_unit_generates_and_its_detect(tmp_path, pipe, photo):
         assert "ControlNet 0" in made.info["infotexts"][0]
         found = client.controlnet_detect([photo], module="canny", processor_res=64, threshold_a=50, threshold_b=100)
     assert np.array_equal(np.array(found.images[0]), preprocess(photo, "canny", 50, 100))
+
+
+def test_a_unit_without_a_model_takes_a_reference(nets, photo):
+    """As the extension's clients send it: all of a unit's fields, with the model "None"."""
+    unit = PHOTOSHOP | {"module": "reference_only", "model": "None", "control_mode": 0, "threshold_a": 0.7}
+    unit |= {"image": base64_of(photo), "pixel_perfect": False}
+    answer = post(nets, "txt2img", **with_units(unit))
+    assert (
+        'ControlNet 0: "Module: reference_only, Model: None, Weight: 0.9, Resize Mode: Crop and Resize, '
+        "Threshold A: 0.7, Guidance Start: 0, Guidance End: 0.8, Control Mode: Balanced"
+    ) in info_of(answer)["infotexts"][0]
+    assert "ignored" not in info_of(answer)
+    assert answer["images"] != post(nets, "txt2img", **SMALL)["images"]
+    named = info_of(post(nets, "txt2img", **with_units(unit | {"model": "edges"})))
+    assert named["ignored"] == ["controlnet.model"]
+    out_of_bounds = info_of(post(nets, "txt2img", **with_units(unit | {"threshold_a": 64})))
+    assert "Threshold A: 0.5" in out_of_bounds["infotexts"][0], "the extension takes the default"
+
+
+@pytest.fixture
+def prompted(nets):
+    """A server that has an IP-Adapter too, for as long as the test runs."""
+    folder = nets.models.folders["ControlNet"]
+    network = IPAdapterModel(ImageProjection(40, 64), 64, [64] * 4)
+    save_file(randomize(network, 5).state_dict(), folder / "ip-adapter_sd15.safetensors")
+    nets.models.refresh()
+    yield nets
+    (folder / "ip-adapter_sd15.safetensors").unlink()
+    shutil.rmtree(folder / "image_encoder")
+    nets.models.refresh()
+
+
+def test_a_unit_with_an_ip_adapter_needs_its_image_encoder(prompted, photo):
+    """As the extension's clients send it; the path of an encoder is no name, and no request reads it."""
+    assert "ip-adapter_sd15" in prompted.client.get("/controlnet/model_list").json()["model_list"]
+    unit = {"module": "ip-adapter-auto", "model": "ip-adapter_sd15 [6a3f6166]", "weight": 0.7}
+    unit["image"] = base64_of(photo)
+    answer = prompted.client.post("/sdapi/v1/txt2img", json=with_units(unit))
+    assert (answer.status_code, "needs the image encoder" in answer.json()["detail"]) == (422, True), answer.text
+    folder = prompted.models.folders["ControlNet"] / "image_encoder"
+    folder.mkdir()
+    tower = ImageEncoder(CLIPVisionModel(image_size=28, patch_size=14, width=48, layers=2, heads=4), 40)
+    save_file(randomize(tower, 6).state_dict(), folder / "model.safetensors")
+    about = {"model_type": "clip_vision_model", "num_attention_heads": 4, "hidden_act": "gelu"}
+    (folder / "config.json").write_text(json.dumps(about))
+    prompted.models.refresh()
+    answer = post(prompted, "txt2img", **with_units(unit | {"processor_res": 512}))
+    assert "Module: ip-adapter_clip_sd15, Model: ip-adapter_sd15, Weight: 0.7" in info_of(answer)["infotexts"][0]
+    assert "ignored" not in info_of(answer)
+    assert answer["images"] != post(prompted, "txt2img", **SMALL)["images"]
+    body = SMALL | {"control": "ip-adapter_sd15:encoder=/etc/passwd", "control_images": [base64_of(photo)]}
+    refused = prompted.client.post("/jobs", json=body)
+    assert refused.status_code in (404, 422)
+    assert "not the name of an image encoder" in refused.json()["detail"]
 
 
 def test_img2imgs_own_image_is_the_control_image(nets, photo):
@@ -158,6 +217,11 @@ def test_the_lists_describe_the_preprocessors(nets):
         "min": 1,
         "max": 255,
     }
+    assert not found["module_detail"]["canny"]["model_free"]
+    assert found["module_detail"]["reference_only"] == {
+        "model_free": True,
+        "sliders": [{"name": "Style fidelity", "value": 0.5, "min": 0, "max": 1}],
+    }
     assert nets.client.get("/controlnet/control_types").json()["control_types"]["All"]["model_list"] == [
         "None",
         "edges",
@@ -173,5 +237,9 @@ def test_our_own_api_takes_units_and_images(nets, photo):
     assert job["state"] == "done", job["error"]
     assert "Weight: 0.5" in job["result"]["infotexts"][0]
     assert opened(base64_of(Image.open(nets.jobs.get(job["id"]).file(job["result"]["images"][0])))).size == (64, 64)
+    body["control"] = "reference_only:a=1"
+    job = nets.ended(nets.client.post("/jobs", json=body).json())
+    assert job["state"] == "done", job["error"]
+    assert "Module: reference_only" in job["result"]["infotexts"][0]
     refused = nets.client.post("/jobs", json=SMALL | {"control": "edges"})
     assert (refused.status_code, "needs an image" in refused.json()["detail"]) == (422, True)

@@ -8,10 +8,10 @@ from web_client import png
 
 from sd.clip import CLIPTextModel
 from sd.evaluation.clip_score import Scorer
-from sd.evaluation.clip_vision import CLIP, CLIPVisionModel
 from sd.pipeline.stable_diffusion import BUNDLED
 from sd.training.finetune import finetune as personalize
 from sd.utils.errors import UserError
+from sd.vision.clip_vision import CLIP, CLIPVisionModel
 from sd.web.jobs import finetune as finetune_jobs
 from sd.web.jobs.finetune import CURVE_POINTS, FineTuner, FineTuneRequest, smooth_losses, submit_finetune
 from sd.web.jobs.generate import ImageGenerator

@@ -1,4 +1,4 @@
-"""CLIP's vision tower, and both towers with their projections, for scoring images against text.
+"""CLIP's vision tower, and both towers with their projections, to compare images with text.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 """

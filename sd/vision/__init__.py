@@ -1,0 +1,1 @@
+"""CLIP's vision tower, and image encoders as files of their own."""
