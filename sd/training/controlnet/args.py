@@ -106,6 +106,8 @@ def train_from_args(parser: argparse.ArgumentParser) -> Path:
         torch.set_num_threads(args.threads)
     device = device_of(args.device)
     check_device(device)
+    if args.images:
+        check_image_folder(args.images)
     path = choose_checkpoint(args.ckpt, WEIGHTS)
     # In fp32, because the ControlNet starts from these weights; afterwards the networks are frozen in half precision.
     pipe = StableDiffusion.from_pretrained(path, device, torch.float32, args.vae, args.prediction)
@@ -121,8 +123,6 @@ def check_sources(args: argparse.Namespace) -> None:
     """Raise UserError unless the examples come from one place, and for options without an effect there."""
     if bool(args.images) == bool(args.scenes):
         raise UserError("give the examples once: --images with a folder, or --scenes with the prepared cut-outs.")
-    if args.images:
-        check_image_folder(args.images)
     if args.images and (args.latents or args.scene_count):
         raise UserError("--latents and --scene-count are for --scenes: images are encoded by themselves.")
     if args.latents and args.scene_count:
