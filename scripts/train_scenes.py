@@ -38,7 +38,6 @@ def main() -> None:
     files.add_argument("--out", type=Path, help="folder that export writes emoji.safetensors to (default: RUNS)")
     add_train_options(parser, "STAGES in sd/training/pretrain/pipeline.py")
     parser.add_argument("--latents", type=int, default=LATENTS, help="number of scenes to encode as latents")
-    parser.add_argument("--compile", action="store_true", help="train the U-Net with torch.compile (needs g++)")
     options = parser.parse_args()
     given = given_train_options(options)
     start_from_shipped(options.weights, options.runs)
@@ -48,7 +47,7 @@ def main() -> None:
             continue
         settings = stage_settings(stage, **given) if stage in STAGES else None
         torch.manual_seed(options.seed or 0)
-        run_stage(stage, options.runs, options.data, settings, options.latents, options.compile)
+        run_stage(stage, options.runs, options.data, settings, options.latents)
 
 
 if __name__ == "__main__":

@@ -51,13 +51,10 @@ def newest_folder(part: str, runs: Path) -> Path:
     return runs / part if exists(runs / part) else runs / "shipped" / part
 
 
-def run_stage(
-    stage: str, runs: Path, data: Path, settings: TrainConfig | None, latents: int = LATENTS, compiled: bool = False
-) -> None:
+def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, latents: int = LATENTS) -> None:
     """Train one of STAGES in `runs/<stage>`, or resume it; or encode that many "latents".
 
     A stage starts from the shipped weights; the U-Net and the latents use the results of earlier stages.
-    compiled: train the U-Net with `torch.compile`.
     """
     stream = SceneStream(Cutouts(data))
     keep_history(stage, runs)
@@ -78,7 +75,7 @@ def run_stage(
         vae = load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)).to(settings.device)
         text = load_model(pretrain_run.new_network("clip"), newest_folder("clip", runs)).text_model.to(settings.device)
         unet = load_model(pretrain_run.new_network("unet"), newest_folder("unet", runs)).requires_grad_(True)
-        train_scene_unet(unet, text, vae, runs / "unet", SceneLatents(runs / "latents"), settings, compiled)
+        train_scene_unet(unet, text, vae, runs / "unet", SceneLatents(runs / "latents"), settings)
 
 
 def stage_settings(stage: str, **given) -> TrainConfig:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from sd.training.pretrain.scene_vae import encode_images
+from sd.training.pretrain.scenes.attention_loss import Box
 from sd.training.pretrain.scenes.grammar import Scene
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.stream import SceneStream
+from sd.training.pretrain.scenes.vocabulary import scene_names
 from sd.training.pretrain.scenes.wording import random_caption
 from sd.utils.device import cpu_has_bf16
 from sd.utils.errors import UserError
@@ -28,6 +30,24 @@ def wordings(scene: Scene) -> list[str]:
     return [scene.caption, *(random_caption(scene.content, rng) for _ in range(WORDINGS - 1))]
 
 
+def grounded_phrases(scene: Scene) -> list[tuple[str, list[Box]]]:
+    """Return the words of each object that every caption of the scene has, "blue heart" or "trees", with its boxes.
+
+    A single emoji has none: its captions may use other words.
+    """
+    content = scene.content
+    boxes = [(each.left, each.top, each.width, each.height) for each in scene.objects]
+    if content.kind == "emoji":
+        return []
+    if content.count > 1:
+        plural = scene_names()[content.names[0]].plural
+        assert plural is not None  # what has none is never counted
+        return [(plural, boxes)]
+    nouns = [scene_names()[name].noun for name in content.names]
+    phrases = [f"{color} {noun}" if color else noun for color, noun in zip(content.colors, nouns)]
+    return [(phrase, [box]) for phrase, box in zip(phrases, boxes)]
+
+
 def make_latents(vae: AutoencoderKL, stream: SceneStream, folder: Path, count: int, say=print) -> int:
     """Encode scenes 0 .. count - 1 into `folder`, except for existing shards, and return the number of new scenes."""
     made = 0
@@ -43,6 +63,7 @@ def make_latents(vae: AutoencoderKL, stream: SceneStream, folder: Path, count: i
             "latents": (latents * LATENT_SCALE).bfloat16(),
             "captions": [wordings(scene) for scene in scenes],
             "styles": [scene.content.style for scene in scenes],
+            "phrases": [grounded_phrases(scene) for scene in scenes],
         }
         with replacing(file) as part:
             write_torch(contents, part)
@@ -52,7 +73,10 @@ def make_latents(vae: AutoencoderKL, stream: SceneStream, folder: Path, count: i
 
 
 class SceneLatents:
-    """All shards of a folder. latents: (N, 4, h, w) bfloat16, scaled. captions: WORDINGS for each."""
+    """All shards of a folder. latents: (N, 4, h, w) bfloat16, scaled. captions: WORDINGS for each.
+
+    phrases: see `grounded_phrases`.
+    """
 
     def __init__(self, folder: Path):
         """Raises UserError where there is no shard."""
@@ -62,6 +86,7 @@ class SceneLatents:
         self.latents: Tensor = torch.cat([shard["latents"] for shard in shards])
         self.captions: list[list[str]] = [texts for shard in shards for texts in shard["captions"]]
         self.styles: list[str] = [style for shard in shards for style in shard["styles"]]
+        self.phrases: list[list[tuple[str, list[Box]]]] = [each for shard in shards for each in shard["phrases"]]
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -14,6 +14,7 @@ from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig, save_model, train
 from sd.training.loss import prediction_errors, snr_weights
 from sd.training.pretrain.scene_latents import WORDINGS, SceneLatents
+from sd.training.pretrain.scenes.attention_loss import MAX_PHRASES, AttentionLoss, box_masks, collecting, find_tokens
 from sd.training.pretrain.scenes.sheets import captioned_sheet
 from sd.training.pretrain.train_unet import EMPTY_CAPTIONS, STYLE_ALONE, X0_WEIGHTS
 from sd.unet import UNetModel
@@ -21,6 +22,7 @@ from sd.utils.device import rank_and_world_size
 from sd.utils.images import from_tensor
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
+ATTENTION_WEIGHT = 0.02  # of the attention's loss, some 0.7 at first, beside the noise's, some 0.2
 SHEET = (
     "a blue apple", "a purple star", "a green car", "a pink elephant", "two hearts", "three stars", "four trees",
     "two bananas", "a cat and a dog", "a flower and a mushroom", "a cat left of a tree", "a star above a house",
@@ -30,23 +32,24 @@ SHEET = (
 
 def train_scene_unet(
     unet: UNetModel, text: CLIPTextModel, vae: AutoencoderKL, run: Path, data: SceneLatents, settings: TrainConfig,
-    compiled: bool = False,
 ) -> nn.Module:  # fmt: skip
     """Train the U-Net to predict the noise in a scene's latent, given one of its captions (Rombach et al. 2022,
-    equation 3).
-
-    compiled: use `torch.compile`, which needs a C++ compiler and takes minutes at the start.
+    equation 3), and to attend to the words of each object where it is (`attention_loss`).
     """
     states, weights = TextStates(text), snr_weights(*X0_WEIGHTS)
-    denoise = torch.compile(unet) if compiled else unet
+    attention, tokenizer = AttentionLoss(), states.tokenizer
 
     def loss(unet: UNetModel, indices: Tensor, generator: torch.Generator) -> Tensor:
         x0 = data.latents[indices].float()
         noise = torch.randn(x0.shape, generator=generator)
         # Stratified timesteps, one from each of B equal parts of 0..999: less variance in the sum.
         t = ((torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) * TIMES / len(x0)).long()
-        context = states(sample_captions(data, indices, generator))  # (B, 77, D)
-        return prediction_errors(denoise, x0, noise, t, context, weights).mean()
+        captions = sample_captions(data, indices, generator)
+        # The earlier in sampling, the less an object's place is decided.
+        attention.expect(*attention_targets(data, indices, captions, tokenizer), 1 - t / TIMES)
+        with collecting(unet, attention):
+            errors = prediction_errors(unet, x0, noise, t, states(captions), weights)
+        return errors.mean() + ATTENTION_WEIGHT * attention.value()
 
     def on_save(unet: UNetModel, step: int) -> None:
         save_model(unet, run)
@@ -54,6 +57,23 @@ def train_scene_unet(
         sheet(text, vae, unet, data.latents.shape[-1]).save(run / f"sheet-{seen:08d}.png")
 
     return train(unet, loss, len(data), run, settings, on_save)
+
+
+def attention_targets(
+    data: SceneLatents, indices: Tensor, captions: list[str], tokenizer: Tokenizer
+) -> tuple[Tensor, Tensor]:
+    """Return which tokens of each caption belong to each phrase (B, K, 77), and where its objects are (B, K, h, w)."""
+    cells = data.latents.shape[-1]
+    members = torch.zeros(len(captions), MAX_PHRASES, 77)
+    masks = torch.zeros(len(captions), MAX_PHRASES, cells, cells)
+    for i, (index, caption) in enumerate(zip(indices.tolist(), captions)):
+        tokens = tokenizer.encode(caption)
+        for k, (phrase, boxes) in enumerate(data.phrases[index]):
+            places = find_tokens(tokens, tokenizer.encode(phrase))
+            if places is not None:
+                members[i, k, [1 + place for place in places]] = 1  # after the start token
+                masks[i, k] = box_masks(boxes, cells)
+    return members, masks
 
 
 class TextStates:

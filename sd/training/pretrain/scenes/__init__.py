@@ -15,5 +15,6 @@ stream        training examples by number: scenes and single emoji
 detector      a small detector of names, positions and colors
 tasks         GenEval's six tasks on held-out combinations
 attention     the share of a noun's cross-attention that lies on its object
+attention_loss  a loss that draws this share towards all of it
 evaluation    these tasks from prompts to scores and sheets
 """
