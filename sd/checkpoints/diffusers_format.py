@@ -169,7 +169,10 @@ def read_weight_files(paths: list[Path]) -> tuple[dict[str, Tensor], list[Mapped
 def check_folder(path: Path) -> None:
     """Raises UserError where `path` is a file, or a folder with anything else in it, which is never removed."""
     if path.is_file():
-        raise UserError(f"{path} is a file: name a new folder, or a file that ends in .safetensors or .ckpt.")
+        raise UserError(
+            f"a folder could not be written, because {path} is a file: name a new folder, or a file that ends in "
+            ".safetensors or .ckpt."
+        )
     strangers = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     strangers -= {"model_index.json", *FOLDERS.values(), *OTHER_FOLDERS}
     if strangers:

@@ -35,7 +35,7 @@ REGION_BASE = option(
 CONTROL = option(
     *(
         "",
-        "ControlNets, IP-Adapters, reference_only, each as NAME[:WEIGHT][:key=value]..., ' + ' between them",
+        "names of ControlNets, IP-Adapters or reference_only, as NAME[:WEIGHT][:key=value]..., ' + ' between them",
         "control",
     ),
     flags=("--control",),
