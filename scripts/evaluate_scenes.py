@@ -36,7 +36,7 @@ def main() -> None:
     add("--model", type=Path, default=ROOT / "weights" / "emoji.safetensors", help="checkpoint to score")
     add("--detector", type=Path, default=ROOT / "runs" / "scenes" / "detector", help="folder of the trained detector")
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help="tasks to score")
-    add("--nouns", choices=["common", "all"], default="all", help="nouns of the prompts: the 64 common ones or all")
+    add("--nouns", choices=["common", "all"], default="all", help="nouns of the prompts: the common ones or all")
     add("--prompts", type=int, default=100, help="number of prompts for each task")
     add("--steps", type=int, default=20, help="number of sampling steps")
     add("--guidance", type=float, default=4.0, help="classifier-free guidance scale")

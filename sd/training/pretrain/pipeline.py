@@ -54,7 +54,8 @@ def newest_folder(part: str, runs: Path) -> Path:
 def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, latents: int = LATENTS) -> None:
     """Train one of STAGES in `runs/<stage>`, or resume it; or encode that many "latents".
 
-    A stage starts from the shipped weights; the U-Net and the latents use the results of earlier stages.
+    A stage starts from the shipped weights, U-Net and detector from those of their own folder where it has some; the
+    U-Net and the latents use the results of earlier stages.
     """
     stream = SceneStream(Cutouts(data))
     keep_history(stage, runs)
@@ -66,7 +67,10 @@ def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, 
         teacher = load_model(pretrain_run.new_network("clip"), runs / "shipped" / "clip").to(settings.device)
         train_scene_text(clip, runs / "clip", stream, settings, teacher)
     elif stage == "detector":
-        train_detector(Detector(), runs / "detector", detector_cutouts(data), settings)
+        detector = Detector()
+        if exists(runs / stage):
+            load_model(detector, runs / stage).requires_grad_(True)
+        train_detector(detector, runs / stage, detector_cutouts(data), settings)
     elif stage == "latents":
         make_latents(
             load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)), stream, runs / "latents", latents

@@ -22,7 +22,7 @@ from sd.utils.device import rank_and_world_size
 from sd.utils.images import from_tensor
 from sd.vae import LATENT_SCALE, AutoencoderKL
 
-ATTENTION_WEIGHT = 0.02  # of the attention's loss, some 0.7 at first, beside the noise's, some 0.2
+ATTENTION_WEIGHT = 0.05  # of the attention's loss, some 0.7 at first, beside the noise's, some 0.2
 SHEET = (
     "a blue apple", "a purple star", "a green car", "a pink elephant", "two hearts", "three stars", "four trees",
     "two bananas", "a cat and a dog", "a flower and a mushroom", "a cat left of a tree", "a star above a house",

@@ -17,7 +17,7 @@ from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.grammar import Grammar, Scene
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.stream import EXAMPLES
-from sd.training.pretrain.scenes.vocabulary import scene_names
+from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS, scene_names
 from sd.utils.errors import UserError
 
 STRIDE = 8  # pixels of a cell of the heat map
@@ -149,11 +149,11 @@ def detector_cutouts(data: Path) -> Cutouts:
 
 
 def train_detector(detector: Detector, run: Path, cutouts: Cutouts, settings: TrainConfig) -> Detector:
-    """Train on scenes of any combination, rendered on demand."""
-    grammar = Grammar(cutouts, held_out=None)
+    """Train on scenes of any combination, rendered on demand; half of them have common nouns only."""
+    grammars = Grammar(cutouts, held_out=None), Grammar(cutouts, held_out=None, nouns=COMMON_NOUNS)
 
     def loss(detector: Detector, indices: Tensor, generator: torch.Generator) -> Tensor:
-        scenes = [grammar.scene(index) for index in indices.tolist()]
+        scenes = [grammars[index % 2].scene(index) for index in indices.tolist()]
         images = degraded(render_batch(scenes, cutouts), generator)
         heat, cells, labels = targets(scenes, detector, cutouts, images.shape[-1] // STRIDE)
         device = detector.heat.weight.device

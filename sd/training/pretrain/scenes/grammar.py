@@ -14,13 +14,14 @@ from sd.training.pretrain.scenes.layout import Placed, lay_out
 from sd.training.pretrain.scenes.vocabulary import COUNT_WORDS, INVERSE, RELATIONS, scene_names
 from sd.training.pretrain.scenes.wording import Content, random_caption
 
-SHARES = {"single": 0.35, "recolored": 0.20, "counted": 0.15, "pair": 0.10, "placed": 0.10, "colored_pair": 0.10}
+SHARES = {"single": 0.20, "recolored": 0.20, "counted": 0.15, "pair": 0.15, "placed": 0.12, "colored_pair": 0.18}
 WITH_BACKGROUND = {"single": 0.5, "recolored": 0.25}  # the fraction that has one; for the other kinds:
 WITH_BACKGROUND_ELSE = 0.15
 NATURAL = 0.25  # the fraction of colors that are an object's own
-# Most scenes have the shapes of one artist, who drew the three fluent styles: composition is learned sooner, and a
-# caption without a style mostly means these shapes. Single emoji have every style equally often.
-STYLE_SHARES = {"fluent 3d emoji": 12, "fluent flat emoji": 3}  # the others: 1
+# A caption without a style always means the first of these in which all of its objects exist: a caption that means
+# many shapes at once is learned as their blurred mean. Most scenes have it, the others name theirs.
+USUAL_STYLES = ("fluent 3d emoji", "fluent flat emoji", "fluent emoji", "noto emoji")
+USUAL_STYLE = 0.8  # the fraction of scenes in their usual style
 TRIES = 200
 
 
@@ -103,8 +104,8 @@ class Grammar:
         """Return random contents; None where they make no sense, so that the caller tries again."""
         names = tuple(rng.sample(self.countable if kind != "single" else self.names, 2))
         names = names[:1] if kind in ("single", "recolored", "counted") else names
-        styles = self.cutouts.styles[names[0]]
-        style = rng.choices(styles, [STYLE_SHARES.get(each, 1) for each in styles])[0]
+        usual = usual_style(names, self.cutouts)
+        style = usual if usual and rng.random() < USUAL_STYLE else rng.choice(self.cutouts.styles[names[0]])
         if any((name, style) not in self.cutouts.cutouts for name in names):
             return None
         colors: list[str | None] = [None] * len(names)
@@ -124,6 +125,7 @@ class Grammar:
             relation=rng.choice(RELATIONS) if kind == "placed" else "",
             size=rng.choices(("", "small", "large"), (8, 1, 1))[0] if kind in ("single", "recolored") else "",
             background=random_background(rng) if has_background else WHITE,
+            is_usual=style == usual,
         )
 
     def sample_color(self, name: str, style: str, rng: random.Random) -> str | None:
@@ -134,6 +136,14 @@ class Grammar:
             return cutout.natural
         colors = [color for color in cutout.colors if color != noun]
         return rng.choice(colors) if colors else None
+
+
+def usual_style(names: Collection[str], cutouts: Cutouts) -> str | None:
+    """Return the style that a caption without one means for these names; None where they have no usual one."""
+    for style in USUAL_STYLES:
+        if all((name, style) in cutouts.cutouts for name in names):
+            return style
+    return None
 
 
 def changed_content(content: Content, rng: random.Random, grammar: Grammar) -> Content:

@@ -8,15 +8,15 @@ from torch import Tensor
 from sd.training.pretrain.dataset import Emoji, with_article
 from sd.training.pretrain.emoji_dataset import SIZE, read_names
 from sd.training.pretrain.scenes.cutouts import Cutouts
-from sd.training.pretrain.scenes.grammar import Grammar, Scene
+from sd.training.pretrain.scenes.grammar import Grammar, Scene, usual_style
 from sd.training.pretrain.scenes.layout import Placed
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS, NO_FLIP
 from sd.training.pretrain.scenes.wording import Content
 
 EXAMPLES = 1_000_000  # scenes in an epoch
-COMMON = 0.65  # the fraction of the scenes that have common nouns only
-SINGLE_EMOJI = 0.2  # the fraction of examples with one emoji on white, as in the training of the shipped model
+COMMON = 0.9  # the fraction of the scenes that have common nouns only
+SINGLE_EMOJI = 0.15  # the fraction of examples with one emoji on white, as in the training of the shipped model
 
 
 class SceneStream:
@@ -46,8 +46,10 @@ class SceneStream:
         content = Content("emoji", cutout.style, (cutout.name,))
         placed = Placed(cutout.name, cutout.style, None, left, top, width, height, side, flip)
         emoji = Emoji(cutout.file, cutout.name, cutout.style, self.words[cutout.name], cutout.split)
-        usual = f"{with_article(cutout.name)}, {cutout.style}"
-        caption = usual if rng.random() < 0.4 else rng.choice(emoji.captions)
+        exact = f"{with_article(cutout.name)}, {cutout.style}"
+        is_usual = cutout.style == usual_style([cutout.name], self.cutouts)
+        others = emoji.captions if is_usual else emoji.captions[: -len(emoji.plain_captions)]
+        caption = exact if rng.random() < 0.4 else rng.choice(others)
         return Scene(content, (placed,), caption, seed)
 
     def images(self, indices: Tensor) -> tuple[Tensor, list[str]]:

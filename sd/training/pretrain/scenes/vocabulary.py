@@ -21,11 +21,9 @@ INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 # others are already known as single emoji.
 COMMON_NOUNS = frozenset(
     (
-        "apple, airplane, balloon, banana, bear, bee, bell, bicycle, bird, birthday cake, book, bus, butterfly, "
-        "cactus, camera, car, carrot, castle, cat, cloud, crown, cup of coffee, dog, doughnut, duck, elephant, fish, "
-        "flower, frog, ghost, gift, guitar, hamburger, heart, house, ice cream, key, ladybug, lemon, light bulb, "
-        "lion, moon, mushroom, orange, owl, pear, penguin, pizza, pumpkin, rabbit, robot, rocket, rose, sailboat, "
-        "snowman, star, strawberry, sun, sunflower, tent, tree, turtle, umbrella, whale"
+        "apple, balloon, banana, bear, bicycle, bird, book, butterfly, cactus, car, castle, cat, crown, dog, doughnut, "
+        "elephant, fish, flower, frog, ghost, guitar, hamburger, heart, house, key, lemon, moon, mushroom, owl, "
+        "penguin, pizza, rabbit, robot, rocket, snowman, star, strawberry, sun, tree, umbrella"
     ).split(", ")
 )
 NO_FLIP = {"alarm clock", "watch", "musical note"}  # mirrored, these would be wrong

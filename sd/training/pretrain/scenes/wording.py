@@ -14,7 +14,7 @@ from sd.training.pretrain.scenes.vocabulary import (
 )
 
 USUAL_WORDING = 0.5  # the fraction of captions in the first wording
-STYLED = 0.5  # the fraction of captions with the style
+STYLED = 0.25  # the fraction of captions with the style, where they may leave it out
 RELATION_WORDS = {
     "left": ("left of", "to the left of", "on the left of"),
     "right": ("right of", "to the right of", "on the right of"),
@@ -30,6 +30,7 @@ class Content:
 
     kind: single, recolored, counted, pair, placed, colored_pair. names: one or two of `scene_names`. colors: a word or
         None for each. count: of the one name. relation: of the first to the second. size: "small", "large" or "".
+        is_usual: whether captions may leave the style out, because it is what they mean without one.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Content:
     relation: str = ""
     size: str = ""
     background: Background = WHITE
+    is_usual: bool = True
 
     @property
     def is_held_out(self) -> bool:
@@ -86,7 +88,7 @@ def body_wordings(content: Content) -> list[str]:
         return phrases[0] + plain + ([f"one {color}{noun.noun}"] if noun.plural and not content.size else [])
     (first,), (second,) = phrases
     if not content.relation:
-        return [f"{first} and {second}", f"{second} and {first}", f"{first} next to {second}", f"{first} with {second}"]
+        return [f"{first} and {second}", f"{first} next to {second}", f"{first} with {second}"]
     there = [f"{first} {words} {second}" for words in RELATION_WORDS[content.relation]]
     back = [f"{second} {words} {first}" for words in RELATION_WORDS[INVERSE[content.relation]]]
     return [there[0], back[0], *there[1:], *back[1:]]
@@ -102,6 +104,6 @@ def captions(content: Content, styled: bool) -> list[str]:
 
 
 def random_caption(content: Content, rng: random.Random) -> str:
-    """Return one wording: the usual one in half the cases, with the style in half the cases."""
-    wordings = captions(content, rng.random() < STYLED)
+    """Return one wording: the usual one in half the cases, sometimes with the style, always with an unusual one."""
+    wordings = captions(content, not content.is_usual or rng.random() < STYLED)
     return wordings[0] if rng.random() < USUAL_WORDING else rng.choice(wordings)
