@@ -11,7 +11,7 @@ from sd.training.pretrain.scenes.vocabulary import NO_FLIP
 from sd.training.pretrain.scenes.wording import Content
 
 # One large object in the middle, two side by side in the order of the caption, three in a triangle, four in a square.
-# A model of single emoji knows the first already; colors, pairs and numbers are learned sooner where places vary little.
+# A model of single emoji knows the first already; colors, pairs and numbers come sooner where places vary little.
 USUAL = 0.85  # the fraction of scenes with these positions
 USUAL_SIDES = {1: (98, 118), 2: (50, 58), 3: (44, 52), 4: (44, 54)}  # pixels, of the longer side of each object
 JITTER = 3  # pixels, of a center around its usual place
