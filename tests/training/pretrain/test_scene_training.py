@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from scene_data import make_cutouts
 
 from sd.tokenizer import Tokenizer
-from sd.training.loop import TrainConfig
+from sd.training.loop import TrainConfig, save_model
 from sd.training.pretrain import pipeline, scene_text, scene_unet, scene_vae
 from sd.training.pretrain.export import export
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scene_text import CLIPWithReader, SceneReader, answers, measure_text, read_contents
+from sd.training.pretrain.scenes.detector import Detector
 from sd.training.pretrain.scenes.grammar import Grammar
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.training.pretrain.scenes.wording import Content
@@ -167,6 +168,19 @@ def test_captions_are_left_out_as_often_as_agreed(stream, tmp_path):
     drawn = scene_unet.sample_captions(data, torch.arange(4).repeat(500), torch.Generator().manual_seed(0))
     assert sum(caption == "" for caption in drawn) / 2000 == pytest.approx(0.1, abs=0.02)  # three standard errors
     assert sum(caption in ("noto emoji", "fluent emoji") for caption in drawn) / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+def test_a_detector_trains_on_from_weights_without_a_state(stream, tmp_path, monkeypatch):
+    (tmp_path / "detector").mkdir()
+    save_model(Detector(width=16), tmp_path / "detector")
+    given = []
+    monkeypatch.setattr(pipeline, "Detector", lambda: Detector(width=16))
+    monkeypatch.setattr(pipeline, "train_detector", lambda detector, *_: given.append(detector))
+    pipeline.run_stage("detector", tmp_path, stream.cutouts.folder, steps(1))
+    saved = load_file(tmp_path / "detector" / "model.safetensors")
+    for name, tensor in given[0].state_dict().items():
+        torch.testing.assert_close(tensor, saved[name].to(tensor), rtol=0, atol=0)
+    assert all(parameter.requires_grad for parameter in given[0].parameters())
 
 
 def test_an_export_holds_the_weights_of_the_stages_and_the_history_of_the_shipped_ones(tmp_path):
