@@ -3,6 +3,7 @@
 python scripts/train_scenes.py detector                                 the detector, once
 python scripts/evaluate_scenes.py                                       the shipped model (some minutes)
 python scripts/evaluate_scenes.py --model runs/scenes/emoji.safetensors --sheets out --note "250,000 images"
+python scripts/evaluate_scenes.py --regions                             two objects, each in its half of the image
 
 Prints each task's fraction of right images with its 95 % interval, and the share of a noun's attention on its object.
 --curve appends the scores to a file of JSON lines.
@@ -22,10 +23,10 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.args import HelpFormatter
 from sd.training.pretrain.scenes.attention import attention_share
 from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
-from sd.training.pretrain.scenes.evaluation import evaluate_tasks, table
+from sd.training.pretrain.scenes.evaluation import evaluate_regions, evaluate_tasks, table
 from sd.training.pretrain.scenes.tasks import TASKS, task_scenes
 from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS
-from sd.utils.errors import plain_errors
+from sd.utils.errors import UserError, plain_errors
 
 
 @plain_errors
@@ -41,6 +42,7 @@ def main() -> None:
     add("--steps", type=int, default=20, help="number of sampling steps")
     add("--guidance", type=float, default=4.0, help="classifier-free guidance scale")
     add("--sheets", type=Path, help="folder for one sheet for each task, with right and wrong images marked")
+    add("--regions", action="store_true", help="score regions (ADDCOL) beside a plain prompt, instead of the tasks")
     add("--real-only", action="store_true", help="score only the rendered scenes (the detector's ceiling)")
     add("--curve", type=Path, help="append the scores as one JSON line to this file")
     add("--note", default="", help="text to store with the scores, such as the number of images seen")
@@ -52,6 +54,14 @@ def main() -> None:
     pipe = None if options.real_only else StableDiffusion.from_pretrained(options.model)
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
     nouns = COMMON_NOUNS if options.nouns == "common" else None
+    if options.regions:
+        if pipe is None:
+            raise UserError("--regions scores generated images: leave --real-only out.")
+        regions = evaluate_regions(
+            options.data, detector, pipe, options.prompts, settings, options.sheets, 1000, nouns=nouns
+        )
+        print(*(f"two objects, each in its half, {who}: {score}" for who, score in regions.items()), sep="\n")
+        return
     scores = evaluate_tasks(
         options.tasks, options.data, detector, pipe, options.prompts, settings, options.sheets, 1000, nouns=nouns
     )

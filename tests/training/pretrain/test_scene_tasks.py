@@ -1,13 +1,17 @@
 """The six tasks: fixed held-out prompts, a detector that finds objects, and correct scores."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from scene_data import make_cutouts
 
+from sd.training.pretrain.scenes import evaluation
 from sd.training.pretrain.scenes.colors import COLORS
 from sd.training.pretrain.scenes.detector import STRIDE, Detection, Detector, detection_loss, load_detector, targets
-from sd.training.pretrain.scenes.evaluation import table
+from sd.training.pretrain.scenes.evaluation import in_halves, table
 from sd.training.pretrain.scenes.grammar import Grammar
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.tasks import TASKS, is_right, mean_score, sample_task_scenes, task_scenes, wilson_score
@@ -48,6 +52,35 @@ def test_an_image_is_right_where_the_objects_are_what_the_prompt_says():
     assert not right("placed", ("cat", "dog"), [cat, dog], colors=(None, None), relation="above")
     assert right("colored_pair", ("cat", "dog"), [cat, dog], colors=("red", "blue"))
     assert not right("colored_pair", ("cat", "dog"), [cat, dog], colors=("blue", "red"))
+
+
+def test_two_objects_are_right_in_their_own_halves_only():
+    cat, dog = ("cat", None, 60, 60), ("dog", None, 190, 60)
+    assert in_halves(("cat", "dog"), found(cat, dog))
+    assert not in_halves(("dog", "cat"), found(cat, dog))
+    assert not in_halves(("cat", "dog"), found(cat, ("dog", None, 120, 60)))
+    assert not in_halves(("cat", "dog"), found(cat))
+
+
+def test_regions_are_scored_beside_a_plain_prompt(cutouts, tmp_path, monkeypatch):
+    asked = []
+
+    def pipe(prompts, seed, **settings):
+        asked.extend(prompts)
+        assert (settings["width"], settings["height"]) == (256, 128)
+        return SimpleNamespace(images=[Image.new("RGB", (256, 128), "white")] * len(prompts))
+
+    scenes = sample_task_scenes(Grammar(cutouts, held_out=True, shares={"pair": 1}), "pair", 2)
+    monkeypatch.setattr(evaluation, "task_scenes", lambda *_: scenes)
+    names = scenes[0].content.names
+    detector = Detector(width=16)
+    seen = found((names[0], None, 60, 60), (names[1], None, 190, 60))
+    monkeypatch.setattr(detector, "detect", lambda images: [seen] + [[]] * (len(images) - 1))
+    scores = evaluation.evaluate_regions(tmp_path, detector, pipe, 2, {}, sheets=tmp_path)
+    first, second = scenes[0].caption.split(" and ")
+    assert (asked[0], asked[2]) == (f"{first} ADDCOL {second}", f"{first} left of {second}")
+    assert {who: score.value for who, score in scores.items()} == {"regions": 0.5, "plain prompt": 0.5}
+    assert (tmp_path / "plain-prompt.png").exists()
 
 
 def test_intervals_are_wilsons():

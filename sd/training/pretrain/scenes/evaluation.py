@@ -1,16 +1,21 @@
-"""The six tasks from prompts to scores: images generated with fixed seeds, and rendered scenes of the same contents."""
+"""The six tasks from prompts to scores: images generated with fixed seeds, and rendered scenes of the same contents.
 
-from collections.abc import Collection
+Beside them, the same detector scores the regions of prompts.
+"""
+
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.training.pretrain.scenes.detector import Detector, detector_cutouts
+from sd.training.pretrain.emoji_dataset import SIZE
+from sd.training.pretrain.scenes.detector import Detection, Detector, detector_cutouts
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.sheets import captioned_sheet
 from sd.training.pretrain.scenes.tasks import Score, is_right, mean_score, task_scenes, wilson_score
+from sd.training.pretrain.scenes.wording import noun_phrases
 from sd.utils.images import from_tensor, to_tensor
 from sd.vae import AutoencoderKL
 
@@ -49,6 +54,37 @@ def evaluate_tasks(
         if len(each) > 1:
             each["mean"] = mean_score(list(each.values()))
     return scores
+
+
+def evaluate_regions(
+    data: Path, detector: Detector, pipe: StableDiffusion, prompts: int, settings: dict,
+    sheets: Path | None = None, seed: int = 0, nouns: Collection[str] | None = None,
+) -> dict[str, Score]:  # fmt: skip
+    """Score held-out pairs in images of two squares side by side: each object is right in its own half only.
+
+    "regions": a prompt for each half. "plain prompt": one for both, "a cat left of a dog". The others: see
+    `evaluate_tasks`.
+    """
+    scenes, scores = task_scenes("two objects", data, prompts, nouns), {}
+    for who, between in (("regions", " ADDCOL "), ("plain prompt", " left of ")):
+        texts = [between.join(phrase for (phrase,) in noun_phrases(scene.content)) for scene in scenes]
+        made = generate(pipe, texts, seed, settings | {"width": 2 * SIZE, "height": SIZE})
+        right = [in_halves(scene.content.names, each) for scene, each in zip(scenes, detector.detect(made))]
+        scores[who] = wilson_score(right)
+        if sheets is not None:
+            sheets.mkdir(parents=True, exist_ok=True)
+            file = sheets / f"{who.replace(' ', '-')}.png"
+            captioned_sheet(from_tensor(made), texts, columns=5, right=right).save(file)
+    return scores
+
+
+def in_halves(names: Sequence[str], found: list[Detection]) -> bool:
+    """Return whether the first object is left of the middle, and the second one right of it, SIZE pixels from the
+    left.
+    """
+    left = {each.name for each in found if each.x < SIZE}
+    right = {each.name for each in found if each.x >= SIZE}
+    return names[0] in left and names[1] in right
 
 
 def generate(pipe: StableDiffusion, prompts: list[str], seed: int, settings: dict, batch: int = 10) -> Tensor:
