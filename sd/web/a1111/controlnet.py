@@ -18,6 +18,7 @@ from sd.control.units import MAX_UNITS, MODES, NO_MODEL, RESIZES, ControlUnit, f
 from sd.pipeline.mask import brightest, read_mask, stretch_mask
 from sd.utils.errors import UserError
 from sd.utils.images import to_rgb
+from sd.web.a1111.control_types import describe_control_types
 from sd.web.a1111.fields import is_off_unit, is_value_off
 from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, MAX_PIXELS, check_image, decode_image
 from sd.web.jobs.model_index import Models
@@ -256,9 +257,7 @@ def controlnet_router(models: Models) -> APIRouter:
 
     @router.get("/control_types")
     async def control_types() -> dict:
-        found = ["None", *(await asyncio.to_thread(models.names, "ControlNet"))]
-        every = {"module_list": list(PREPROCESSORS), "model_list": found}
-        return {"control_types": {"All": every | {"default_option": "none", "default_model": "None"}}}
+        return {"control_types": describe_control_types(await asyncio.to_thread(models.names, "ControlNet"))}
 
     @router.post("/detect")
     async def detect_images(body: DetectRequest) -> dict:

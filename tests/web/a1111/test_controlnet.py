@@ -222,10 +222,9 @@ def test_the_lists_describe_the_preprocessors(nets):
         "model_free": True,
         "sliders": [{"name": "Style fidelity", "value": 0.5, "min": 0, "max": 1}],
     }
-    assert nets.client.get("/controlnet/control_types").json()["control_types"]["All"]["model_list"] == [
-        "None",
-        "edges",
-    ]
+    types = nets.client.get("/controlnet/control_types").json()["control_types"]
+    assert types["All"]["model_list"] == ["None", "edges"]
+    assert types["Canny"]["module_list"] == ["none", "canny", "invert"]
     assert nets.client.get("/controlnet/settings").json() == {"control_net_unit_count": 10}
     empty = nets.client.post("/controlnet/detect", json={"controlnet_module": "canny"})
     assert (empty.status_code, "is empty" in empty.json()["detail"]) == (422, True)
