@@ -16,7 +16,7 @@ from sd.control.ip_adapter.network import ImageProjection, IPAdapterModel
 from sd.pipeline.metadata.settings_infotext import read_settings
 from sd.utils.errors import UserError
 from sd.vision.clip_vision import CLIPVisionModel
-from sd.vision.image_encoder import ImageEncoder
+from sd.vision.image_encoder import ImageEncoder, load_image_encoder
 
 SMALL = dict(steps=2, seed=5, guidance_scale=3.0, sampler="euler")
 DIMS = [64, 64, 64, 64]  # of the small U-Net's cross-attentions
@@ -85,6 +85,27 @@ def test_it_works_with_a_controlnet_a_reference_and_a_second_pass(prompted, phot
     made = prompted("a cat", control="one + reference_only + face:0.5", **given)
     assert made.images[0].size == (96, 96)
     assert not np.array_equal(pixels(made), pixels(without))
+
+
+def test_the_encoder_is_kept_while_units_name_it(prompted, photo, tmp_path, monkeypatch):
+    """Two adapters share it, two images and two calls read it, and a call without it releases it."""
+    save_adapter(tmp_path / "controlnet", "body")
+    read = []
+
+    def load_counted(path, *where):
+        read.append(path.name)
+        return load_image_encoder(path, *where)
+
+    monkeypatch.setattr("sd.control.ip_adapter.kept_encoder.load_image_encoder", load_counted)
+    made = prompted("a cat", control="face + body", control_image=[photo, photo.rotate(90)], **SMALL)
+    turned = prompted("a cat", control="face", control_image=photo.rotate(180), **SMALL)
+    assert read == ["image_encoder"]
+    assert not np.array_equal(pixels(made), pixels(turned))
+    prompted("a cat", **SMALL)
+    assert prompted.controlnets.encoders == {}
+    again = prompted("a cat", control="face", control_image=photo.rotate(180), **SMALL)
+    assert np.array_equal(pixels(again), pixels(turned))
+    assert read == ["image_encoder"] * 2
 
 
 def test_infotext_has_it_as_a_unit_and_its_encoder(prompted, photo, tmp_path):
