@@ -1,5 +1,7 @@
 """The webui's ControlNet extension: units of its clients, its lists and /controlnet/detect."""
 
+import base64
+import io
 import json
 import shutil
 
@@ -228,6 +230,24 @@ def test_the_lists_describe_the_preprocessors(nets):
     assert nets.client.get("/controlnet/settings").json() == {"control_net_unit_count": 10}
     empty = nets.client.post("/controlnet/detect", json={"controlnet_module": "canny"})
     assert (empty.status_code, "is empty" in empty.json()["detail"]) == (422, True)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_detect_says_that_it_reads_the_first_frame_of_an_animation(nets, photo, kind):
+    file = io.BytesIO()
+    photo.save(file, kind, save_all=True, append_images=[photo.rotate(90)])
+    animated, plain = base64.b64encode(file.getvalue()).decode(), base64_of(photo)
+
+    def detected(*images):
+        body = {"controlnet_module": "canny", "controlnet_input_images": list(images)}
+        return nets.client.post("/controlnet/detect", json=body).json()
+
+    answer = detected(animated, plain, animated)
+    assert answer["notes"] == [
+        "The file of the control image has several frames or pages, of which only the first is used."
+    ]
+    assert (len(answer["images"]), answer["info"]) == (3, "Success")
+    assert "notes" not in detected(plain)
 
 
 def test_our_own_api_takes_units_and_images(nets, photo):
