@@ -9,7 +9,6 @@ Every caption is generated twice from the same seed, without and with the scene'
 Canny's at the default thresholds; F1 counts edge pixels within 2 pixels of the other image's.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.cli.parser import ArgumentParser
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.args import HelpFormatter
 from sd.training.controlnet.evaluate import control_table, evaluate_control, held_out_scenes
@@ -27,7 +27,7 @@ from sd.utils.errors import UserError, plain_errors
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--control", required=True, help="name or file of the ControlNet, such as emoji-edges or emoji-edges:0.8")
     add("--model", type=Path, default=ROOT / "weights" / "emoji.safetensors", help="checkpoint that it controls")

@@ -264,7 +264,7 @@ class StableDiffusion(AdapterCalls):
         trace: records the steps of the first image's first pass.
         """
         if batch_size is not None:
-            check_whole("batch size", batch_size, 1, MAX_IMAGES)
+            check_whole("batch_size", batch_size, 1, MAX_IMAGES)
         image, mask = as_images(image, mask)
         frames = first_frame_notes(
             init_image=[image], mask=[mask], control_image=control_images, region_mask=region_masks
