@@ -22,7 +22,7 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.args import HelpFormatter
 from sd.training.controlnet.evaluate import control_table, evaluate_control, held_out_scenes
 from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
-from sd.utils.errors import UserError, plain_errors
+from sd.utils.errors import SettingError, plain_errors
 
 
 @plain_errors
@@ -43,7 +43,7 @@ def main() -> None:
     add("--threads", type=int, help="number of CPU threads (default: one for each core)")
     options = parser.parse_args()
     if options.count < 2:
-        raise UserError(f"--count is {options.count}: use 2 scenes or more, for an interval.")
+        raise SettingError("count", f"must be 2 scenes or more, for an interval, not {options.count}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     detector = None if options.edges_only else load_detector(options.detector)

@@ -25,7 +25,7 @@ from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.utils.device import DTYPES, check_device, device_of
-from sd.utils.errors import UserError
+from sd.utils.errors import SettingError, UserError
 
 NUMBERS = {  # options with a number: the type, and the help text
     "steps": (int, "number of training steps"),
@@ -129,7 +129,7 @@ def check_sources(args: argparse.Namespace) -> None:
     if args.scenes and (args.size or args.crops or not args.flip):
         raise UserError("--size, --crops and --no-flip are for --images: scenes have one size and their own layout.")
     if args.scene_count is not None and args.scene_count < 1:
-        raise UserError(f"--scene-count is {args.scene_count}: use a number from 1.")
+        raise SettingError("scene_count", f"must be 1 or more, not {args.scene_count}")
 
 
 def folder_source(pipe: StableDiffusion, recipe: ControlRecipe, images: Path, run: Path) -> Source:
