@@ -8,18 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import webuiapi
-from conftest import UNET
 from PIL import Image
-from reference_models import randomize
-from safetensors.torch import save_file
+from small_models import save_control, save_image_encoder, save_ip_adapter
 from web_client import Web, base64_of, listening, opened, post
 
-from sd.control.controlnet import ControlNetModel
-from sd.control.controlnet_files import save_controlnet
-from sd.control.ip_adapter.network import ImageProjection, IPAdapterModel
 from sd.control.preprocessors import preprocess
-from sd.vision.clip_vision import CLIPVisionModel
-from sd.vision.image_encoder import ImageEncoder
 
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
 # As Auto-Photoshop sends it: all of its fields, numbers for the choices.
@@ -45,7 +38,7 @@ PHOTOSHOP = {
 def with_a_controlnet(web):
     path = web.models.folders["ControlNet"] / "edges.safetensors"
     if not path.exists():
-        save_controlnet(path, randomize(ControlNetModel(**UNET), 11), {})
+        save_control(path)
         web.models.refresh()
     return web
 
@@ -107,8 +100,7 @@ def test_a_unit_without_a_model_takes_a_reference(nets, photo):
 def prompted(nets):
     """A server that has an IP-Adapter too, for as long as the test runs."""
     folder = nets.models.folders["ControlNet"]
-    network = IPAdapterModel(ImageProjection(40, 64), 64, [64] * 4)
-    save_file(randomize(network, 5).state_dict(), folder / "ip-adapter_sd15.safetensors")
+    save_ip_adapter(folder / "ip-adapter_sd15.safetensors")
     nets.models.refresh()
     yield nets
     (folder / "ip-adapter_sd15.safetensors").unlink()
@@ -123,12 +115,7 @@ def test_a_unit_with_an_ip_adapter_needs_its_image_encoder(prompted, photo):
     unit["image"] = base64_of(photo)
     answer = prompted.client.post("/sdapi/v1/txt2img", json=with_units(unit))
     assert (answer.status_code, "needs the image encoder" in answer.json()["detail"]) == (422, True), answer.text
-    folder = prompted.models.folders["ControlNet"] / "image_encoder"
-    folder.mkdir()
-    tower = ImageEncoder(CLIPVisionModel(image_size=28, patch_size=14, width=48, layers=2, heads=4), 40)
-    save_file(randomize(tower, 6).state_dict(), folder / "model.safetensors")
-    about = {"model_type": "clip_vision_model", "num_attention_heads": 4, "hidden_act": "gelu"}
-    (folder / "config.json").write_text(json.dumps(about))
+    save_image_encoder(prompted.models.folders["ControlNet"] / "image_encoder")
     prompted.models.refresh()
     answer = post(prompted, "txt2img", **with_units(unit | {"processor_res": 512}))
     assert "Module: ip-adapter_clip_sd15, Model: ip-adapter_sd15, Weight: 0.7" in info_of(answer)["infotexts"][0]
