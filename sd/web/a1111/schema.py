@@ -124,7 +124,8 @@ def settings_from_body(body: TextToImage, options: dict[str, Any], has_image: bo
     try:
         return GenerationSettings(**plain | translated | ({} if has_image else hires_from_body(body)))
     except SettingError as error:
-        raise error.renamed({row.name: row.a1111 for row in ROWS}) from error
+        names = {row.name: row.a1111 for row in ROWS if row.name != "num_images"}  # which is batch_size times n_iter
+        raise error.renamed(names) from error
 
 
 def sampler_of(body: TextToImage) -> tuple[str, str]:
