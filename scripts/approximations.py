@@ -6,7 +6,6 @@ python scripts/approximations.py --samplers --count 100     the steps at which e
 Writes {approximations,samplers}.{md,json,png} in docs/benchmarks; the samplers need data/emoji and matplotlib.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -18,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import approximations, sampler_steps
 from benchmarks.tasks import Options
+from sd.cli.parser import ArgumentParser
 from sd.evaluation.clip_score import load_clip
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED, StableDiffusion
@@ -28,8 +28,8 @@ from sd.utils.errors import plain_errors
 PROMPTS = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--count", type=int, default=14, help="number of prompts (default: 14)")
     add("--images", type=int, default=4, help="images per prompt, for the approximations (default: 4)")

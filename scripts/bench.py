@@ -11,7 +11,6 @@ requirements-dev.txt; torch.compile needs a C++ compiler; OpenVINO is `pip insta
 install its telemetry; onnxruntime is `pip install onnx onnxruntime`.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,11 +21,12 @@ from benchmarks.backends import BACKENDS, backends_of
 from benchmarks.report import RESULTS_FOLDER, results_path
 from benchmarks.tasks import DEFAULT_TASKS, TASKS, Options
 from benchmarks.terminal import measure_and_print
+from sd.cli.parser import ArgumentParser
 from sd.utils.errors import UserError, plain_errors
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--dtype", choices=["fp32", "bf16"], default=Options.dtype, help="precision of all backends (default: fp32)")
     add("--size", type=int, help="image size in pixels each way (default: 512)")

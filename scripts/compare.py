@@ -13,6 +13,7 @@ if not __package__:
 
 from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
 from sd.cli.args import FlagGroups, add_compute_flags, add_model_choices, add_options, load_pipeline, parse_column
+from sd.cli.parser import ArgumentParser
 from sd.evaluation.clip_score import LazyImages, load_clip
 from sd.evaluation.comparison import Column, compare
 from sd.pipeline.settings import OPTIONS, GenerationSettings
@@ -26,8 +27,8 @@ SHARED = ("negative_prompt", "steps", "guidance_scale", "sampler", "seed", "widt
 DEFAULTS = {"steps": 30, "sampler": "dpmpp_2m", "seed": 0}
 
 
-def comparison_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def comparison_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("prompts", nargs="+", metavar="PROMPT", help="text prompt (repeatable); a row for each of its seeds")
     column = "column beside the base (repeatable): lora=FILE[:STRENGTH], embedding=FILE[:WORD] or ckpt=FILE, or several"

@@ -4,7 +4,6 @@ python scripts/convert.py weights/v1-5-pruned-emaonly.ckpt v1-5.safetensors --dt
 python scripts/convert.py dreamy with-its-vae.safetensors --vae vae-ft-mse-840000-ema-pruned
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ if not __package__:
 from sd.checkpoints.checkpoint import check_saving, kind_to_save, load_models, save_checkpoint
 from sd.checkpoints.discovery import locate
 from sd.checkpoints.predictions import PREDICTION_HELP, PREDICTIONS, prediction_of
+from sd.cli.parser import ArgumentParser
 from sd.pipeline.onnx_export import check_folder, export_onnx
 from sd.utils.device import DTYPES
 from sd.utils.errors import UserError, plain_errors
@@ -22,7 +22,7 @@ from sd.utils.errors import UserError, plain_errors
 
 @plain_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", help="file or diffusers folder to convert, or its name in weights/")
     parser.add_argument("target", type=Path, help="X.ckpt, X.safetensors, or the name of a folder to write")
     parser.add_argument("--dtype", choices=DTYPES, help="data type of the weights (default: the source's)")

@@ -3,7 +3,6 @@
 python scripts/download.py
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,12 +11,13 @@ if not __package__:
 
 from sd.checkpoints.discovery import WEIGHTS
 from sd.checkpoints.download import MIRROR, SHA256, download_file
+from sd.cli.parser import ArgumentParser
 from sd.utils.errors import plain_errors
 
 
 @plain_errors
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ckpt", action="store_true", help="download the original .ckpt instead of the .safetensors")
     parser.add_argument("--url", help="another URL of the same file (default: the mirror on Hugging Face)")
     parser.add_argument("--outdir", type=Path, default=WEIGHTS, help="folder to write to (default: weights/)")

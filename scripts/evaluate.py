@@ -10,6 +10,7 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sd.cli.parser import ArgumentParser
 from sd.evaluation.clip_score import SHEET, LazyImages, evaluate, load_clip, prompts_by_path, without_placeholder
 from sd.training.args import HelpFormatter
 from sd.training.finetune.data.folder_layout import is_image
@@ -17,8 +18,8 @@ from sd.training.finetune.data.image_folder import ImageFolder
 from sd.utils.errors import UserError, plain_errors
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--generated", type=Path, required=True, metavar="DIR", help="folder of the generated images")
     text = "folder of the training images; without it there is no CLIP-I and no search for copies"

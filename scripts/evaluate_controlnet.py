@@ -9,7 +9,6 @@ Every caption is generated twice from the same seed, without and with the scene'
 Canny's at the default thresholds; F1 counts edge pixels within 2 pixels of the other image's.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,16 +17,17 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.cli.parser import ArgumentParser
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.args import HelpFormatter
 from sd.training.controlnet.evaluate import control_table, evaluate_control, held_out_scenes
 from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
-from sd.utils.errors import UserError, plain_errors
+from sd.utils.errors import SettingError, plain_errors
 
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--control", required=True, help="name or file of the ControlNet, such as emoji-edges or emoji-edges:0.8")
     add("--model", type=Path, default=ROOT / "weights" / "emoji.safetensors", help="checkpoint that it controls")
@@ -43,7 +43,7 @@ def main() -> None:
     add("--threads", type=int, help="number of CPU threads (default: one for each core)")
     options = parser.parse_args()
     if options.count < 2:
-        raise UserError(f"--count is {options.count}: use 2 scenes or more, for an interval.")
+        raise SettingError("count", f"must be 2 scenes or more, for an interval, not {options.count}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     detector = None if options.edges_only else load_detector(options.detector)

@@ -6,7 +6,6 @@ python scripts/evaluate_emoji.py --seen 60 --steps 10    faster, less exact
 Prints one JSON object; the sheets go into weights/ as PNG.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.cli.parser import ArgumentParser
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.args import HelpFormatter
 from sd.training.pretrain.dataset import EmojiDataset
@@ -34,7 +34,7 @@ SYNONYMS = ("a puppy", "a kitten", "an automobile", "a plane", "a bike", "a burg
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")
     parser.add_argument("--weights", type=Path, default=ROOT / "weights", help="folder of the model and its sheets")
     parser.add_argument("--seen", type=int, default=200, help="number of trained (name, style) pairs to generate")

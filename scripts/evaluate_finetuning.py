@@ -6,7 +6,6 @@ python scripts/evaluate_finetuning.py --only mango rat   some of them
 The same command resumes after a stop. Writes docs/fine-tuning.json and the sheet docs/fine-tuning.png.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.cli.parser import ArgumentParser
 from sd.evaluation.confidence import mean_with_ci
 from sd.training.args import HelpFormatter
 from sd.training.finetune.evaluate import OBJECTS, ConceptResult, concepts, finetune_concept, measure_prior_preservation
@@ -28,7 +28,7 @@ GAINS = (("ti", "known"), ("lora", "known"), ("lora", "ti"), ("real", "known"))
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "concepts", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the results")

@@ -9,7 +9,6 @@ Prints each task's fraction of right images with its 95 % interval, and the shar
 --curve appends the scores to a file of JSON lines.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.cli.parser import ArgumentParser
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.args import HelpFormatter
 from sd.training.pretrain.scenes.attention import attention_share
@@ -31,7 +31,7 @@ from sd.utils.errors import UserError, plain_errors
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")
     add("--model", type=Path, default=ROOT / "weights" / "emoji.safetensors", help="checkpoint to score")

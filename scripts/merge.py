@@ -4,7 +4,6 @@ python scripts/merge.py anime photo mixed.safetensors --weight 0.3
 python scripts/merge.py v1-5-inpainting anime anime-inpainting.safetensors --minus v1-5 --weight 1
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ if not __package__:
 
 from sd.checkpoints.discovery import locate
 from sd.checkpoints.merging import MergeWeights, merge_checkpoints, parse_blocks
+from sd.cli.parser import ArgumentParser
 from sd.utils.device import DTYPES
 from sd.utils.errors import plain_errors
 
@@ -22,7 +22,7 @@ BLOCKS = "IN00=0.2,M00=0.5,...: weights of blocks of the U-Net (IN00 to IN11, M0
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("first", help="checkpoint A, a file, a diffusers folder or a name in weights/; an inpainting model stands here")
     add("second", help="checkpoint B")

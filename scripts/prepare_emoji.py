@@ -4,13 +4,13 @@ python scripts/prepare_emoji.py             983 names in 5 styles, and one held-
 python scripts/prepare_emoji.py --small     363 names in 4 of these styles, for short trainings
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.cli.parser import ArgumentParser
 from sd.training.args import HelpFormatter
 from sd.training.pretrain.emoji_dataset import prepare_dataset
 from sd.utils.errors import plain_errors
@@ -18,7 +18,7 @@ from sd.utils.errors import plain_errors
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "emoji", help="folder of the dataset")
     parser.add_argument("--small", action="store_true", help="only common names, in one style less")
     options = parser.parse_args()

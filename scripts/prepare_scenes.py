@@ -5,13 +5,13 @@ python scripts/prepare_scenes.py                       the cut-outs, once (some 
 python scripts/prepare_scenes.py --sheet scenes.png    64 random scenes with their captions
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.cli.parser import ArgumentParser
 from sd.training.args import HelpFormatter
 from sd.training.pretrain.scenes.cutouts import Cutouts, prepare_cutouts
 from sd.training.pretrain.scenes.grammar import Grammar
@@ -22,7 +22,7 @@ from sd.utils.errors import plain_errors
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--data",
         type=Path,

@@ -6,20 +6,20 @@ python scripts/tour.py --text             only the pages, from the stored number
 python scripts/tour.py --check            write nothing, and fail if a page is not what --text would write
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sd.cli.parser import ArgumentParser
 from sd.utils.errors import UserError, plain_errors
 from tour.build import draw_chapters, stale_pages, write_pages
 from tour.pages import PAGES
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_mutually_exclusive_group().add_argument
     add("--chapters", type=int, nargs="+", default=[], metavar="N", help="draw these chapters' figures (default: all)")
     add("--text", action="store_true", help="draw nothing; write the pages from the stored numbers")

@@ -11,7 +11,6 @@ python scripts/train_scenes.py export      the newest weights as one checkpoint
 Several stages in one command run in this order, each to its end.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.cli.parser import ArgumentParser
 from sd.training.args import HelpFormatter, add_train_options, given_train_options
 from sd.training.pretrain.export import export
 from sd.training.pretrain.pipeline import LATENTS, STAGES, run_stage, stage_settings, start_from_shipped
@@ -28,7 +28,7 @@ from sd.utils.errors import plain_errors
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     stages = ["vae", "clip", "latents", "unet", "detector", "export"]
     parser.add_argument("stages", nargs="+", choices=stages, help="stages to run")
     files = parser.add_argument_group("files")

@@ -11,7 +11,6 @@ python scripts/train_scratch.py unpack     the shipped weights to runs/, as init
 Several GPUs: torchrun --nproc-per-node=4 scripts/train_scratch.py unet --device cuda
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sd.cli.parser import ArgumentParser
 from sd.training.args import HelpFormatter, add_train_options, given_train_options
 from sd.training.pretrain.dataset import EmojiDataset
 from sd.training.pretrain.export import export, unpack
@@ -30,7 +30,7 @@ from sd.utils.errors import plain_errors
 
 @plain_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "part", choices=[*PARTS, "export", "unpack"], help="part to train; export and unpack copy weights"
     )

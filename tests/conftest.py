@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
-from reference_models import randomize
+from reference_models import TINY, randomize
+from small_models import save_control, save_image_encoder, save_ip_adapter, save_t2i_adapter
 
+from sd.checkpoints.discovery import Models
 from sd.clip import CLIPTextModel
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.tokenizer import Tokenizer
@@ -22,8 +24,7 @@ hypothesis_settings.register_profile("project", derandomize="FUZZ_EXAMPLES" not 
 hypothesis_settings.load_profile("project")
 
 ROOT = Path(__file__).resolve().parents[1]
-UNET = dict(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), context_dim=64)
-
+UNET = TINY["unet"]
 VAE = dict(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
 CLIP = dict(width=64, layers=2, heads=4)
 
@@ -75,6 +76,21 @@ def fresh_copy(pipe: StableDiffusion) -> StableDiffusion:
 @pytest.fixture
 def pipe(made_once):
     return fresh_copy(made_once[4])
+
+
+@pytest.fixture
+def controlled(pipe, tmp_path):
+    """The same with models in weights/controlnet: the ControlNets one and two, adapter (a T2I-Adapter), and face (an
+    IP-Adapter) with its image encoder.
+    """
+    pipe.adapters.models = Models(tmp_path, tmp_path / "loras", tmp_path / "embeddings")
+    folder = tmp_path / "controlnet"
+    save_control(folder / "one.safetensors", 11)
+    save_control(folder / "two.safetensors", 12)
+    save_t2i_adapter(folder / "adapter.safetensors")
+    save_ip_adapter(folder / "face.safetensors")
+    save_image_encoder(folder / "image_encoder")
+    return pipe
 
 
 @pytest.fixture

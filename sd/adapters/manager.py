@@ -20,6 +20,7 @@ class Adapters:
     def __init__(self, tokenizer: Tokenizer, clip: CLIPTextModel, unet: UNetModel, models: Models | None = None):
         self.tokenizer, self.clip, self.unet = tokenizer, clip, unet
         self.models = Models() if models is None else models
+        self.kept: dict[tuple, tuple[str, LoraReport]] | None = None  # see `prompt_adapters.keep_prompt_loras`
         self.bundled: dict[str, list[str]] = {}  # LoRA -> words of the embeddings that came with it
         self.fused: dict[
             str, tuple[lora.Originals, lora.Originals]
@@ -66,6 +67,11 @@ class Adapters:
     def names(self) -> list[str]:
         """Returns the names of the LoRAs, then the words of the embeddings."""
         return [*self.loras(), *self.tokenizer.added]
+
+    def kept_names(self) -> set[str]:
+        """Returns the names of the LoRAs that are kept for the next image, and the words that came with them."""
+        names = {name for name, _ in (self.kept or {}).values()}
+        return names.union(*(self.bundled.get(name, ()) for name in names))
 
     def unload(self, name: str | None = None) -> None:
         """Unloads one adapter, or all, and restores the networks' bits. Raises UserError for an unknown name."""

@@ -11,6 +11,7 @@ from PIL import Image
 from sd.adapters.lora_loader import LoraReport
 from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
 from sd.checkpoints.predictions import PREDICTION_HELP, PREDICTIONS
+from sd.cli.parser import ArgumentParser
 from sd.cli.run import PREVIEW_EVERY
 from sd.evaluation.comparison import Column
 from sd.optimization.registry import list_optimizations, parse_names
@@ -28,7 +29,7 @@ def generation_parser(description: str, mode: str = "text", defaults: Mapping[st
 
     mode: "text" for txt2img, "image" for img2img and inpainting. defaults: where they differ from the table's.
     """
-    flags = FlagGroups(argparse.ArgumentParser(description=description))
+    flags = FlagGroups(ArgumentParser(description=description))
     add_prompt_flags(flags)
     without_default = {"prompt": None}  # distinguishes an empty --prompt from a missing one
     add_options(flags, [row for row in OPTIONS if row.mode in ("", mode)], without_default | dict(defaults or {}))
@@ -58,7 +59,7 @@ def generation_parser(description: str, mode: str = "text", defaults: Mapping[st
 class FlagGroups:
     """A parser with titled groups of flags; the help of each flag ends with its default."""
 
-    def __init__(self, parser: argparse.ArgumentParser):
+    def __init__(self, parser: ArgumentParser):
         self.parser = parser
         self.groups = {title: parser.add_argument_group(title) for title in GROUPS}
 
@@ -153,7 +154,7 @@ def add_output_flags(flags: FlagGroups) -> None:
     add("performance", "--taesd", metavar="PATH", help=taesd)
 
 
-def given_flags(parser: argparse.ArgumentParser) -> set[str]:
+def given_flags(parser: ArgumentParser) -> set[str]:
     """Returns the names of the arguments on the command line, including those that repeat a default."""
     bare = copy.deepcopy(parser)
     for action in bare._actions:
@@ -199,7 +200,7 @@ class ListOptimizations(argparse.Action):
         parser.exit()
 
 
-def add_compute_flags(parser: argparse.ArgumentParser, flags: FlagGroups | None = None) -> None:
+def add_compute_flags(parser: ArgumentParser, flags: FlagGroups | None = None) -> None:
     """Adds --precision and --optimize to a parser, or to the performance group of `flags`."""
     target = flags.groups["performance"] if flags else parser
     target.add_argument(
@@ -221,7 +222,7 @@ def settings_from_args(args: argparse.Namespace, **changes: Any) -> GenerationSe
     given = vars(args) | {"prompt": prompt_from_args(args)} | changes
     if given["prompt"] is None:
         raise UserError('missing prompt; pass it in quotes, such as "a red apple".')
-    check_whole("number of times over (--n-iter)", args.n_iter, 1, MAX_IMAGES)
+    check_whole("n_iter", args.n_iter, 1, MAX_IMAGES)
     return GenerationSettings(**{row.name: given[row.name] for row in OPTIONS if row.name in given})
 
 

@@ -30,6 +30,7 @@ from sd.cli.args import (
     prompt_from_args,
     split_suffix,
 )
+from sd.cli.parser import ArgumentParser
 from sd.cli.run import check_before_loading, print_notes, script_command
 from sd.evaluation.grids.axes import parse_axis
 from sd.evaluation.grids.grid import AXES, Grid, check_models, generate_cells, grid_sheet, plan_grid
@@ -53,7 +54,7 @@ AXIS_HELP = 'NAME=VALUES, such as "steps=10-30 (+10)", "sampler=euler, dpmpp_2m"
 
 def grid_parser(description: str) -> FlagGroups:
     """Returns the flags of the script: one image's options, up to three axes, and those of files and speed."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=description)
     flags = FlagGroups(parser)
     add = flags.add
     add("prompt", "positional_prompt", nargs="?", metavar="PROMPT", help="text prompt; the same as --prompt")

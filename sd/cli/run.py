@@ -100,24 +100,27 @@ def generate_and_save(
     images: list[Image.Image] = []
     prompts: list[str] = []
     printed: set[str] = set()
-    for request in requests:
-        if request.template:
-            print(f"prompt: {request.settings.prompt}")
-        parts = split_for_device(pipe, request)
-        with closing(ProgressBar(pipe, folder if args.preview and rank == 0 else None, len(parts))) as progress:
-            for part in parts:
-                began = time.perf_counter()
-                output = pipe.generate(
-                    *(part.settings, image, mask, progress), control_images=control_images, region_masks=region_masks
-                )
-                seconds = time.perf_counter() - began
-                progress.end_part()
-                with tqdm.external_write_mode():
-                    print_notes(output, printed)
-                    save_images(part, output, folder, seconds)
-                if not args.skip_grid and count == 1:
-                    images += output.images
-                    prompts += [request.settings.prompt] * len(output.images)
+    with pipe.keep_prompt_loras():
+        for request in requests:
+            if request.template:
+                print(f"prompt: {request.settings.prompt}")
+            parts = split_for_device(pipe, request)
+            with closing(ProgressBar(pipe, folder if args.preview and rank == 0 else None, len(parts))) as progress:
+                for part in parts:
+                    began = time.perf_counter()
+                    output = pipe.generate(
+                        *(part.settings, image, mask, progress),
+                        control_images=control_images,
+                        region_masks=region_masks,
+                    )
+                    seconds = time.perf_counter() - began
+                    progress.end_part()
+                    with tqdm.external_write_mode():
+                        print_notes(output, printed)
+                        save_images(part, output, folder, seconds)
+                    if not args.skip_grid and count == 1:
+                        images += output.images
+                        prompts += [request.settings.prompt] * len(output.images)
     if len(images) > 1:
         labels = prompts if len(set(prompts)) > 1 else None
         print(f"{save_png(grid(images, labels=labels), folder, prefix='grid-')}  all {len(images)}")

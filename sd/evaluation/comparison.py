@@ -142,7 +142,7 @@ def generate_columns(
         with loaded_adapters(pipe, column) as loaded:
             reports += loaded
     for column, images in columns:
-        with loaded_adapters(pipe, column):
+        with loaded_adapters(pipe, column), pipe.keep_prompt_loras():
             for one in settings:
                 prompt = replace_word(one.prompt, *words) if column.is_base else one.prompt
                 images += pipe.generate(one.replace(prompt=prompt), on_step=on_step).images

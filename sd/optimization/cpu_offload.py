@@ -52,9 +52,14 @@ class ModelOffloader:
             hook.remove()
 
 
+def is_enabled(unet: UNetModel) -> bool:
+    """Return whether the networks of a U-Net's pipeline are offloaded."""
+    return hasattr(unet, "offloader")
+
+
 def enable(unet: UNetModel, vae: AutoencoderKL, clip: CLIPTextModel | None = None) -> None:
     """Offloads all networks but the active one from now on."""
-    if not hasattr(unet, "offloader"):
+    if not is_enabled(unet):
         groups: dict[nn.Module, Iterable[nn.Module]] = {} if clip is None else {clip: [clip.embeddings, clip.encoder]}
         groups |= {
             vae.encoder: [vae.encoder],
@@ -67,6 +72,6 @@ def enable(unet: UNetModel, vae: AutoencoderKL, clip: CLIPTextModel | None = Non
 
 def disable(unet: UNetModel) -> None:
     """Moves all networks back to the device, where they stay."""
-    if hasattr(unet, "offloader"):
+    if is_enabled(unet):
         unet.offloader.close()
         del unet.offloader

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from sd.prompts.weighting import MAX_CHARACTERS
-from sd.utils.errors import UserError
+from sd.utils.errors import SettingError, UserError
 from sd.utils.files import is_encodable
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Option:
     """One row of the table. `name`, `type` and `default` are the dataclass field's.
 
     low, high: bounds of a number. choices: the values of a text with their labels for people, where it has a list.
-    noun: the option in a message, such as "number of steps". optional: None means `default_help`.
+    noun: a text in a message, such as "noise source". optional: None means `default_help`.
     flags: of the command line, the first one documented. mode: "text" or "image" for an option of txt2img.py or of
     img2img.py and inpaint.py alone. a1111: the field of AUTOMATIC1111's API; a1111_default: its default there.
     missing: why one of the places has no such option, by the place ("flags", "infotext", "widget", "a1111").
@@ -98,16 +98,16 @@ class Option:
         if self.optional and value is None:
             return
         if self.type is bool and not isinstance(value, bool):
-            raise UserError(f"the {noun} is {value!r}: use True or False.")
+            raise SettingError(self.name, f"must be True or False, not {value!r}")
         if self.type is str:
             check_text(noun, value)
         if self.low is None and self.type is int and (isinstance(value, bool) or not isinstance(value, int)):
-            raise UserError(f"the {noun} is {value!r}: use a whole number.")
+            raise SettingError(self.name, f"must be a whole number, not {value!r}")
         if self.low is not None and self.high is not None:
             if self.type is int:
-                check_whole(noun, value, int(self.low), int(self.high))
+                check_whole(self.name, value, int(self.low), int(self.high))
             else:
-                check_number(noun, value, self.low, self.high)
+                check_number(self.name, value, self.low, self.high)
         if self.choices is not None and value not in self.choices:
             raise UserError(f"unknown {noun} {value!r}; choose from {', '.join(map(str, self.choices))}.")
 
@@ -151,12 +151,12 @@ def check_text(name: str, value: object) -> None:
 
 
 def check_whole(name: str, value: object, lowest: int, highest: int) -> None:
-    """Raises UserError where a value is no whole number from `lowest` to `highest`."""
+    """Raises SettingError where a value is no whole number from `lowest` to `highest`."""
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise UserError(f"the {name} is {value!r}: use a whole number from {lowest} to {highest}.")
+        raise SettingError(name, f"must be a whole number from {lowest} to {highest}, not {value!r}")
 
 
 def check_number(name: str, value: object, lowest: float, highest: float) -> None:
-    """Raises UserError where a value is no finite number from `lowest` to `highest`."""
+    """Raises SettingError where a value is no finite number from `lowest` to `highest`."""
     if not isinstance(value, (int, float)) or not math.isfinite(value) or not lowest <= value <= highest:
-        raise UserError(f"the {name} is {value!r}: use a number from {lowest:g} to {highest:g}.")
+        raise SettingError(name, f"must be a number from {lowest:g} to {highest:g}, not {value!r}")

@@ -13,7 +13,7 @@ from sd.pipeline.sampling.schedules import ALL_SCHEDULES
 from sd.prompts.regions import parse_ratios
 from sd.prompts.weighting import CHUNK, COMMA_REACH, EMPHASIS
 from sd.schedule import TIMES
-from sd.utils.errors import UserError
+from sd.utils.errors import SettingError, UserError
 from sd.utils.images import check_size
 
 __all__ = ["OPTIONS", "GenerationSettings", "check_number", "check_whole", "list_prompts"]
@@ -91,7 +91,6 @@ class GenerationSettings:
         flags=("--steps", "--ddim_steps"),
         low=1,
         high=TIMES,
-        noun="number of steps",
         infotext=Infotext("Steps", "always"),
         widget=Widget("slider", "Steps", "sampling", high=150, step=1),
         a1111="steps",
@@ -138,7 +137,6 @@ class GenerationSettings:
         flags=("--num-images", "--n_samples"),
         low=1,
         high=MAX_IMAGES,
-        noun="number of images",
         widget=Widget("slider", "Batch count", "batch", high=16, step=1),
         a1111="batch_size",
         missing={"infotext": "each image has a text of its own"},
@@ -181,7 +179,6 @@ class GenerationSettings:
         mode="text",
         low=0,
         high=TIMES,
-        noun="number of hires steps",
         infotext=Infotext("Hires steps", part_of="hires_scale"),
         widget=Widget("slider", "Hires steps", "hires", high=150, step=1, info="0: as many as the first pass"),
         a1111="hr_second_pass_steps",
@@ -264,7 +261,6 @@ class GenerationSettings:
         flags=("--ensd",),
         low=0,
         high=MAX_SEED,
-        noun="seed delta",
         infotext=Infotext("ENSD"),
         widget=Widget("number", "Seed delta (ENSD)", "compatibility", low=0, step=1),
         missing={"a1111": "it is the option eta_noise_seed_delta there"},
@@ -337,7 +333,6 @@ class GenerationSettings:
         metavar="SIGMA",
         low=0,
         high=15,
-        noun="negative guidance minimum sigma",
         infotext=Infotext("NGMS"),
         widget=Widget(
             *("slider", "Negative guidance minimum sigma", "faster"),
@@ -463,10 +458,8 @@ OPTIONS = options_of(GenerationSettings)
 def check_step_cache(value: float) -> None:
     """Raises UserError for a value of the step cache that is neither a number of steps nor a threshold."""
     if isinstance(value, bool) or (value > 1 and value % 1):
-        raise UserError(
-            f"the step cache is {value}: use a whole number of steps from 1 to {MAX_EVERY}, or a threshold from "
-            f"{MIN_THRESHOLD} to below 1."
-        )
+        rule = f"must be a whole number of steps from 1 to {MAX_EVERY}, or a threshold from {MIN_THRESHOLD} to below 1"
+        raise SettingError("step_cache", f"{rule}, not {value}")
 
 
 def list_prompts(prompt: str | list[str], negative_prompt: str | list[str] | None) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ stays as it is.
 
 import sys
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from sd.pipeline.sampling_loop import OnStep, Progress, sample, schedule_for_mod
 from sd.pipeline.settings import MAX_IMAGES, MAX_SEED, OPTIONS, GenerationSettings, list_prompts
 from sd.pipeline.taesd import TAESD, load_taesd
 from sd.pipeline.trace import Trace
-from sd.prompts.prompt_adapters import load_prompt_adapters
+from sd.prompts.prompt_adapters import keep_prompt_loras, load_prompt_adapters, release_others
 from sd.prompts.weighting import encode_prompts
 from sd.tokenizer import Tokenizer
 from sd.unet import UNetModel
@@ -241,11 +241,19 @@ class StableDiffusion(AdapterCalls):
         control_images = as_image_list(control_image, "control image")
         region_masks = as_image_list(region_mask, "region mask")
         parts = []
-        for i, (one, negative) in enumerate(zip(prompts, negatives)):
-            next_seed = (first.seeds()[0] + i * num_images) % (MAX_SEED + 1)
-            settings = first.replace(prompt=one, negative_prompt=negative, seed=next_seed)
-            parts.append(self.generate(settings, image, mask, on_step, batch_size, control_images, region_masks))
+        with self.keep_prompt_loras():
+            for i, (one, negative) in enumerate(zip(prompts, negatives)):
+                next_seed = (first.seeds()[0] + i * num_images) % (MAX_SEED + 1)
+                settings = first.replace(prompt=one, negative_prompt=negative, seed=next_seed)
+                parts.append(self.generate(settings, image, mask, on_step, batch_size, control_images, region_masks))
         return GenerationOutput.concatenate(parts)
+
+    def keep_prompt_loras(self) -> AbstractContextManager[None]:
+        """Returns a context for several calls of `generate`: the LoRAs that a prompt names stay until others are named.
+
+        The images are those without it; the LoRAs are loaded once.
+        """
+        return keep_prompt_loras(self.adapters)
 
     @torch.no_grad()
     def generate(
@@ -264,7 +272,7 @@ class StableDiffusion(AdapterCalls):
         trace: records the steps of the first image's first pass.
         """
         if batch_size is not None:
-            check_whole("batch size", batch_size, 1, MAX_IMAGES)
+            check_whole("batch_size", batch_size, 1, MAX_IMAGES)
         image, mask = as_images(image, mask)
         frames = first_frame_notes(
             init_image=[image], mask=[mask], control_image=control_images, region_mask=region_masks
@@ -277,6 +285,7 @@ class StableDiffusion(AdapterCalls):
         masked = prepare_masked(settings, image, mask)
         image, mask = masked.image, masked.mask
         controls = control_inputs(self.controlnets, settings.control, self.adapters.models, control_images, image, mask)
+        release_others(self.adapters, settings.prompt)  # before their layers are optimized as all others are
         self.optimize()
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)
         rows = [slice(i, i + batch_size) for i in range(0, settings.num_images, batch_size)]
@@ -389,7 +398,8 @@ class StableDiffusion(AdapterCalls):
             more |= {"VAE hash": model_hash(self.vae_path) or None, "VAE": self.vae_path.name}
         if self.chosen_prediction is not None:
             more["Prediction"] = self.prediction.name
-        if names := self.adapters.names():
+        kept = self.adapters.kept_names()  # which the prompt names
+        if names := [name for name in self.adapters.names() if name not in kept]:
             more["Adapters"] = ", ".join(names)
         if inexact := approximate_names(self.optimizations):
             more["Approximations"] = ", ".join(inexact)

@@ -1,4 +1,7 @@
-"""The LoRAs and embeddings that a prompt names: loaded for that prompt only, and unloaded after it."""
+"""The LoRAs and embeddings that a prompt names: loaded for that prompt only, and unloaded after it.
+
+Between several images, `keep_prompt_loras` lets the LoRAs stay while the prompts name the same ones.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,22 +69,65 @@ def load_prompt_adapters(adapters: Adapters, prompt: str, negative_prompt: str) 
         ]
         yield named
     finally:
-        for name in adapters.names():
-            if name not in before and name in adapters.names():  # unloading a LoRA unloads its embeddings too
-                adapters.unload(name)
+        unload_later(adapters, {*before, *adapters.kept_names()})
+
+
+@contextmanager
+def keep_prompt_loras(adapters: Adapters) -> Iterator[None]:
+    """Lets the LoRAs of a prompt stay loaded within the context until a prompt names others.
+
+    It is for images that are generated one by one: their LoRAs are read, and their layers changed, once.
+    """
+    if adapters.kept is not None:  # there is such a context already
+        yield
+        return
+    adapters.kept = {}
+    try:
+        yield
+    finally:
+        release_kept(adapters)
+        adapters.kept = None
+
+
+def release_others(adapters: Adapters, prompt: str) -> None:
+    """Unloads the LoRAs that are kept, unless this prompt names the same ones in the same order."""
+    if adapters.kept and list(adapters.kept) != list(dict.fromkeys(key for keys in tag_keys(prompt) for key in keys)):
+        release_kept(adapters)
+
+
+def release_kept(adapters: Adapters) -> None:
+    """Unloads the LoRAs that are kept, with the embeddings that came with them."""
+    names = adapters.kept_names()
+    adapters.kept = {}
+    unload_later(adapters, set(adapters.names()) - names)
+
+
+def unload_later(adapters: Adapters, before: set[str]) -> None:
+    """Unloads all adapters but those of these names."""
+    for name in adapters.names():
+        if name not in before and name in adapters.names():  # unloading a LoRA unloads its embeddings too
+            adapters.unload(name)
+
+
+def tag_keys(prompt: str) -> list[list[tuple[Tag, int]]]:
+    """Returns the tags of each region of a prompt, each with the number of equal ones before it there."""
+    regions = [split_tags(text).tags for text in parse_regions(prompt).texts]
+    return [[(tag, tags[:i].count(tag)) for i, tag in enumerate(tags)] for tags in regions]
 
 
 def load_tags(adapters: Adapters, prompt: str, named: PromptAdapters) -> None:
-    """Loads the LoRAs of a prompt. A tag that several regions have is loaded once."""
-    loaded: dict[tuple[Tag, int], str] = {}
-    for text in parse_regions(prompt).texts:
-        tags = split_tags(text).tags
-        keys = [(tag, tags[:i].count(tag)) for i, tag in enumerate(tags)]
+    """Loads the LoRAs of a prompt, but for those that are kept. A tag that several regions have is loaded once."""
+    release_others(adapters, prompt)
+    loaded = {} if adapters.kept is None else adapters.kept
+    reported = set()
+    for keys in tag_keys(prompt):
         for key in keys:
             if key not in loaded:
-                loaded[key], report = load_tag(adapters, key[0])
-                named.add(report)
-        named.by_region.append(frozenset(loaded[key] for key in keys))
+                loaded[key] = load_tag(adapters, key[0])
+            if key not in reported:
+                named.add(loaded[key][1])
+                reported.add(key)
+        named.by_region.append(frozenset(loaded[key][0] for key in keys))
 
 
 def load_tag(adapters: Adapters, tag: Tag) -> tuple[str, LoraReport]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sd.clip import CLIPTextModel
 from sd.tokenizer import Tokenizer
-from sd.utils.errors import UserError
+from sd.utils.errors import SettingError, UserError
 
 CHUNK = 75  # tokens between CLIP's start and its end
 COMMA_REACH = 20  # a full chunk ends at a comma if there is one among so many tokens at its end
@@ -187,7 +187,7 @@ def encode_prompt(
     """
     layers = len(clip.encoder.layers)
     if not 1 <= clip_skip <= layers:
-        raise UserError(f"clip skip is {clip_skip}: use 1 (the last layer) to {layers} (the first).")
+        raise SettingError("clip_skip", f"must be from 1 (the last layer) to {layers} (the first), not {clip_skip}")
     return encode_chunks(tokenizer, clip, split_chunks(tokenizer, prompt, emphasis, comma_reach), clip_skip, emphasis)
 
 

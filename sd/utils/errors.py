@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks, and what a terminal would obey
@@ -31,6 +31,21 @@ class UserError(ValueError):
         super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}")
 
 
+class SettingError(UserError):
+    """A setting has a value that cannot be used. setting: its name. rule: what follows it, "must be ..., not ..."."""
+
+    def __init__(self, setting: str, rule: str):
+        super().__init__(f"{setting} {rule}.")
+        self.setting, self.rule = setting, rule
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.setting, self.rule)  # as it is sent between processes
+
+    def renamed(self, names: Mapping[str, str]) -> "SettingError":
+        """Return it with the name that the setting has elsewhere, if it is in `names`."""
+        return type(self)(names.get(self.setting, self.setting), self.rule)
+
+
 class DiskError(UserError):
     """A file could not be written: the disk is full, read-only or gone. reason: the system's error."""
 
@@ -41,6 +56,7 @@ class DiskError(UserError):
 
 NO_MEMORY = "there was not enough memory: choose a smaller size or fewer images at once."
 NO_UTF8 = "the locale has no UTF-8, so {!r} cannot be written there: set LC_ALL=C.UTF-8, or use plain letters."
+flag_names: dict[str, str] = {}  # of the settings, in the script that runs
 STOPPED, NO_READER = 130, 141  # exit codes, as shells report SIGINT and SIGPIPE
 REMEDIES = {
     errno.ENOSPC: "make room on that disk",
@@ -90,6 +106,8 @@ def plain_errors(main):
             except Exception as error:
                 if is_without_reader(error):
                     exit_process(NO_READER)
+                if isinstance(error, SettingError):
+                    error = error.renamed(flag_names)
                 if isinstance(error, UserError):
                     exit_process(2, f"error: {error}")
                 if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":  # of a path
@@ -101,6 +119,12 @@ def plain_errors(main):
                 raise
 
     return wrapped
+
+
+def name_settings(flags: Mapping[str, str]) -> None:
+    """Let `plain_errors` name settings as the command line does. flags: by the settings' names."""
+    flag_names.clear()
+    flag_names.update(flags)
 
 
 def is_without_reader(error: BaseException | None) -> bool:

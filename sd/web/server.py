@@ -21,6 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from sd.checkpoints.model_files import read_by
 from sd.cli.args import add_compute_flags
+from sd.cli.parser import ArgumentParser
 from sd.optimization.registry import parse_names, resolve_names
 from sd.pipeline.settings import VERSION
 from sd.utils.device import device_of, dtype_of
@@ -91,8 +92,8 @@ def add_cors(app: FastAPI, origins: tuple[str, ...]) -> None:
     )
 
 
-def server_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Serve the page and the HTTP API, on this machine only by default.")
+def server_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Serve the page and the HTTP API, on this machine only by default.")
     add = parser.add_argument
     add(
         "--listen",
@@ -115,7 +116,7 @@ def server_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_web_flags(parser: argparse.ArgumentParser) -> None:
+def add_web_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--cors-allow-origins",

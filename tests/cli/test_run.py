@@ -1,13 +1,34 @@
-"""What an interrupted script prints: the command that generates the rest."""
+"""The main part of the scripts: LoRAs are loaded once, and an interrupted one prints the command for the rest."""
 
 import shlex
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from small_models import save_lora
 
+from sd.adapters.manager import Adapters
+from sd.checkpoints.discovery import Models
+from sd.cli.requests import GenerationRequest
+from sd.cli.run import generate_and_save
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 
 FLAGS = ("--steps", 1, "--ckpt", "emoji", "--width", 64, "--height", 64, "--skip-grid")
+
+
+def test_the_loras_of_a_prompt_are_loaded_once_for_all_images(pipe, tmp_path, monkeypatch):
+    """On a CPU, where each image is a call of its own."""
+    save_lora(tmp_path / "bent.safetensors")
+    pipe.adapters.models = Models(tmp_path / "none", tmp_path, tmp_path / "none")
+    loaded, load = [], Adapters.load_lora
+    monkeypatch.setattr(Adapters, "load_lora", lambda self, *given: loaded.append(given[0].stem) or load(self, *given))
+    settings = GenerationSettings("a cat <lora:bent:0.5>", steps=1, seed=3, num_images=3, width=64, height=64)
+    args = Namespace(outdir=tmp_path / "out", control_image=[], region_mask=[], preview=False, skip_grid=True)
+    generate_and_save(pipe, [GenerationRequest(settings)], args)
+    assert loaded == ["bent"]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    assert pipe.adapters.names() == []
 
 
 @pytest.fixture

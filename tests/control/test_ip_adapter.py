@@ -18,6 +18,7 @@ from sd.checkpoints.model_files import content_of
 from sd.control.controlled_unet import ControlledUNet
 from sd.control.ip_adapter.files import find_encoder, load_ip_adapter, read_ip_adapter
 from sd.control.ip_adapter.image_prompt import ImagePrompt
+from sd.control.ip_adapter.kept_encoder import KeptEncoder
 from sd.control.ip_adapter.network import (
     FullProjection,
     ImageProjection,
@@ -34,7 +35,7 @@ from sd.schedule import SD1_SCHEDULE
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
 from sd.vision.clip_vision import clip_pixels
-from sd.vision.image_encoder import ExactGELU, load_image_encoder
+from sd.vision.image_encoder import ExactGELU, ImageEncoder, load_image_encoder
 
 SIZES = UNET | {"attention_levels": (0, 1)}
 CONFIG = dict(SIZES, in_channels=4, out_channels=4, num_heads=8)
@@ -96,7 +97,8 @@ def save_encoder(peer, folder):
 
 
 def load(folder, unet, kind, ending=".safetensors"):
-    return load_ip_adapter(folder / f"{kind}{ending}", unet, CONFIG, folder / "image_encoder")
+    encoder = KeptEncoder(folder / "image_encoder", unet)
+    return load_ip_adapter(folder / f"{kind}{ending}", unet, CONFIG, encoder)
 
 
 @pytest.fixture
@@ -252,13 +254,29 @@ def test_the_image_encoder_is_transformers(peer_encoder, folder, image):
     assert all(isinstance(layer.mlp, ExactGELU) for layer in ours.vision_model.encoder.layers)
 
 
-def test_the_encoder_of_the_last_image_is_not_read_again(unet, folder, image, monkeypatch):
+def test_the_encoder_is_read_once_and_the_last_image_is_encoded_once(unet, folder, image, monkeypatch):
     adapter = load(folder, unet, "plain")
     first = adapter.read_image(image)
-    monkeypatch.setattr("sd.control.ip_adapter.files.load_image_encoder", None)
+    monkeypatch.setattr("sd.control.ip_adapter.kept_encoder.load_image_encoder", None)
     assert adapter.read_image(image.clone()) is first
-    with pytest.raises(TypeError):
-        adapter.read_image(image.flip(-1))
+    other = adapter.read_image(image.flip(-1))
+    monkeypatch.undo()
+    expected = load(folder, unet, "plain").read_image(image.flip(-1))
+    assert all(torch.equal(a, b) for ours, theirs in zip(other, expected) for a, b in zip(ours, theirs))
+
+
+def test_the_encoder_of_offloaded_networks_waits_in_main_memory(unet, folder, monkeypatch):
+    kept, sent = KeptEncoder(folder / "image_encoder", unet), []
+    monkeypatch.setattr(ImageEncoder, "to", lambda self, device: sent.append(device.type) or self)
+    monkeypatch.setattr("sd.control.ip_adapter.kept_encoder.is_enabled", lambda unet: True)
+    monkeypatch.setattr("sd.control.ip_adapter.kept_encoder.CPU", torch.device("meta"))  # to tell the two places apart
+    with kept.ready():
+        assert sent == ["cpu"]
+    assert sent == ["cpu", "meta"]
+    monkeypatch.setattr("sd.control.ip_adapter.kept_encoder.is_enabled", lambda unet: False)
+    with kept.ready():
+        pass
+    assert sent == ["cpu", "meta", "cpu"]
 
 
 def changed(folder, tmp_path, edit):
@@ -303,14 +321,15 @@ def widen(tensors, width):
 def test_what_does_not_fit_is_refused_by_name(unet, folder, tmp_path, image, edit, said):
     path = changed(folder, tmp_path, edit)
     with pytest.raises(UserError, match=said):
-        load_ip_adapter(path, unet, CONFIG, folder / "image_encoder").read_image(image)
+        load_ip_adapter(path, unet, CONFIG, KeptEncoder(folder / "image_encoder", unet)).read_image(image)
 
 
 def test_what_is_no_ip_adapter_and_no_image_encoder_is_refused(unet, folder, tmp_path, image):
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"is no IP-Adapter: give an IP-Adapter for Stable Diffusion 1\.x"):
         read_ip_adapter(tmp_path / "other.safetensors")
-    adapter = load_ip_adapter(folder / "plain.safetensors", unet, CONFIG, tmp_path / "other.safetensors")
+    wrong = KeptEncoder(tmp_path / "other.safetensors", unet)
+    adapter = load_ip_adapter(folder / "plain.safetensors", unet, CONFIG, wrong)
     with pytest.raises(UserError, match="is no image encoder: give OpenCLIP's ViT-H/14"):
         adapter.read_image(image)
     alone = tmp_path / "model.safetensors"  # without its config.json
@@ -324,7 +343,7 @@ def test_what_is_no_ip_adapter_and_no_image_encoder_is_refused(unet, folder, tmp
 def test_a_file_with_any_tensor_replaced_is_one_sentence(unet, folder, tmp_path, kind, value):
     def read(path):
         if kind in KINDS:
-            return load_ip_adapter(path, unet, CONFIG, folder / "image_encoder")
+            return load_ip_adapter(path, unet, CONFIG, KeptEncoder(folder / "image_encoder", unet))
         return load_image_encoder(path, torch.device("cpu"), torch.float32)
 
     tensors = load_file(folder / f"{kind}.safetensors")

@@ -250,5 +250,5 @@ def test_infotext_has_the_number_as_it_is_typed(value, text):
 
 @pytest.mark.parametrize("value", [0, 21, 1.5, True, 0.001, float("nan"), "0.2"])
 def test_what_cannot_be_is_said(pipe, value):
-    with pytest.raises(UserError, match="the step cache is"):
+    with pytest.raises(UserError, match="step_cache must be"):
         pipe("x", step_cache=value)

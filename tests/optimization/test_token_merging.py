@@ -161,5 +161,5 @@ def test_a_lora_inside_comes_and_goes_while_it_is_on(pipe):
 
 @pytest.mark.parametrize("value", [-0.1, 0.8, float("nan"), "half"])
 def test_what_cannot_be_is_said(pipe, value):
-    with pytest.raises(UserError, match="the token merging is"):
+    with pytest.raises(UserError, match="token_merging must be"):
         pipe("x", token_merging=value)

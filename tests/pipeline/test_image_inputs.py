@@ -112,13 +112,16 @@ def test_a_note_says_that_an_animation_is_used_in_part(pipe, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"steps": "3"}, "the number of steps is '3': use a whole number"),
-        ({"steps": np.int64(3)}, r"the number of steps is np.int64\(3\): use a whole number"),
-        ({"guidance_scale": "7"}, "the guidance scale is '7': use a number"),
-        ({"width": np.int32(64)}, r"the width is np.int32\(64\): use a whole number"),
+        ({"steps": "3"}, "^steps must be a whole number from 1 to 1000, not '3'.$"),
+        ({"steps": np.int64(3)}, r"^steps must be a whole number from 1 to 1000, not np.int64\(3\).$"),
+        ({"guidance_scale": "7"}, "^guidance_scale must be a number from 0 to 100, not '7'.$"),
+        ({"width": np.int32(64)}, r"^width must be a whole number, not np.int32\(64\).$"),
         ({"prompt": []}, "the list of prompts is empty: give at least one prompt"),
         ({"negative_prompt": 5}, "the negative prompt is 5: give a text"),
-        *(({"batch_size": size}, f"the batch size is {size!r}: use a whole number") for size in (0, -1, "2", 1.5)),
+        *(
+            ({"batch_size": size}, f"^batch_size must be a whole number from 1 to .*, not {size!r}.$")
+            for size in (0, -1, "2", 1.5)
+        ),
     ],
 )
 def test_a_value_of_another_type_is_shown_as_it_was_given(pipe, given, said):

@@ -6,7 +6,9 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import save_file
+from small_models import save_lora
 
+from sd.adapters.manager import Adapters
 from sd.checkpoints.discovery import Models
 from sd.pipeline.latents import decode_latent, encode_image
 from sd.pipeline.metadata.settings_infotext import from_infotext
@@ -320,15 +322,15 @@ def test_taesd_previews_and_decodes(pipe):
         (dict(strength=1.5), "strength"),
         (dict(guidance_scale=float("nan")), "guidance"),
         (dict(guidance_scale=-1), "guidance"),
-        (dict(clip_skip=0), "clip skip"),
-        (dict(clip_skip=3), "clip skip"),
+        (dict(clip_skip=0), "clip_skip must"),
+        (dict(clip_skip=3), "clip_skip must"),
         (dict(prompt="apple " * 5000), "prompt"),
         (dict(hires_scale=100), "hires"),
         (dict(mask=Image.new("L", (64, 64))), "mask"),
         (dict(guidance_start=0.6, guidance_end=0.5), "ends"),
-        (dict(guidance_end=1.5), "guidance end"),
-        (dict(step_cache=0), "step cache"),
-        (dict(token_merging=0.9), "token merging"),
+        (dict(guidance_end=1.5), "guidance_end must"),
+        (dict(step_cache=0), "step_cache must"),
+        (dict(token_merging=0.9), "token_merging must"),
     ],
 )
 def test_what_cannot_be_generated_is_said_in_one_sentence(pipe, changed, said):
@@ -355,14 +357,57 @@ def test_last_part():
     assert truncate_sigmas(sigmas, 0.0) == [0.0]
 
 
+@pytest.fixture
+def loads(pipe, tmp_path, monkeypatch):
+    """The names of the LoRAs that the pipeline has loaded; it can load bent and curly."""
+    for seed, name in enumerate(("bent", "curly")):
+        save_lora(tmp_path / f"{name}.safetensors", seed)
+    pipe.adapters.models = Models(tmp_path / "none", tmp_path, tmp_path / "none")
+    loaded, load = [], Adapters.load_lora
+
+    def load_counted(self, path, *more):
+        loaded.append(path.stem)
+        return load(self, path, *more)
+
+    monkeypatch.setattr(Adapters, "load_lora", load_counted)
+    return loaded
+
+
+def test_the_loras_of_a_prompt_stay_for_the_next_image_while_they_are_the_same(pipe, loads):
+    prompts = [
+        *("apple<lora:bent:0.5>", "pear <lora:bent:0.5>", "pear"),
+        *("<lora:bent:0.7>pear", "a<lora:curly:1><lora:bent:0.7>", "a<lora:bent:0.7><lora:curly:1>"),
+    ]
+    alone = [pipe(prompt, steps=2, seed=7 + i) for i, prompt in enumerate(prompts)]
+    assert loads == ["bent", "bent", "bent", "curly", "bent", "bent", "curly"]
+    loads.clear()
+    with pipe.keep_prompt_loras():
+        kept = [pipe(prompt, steps=2, seed=7 + i) for i, prompt in enumerate(prompts)]
+    assert loads == ["bent", "bent", "curly", "bent", "bent", "curly"]
+    assert pipe.adapters.names() == []
+    for one, other in zip(kept, alone):
+        assert torch.equal(one.latents, other.latents)
+        assert (one.infotexts, one.notes) == (other.infotexts, other.notes)
+        assert list(map(str, one.reports)) == list(map(str, other.reports))
+    loads.clear()
+    both = pipe(["apple<lora:bent:0.5>"] * 3, steps=1, seed=1)
+    assert (loads, len(both.images), pipe.adapters.names()) == (["bent"], 3, [])
+
+
+def test_an_error_releases_the_loras_that_are_kept(pipe, loads):
+    plain = pipe("apple", steps=2, seed=1).latents
+    with pipe.keep_prompt_loras():
+        pipe("apple<lora:bent:1>", steps=1)
+        assert pipe.adapters.names() == ["<lora:bent>"]
+        with pytest.raises(UserError, match="nothing"):
+            pipe("apple<lora:bent:1><lora:nothing:1>", steps=1)
+    assert pipe.adapters.names() == []
+    assert torch.equal(pipe("apple", steps=2, seed=1).latents, plain)
+
+
 def test_loras_and_embeddings_come_and_go(pipe, tmp_path):
     generator = torch.Generator().manual_seed(0)
-    path = "transformer_blocks_0_attn2_to_k"
-    lora = {
-        f"lora_unet_mid_block_attentions_0_{path}.lora_down.weight": torch.randn(2, 64, generator=generator),
-        f"lora_unet_mid_block_attentions_0_{path}.lora_up.weight": torch.randn(64, 2, generator=generator),
-    }
-    save_file(lora, tmp_path / "bent.safetensors")
+    save_lora(tmp_path / "bent.safetensors", 0)
     save_file({"<bent>": torch.randn(2, 64, generator=generator)}, tmp_path / "word.safetensors")
     pipe.adapters.models = Models(tmp_path / "none", tmp_path, tmp_path / "none")
     plain, in_words = (pipe(text, steps=2, seed=1).latents for text in ("apple", "a <bent> apple"))

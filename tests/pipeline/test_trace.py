@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from sd.attention import split_heads
+from sd.attention import attention_written_out, split_heads
 from sd.denoiser import Denoiser
 from sd.optimization.patching import LayerPatch
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.trace import MAX_SIDE, MAX_STEPS, Trace, reduce
-from sd.pipeline.tracing.attention_maps import MAX_POSITIONS, AttentionMaps, map_size
+from sd.pipeline.tracing.attention_maps import MAX_POSITIONS, AttentionMaps, map_size, mean_attention
 from sd.pipeline.tracing.words import MAX_WORDS
 from sd.prompts.weighting import encode_prompt
 from sd.unet import UNetModel
@@ -87,6 +87,18 @@ def test_each_position_shares_its_attention_among_the_entries(pipe):
     for one in trace.steps:
         assert one.attention.shape == (5, 4, 4)  # the tiny U-Net attends at half the latent's size
         torch.testing.assert_close(one.attention.float().sum(0), torch.ones(4, 4), **HALF)
+
+
+def test_the_mean_attention_is_that_of_the_attention_written_out():
+    generator = torch.Generator().manual_seed(2)
+    q, k = torch.randn(2, 6, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
+    weights = mean_attention(q, k, heads=2)
+    v = torch.eye(5).expand(2, 5, 5)  # the values with which the output of a head is its weights
+    heads = [attention_written_out(q[..., part], k[..., part], v, 1) for part in (slice(4), slice(4, 8))]
+    torch.testing.assert_close(weights, (heads[0] + heads[1]) / 2)
+    half = mean_attention(q.half(), k.half(), heads=2)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.sum(-1), torch.ones(2, 6))  # in fp16 the sums would be off by 1e-4
 
 
 def test_maps_are_the_mean_softmax_of_the_right_row():

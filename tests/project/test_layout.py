@@ -94,6 +94,11 @@ def test_no_library_module_imports_the_command_line():
             assert not [name for name in imported(path) if name == "sd.cli" or name.startswith("sd.cli.")], path
 
 
+def test_every_parser_is_the_one_whose_errors_are_one_sentence():
+    for path in [*MODULES, *SCRIPTS]:
+        assert "argparse.ArgumentParser(" not in path.read_text(encoding="utf-8"), path
+
+
 def test_no_folder_is_crowded():
     count = Counter(path.parent for path in MODULES if path.name != "__init__.py")
     assert max(count.values()) <= LARGEST_FOLDER, count.most_common(1)

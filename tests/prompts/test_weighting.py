@@ -212,7 +212,7 @@ def test_prompts_of_one_batch_are_filled_with_empty_chunks(tokenizer, clip):
         ("(cat:1000000)", 1, "'cat' the weight 1e+06"),
         ("(" * 60 + "cat", 1, "weight"),
         ("(cat:" + "9" * 400 + ")", 1, "weight inf"),
-        ("cat", 0, "clip skip is 0: use 1"),
+        ("cat", 0, "clip_skip must be from 1 (the last layer) to 3 (the first), not 0."),
         ("cat", 4, "to 3 (the first)"),
     ],
 )

@@ -47,10 +47,25 @@ def test_help_names_every_default(run, script, monkeypatch):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_an_unknown_flag_is_one_sentence_after_the_usage(run, script):
+def test_an_unknown_flag_is_one_sentence(run, script):
     code, out, err = run(script, "--no-such-flag")
     assert (code, out) == (2, "")
-    assert ": error: " in err.splitlines()[-1]
+    assert err.startswith("error: ")  # a missing argument comes before an unknown one
+    assert err.endswith("; see --help.\n")
+    assert err.count("\n") == 1
+
+
+def test_a_setting_out_of_bounds_is_named_as_its_flag(run):
+    for flags, said in (
+        (["--steps", "0"], "--steps must be a whole number from 1 to 1000, not 0."),
+        (["--ddim_steps", "x"], "--steps must be a whole number, not 'x'; see --help."),
+        (["--guidance-scale", "nan"], "--guidance-scale must be a number from 0 to 100, not nan."),
+        (["--n-iter", "0"], "--n-iter must be a whole number from 1 to "),
+        (["--stpes", "3"], "unknown flag --stpes: the nearest is --steps; see --help."),
+    ):
+        code, out, err = run("txt2img.py", "a red apple", *flags)
+        assert (code, out) == (2, ""), err
+        assert err.startswith(f"error: {said}")
 
 
 @pytest.mark.parametrize("script", WITHOUT_FILE)
@@ -85,7 +100,8 @@ def test_a_file_that_is_not_there_is_one_sentence(run, script):
 def test_numbers_that_cannot_be_meant_are_one_sentence(run, script, flags):
     code, out, err = run(script, *GENERATING[script], *flags)
     assert (code, out) == (2, ""), err
-    assert "error: " in err.splitlines()[-1]
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def test_a_script_can_be_run_from_anywhere(tmp_path, monkeypatch, capsys):

@@ -82,7 +82,7 @@ def test_mistakes_are_one_sentence_and_exit_2(run, images):
     for flags, sentence in (
         (["--images", "nowhere", "--word", "<blob>"], "folder not found: nowhere"),
         (["--images", images, "--word", "dog"], "already in the vocabulary"),
-        (["--images", images, "--word", "<blob>", "--steps", 0], "the number of steps is 0"),
+        (["--images", images, "--word", "<blob>", "--steps", 0], "--steps must be a whole number from 1 to"),
     ):
         code, _, err = run("train_ti.py", "--ckpt", BUNDLED, "--run-dir", "run", *flags)
         assert code == 2

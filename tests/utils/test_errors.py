@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import re
 import shlex
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sd.utils.errors import NO_MEMORY, NO_READER, STOPPED, UserError, plain_errors
+from sd.utils.errors import NO_MEMORY, NO_READER, STOPPED, SettingError, UserError, name_settings, plain_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +36,23 @@ def test_too_little_memory_is_one_sentence(error, capsys):
         main()
     assert left.value.code == 2
     assert capsys.readouterr().err == f"error: {NO_MEMORY}\n"
+
+
+def test_the_error_of_a_setting_names_the_flag_in_a_script(capsys):
+    error = SettingError("lr", "must be above 0, not -1.0")
+    assert str(error) == "lr must be above 0, not -1.0."
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(error.renamed({"steps": "--steps"})) == str(error)
+
+    @plain_errors
+    def main() -> None:
+        name_settings({"lr": "--lr"})
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert (left.value.code, capsys.readouterr().err) == (2, "error: --lr must be above 0, not -1.0.\n")
+    name_settings({})
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():

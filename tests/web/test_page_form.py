@@ -4,8 +4,11 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+from safetensors.torch import save_file
 from web_client import base64_of
 
+from sd.control.ip_adapter.network import ImageProjection, IPAdapterModel
+from sd.control.t2i_adapter import T2IAdapter
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
@@ -14,7 +17,7 @@ from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.model_index import Models
 from sd.web.ui.addons import with_addon
-from sd.web.ui.control import sliders_of, with_unit
+from sd.web.ui.control import ControlBuilder, sliders_of, with_unit
 from sd.web.ui.form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
 from sd.web.ui.generate_tab import title_of
 from sd.web.ui.job_status import generation_panel
@@ -105,19 +108,19 @@ def test_an_images_text_fills_the_form_with_its_settings(form):
 
 
 def test_a_chosen_controlnet_becomes_a_unit_with_its_image(form, photo):
-    text = with_unit("", "canny", "canny", 0.8, 0, 1, "control", "crop")
-    text = with_unit(text, "tile", "none", 1, 0, 0.5, "balanced", "fill")
+    text = with_unit("", "canny", "canny", 0.8, 0, 1, "control", "crop", "")
+    text = with_unit(text, "tile", "none", 1, 0, 0.5, "balanced", "fill", "")
     assert text == "canny:weight=0.8:preprocessor=canny:mode=control + tile:end=0.5:resize=fill"
     url = f"data:image/png;base64,{base64_of(photo)}"
     asked = form.request(*values_of(form, control=text, control_images=[url]))
     assert asked.settings.control == text
     assert len(asked.control_images) == 1
     with pytest.raises(UserError, match="choose one"):
-        with_unit("", None, "none", 1, 0, 1, "balanced", "crop")
+        with_unit("", None, "none", 1, 0, 1, "balanced", "crop", "")
 
 
 def test_the_chosen_preprocessor_has_its_numbers_and_may_need_no_controlnet():
-    chosen = (1, 0, 1, "balanced", "crop")
+    chosen = (1, 0, 1, "balanced", "crop", "")
     assert with_unit("", "canny", "canny", *chosen, 80.0, 200.0) == "canny:preprocessor=canny:a=80"
     text = with_unit("", None, "reference_only", *chosen, 0.8, None)
     assert with_unit(text, "canny", "reference_adain", *chosen, 0.5, None) == "reference_only:a=0.8 + reference_adain"
@@ -125,6 +128,26 @@ def test_the_chosen_preprocessor_has_its_numbers_and_may_need_no_controlnet():
     assert (low.label, low.value, low.visible, high.maximum) == ("Low threshold", 100, True, 255)
     fidelity, none = sliders_of("reference_only")
     assert (fidelity.label, fidelity.value, fidelity.maximum, none.visible) == ("Style fidelity", 0.5, 1, False)
+
+
+def test_an_ip_adapter_shows_the_field_of_its_image_encoder(tmp_path):
+    models = Models(tmp_path, tmp_path / "loras", tmp_path / "embeddings")
+    (tmp_path / "controlnet").mkdir()
+    tiny = tmp_path / "image_encoders" / "tiny"
+    tiny.mkdir(parents=True)
+    save_file(IPAdapterModel(ImageProjection(8, 8), 8, [8]).state_dict(), tmp_path / "controlnet" / "face.safetensors")
+    save_file(T2IAdapter(widths=(8, 8)).state_dict(), tmp_path / "controlnet" / "lines.safetensors")
+    (tiny / "config.json").write_text('{"model_type": "clip_vision_model"}')
+    (tiny / "model.safetensors").touch()
+    with gr.Blocks():
+        builder = ControlBuilder(models)
+    shown = builder.encoder_field("face")
+    assert (shown.visible, [value for _, value in shown.choices]) == (True, ["", "tiny"])
+    assert [builder.encoder_field(name).visible for name in ("lines", None)] == [False, False]
+    assert builder.encoder.visible is False
+    text = with_unit("", "face", "none", 1, 0, 1, "balanced", "crop", "tiny")
+    assert text == "face:encoder=tiny"
+    assert with_unit("", "face", "reference_only", 1, 0, 1, "balanced", "crop", "tiny") == "reference_only"
 
 
 def test_all_settings_are_in_the_form(form):

@@ -17,6 +17,7 @@ from sd.checkpoints.discovery import IMAGE_ENCODER, Models
 from sd.checkpoints.foreign_files import reads_file
 from sd.checkpoints.model_files import content_of
 from sd.checkpoints.weight_files import read_weights
+from sd.control.ip_adapter.kept_encoder import KeptEncoder
 from sd.control.ip_adapter.network import (
     HEAD_WIDTH,
     FullProjection,
@@ -29,7 +30,7 @@ from sd.control.ip_adapter.network import (
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
 from sd.vision.clip_vision import clip_pixels
-from sd.vision.image_encoder import ImageEncoder, load_image_encoder
+from sd.vision.image_encoder import ImageEncoder
 
 USE_ANOTHER = "give an IP-Adapter for Stable Diffusion 1.x, such as ip-adapter_sd15"
 OTHER_BASES = {1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # by the width of their text
@@ -41,10 +42,10 @@ BESIDE = "image_encoder"  # the encoder's folder beside an adapter, as the adapt
 
 
 class IPAdapter:
-    """A loaded IP-Adapter. encoder_path: of its image encoder, which is loaded for each new image and released."""
+    """A loaded IP-Adapter. encoder: what it reads images with; several adapters may share one."""
 
-    def __init__(self, path: Path, network: IPAdapterModel, encoder_path: Path):
-        self.path, self.network, self.encoder_path = path, network, encoder_path
+    def __init__(self, path: Path, network: IPAdapterModel, encoder: KeptEncoder):
+        self.path, self.network, self.encoder = path, network, encoder
         self.last: tuple[Tensor, list[tuple[Tensor, Tensor]]] | None = None
 
     def read_image(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -60,10 +61,10 @@ class IPAdapter:
     def encode(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Do what `read_image` does, without a memory."""
         projection, weight = self.network.image_proj, next(self.network.parameters())
-        encoder = load_image_encoder(self.encoder_path, weight.device, weight.dtype)
-        self.check_encoder(encoder)
-        pixels = clip_pixels(image, encoder.vision_model.image_size).to(weight.device, weight.dtype)
-        both = torch.cat([projection.embed_nothing(encoder, pixels), projection.embed(encoder, pixels)])
+        with self.encoder.ready() as encoder:
+            self.check_encoder(encoder)
+            pixels = clip_pixels(image, encoder.vision_model.image_size).to(weight.device, weight.dtype)
+            both = torch.cat([projection.embed_nothing(encoder, pixels), projection.embed(encoder, pixels)])
         return self.network(projection(both))
 
     def check_encoder(self, encoder: ImageEncoder) -> None:
@@ -73,7 +74,7 @@ class IPAdapter:
         needed = width_of(self.network.state_dict())
         if needed != (wide if of_patches else out):
             raise UserError(
-                f"{self.path} reads embeddings of width {needed}, and those of {self.encoder_path} have "
+                f"{self.path} reads embeddings of width {needed}, and those of {self.encoder.path} have "
                 f"{wide if of_patches else out}: give the image encoder that the adapter was trained with."
             )
 
@@ -100,11 +101,11 @@ def read_ip_adapter(path: str | Path) -> dict[str, Tensor]:
 
 
 @reads_file
-def load_ip_adapter(path: str | Path, unet: UNetModel, config: dict, encoder_path: Path) -> IPAdapter:
+def load_ip_adapter(path: str | Path, unet: UNetModel, config: dict, encoder: KeptEncoder) -> IPAdapter:
     """Loads an IP-Adapter for a U-Net, on its device and in its dtype.
 
-    config: the U-Net's, as in `sd.checkpoints.config`. encoder_path: see `find_encoder`. Raises UserError for another
-    file, and for one for another U-Net.
+    config: the U-Net's, as in `sd.checkpoints.config`. encoder: of the file that `find_encoder` finds. Raises UserError
+    for another file, and for one for another U-Net.
     """
     path = Path(path)
     tensors = read_ip_adapter(path)
@@ -132,7 +133,7 @@ def load_ip_adapter(path: str | Path, unet: UNetModel, config: dict, encoder_pat
     weight = unet.out[2].weight
     state = {key: tensors[key].to(weight.device, weight.dtype) for key in expected}
     network.load_state_dict(state, strict=True, assign=True)
-    return IPAdapter(path, network.eval().requires_grad_(False), encoder_path)
+    return IPAdapter(path, network.eval().requires_grad_(False), encoder)
 
 
 def projection_for(tensors: dict[str, Tensor], context_dim: int) -> ImageProjection | PatchProjection:

@@ -171,10 +171,11 @@ def generate_cells(
     for (ckpt, vae), indices in grid.by_model(done).items():
         pipe = load(ckpt, vae)
         check_loras(pipe, [grid.points[index] for index in indices])
-        for index in indices:
-            each = None if on_step is None else on_step(index)
-            settings = grid.points[index].settings
-            yield index, pipe.generate(settings, image, mask, each, control_images=controls, region_masks=regions)
+        with pipe.keep_prompt_loras():
+            for index in indices:
+                each = None if on_step is None else on_step(index)
+                settings = grid.points[index].settings
+                yield index, pipe.generate(settings, image, mask, each, control_images=controls, region_masks=regions)
         del pipe
 
 

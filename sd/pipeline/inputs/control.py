@@ -15,6 +15,7 @@ from sd.control.controlled_unet import AdapterControl, Control
 from sd.control.controlnet_files import ControlNet, load_controlnet
 from sd.control.interval import Interval
 from sd.control.ip_adapter.files import IPAdapter, find_encoder, load_ip_adapter
+from sd.control.ip_adapter.kept_encoder import KeptEncoder
 from sd.control.preprocessors import PREPROCESSORS
 from sd.control.t2i_adapter import T2IAdapter
 from sd.control.t2i_adapter_files import load_t2i_adapter
@@ -30,7 +31,7 @@ from sd.vae import AutoencoderKL
 
 
 class ControlNets:
-    """The ControlNets that are loaded for a U-Net: those of the last call.
+    """The ControlNets that are loaded for a U-Net, and the image encoders of its IP-Adapters: those of the last call.
 
     config: the U-Net's, as in `sd.checkpoints.config`. vae, schedule: what references are encoded and noised with.
     """
@@ -38,18 +39,21 @@ class ControlNets:
     def __init__(self, unet: UNetModel, vae: AutoencoderKL, config: dict, schedule: NoiseSchedule):
         self.unet, self.vae, self.config, self.schedule = unet, vae, config, schedule
         self.loaded: dict[tuple, ControlNet | IPAdapter] = {}
+        self.encoders: dict[tuple, KeptEncoder] = {}
 
     def load(self, units: Sequence[ControlUnit], models: Models) -> list[ControlNet | IPAdapter | None]:
         """Returns the ControlNet of each unit, by its name or path; None without one. Others are released first."""
         weight = self.unet.out[2].weight
         keys = [(found, weight.device, weight.dtype) for found in find_models(units, models)]
         self.loaded = {key: self.loaded[key] for key in keys if key in self.loaded}
+        readers = {(found[1], *where) for found, *where in keys if found is not None and found[1] is not None}
+        self.encoders = {key: self.encoders.get(key) or KeptEncoder(key[0], self.unet) for key in readers}
         for key in keys:
             if key[0] is not None and key not in self.loaded:
-                self.loaded[key] = self.load_one(*key[0])
+                self.loaded[key] = self.load_one(key[0][0], self.encoders.get((key[0][1], *key[1:])))
         return [self.loaded.get(key) for key in keys]
 
-    def load_one(self, path: Path, encoder: Path | None) -> ControlNet | IPAdapter:
+    def load_one(self, path: Path, encoder: KeptEncoder | None) -> ControlNet | IPAdapter:
         """encoder: of an IP-Adapter."""
         if encoder is not None:
             return load_ip_adapter(path, self.unet, self.config, encoder)

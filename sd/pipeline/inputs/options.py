@@ -5,7 +5,7 @@ from functools import partial
 
 from sd.control.units import format_units, parse_units
 from sd.pipeline.options import NOT_IN_WEBUI, Infotext, Widget, option
-from sd.utils.errors import UserError
+from sd.utils.errors import SettingError, UserError
 
 MAX_BLUR = 64  # pixels
 MAX_OUTPAINT = 1024  # pixels
@@ -64,7 +64,7 @@ def needless(condition: str, names: Sequence[str]) -> list[str]:
 def check_tile(tile: int, seamless: bool) -> None:
     """Raises UserError for a tile that no U-Net can halve, and for tiles of a seamless image."""
     if tile % 64:
-        raise UserError(f"the tile size is {tile}: use a multiple of 64, or 0 for no tiles.")
+        raise SettingError("tile_size", f"must be a multiple of 64, or 0 for no tiles, not {tile}")
     if tile and seamless:
         raise UserError("tiling makes an image seamless and works on all of it at once: leave out one of them.")
 
@@ -124,7 +124,6 @@ ONLY_MASKED_PADDING = mask_option(
     flags=("--only-masked-padding",),
     low=0,
     high=4096,
-    noun="padding",
     infotext=Infotext("Masked area padding", "always", part_of="only_masked"),
     widget=Widget("slider", "Only masked padding", "mask", high=256, step=4, info="pixels kept around it"),
 )
@@ -141,7 +140,6 @@ OUTPAINT = option(
     mode="image",
     low=0,
     high=MAX_OUTPAINT,
-    noun="number of outpaint pixels",
     infotext=Infotext("Outpainting pixels"),
     widget=Widget("slider", "Outpaint", "outpaint", high=512, step=8, info="over 0: extends the image by these pixels"),
     missing={"a1111": "it is an argument of the script Poor man's outpainting there"},

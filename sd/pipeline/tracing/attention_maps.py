@@ -15,6 +15,16 @@ from sd.unet import BasicTransformerBlock, CrossAttention, SpatialTransformer, U
 MAX_POSITIONS = 24 * 24  # of a map: v1-5's third level at 768 x 768 pixels
 
 
+def mean_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """Return the weights of an attention, the mean over its heads, in fp32: (B, N, M), of which each row sums to 1.
+
+    Vaswani et al. 2017, equation 1, without the values. q: (B, N, heads * d). k: (B, M, heads * d), in any dtype.
+    """
+    queries, keys = (split_heads(x.float(), heads) for x in (q, k))  # (B, heads, N, d), (B, heads, M, d)
+    scores = queries @ keys.mT / math.sqrt(queries.shape[-1])  # (B, heads, N, M); in half precision under autocast
+    return scores.float().softmax(dim=-1).mean(dim=1)
+
+
 class AttentionMaps:
     """Collects the attention of one row of a batch while `row` is set.
 
@@ -32,8 +42,7 @@ class AttentionMaps:
         if self.row is None or q.shape[1] != math.prod(self.size) or self.row >= len(q):
             return
         row = slice(self.row, self.row + 1)
-        queries, keys = (split_heads(x[row].float(), heads) for x in (q, k))  # (1, heads, N, d), (1, heads, M, d)
-        weights = (queries @ keys.mT / math.sqrt(queries.shape[-1])).softmax(dim=-1).mean((0, 1))  # (N, M)
+        weights = mean_attention(q[row], k[row], heads)[0]  # (N, M)
         length = len(self.member)
         if weights.shape[1] % length:
             return  # a ControlNet's own text, or another prompt's

@@ -9,6 +9,7 @@ import torch
 
 from sd.checkpoints.discovery import WEIGHTS, choose_checkpoint
 from sd.cli.args import add_model_choices
+from sd.cli.parser import ArgumentParser
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.controlnet.conditions import CONDITIONS
 from sd.training.controlnet.recipe import ControlRecipe, control_defaults, control_recipe
@@ -24,7 +25,7 @@ from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.utils.device import DTYPES, check_device, device_of
-from sd.utils.errors import UserError
+from sd.utils.errors import SettingError, UserError
 
 NUMBERS = {  # options with a number: the type, and the help text
     "steps": (int, "number of training steps"),
@@ -49,11 +50,9 @@ def default_text(name: str) -> str:
     return f"{large}" if large == small else f"{large}; bundled model: {small}"
 
 
-def control_parser(description: str, examples: str) -> argparse.ArgumentParser:
+def control_parser(description: str, examples: str) -> ArgumentParser:
     """Return the parser; omitted options take the defaults of the model."""
-    parser = argparse.ArgumentParser(
-        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=description, epilog=examples)
     group = parser.add_argument_group("model and examples")
     add = group.add_argument
     add("--ckpt", "--model", metavar="FILE",
@@ -93,7 +92,7 @@ def control_parser(description: str, examples: str) -> argparse.ArgumentParser:
     return parser
 
 
-def train_from_args(parser: argparse.ArgumentParser) -> Path:
+def train_from_args(parser: ArgumentParser) -> Path:
     """Parse the arguments and train; return the path of the result."""
     args = parser.parse_args()
     check_sources(args)
@@ -130,7 +129,7 @@ def check_sources(args: argparse.Namespace) -> None:
     if args.scenes and (args.size or args.crops or not args.flip):
         raise UserError("--size, --crops and --no-flip are for --images: scenes have one size and their own layout.")
     if args.scene_count is not None and args.scene_count < 1:
-        raise UserError(f"--scene-count is {args.scene_count}: use a number from 1.")
+        raise SettingError("scene_count", f"must be 1 or more, not {args.scene_count}")
 
 
 def folder_source(pipe: StableDiffusion, recipe: ControlRecipe, images: Path, run: Path) -> Source:

@@ -68,7 +68,7 @@ class ControlRecipe:
         for check, bounds in ((check_whole, WHOLE), (check_number, NUMBERS)):
             for name, (lowest, highest) in bounds.items():
                 if getattr(self, name) is not None:
-                    check(name.replace("_", " "), getattr(self, name), lowest, highest)
+                    check(name, getattr(self, name), lowest, highest)
 
 
 # For the small model, whose images have 128 pixels. The layers that read the condition image would take longer than

@@ -7,6 +7,7 @@ from typing import Any
 
 from sd.checkpoints.discovery import WEIGHTS, choose_checkpoint
 from sd.cli.args import add_model_choices
+from sd.cli.parser import ArgumentParser
 from sd.training.finetune.data.image_folder import check_image_folder
 from sd.training.finetune.finetune import Result, check_name, finetune
 from sd.training.finetune.recipes import (
@@ -33,9 +34,7 @@ class OptionGroups:
 
     def __init__(self, method: str, description: str, examples: str):
         self.method = method
-        self.parser = argparse.ArgumentParser(
-            description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        self.parser = ArgumentParser(description=description, epilog=examples)
         self.group: argparse._ActionsContainer = self.parser
 
     def begin_group(self, title: str) -> None:

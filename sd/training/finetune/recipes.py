@@ -45,7 +45,6 @@ NUMBERS = {  # other numeric settings with their bounds
     "guidance_scale": (0, 100.0),
     "save_minutes": (0, 10_080.0),
 }
-COUNTED = ("steps", "vectors", "class_images", "crops", "saves")  # "number of" precedes them in messages
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,7 @@ class Recipe:
         for check, bounds in ((check_whole, WHOLE), (check_number, NUMBERS)):
             for name, (lowest, highest) in bounds.items():
                 if getattr(self, name) is not None:
-                    label = "number of " * (name in COUNTED) + name.replace("_", " ")
-                    check(label, getattr(self, name), lowest, highest)
+                    check(name, getattr(self, name), lowest, highest)
 
     @property
     def trains_unet(self) -> bool:

@@ -17,7 +17,8 @@ from sd.control.preprocessors import PREPROCESSORS, Threshold, find_preprocessor
 from sd.control.units import MAX_UNITS, MODES, NO_MODEL, RESIZES, ControlUnit, format_units
 from sd.pipeline.mask import brightest, read_mask, stretch_mask
 from sd.utils.errors import UserError
-from sd.utils.images import to_rgb
+from sd.utils.images import first_frame_notes, to_rgb
+from sd.web.a1111.control_types import describe_control_types
 from sd.web.a1111.fields import is_off_unit, is_value_off
 from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, MAX_PIXELS, check_image, decode_image
 from sd.web.jobs.model_index import Models
@@ -192,8 +193,8 @@ class DetectRequest(BaseModel):
     controlnet_threshold_b: float = -1
 
 
-def detect(body: DetectRequest) -> list[str]:
-    """Returns the preprocessed images in base64. Raises UserError."""
+def detect(body: DetectRequest) -> tuple[list[str], list[str]]:
+    """Returns the preprocessed images in base64, and notes. Raises UserError."""
     module = find_preprocessor(body.controlnet_module)
     if not body.controlnet_input_images:
         raise UserError("controlnet_input_images is empty: give at least one image.")
@@ -201,15 +202,17 @@ def detect(body: DetectRequest) -> list[str]:
     fields = {"threshold_a": body.controlnet_threshold_a, "threshold_b": body.controlnet_threshold_b}
     a, b = within(one.a, fields, "threshold_a"), within(one.b, fields, "threshold_b")
     side = body.controlnet_processor_res
-    found = (preprocess_image(decode_image(text), side, module, a, b) for text in body.controlnet_input_images)
-    return [base64.b64encode(data).decode() for data in found]
+    found = [preprocess_image(decode_image(text), side, module, a, b) for text in body.controlnet_input_images]
+    notes = dict.fromkeys(note for _, some in found for note in some)
+    return [base64.b64encode(data).decode() for data, _ in found], list(notes)
 
 
 @decodes_uploads
-def preprocess_image(data: bytes, side: int, module: str, a: float | None, b: float | None) -> bytes:
-    """Returns a preprocessed image as a PNG. side: the shorter side to work at. Raises UserError."""
-    image = with_shorter_side(to_rgb(check_image(data)), side)
-    return png_bytes(Image.fromarray(preprocess(image, module, a, b)))
+def preprocess_image(data: bytes, side: int, module: str, a: float | None, b: float | None) -> tuple[bytes, list[str]]:
+    """Returns a preprocessed image as a PNG, and notes. side: the shorter side to work at. Raises UserError."""
+    opened = check_image(data)
+    pixels = preprocess(with_shorter_side(to_rgb(opened), side), module, a, b)
+    return png_bytes(Image.fromarray(pixels)), first_frame_notes(control_image=[opened])
 
 
 def with_shorter_side(image: Image.Image, side: int) -> Image.Image:
@@ -256,12 +259,11 @@ def controlnet_router(models: Models) -> APIRouter:
 
     @router.get("/control_types")
     async def control_types() -> dict:
-        found = ["None", *(await asyncio.to_thread(models.names, "ControlNet"))]
-        every = {"module_list": list(PREPROCESSORS), "model_list": found}
-        return {"control_types": {"All": every | {"default_option": "none", "default_model": "None"}}}
+        return {"control_types": describe_control_types(await asyncio.to_thread(models.names, "ControlNet"))}
 
     @router.post("/detect")
     async def detect_images(body: DetectRequest) -> dict:
-        return {"images": await asyncio.to_thread(detect, body), "info": "Success"}
+        images, notes = await asyncio.to_thread(detect, body)
+        return {"images": images, "info": "Success"} | ({"notes": notes} if notes else {})
 
     return router

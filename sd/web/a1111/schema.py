@@ -14,7 +14,7 @@ from sd.pipeline.inputs.options import MAX_BLUR
 from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_foreign_sampler, find_sampler
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
-from sd.utils.errors import UserError
+from sd.utils.errors import SettingError, UserError
 from sd.web.a1111.controlnet import add_units
 from sd.web.a1111.fields import SOFT_INPAINTING, check_fields, check_scripts
 from sd.web.a1111.options import settings_of, vae_of
@@ -121,7 +121,11 @@ def settings_from_body(body: TextToImage, options: dict[str, Any], has_image: bo
         translated["ngms"] = body.s_min_uncond
     if body.eta and sampler in ETA_SAMPLERS and sampler != "ddpm":
         translated["eta"] = body.eta
-    return GenerationSettings(**plain | translated | ({} if has_image else hires_from_body(body)))
+    try:
+        return GenerationSettings(**plain | translated | ({} if has_image else hires_from_body(body)))
+    except SettingError as error:
+        names = {row.name: row.a1111 for row in ROWS if row.name != "num_images"}  # which is batch_size times n_iter
+        raise error.renamed(names) from error
 
 
 def sampler_of(body: TextToImage) -> tuple[str, str]:

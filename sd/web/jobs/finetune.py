@@ -65,7 +65,7 @@ def check_finetune(models: Models, request: FineTuneRequest) -> None:
     if not MIN_IMAGES <= len(request.images) <= MAX_IMAGES:
         raise UserError(f"{count_images(len(request.images))}: 5 to 15 are best, {MIN_IMAGES} to {MAX_IMAGES} will do.")
     if request.steps is not None:
-        check_whole("number of training steps", request.steps, 1, MAX_STEPS)
+        check_whole("steps", request.steps, 1, MAX_STEPS)
     if not re.fullmatch(r"[\w -]{0,40}", request.class_word):
         raise UserError("invalid class word: use a word or two for what it is, such as dog.")
     models.checkpoint(request.checkpoint)

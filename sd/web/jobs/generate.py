@@ -129,20 +129,21 @@ class ImageGenerator:
     ) -> None:
         prefix = GenerationRequest(settings, job.request["title"]).prefix
         parts = list(split_into_batches(settings, 1 if pipe.device.type == "cpu" else job.request["batch_size"]))
-        for index, part in enumerate(parts):
-            reporter.before, reporter.parts, reporter.x0 = index, len(parts), None
-            try:
-                output = pipe.generate(
-                    *(part, start.image, start.mask, reporter),
-                    control_images=start.control_images,
-                    region_masks=start.region_masks,
-                )
-            except Skipped:
-                continue
-            except Interrupted:
-                self.save_images(unfinished_images(pipe, part, start, reporter), job, prefix, result)
-                raise
-            self.save_images(output, job, prefix, result, reporter.tell)
+        with pipe.keep_prompt_loras():
+            for index, part in enumerate(parts):
+                reporter.before, reporter.parts, reporter.x0 = index, len(parts), None
+                try:
+                    output = pipe.generate(
+                        *(part, start.image, start.mask, reporter),
+                        control_images=start.control_images,
+                        region_masks=start.region_masks,
+                    )
+                except Skipped:
+                    continue
+                except Interrupted:
+                    self.save_images(unfinished_images(pipe, part, start, reporter), job, prefix, result)
+                    raise
+                self.save_images(output, job, prefix, result, reporter.tell)
 
     def generate_grid(self, grid: Grid, job: Job, reporter: "StepReporter", result: dict) -> None:
         """Generate the cells of a grid; a skipped one stays empty. The sheet comes first among the images."""
@@ -153,10 +154,11 @@ class ImageGenerator:
                 del reporter.pipe
                 reporter.pipe = self.load_for(job.request, *models)
                 check_loras(reporter.pipe, [grid.points[index] for index in indices])
-                for index in indices:
-                    with suppress(Skipped):
-                        images[index] = self.generate_cell(grid.points[index].settings, job, reporter, result)
-                    reporter.finished += grid.points[index].settings.steps
+                with reporter.pipe.keep_prompt_loras():
+                    for index in indices:
+                        with suppress(Skipped):
+                            images[index] = self.generate_cell(grid.points[index].settings, job, reporter, result)
+                        reporter.finished += grid.points[index].settings.steps
         finally:
             if images:
                 self.save_sheet(grid, images, job, result)

@@ -2,6 +2,9 @@
 
 import gradio as gr
 
+from sd.checkpoints.discovery import IMAGE_ENCODER
+from sd.checkpoints.families import IP_ADAPTER
+from sd.checkpoints.model_files import content_of
 from sd.control.preprocessors import PREPROCESSORS
 from sd.control.units import MAX_WEIGHT, MODES, NO_MODEL, RESIZES, ControlUnit, format_units, parse_units
 from sd.utils.errors import UserError
@@ -14,6 +17,7 @@ class ControlBuilder:
     """The choices of one unit, placed where it is created, a button that adds it to a text, and the images."""
 
     def __init__(self, models: Models):
+        self.models = models
         modes = [(label, key) for key, label in MODES.items()]
         resizes = [(label, key) for key, label in RESIZES.items()]
         preprocessors = [(one.label, name) for name, one in PREPROCESSORS.items()]
@@ -21,6 +25,7 @@ class ControlBuilder:
             names = list(models.names("ControlNet"))
             self.model = gr.Dropdown(names, value=None, label="ControlNet", scale=3, min_width=150)
             self.preprocessor = gr.Dropdown(preprocessors, value="none", label="Preprocessor", scale=2, min_width=120)
+        self.encoder = gr.Dropdown(encoders_of(models), value="", label="Image encoder", visible=False)
         with gr.Row():
             self.weight = gr.Slider(0, MAX_WEIGHT, 1, step=0.05, label="Control weight", min_width=120)
             self.start = gr.Slider(0, 1, 0, step=0.05, label="Control start", min_width=120)
@@ -38,10 +43,24 @@ class ControlBuilder:
         )
 
     def connect(self, text: gr.Textbox) -> None:
-        """Lets the button add the unit to a text, and the preprocessor show its numbers."""
+        """Lets the button add the unit to a text, and the choices show those that belong to them."""
         chosen = [self.model, self.preprocessor, self.weight, self.start, self.end, self.mode, self.resize]
+        chosen.append(self.encoder)
         self.button.click(show_errors(with_unit), [text, *chosen, *self.numbers], text, **EVENT)
         self.preprocessor.change(sliders_of, self.preprocessor, self.numbers, **EVENT)
+        self.model.change(self.encoder_field, self.model, self.encoder, **EVENT)
+
+    def encoder_field(self, model: str | None) -> gr.Dropdown:
+        """Returns the field of the image encoder, which is shown for an IP-Adapter."""
+        path = self.models.names("ControlNet").get(model or "")
+        is_shown = path is not None and content_of(path).what == IP_ADAPTER
+        return gr.Dropdown(encoders_of(self.models), value="", visible=is_shown)
+
+
+def encoders_of(models: Models) -> list[tuple[str, str]]:
+    """Returns the choices of image encoders with their labels; the first one, "", is what `find_encoder` finds."""
+    names = [(name, name) for name in models.names(IMAGE_ENCODER)]
+    return [("The one beside the IP-Adapter, or the only one", ""), *names]
 
 
 def sliders_of(preprocessor: str) -> list[gr.Slider]:
@@ -69,12 +88,13 @@ def with_unit(
     end: float,
     mode: str,
     resize: str,
+    encoder: str,
     *numbers: float | None,
 ) -> str:
     """Returns the text of some units with one more at its end. numbers: the preprocessor's. Raises UserError."""
     one = PREPROCESSORS[preprocessor]
     if one.model_free:
-        model = NO_MODEL  # one that is still chosen from before takes no part
+        model, encoder = NO_MODEL, ""  # those that are still chosen from before take no part
     elif not model:
         raise UserError(
             "there is no ControlNet to add yet: choose one, put one into weights/controlnet, or choose the "
@@ -84,5 +104,5 @@ def with_unit(
         None if bounds is None or number is None or number == bounds.default else float(number)
         for bounds, number in zip((one.a, one.b), (*numbers, None, None))
     )
-    unit = ControlUnit(model, float(weight), preprocessor, a, b, float(start), float(end), mode, resize)
+    unit = ControlUnit(model, float(weight), preprocessor, a, b, float(start), float(end), mode, resize, encoder)
     return format_units([*parse_units(text), unit])

@@ -120,7 +120,7 @@ def test_an_axis_is_its_text(text):
         ("steps", "has no values"),
         ("steps=", "has no values"),
         ("steps=1.5", "no whole number"),
-        ("steps=0", "use a whole number from 1"),
+        ("steps=0", "must be a whole number from 1 to"),
         ("guidance_scale=strong", "no number"),
         ("tiling=maybe", "neither true nor false"),
         ("sampler=foo", "unknown sampler"),

@@ -3,33 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from conftest import UNET
 from PIL import Image
-from reference_models import randomize
-from safetensors.torch import save_file
 
-from sd.checkpoints.discovery import Models
-from sd.control.controlnet import ControlNetModel
-from sd.control.controlnet_files import save_controlnet
 from sd.control.preprocessors import PREPROCESSORS
-from sd.control.t2i_adapter import T2IAdapter
 from sd.control.units import NO_MODEL, ControlUnit
 from sd.pipeline.inputs.control_images import fit_control_image, hint_of
 from sd.pipeline.metadata.settings_infotext import read_settings
 from sd.utils.errors import UserError
 
 SMALL = dict(steps=3, seed=5, guidance_scale=3.0, sampler="euler")
-
-
-@pytest.fixture
-def controlled(pipe, tmp_path):
-    """A pipeline whose folder of models has two ControlNets, one and two."""
-    pipe.adapters.models = Models(tmp_path, tmp_path / "loras", tmp_path / "embeddings")
-    (tmp_path / "controlnet").mkdir()
-    for name, seed in (("one", 11), ("two", 12)):
-        network = randomize(ControlNetModel(**UNET), seed)
-        save_controlnet(tmp_path / "controlnet" / f"{name}.safetensors", network, {})
-    return pipe
 
 
 def pixels(output):
@@ -96,36 +78,30 @@ def test_the_second_pass_is_controlled_too(controlled, photo):
     assert not np.array_equal(pixels(made), pixels(plain))
 
 
-@pytest.fixture
-def adapted(controlled, tmp_path):
-    """The same with a T2I-Adapter, adapter, beside them."""
-    network = randomize(T2IAdapter(widths=(32, 64)), 13)
-    save_file(network.state_dict(), tmp_path / "controlnet" / "adapter.safetensors")
-    return controlled
-
-
-def test_a_t2i_adapter_is_used_as_a_controlnet_is(adapted, photo):
-    plain = pixels(adapted("a cat", **SMALL))
-    made = adapted("a cat", control="adapter:0.8", control_image=photo, **SMALL)
+def test_a_t2i_adapter_is_used_as_a_controlnet_is(controlled, photo):
+    plain = pixels(controlled("a cat", **SMALL))
+    made = controlled("a cat", control="adapter:0.8", control_image=photo, **SMALL)
     assert abs(pixels(made) - plain).mean() > 2
-    assert np.array_equal(pixels(adapted("a cat", control="adapter:0.8", control_image=photo, **SMALL)), pixels(made))
-    assert np.array_equal(pixels(adapted("a cat", **SMALL)), plain)
+    assert np.array_equal(
+        pixels(controlled("a cat", control="adapter:0.8", control_image=photo, **SMALL)), pixels(made)
+    )
+    assert np.array_equal(pixels(controlled("a cat", **SMALL)), plain)
     assert read_settings(made.infotexts[0]).values["control"] == "adapter:weight=0.8"
-    both = adapted("a cat", control="adapter + one:mode=control", control_image=photo, hires_scale=1.5, **SMALL)
+    both = controlled("a cat", control="adapter + one:mode=control", control_image=photo, hires_scale=1.5, **SMALL)
     assert both.images[0].size == (96, 96)
     photo.putalpha(Image.linear_gradient("L").resize((64, 64)))
     with pytest.raises(UserError, match="adapter is a T2I-Adapter, and the preprocessor inpaint_only"):
-        adapted("a cat", control="adapter:preprocessor=inpaint_only", control_image=photo, **SMALL)
+        controlled("a cat", control="adapter:preprocessor=inpaint_only", control_image=photo, **SMALL)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "one"])
-def test_control_images_of_any_kind(adapted, photo, kind):
+def test_control_images_of_any_kind(controlled, photo, kind):
     """A control image is read as any image is: a palette, gray, 16 bits; transparent parts are white."""
     gray = photo.convert("L")
     deep = Image.fromarray(np.array(gray).astype(np.uint16) * 257)
-    expected = pixels(adapted("a cat", control=kind, control_image=gray, **SMALL))
+    expected = pixels(controlled("a cat", control=kind, control_image=gray, **SMALL))
     for other in (gray.convert("RGBA"), gray.convert("P"), deep, np.array(gray), gray.convert("LA")):
-        assert abs(pixels(adapted("a cat", control=kind, control_image=other, **SMALL)) - expected).max() <= 1
+        assert abs(pixels(controlled("a cat", control=kind, control_image=other, **SMALL)) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 5), (17, 301), (64, 64)])

@@ -1,102 +1,87 @@
 """IP-Adapters in the pipeline: by name, with their images, in infotext, and what is refused."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from conftest import UNET
-from reference_models import randomize
-from safetensors.torch import save_file
+from small_models import save_ip_adapter
 
-from sd.checkpoints.discovery import Models
-from sd.control.controlnet import ControlNetModel
-from sd.control.controlnet_files import save_controlnet
-from sd.control.ip_adapter.network import ImageProjection, IPAdapterModel
 from sd.pipeline.metadata.settings_infotext import read_settings
 from sd.utils.errors import UserError
-from sd.vision.clip_vision import CLIPVisionModel
-from sd.vision.image_encoder import ImageEncoder
+from sd.vision.image_encoder import load_image_encoder
 
 SMALL = dict(steps=2, seed=5, guidance_scale=3.0, sampler="euler")
-DIMS = [64, 64, 64, 64]  # of the small U-Net's cross-attentions
 V1_DIMS = [320] * 2 + [640] * 2 + [1280] * 5 + [640] * 3 + [320] * 3 + [1280]
-
-
-def save_adapter(folder, name="face", dims=DIMS, text=64):
-    network = randomize(IPAdapterModel(ImageProjection(40, text), text, dims), 5)
-    save_file(network.state_dict(), folder / f"{name}.safetensors")
-
-
-def save_encoder(folder):
-    """A small vision tower with its config.json, as transformers writes it."""
-    folder.mkdir()
-    vision = CLIPVisionModel(image_size=28, patch_size=14, width=48, layers=2, heads=4)
-    save_file(randomize(ImageEncoder(vision, 40), 6).state_dict(), folder / "model.safetensors")
-    about = {"model_type": "clip_vision_model", "num_attention_heads": 4, "hidden_act": "gelu"}
-    (folder / "config.json").write_text(json.dumps(about))
-
-
-@pytest.fixture
-def prompted(pipe, tmp_path):
-    """A pipeline whose folder of models has an IP-Adapter, face, its encoder, and a ControlNet, one."""
-    pipe.adapters.models = Models(tmp_path, tmp_path / "loras", tmp_path / "embeddings")
-    folder = tmp_path / "controlnet"
-    folder.mkdir()
-    save_adapter(folder)
-    save_encoder(folder / "image_encoder")
-    save_controlnet(folder / "one.safetensors", randomize(ControlNetModel(**UNET), 11), {})
-    return pipe
 
 
 def pixels(output):
     return np.array(output.images[0]).astype(int)
 
 
-def test_it_changes_the_image_and_leaves_no_trace(prompted, photo):
-    plain = prompted("a cat", **SMALL)
-    state = {key: tensor.clone() for key, tensor in prompted.unet.state_dict().items()}
-    made = prompted("a cat", control="face", control_image=photo, **SMALL)
+def test_it_changes_the_image_and_leaves_no_trace(controlled, photo):
+    plain = controlled("a cat", **SMALL)
+    state = {key: tensor.clone() for key, tensor in controlled.unet.state_dict().items()}
+    made = controlled("a cat", control="face", control_image=photo, **SMALL)
     assert not np.array_equal(pixels(made), pixels(plain))
     assert made.notes == []
-    assert np.array_equal(pixels(prompted("a cat", **SMALL)), pixels(plain))
-    assert all(torch.equal(state[key], tensor) for key, tensor in prompted.unet.state_dict().items())
-    again = prompted("a cat", control="face:preprocessor=ip-adapter-auto", control_image=photo, **SMALL)
+    assert np.array_equal(pixels(controlled("a cat", **SMALL)), pixels(plain))
+    assert all(torch.equal(state[key], tensor) for key, tensor in controlled.unet.state_dict().items())
+    again = controlled("a cat", control="face:preprocessor=ip-adapter-auto", control_image=photo, **SMALL)
     assert np.array_equal(pixels(again), pixels(made))
 
 
-def test_the_values_of_a_unit_count(prompted, photo):
+def test_the_values_of_a_unit_count(controlled, photo):
     wide = photo.resize((128, 64))
 
     def made(control):
-        return pixels(prompted("a cat", control=control, control_image=wide, **SMALL))
+        return pixels(controlled("a cat", control=control, control_image=wide, **SMALL))
 
     usual = made("face")
-    assert np.array_equal(made("face:0"), pixels(prompted("a cat", **SMALL)))
+    assert np.array_equal(made("face:0"), pixels(controlled("a cat", **SMALL)))
     for other in ("0.5", "end=0.5", "resize=stretch", "resize=fill", "preprocessor=invert"):
         assert not np.array_equal(made(f"face:{other}"), usual), other
-    notes = prompted("a cat", control="face:mode=prompt", control_image=wide, **SMALL).notes
+    notes = controlled("a cat", control="face:mode=prompt", control_image=wide, **SMALL).notes
     assert notes == ["face is an IP-Adapter, for which the mode changes nothing: use a weight, a start or an end."]
 
 
-def test_it_works_with_a_controlnet_a_reference_and_a_second_pass(prompted, photo):
+def test_it_works_with_a_controlnet_a_reference_and_a_second_pass(controlled, photo):
     given = dict(control_image=photo, hires_scale=1.5, **SMALL)
-    without = prompted("a cat", control="one + reference_only", **given)
-    made = prompted("a cat", control="one + reference_only + face:0.5", **given)
+    without = controlled("a cat", control="one + reference_only", **given)
+    made = controlled("a cat", control="one + reference_only + face:0.5", **given)
     assert made.images[0].size == (96, 96)
     assert not np.array_equal(pixels(made), pixels(without))
 
 
-def test_infotext_has_it_as_a_unit_and_its_encoder(prompted, photo, tmp_path):
+def test_the_encoder_is_kept_while_units_name_it(controlled, photo, tmp_path, monkeypatch):
+    """Two adapters share it, two images and two calls read it, and a call without it releases it."""
+    save_ip_adapter(tmp_path / "controlnet" / "body.safetensors")
+    read = []
+
+    def load_counted(path, *where):
+        read.append(path.name)
+        return load_image_encoder(path, *where)
+
+    monkeypatch.setattr("sd.control.ip_adapter.kept_encoder.load_image_encoder", load_counted)
+    made = controlled("a cat", control="face + body", control_image=[photo, photo.rotate(90)], **SMALL)
+    turned = controlled("a cat", control="face", control_image=photo.rotate(180), **SMALL)
+    assert read == ["image_encoder"]
+    assert not np.array_equal(pixels(made), pixels(turned))
+    controlled("a cat", **SMALL)
+    assert controlled.controlnets.encoders == {}
+    again = controlled("a cat", control="face", control_image=photo.rotate(180), **SMALL)
+    assert np.array_equal(pixels(again), pixels(turned))
+    assert read == ["image_encoder"] * 2
+
+
+def test_infotext_has_it_as_a_unit_and_its_encoder(controlled, photo, tmp_path):
     (tmp_path / "image_encoders").mkdir()
     (tmp_path / "controlnet" / "image_encoder").rename(tmp_path / "image_encoders" / "tiny")
     control = "face:0.6:preprocessor=ip-adapter_clip_sd15:encoder=tiny"
-    made = prompted("a cat", control=control, control_image=photo, **SMALL)
+    made = controlled("a cat", control=control, control_image=photo, **SMALL)
     assert "Module: ip-adapter_clip_sd15, Model: face, Weight: 0.6" in made.infotexts[0]
     assert read_settings(made.infotexts[0]).values["control"] == (
         "face:weight=0.6:preprocessor=ip-adapter_clip_sd15:encoder=tiny"
     )
-    found = prompted("a cat", control="face:0.6", control_image=photo, **SMALL)
+    found = controlled("a cat", control="face:0.6", control_image=photo, **SMALL)
     assert np.array_equal(pixels(found), pixels(made)), "it is the only one"
 
 
@@ -115,17 +100,17 @@ def test_infotext_has_it_as_a_unit_and_its_encoder(prompted, photo, tmp_path):
         ("sdxl", "sdxl.safetensors is an IP-Adapter for Stable Diffusion XL: give an IP-Adapter for Stable Diffusion"),
     ],
 )
-def test_what_does_not_fit_is_refused(prompted, photo, tmp_path, control, said):
-    save_adapter(tmp_path / "controlnet", "sd15", V1_DIMS, 768)
-    save_adapter(tmp_path / "controlnet", "sdxl", [32] * 4, 2048)
+def test_what_does_not_fit_is_refused(controlled, photo, tmp_path, control, said):
+    save_ip_adapter(tmp_path / "controlnet" / "sd15.safetensors", V1_DIMS, 768)
+    save_ip_adapter(tmp_path / "controlnet" / "sdxl.safetensors", [32] * 4, 2048)
     photo.putalpha(photo.convert("L"))
     with pytest.raises(UserError, match=said):
-        prompted("a cat", control=control, control_image=photo, **SMALL)
+        controlled("a cat", control=control, control_image=photo, **SMALL)
 
 
-def test_without_its_encoder_it_says_what_to_download(prompted, photo, tmp_path):
+def test_without_its_encoder_it_says_what_to_download(controlled, photo, tmp_path):
     (tmp_path / "controlnet" / "image_encoder").rename(tmp_path / "elsewhere.bak")
     for file in (tmp_path / "elsewhere.bak").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="needs the image encoder OpenCLIP ViT-H/14, and there is none"):
-        prompted("a cat", control="face", control_image=photo, **SMALL)
+        controlled("a cat", control="face", control_image=photo, **SMALL)

@@ -82,7 +82,7 @@ def test_what_does_not_go_together_is_said(pipe):
         "The step cache does not work with tiled diffusion"
         in pipe("a cat", tile_size=64, step_cache=2, **SMALL).notes[0]
     )
-    with pytest.raises(UserError, match="use a multiple of 64"):
+    with pytest.raises(UserError, match="tile_size must be a multiple of 64"):
         GenerationSettings(tile_size=100)
     with pytest.raises(UserError, match="makes an image seamless"):
         GenerationSettings(tile_size=64, tiling=True)

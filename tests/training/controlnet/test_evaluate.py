@@ -60,4 +60,4 @@ def test_a_missing_detector_is_one_sentence(run):
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_scenes_are_refused(run, count):
     code, _, err = run("evaluate_controlnet.py", "--control", "x", "--count", count)
-    assert (code, "use 2 scenes or more" in err) == (2, True), err
+    assert (code, "--count must be 2 scenes or more, for an interval, not" in err) == (2, True), err

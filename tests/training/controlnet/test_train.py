@@ -271,8 +271,8 @@ def test_half_precision_beside_a_frozen_unet(pipe, images, tmp_path):
         (("--images", "a", "--latents", "b"), "are for --scenes"),
         (("--scenes", "a", "--latents", "b", "--scene-count", "5"), "no effect with --latents"),
         (("--scenes", "a", "--no-flip"), "are for --images"),
-        (("--images", "a", "--empty-captions", "2"), "empty captions is 2"),
-        (("--images", "a", "--steps", "0"), "steps is 0"),
+        (("--images", "a", "--empty-captions", "2"), "--empty-captions must be a number from 0 to 1, not 2.0."),
+        (("--images", "a", "--steps", "0"), "--steps must be a whole number from 1 to"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(run, flags, said):

@@ -268,9 +268,9 @@ def test_bad_input_is_one_sentence_and_changes_nothing(pipe, images, tmp_path):
     for match, given in (
         ("unknown kind 'pet': use object or style", {"kind": "pet"}),
         ("unknown target 'to_q'", {"targets": ("to_q",)}),
-        ("the rank is 0", {"rank": 0}),
+        ("^rank must be a whole number from 1 to 1024, not 0.$", {"rank": 0}),
         ("unknown setting 'learning'", {"learning": 1}),
-        ("the lr is nan", {"lr": float("nan")}),
+        ("^lr must be a number from 0 to 10, not nan.$", {"lr": float("nan")}),
         ("use kohya or diffusers or peft", {"file_format": "webui"}),
     ):
         mistake(match, **given)

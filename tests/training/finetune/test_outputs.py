@@ -219,7 +219,7 @@ def wrong_values():
 
 @pytest.mark.parametrize(("name", "value"), wrong_values())
 def test_a_number_that_means_nothing_is_refused_with_its_range(name, value):
-    with pytest.raises(UserError, match=r"use a (whole )?number from .* to "):
+    with pytest.raises(UserError, match=r"must be a (whole )?number from .* to "):
         Recipe(**{name: value})
 
 

@@ -15,7 +15,7 @@ def test_a_word_starts_as_exactly_its_initializer(pipe):
     assert recipe_for("ti", pipe, "w", init="golden retriever", vectors=5).vectors == 5
     assert recipe_for("ti", pipe, "w", init="dog").vectors == 1
     assert recipe_for("ti", pipe, "w", init="dog " * 100).vectors == 75  # all that fit into a prompt
-    with pytest.raises(UserError, match="number of vectors"):
+    with pytest.raises(UserError, match="vectors must be"):
         recipe_for("ti", pipe, "w", vectors=0)
 
 

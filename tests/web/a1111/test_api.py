@@ -399,6 +399,12 @@ def test_what_is_not_supported_is_said(web, body):
     assert refused(web, **body)
 
 
+def test_a_value_out_of_bounds_is_said_with_the_fields_own_name(web):
+    assert refused(web, cfg_scale=1000) == "cfg_scale must be a number from 0 to 100, not 1000.0."
+    assert refused(web, denoising_strength=2) == "denoising_strength must be a number from 0 to 1, not 2.0."
+    assert refused(web, batch_size=50, n_iter=50).startswith("num_images must be a whole number from 1 to ")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -1,23 +1,18 @@
 """The webui's ControlNet extension: units of its clients, its lists and /controlnet/detect."""
 
+import base64
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 import webuiapi
-from conftest import UNET
 from PIL import Image
-from reference_models import randomize
-from safetensors.torch import save_file
+from small_models import save_control, save_image_encoder, save_ip_adapter
 from web_client import Web, base64_of, listening, opened, post
 
-from sd.control.controlnet import ControlNetModel
-from sd.control.controlnet_files import save_controlnet
-from sd.control.ip_adapter.network import ImageProjection, IPAdapterModel
 from sd.control.preprocessors import preprocess
-from sd.vision.clip_vision import CLIPVisionModel
-from sd.vision.image_encoder import ImageEncoder
 
 SMALL = {"prompt": "a red apple", "steps": 2, "seed": 7, "width": 64, "height": 64}
 # As Auto-Photoshop sends it: all of its fields, numbers for the choices.
@@ -43,7 +38,7 @@ PHOTOSHOP = {
 def with_a_controlnet(web):
     path = web.models.folders["ControlNet"] / "edges.safetensors"
     if not path.exists():
-        save_controlnet(path, randomize(ControlNetModel(**UNET), 11), {})
+        save_control(path)
         web.models.refresh()
     return web
 
@@ -105,8 +100,7 @@ def test_a_unit_without_a_model_takes_a_reference(nets, photo):
 def prompted(nets):
     """A server that has an IP-Adapter too, for as long as the test runs."""
     folder = nets.models.folders["ControlNet"]
-    network = IPAdapterModel(ImageProjection(40, 64), 64, [64] * 4)
-    save_file(randomize(network, 5).state_dict(), folder / "ip-adapter_sd15.safetensors")
+    save_ip_adapter(folder / "ip-adapter_sd15.safetensors")
     nets.models.refresh()
     yield nets
     (folder / "ip-adapter_sd15.safetensors").unlink()
@@ -121,12 +115,7 @@ def test_a_unit_with_an_ip_adapter_needs_its_image_encoder(prompted, photo):
     unit["image"] = base64_of(photo)
     answer = prompted.client.post("/sdapi/v1/txt2img", json=with_units(unit))
     assert (answer.status_code, "needs the image encoder" in answer.json()["detail"]) == (422, True), answer.text
-    folder = prompted.models.folders["ControlNet"] / "image_encoder"
-    folder.mkdir()
-    tower = ImageEncoder(CLIPVisionModel(image_size=28, patch_size=14, width=48, layers=2, heads=4), 40)
-    save_file(randomize(tower, 6).state_dict(), folder / "model.safetensors")
-    about = {"model_type": "clip_vision_model", "num_attention_heads": 4, "hidden_act": "gelu"}
-    (folder / "config.json").write_text(json.dumps(about))
+    save_image_encoder(prompted.models.folders["ControlNet"] / "image_encoder")
     prompted.models.refresh()
     answer = post(prompted, "txt2img", **with_units(unit | {"processor_res": 512}))
     assert "Module: ip-adapter_clip_sd15, Model: ip-adapter_sd15, Weight: 0.7" in info_of(answer)["infotexts"][0]
@@ -222,13 +211,30 @@ def test_the_lists_describe_the_preprocessors(nets):
         "model_free": True,
         "sliders": [{"name": "Style fidelity", "value": 0.5, "min": 0, "max": 1}],
     }
-    assert nets.client.get("/controlnet/control_types").json()["control_types"]["All"]["model_list"] == [
-        "None",
-        "edges",
-    ]
+    types = nets.client.get("/controlnet/control_types").json()["control_types"]
+    assert types["All"]["model_list"] == ["None", "edges"]
+    assert types["Canny"]["module_list"] == ["none", "canny", "invert"]
     assert nets.client.get("/controlnet/settings").json() == {"control_net_unit_count": 10}
     empty = nets.client.post("/controlnet/detect", json={"controlnet_module": "canny"})
     assert (empty.status_code, "is empty" in empty.json()["detail"]) == (422, True)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_detect_says_that_it_reads_the_first_frame_of_an_animation(nets, photo, kind):
+    file = io.BytesIO()
+    photo.save(file, kind, save_all=True, append_images=[photo.rotate(90)])
+    animated, plain = base64.b64encode(file.getvalue()).decode(), base64_of(photo)
+
+    def detected(*images):
+        body = {"controlnet_module": "canny", "controlnet_input_images": list(images)}
+        return nets.client.post("/controlnet/detect", json=body).json()
+
+    answer = detected(animated, plain, animated)
+    assert answer["notes"] == [
+        "The file of the control image has several frames or pages, of which only the first is used."
+    ]
+    assert (len(answer["images"]), answer["info"]) == (3, "Success")
+    assert "notes" not in detected(plain)
 
 
 def test_our_own_api_takes_units_and_images(nets, photo):

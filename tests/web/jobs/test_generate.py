@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small_models import save_lora
 from web_client import Web
 
+from sd.adapters.manager import Adapters
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.web.jobs import generate as generate_job
@@ -47,6 +49,20 @@ def test_steps_are_counted_over_the_whole_job(generator, tmp_path):
     steps = [(event["step"], event["steps"]) for event in told if "step" in event]
     assert steps == [(step, 9) for step in range(1, 10)]
     assert [len(event["result"]["images"]) for event in told if "result" in event] == [1, 2, 3]
+
+
+def test_a_lora_in_the_prompt_is_loaded_once_for_all_images_and_cells(generator, tmp_path, monkeypatch):
+    save_lora(tmp_path / "loras" / "bent.safetensors")
+    generator.pipe.adapters.models = generator.models
+    loaded, load = [], Adapters.load_lora
+    monkeypatch.setattr(Adapters, "load_lora", lambda self, *given: loaded.append(given[0].stem) or load(self, *given))
+    given = {"prompt": "a cat <lora:bent:0.5>", "num_images": 3, "width": 64, "height": 64}
+    assert len(generator(job_of(tmp_path, **given), lambda event: None)["seeds"]) == 3
+    assert loaded == ["bent"]
+    loaded.clear()
+    generator(grid_of(tmp_path, ["seed=1, 2, 3"], prompt="a cat <lora:bent:0.5>"), lambda event: None)
+    assert loaded == ["bent"] * 2, "once to see that it fits, and once for the three cells"
+    assert generator.pipe.adapters.names() == []
 
 
 def grid_of(tmp_path, axes, **settings):

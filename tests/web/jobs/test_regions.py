@@ -41,7 +41,7 @@ def test_the_webuis_api_takes_the_words_in_its_prompt(web):
         ({"region_ratios": "1,2,3"}, "do not fit"),
         ({"region_ratios": "x"}, "use numbers over 0"),
         ({"negative_prompt": "a ADDROW b"}, "one for the whole image"),
-        ({"region_base": 2}, "use a number from 0 to 1"),
+        ({"region_base": 2}, "region_base must be a number from 0 to 1, not 2"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_it_waits(web, change, said):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.attention import split_heads
 from sd.optimization.patching import LayerPatch, apply_patch, remove_patches
+from sd.pipeline.tracing.attention_maps import mean_attention
 from sd.training.pretrain.scenes.attention import covered
 from sd.unet import BasicTransformerBlock, CrossAttention
 
@@ -54,9 +54,7 @@ class AttentionLoss:
     def add(self, q: Tensor, k: Tensor, heads: int) -> None:
         """Add one layer. q: (B, N, heads * d). k: (B, L, heads * d)."""
         side = math.isqrt(q.shape[1])
-        queries, keys = split_heads(q, heads), split_heads(k, heads)
-        attention = (queries @ keys.mT / math.sqrt(queries.shape[-1])).float().softmax(dim=-1).mean(dim=1)  # (B, N, L)
-        by_phrase = attention @ self.members.to(q.device).mT  # (B, N, K)
+        by_phrase = mean_attention(q, k, heads) @ self.members.to(q.device).mT  # (B, N, K)
         masks = F.adaptive_avg_pool2d(self.masks.to(q.device), side).flatten(2).mT  # (B, N, K)
         inside = (by_phrase * masks).sum(dim=1) / by_phrase.sum(dim=1).clamp(min=1e-9)  # (B, K)
         counts = self.members.to(q.device).any(dim=2) * self.weights.to(q.device)[:, None]  # (B, K)
