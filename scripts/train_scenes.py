@@ -1,10 +1,10 @@
 """Train the bundled model on scenes, stage by stage. The same command resumes a stage that was stopped.
 
 python scripts/prepare_scenes.py           the cut-outs, once
-python scripts/train_scenes.py vae         the VAE, from the shipped one
 python scripts/train_scenes.py clip        CLIP with scene captions and hard negatives, from the shipped one
 python scripts/train_scenes.py latents     scenes as latents, once; more with --latents 20000
-python scripts/train_scenes.py unet        the U-Net, on the results of the other stages
+python scripts/train_scenes.py unet        the U-Net, on the results of these stages
+python scripts/train_scenes.py decoder     the VAE's decoder, from the shipped one
 python scripts/train_scenes.py detector    the detector for evaluate_scenes.py
 python scripts/train_scenes.py export      the newest weights as one checkpoint
 
@@ -29,7 +29,7 @@ from sd.utils.errors import plain_errors
 @plain_errors
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    stages = ["vae", "clip", "latents", "unet", "detector", "export"]
+    stages = ["clip", "latents", "unet", "decoder", "detector", "export"]
     parser.add_argument("stages", nargs="+", choices=stages, help="stages to run")
     files = parser.add_argument_group("files")
     files.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")

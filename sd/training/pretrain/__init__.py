@@ -18,9 +18,9 @@ export             the shipped files
 Reading order, scenes:
 
 scenes/            cut-outs, vocabulary, grammar, captions, rendering, tasks and their detector
-scene_vae          the VAE on scenes
 scene_text         CLIP on scene captions, with hard negatives and a reader of the token states
 scene_latents      scenes encoded in bulk
 scene_unet         the U-Net on those latents
+scene_vae          the VAE's decoder on scenes
 pipeline           the stages in their order, their settings, and the export
 """

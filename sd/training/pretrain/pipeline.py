@@ -1,7 +1,7 @@
 """The stages of the scene training in their order, with their settings.
 
-The VAE comes first, because it makes the latents; then CLIP, whose text tower limits what the U-Net can follow; then
-latents in bulk, and the U-Net on them. Each stage starts from the shipped weights.
+CLIP comes first, whose text tower limits what the U-Net can follow; then latents in bulk, and the U-Net on them; then
+the VAE's decoder. Each stage starts from the shipped weights. Nothing trains the VAE's encoder.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from sd.training.pretrain.export import EARLIER, unpack
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scene_text import train_scene_text
 from sd.training.pretrain.scene_unet import train_scene_unet
-from sd.training.pretrain.scene_vae import train_scene_vae
+from sd.training.pretrain.scene_vae import train_scene_decoder
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.detector import Detector, detector_cutouts, train_detector
 from sd.training.pretrain.scenes.stream import SceneStream
@@ -24,10 +24,10 @@ from sd.utils.device import best_precision
 CPU: dict[str, Any] = dict(precision="fp32", save_minutes=6.0)
 FAST = ("detector", "unet")  # stages in bf16 where the processor has it, and in fp32 where bf16 is many times slower
 STAGES = {
-    "vae": TrainConfig(steps=900, batch=8, lr=3e-4, warmup=20, ema=0.99, **CPU),
     "clip": TrainConfig(steps=4000, batch=16, lr=4e-4, warmup=30, ema=0.99, schedule="constant", **CPU),
     "detector": TrainConfig(steps=20_000, batch=16, lr=1e-3, warmup=50, ema=0.995, schedule="constant", **CPU),
     "unet": TrainConfig(steps=9000, batch=32, lr=8e-4, warmup=100, ema=0.998, math_attention=False, **CPU),
+    "decoder": TrainConfig(steps=2000, batch=8, lr=3e-4, warmup=50, betas=(0.5, 0.99), ema=0.99, **CPU),
 }
 LATENTS = 6000  # scenes made by the stage "latents"; more can be added at any time
 
@@ -47,21 +47,25 @@ def keep_history(part: str, runs: Path) -> None:
 
 
 def newest_folder(part: str, runs: Path) -> Path:
-    """Return the folder of a part's newest weights: those of its own stage or, before that, the shipped ones."""
-    return runs / part if exists(runs / part) else runs / "shipped" / part
+    """Return the folder of a part's newest weights: those of its own stage or, before that, the shipped ones.
+
+    "decoder" is the whole VAE.
+    """
+    return runs / part if exists(runs / part) else runs / "shipped" / ("vae" if part == "decoder" else part)
 
 
 def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, latents: int = LATENTS) -> None:
     """Train one of STAGES in `runs/<stage>`, or resume it; or encode that many "latents".
 
-    A stage starts from the shipped weights, U-Net and detector from those of their own folder where it has some; the
-    U-Net and the latents use the results of earlier stages.
+    A stage starts from the shipped weights; decoder, U-Net and detector from those of their own folder where it has
+    some. The U-Net uses the results of earlier stages.
     """
     stream = SceneStream(Cutouts(data))
-    keep_history(stage, runs)
-    if stage == "vae":
-        vae = load_model(pretrain_run.new_network("vae"), runs / "shipped" / "vae").requires_grad_(True)
-        train_scene_vae(vae, runs / "vae", stream, settings)
+    for part in ("vae", "decoder") if stage == "decoder" else (stage,):
+        keep_history(part, runs)
+    if stage == "decoder":
+        vae = load_model(pretrain_run.new_network("vae"), newest_folder("decoder", runs)).requires_grad_(True)
+        train_scene_decoder(vae, runs / "decoder", stream, settings)
     elif stage == "clip":
         clip = load_model(pretrain_run.new_network("clip"), runs / "shipped" / "clip").requires_grad_(True)
         teacher = load_model(pretrain_run.new_network("clip"), runs / "shipped" / "clip").to(settings.device)
@@ -72,11 +76,10 @@ def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, 
             load_model(detector, runs / stage).requires_grad_(True)
         train_detector(detector, runs / stage, detector_cutouts(data), settings)
     elif stage == "latents":
-        make_latents(
-            load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)), stream, runs / "latents", latents
-        )
+        vae = load_model(pretrain_run.new_network("vae"), runs / "shipped" / "vae")
+        make_latents(vae, stream, runs / "latents", latents)
     else:
-        vae = load_model(pretrain_run.new_network("vae"), newest_folder("vae", runs)).to(settings.device)
+        vae = load_model(pretrain_run.new_network("vae"), newest_folder("decoder", runs)).to(settings.device)
         text = load_model(pretrain_run.new_network("clip"), newest_folder("clip", runs)).text_model.to(settings.device)
         unet = load_model(pretrain_run.new_network("unet"), newest_folder("unet", runs)).requires_grad_(True)
         train_scene_unet(unet, text, vae, runs / "unet", SceneLatents(runs / "latents"), settings)

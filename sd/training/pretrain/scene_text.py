@@ -5,6 +5,7 @@ reader, one layer of cross-attention like the U-Net's, must therefore predict th
 of single emoji is preserved by a distillation loss toward the original CLIP on their captions and images.
 """
 
+import itertools
 import random
 from pathlib import Path
 from typing import cast
@@ -122,7 +123,8 @@ def twin_scenes(stream: SceneStream, indices: Tensor) -> list[Scene]:
     for index in indices.tolist():
         scene = stream.scene(index)
         if scene.content.kind == "emoji":
-            scenes += [scene, stream.emoji(random.Random(f"other emoji {index}"), index)]
+            others = (stream.emoji(random.Random(f"other emoji {index} {k}"), index) for k in itertools.count())
+            scenes += [scene, next(other for other in others if other.caption != scene.caption)]
         else:
             scenes += stream.grammar.twins(index)
     return scenes

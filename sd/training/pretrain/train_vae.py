@@ -45,28 +45,36 @@ def train_vae(
 
 
 def train_decoder(vae: AutoencoderKL, run: Path, dataset: EmojiDataset, settings: TrainConfig) -> AutoencoderKL:
-    """Train the decoder alone against a discriminator, for sharp edges and the texture of each style.
-
-    The latents stay unchanged, and so does what a U-Net has learned of them. They get a little noise, because those of
-    a U-Net are slightly off too; a decoder trained on exact latents turns the deviations into blotches.
-    """
-    for part in (vae.encoder, vae.quant_conv):
-        part.requires_grad_(False)
+    """Train the decoder alone, see `decoder_loss`."""
 
     def loss(pair: AdversarialPair, indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = crops(dataset, indices, generator).to(vae.quant_conv.weight.device)
-        latent = pair.vae.encode(images)[0]
-        noise = torch.randn(latent.shape, generator=generator) / LATENT_SCALE
-        level = NOISE * torch.rand(len(latent), 1, 1, 1, generator=generator)
-        latent = latent + (level * noise).to(latent)
-        decoded = pair.vae.decode(latent).float()
-        adversarial, matching, discriminator = pair.losses(decoded, images, latent)
-        return reconstruction(decoded, images) + ADVERSARIAL * adversarial + FEATURE_MATCHING * matching + discriminator
+        return decoder_loss(pair, crops(dataset, indices, generator), generator)
 
-    pair = train(
-        AdversarialPair(vae), loss, len(dataset), run, settings, on_save=lambda pair, _: save_model(pair.vae, run)
-    )
-    return pair.vae
+    pair = AdversarialPair(freeze_encoder(vae))
+    return train(pair, loss, len(dataset), run, settings, on_save=lambda pair, _: save_model(pair.vae, run)).vae
+
+
+def freeze_encoder(vae: AutoencoderKL) -> AutoencoderKL:
+    """Exclude from training what makes the latents: they stay, and with them what a U-Net has learned of them."""
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    return vae
+
+
+def decoder_loss(pair: AdversarialPair, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the loss of the decoder and of a discriminator against it, for sharp edges and the texture of each style.
+
+    The latents get a little noise, because those of a U-Net are slightly off too; a decoder trained on exact latents
+    turns the deviations into blotches. images: (B, 3, H, W) in [-1, 1], on any device.
+    """
+    images = images.to(pair.vae.quant_conv.weight.device)
+    latent = pair.vae.encode(images)[0]
+    noise = torch.randn(latent.shape, generator=generator) / LATENT_SCALE
+    level = NOISE * torch.rand(len(latent), 1, 1, 1, generator=generator)
+    latent = latent + (level * noise).to(latent)
+    decoded = pair.vae.decode(latent).float()
+    adversarial, matching, discriminator = pair.losses(decoded, images, latent)
+    return reconstruction(decoded, images) + ADVERSARIAL * adversarial + FEATURE_MATCHING * matching + discriminator
 
 
 def crops(dataset: EmojiDataset, indices: Tensor, generator: torch.Generator) -> Tensor:

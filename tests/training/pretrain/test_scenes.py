@@ -223,7 +223,15 @@ def test_a_sheet_has_every_scene_and_marks_right_and_wrong(cutouts, scenes):
 def test_single_emoji_stay_in_the_stream(cutouts):
     stream = SceneStream(cutouts)
     kinds = [stream.scene(k).content.kind for k in range(200)]
-    assert np.mean([kind == "emoji" for kind in kinds]) == pytest.approx(0.15, abs=0.076)  # three standard errors
+    assert np.mean([kind == "emoji" for kind in kinds]) == pytest.approx(0.25, abs=0.092)  # three standard errors
+    single = [scene.objects[0] for scene in map(SceneStream(cutouts, single_emoji=1.0).scene, range(200))]
+    in_place = [
+        (each.left, each.top) == (cutouts[each.name, each.style].left, cutouts[each.name, each.style].top)
+        and not each.flip
+        and each.width == cutouts[each.name, each.style].width
+        for each in single
+    ]
+    assert np.mean(in_place) == pytest.approx(0.8, abs=0.085)
     images, texts = stream.images(np.arange(3))
     assert images.shape == (3, 3, SIZE, SIZE)
     assert len(texts) == 3

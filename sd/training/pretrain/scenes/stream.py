@@ -16,7 +16,8 @@ from sd.training.pretrain.scenes.wording import Content
 
 EXAMPLES = 1_000_000  # scenes in an epoch
 COMMON = 0.9  # the fraction of the scenes that have common nouns only
-SINGLE_EMOJI = 0.15  # the fraction of examples with one emoji on white, as in the training of the shipped model
+SINGLE_EMOJI = 0.25  # the fraction of examples with one emoji on white
+IN_PLACE = 0.8  # the fraction of these as large and where its artist put it: the images that the shipped model knows
 
 
 class SceneStream:
@@ -38,11 +39,14 @@ class SceneStream:
     def emoji(self, rng: random.Random, seed: int) -> Scene:
         """Return one emoji nearly as large as the image, in one of the captions of the shipped model's training."""
         cutout = self.cutouts[rng.choice(self.keys)]
-        scale = rng.uniform(0.82, 1.0)
+        in_place = rng.random() < IN_PLACE
+        scale = 1.0 if in_place else rng.uniform(0.82, 1.0)
         side = round(scale * max(cutout.width, cutout.height))
         width, height = (max(1, round(scale * length)) for length in (cutout.width, cutout.height))
         left, top = (rng.randint(0, SIZE - length) for length in (width, height))
-        flip = rng.random() < 0.5 and cutout.name not in NO_FLIP
+        if in_place:
+            left, top = cutout.left, cutout.top
+        flip = not in_place and rng.random() < 0.5 and cutout.name not in NO_FLIP
         content = Content("emoji", cutout.style, (cutout.name,))
         placed = Placed(cutout.name, cutout.style, None, left, top, width, height, side, flip)
         emoji = Emoji(cutout.file, cutout.name, cutout.style, self.words[cutout.name], cutout.split)
