@@ -9,7 +9,6 @@ Prints each task's fraction of right images with its 95 % interval, and the shar
 --curve appends the scores to a file of JSON lines.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.args import HelpFormatter
 from sd.training.pretrain.scenes.attention import attention_share
 from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
-from sd.training.pretrain.scenes.evaluation import evaluate_regions, evaluate_tasks, table
+from sd.training.pretrain.scenes.evaluation import append_scores, evaluate_regions, evaluate_tasks, table
 from sd.training.pretrain.scenes.tasks import TASKS, task_scenes
 from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS
 from sd.utils.errors import UserError, plain_errors
@@ -73,13 +72,8 @@ def main() -> None:
         attention = attention_share(pipe, scenes, cutouts)
         print(f"attention of nouns: {attention}")
     if options.curve is not None:
-        values = {who: {task: score.value for task, score in each.items()} for who, each in scores.items()}
-        if attention is not None:
-            values["attention"] = {"inside": attention.inside, "area": attention.area}
-        with open(options.curve, "a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({"note": options.note, "model": str(options.model), "nouns": options.nouns, **values}) + "\n"
-            )
+        about = {"note": options.note, "model": str(options.model), "nouns": options.nouns}
+        append_scores(options.curve, about, scores, attention)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The six tasks: fixed held-out prompts, a detector that finds objects, and correct scores."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,10 @@ from PIL import Image
 from scene_data import make_cutouts
 
 from sd.training.pretrain.scenes import evaluation
+from sd.training.pretrain.scenes.attention import AttentionShare
 from sd.training.pretrain.scenes.colors import COLORS
 from sd.training.pretrain.scenes.detector import STRIDE, Detection, Detector, detection_loss, load_detector, targets
-from sd.training.pretrain.scenes.evaluation import in_halves, table
+from sd.training.pretrain.scenes.evaluation import append_scores, in_halves, table
 from sd.training.pretrain.scenes.grammar import Grammar
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.tasks import TASKS, is_right, mean_score, sample_task_scenes, task_scenes, wilson_score
@@ -92,6 +94,16 @@ def test_intervals_are_wilsons():
     assert mean.value == 0.5
     assert mean.high - mean.low == pytest.approx((half.high - half.low) / 2**0.5)  # two independent tasks
     assert "0.50 [0.24, 0.76]" in table({"real": {"counting": half}})
+
+
+def test_a_curve_gets_one_line_for_each_evaluation(tmp_path):
+    scores = {"generated": {"counting": wilson_score([True, False])}}
+    for images in (1000, 2000):
+        append_scores(tmp_path / "curve.jsonl", {"images": images}, scores, AttentionShare(0.6, 0.2, 3))
+    first, second = map(json.loads, (tmp_path / "curve.jsonl").read_text().splitlines())
+    assert (first["images"], second["images"]) == (1000, 2000)
+    assert second["generated"] == {"counting": 0.5}
+    assert second["attention"] == {"inside": 0.6, "area": 0.2}
 
 
 @pytest.mark.parametrize("kind", ["pair", "counted", "recolored", "placed", "colored_pair"])

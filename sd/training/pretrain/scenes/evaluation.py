@@ -3,6 +3,7 @@
 Beside them, the same detector scores the regions of prompts.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.pretrain.emoji_dataset import SIZE
+from sd.training.pretrain.scenes.attention import AttentionShare
 from sd.training.pretrain.scenes.detector import Detection, Detector, detector_cutouts
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.sheets import captioned_sheet
@@ -101,6 +103,15 @@ def reconstruct(vae: AutoencoderKL, images: Tensor, batch: int = 8) -> Tensor:
     like = vae.quant_conv.weight
     parts = [vae.decode(vae.encode(part.to(like))[0]) for part in images.split(batch)]
     return torch.cat(parts).float().clamp(-1, 1).cpu()
+
+
+def append_scores(file: Path, about: dict, scores: Scores, attention: AttentionShare | None) -> None:
+    """Append one JSON line to a curve: `about`, the value of each task by the source of its images, the attention."""
+    line = about | {who: {task: score.value for task, score in each.items()} for who, each in scores.items()}
+    if attention is not None:
+        line["attention"] = {"inside": attention.inside, "area": attention.area}
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")
 
 
 def table(scores: Scores) -> str:
