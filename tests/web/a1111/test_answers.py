@@ -42,7 +42,7 @@ def refused(web, **body):
         ("/sdapi/v1/txt2img", SMALL | {"steps": "many"}, 422, "RequestValidationError"),
         ("/sdapi/v1/interrogate", {}, 404, "Missing"),
         ("/no/such/address", {}, 404, "HTTPException"),
-        ("/jobs", {"prompt": "x", "steps": 0}, 422, "UserError"),
+        ("/jobs", {"prompt": "x", "steps": 0}, 422, "SettingError"),
     ],
 )
 def test_an_error_has_the_webuis_four_keys_and_one_line_on_the_console(web, path, body, status, kind, capsys):

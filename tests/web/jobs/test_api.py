@@ -117,7 +117,7 @@ def test_listing(web):
     [
         ({}, 422, "prompt: Field required."),
         ({"prompt": "x", "stepz": 3}, 422, "unknown field 'stepz': /docs lists the fields of each address."),
-        ({"prompt": "x", "steps": 0}, 422, "number of steps"),
+        ({"prompt": "x", "steps": 0}, 422, "steps must be a whole number from 1 to 1000, not 0."),
         ({"prompt": "x", "width": 100}, 422, "multiple of 8"),
         ({"prompt": "x", "sampler": "magic"}, 422, "unknown sampler 'magic'"),
         ({"prompt": "x", "checkpoint": "../x"}, 422, "not the name of a checkpoint"),
