@@ -26,7 +26,7 @@ FAST = ("detector", "unet")  # stages in bf16 where the processor has it, and in
 STAGES = {
     "clip": TrainConfig(steps=4000, batch=16, lr=4e-4, warmup=30, ema=0.99, schedule="constant", **CPU),
     "detector": TrainConfig(steps=20_000, batch=16, lr=1e-3, warmup=50, ema=0.995, schedule="constant", **CPU),
-    "unet": TrainConfig(steps=9000, batch=32, lr=8e-4, warmup=100, ema=0.998, math_attention=False, **CPU),
+    "unet": TrainConfig(steps=9000, batch=32, lr=5e-4, warmup=100, ema=0.998, math_attention=False, **CPU),
     "decoder": TrainConfig(steps=2000, batch=8, lr=3e-4, warmup=50, betas=(0.5, 0.99), ema=0.99, **CPU),
 }
 LATENTS = 6000  # scenes made by the stage "latents"; more can be added at any time
