@@ -18,6 +18,7 @@ from sd.checkpoints.foreign_files import reads_file
 from sd.checkpoints.weight_files import read_weights
 from sd.upscalers.rrdbnet import RRDBNet
 from sd.utils.errors import UserError
+from sd.utils.files import Signature, signature_of
 
 USE_ANOTHER = "give an ESRGAN or Real-ESRGAN model (RRDBNet), such as RealESRGAN_x4plus"
 TRUNK = {"RRDB_trunk": "body", "trunk_conv": "conv_body", "HRconv": "conv_hr"}
@@ -100,11 +101,11 @@ def load_upscaler(path: str | Path) -> RRDBNet:
 
 
 @lru_cache(maxsize=2)  # the webui's "extras" blend the images of two
-def cached_upscaler(path: Path, changed: int) -> RRDBNet:
-    """Returns one of the last two upscalers again. changed: the file's time of change."""
+def cached_upscaler(path: Path, signature: Signature) -> RRDBNet:
+    """Returns one of the last two upscalers again, unless its file has changed."""
     return load_upscaler(path)
 
 
 def read_cached(path: Path) -> RRDBNet:
     """Returns the network of a file, which stays loaded until two others were asked for. Raises UserError."""
-    return cached_upscaler(path, path.stat().st_mtime_ns)
+    return cached_upscaler(path, signature_of(path))

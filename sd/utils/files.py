@@ -27,6 +27,18 @@ MAX_TEXT_FILE = 1 << 26  # bytes of a list of prompts or captions
 STARTED = time.time()
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # of `os.link`
 SURROGATE = re.compile("[\ud800-\udfff]")
+Signature = tuple[tuple[Path, int, int, int], ...]  # see `signature_of`
+
+
+def signature_of(*paths: Path | None) -> Signature:
+    """Return (path, inode, size, time of change) of each file, and of those in folders; missing ones are left out."""
+    files = [file for path in paths if path for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    found = []
+    for file in files:
+        with suppress(OSError):
+            stat = file.stat()
+            found.append((file, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
 
 
 def cache_dir() -> Path:

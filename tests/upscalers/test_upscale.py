@@ -1,5 +1,7 @@
 """Upscaling by name: a model against its network on the whole image, sizes, passes, and names."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,18 @@ def test_a_model_is_its_network_and_then_lanczos(tmp_path, photo):
     smaller = upscale(photo, path, 56, 40)
     assert same(smaller, whole.resize((56, 40), Image.Resampling.LANCZOS))
     assert same(upscale(photo, path, 28, 20), whole.resize((28, 20), Image.Resampling.LANCZOS))  # as the webui at 1
+
+
+def test_a_replaced_model_is_read_again(tmp_path, photo):
+    """Even one with the old file's time, as an archive's copy keeps it."""
+    path, network = put(tmp_path)
+    before = path.stat().st_mtime_ns
+    assert same(upscale(photo, path, 112, 80), by_network(network, photo))
+    other = randomize(RRDBNet(8, 1, 4), seed=6)
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    os.utime(tmp_path / "other.pth", ns=(before, before))
+    os.replace(tmp_path / "other.pth", path)
+    assert same(upscale(photo, path, 112, 80), by_network(other, photo))
 
 
 def test_a_model_runs_again_where_it_has_not_reached_the_size(tmp_path, photo):

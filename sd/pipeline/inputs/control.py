@@ -27,6 +27,7 @@ from sd.pipeline.settings import GenerationSettings
 from sd.schedule import NoiseSchedule
 from sd.unet import UNetModel
 from sd.utils.errors import UserError
+from sd.utils.files import signature_of
 from sd.vae import AutoencoderKL
 
 
@@ -42,15 +43,21 @@ class ControlNets:
         self.encoders: dict[tuple, KeptEncoder] = {}
 
     def load(self, units: Sequence[ControlUnit], models: Models) -> list[ControlNet | IPAdapter | None]:
-        """Returns the ControlNet of each unit, by its name or path; None without one. Others are released first."""
+        """Returns the ControlNet of each unit, by its name or path; None without one. Others are released first.
+
+        One whose file has changed since, or whose encoder's has, is loaded again.
+        """
         weight = self.unet.out[2].weight
-        keys = [(found, weight.device, weight.dtype) for found in find_models(units, models)]
+        place = weight.device, weight.dtype
+        found = find_models(units, models)
+        keys = [(paths, signature_of(*(paths or ())), *place) for paths in found]
         self.loaded = {key: self.loaded[key] for key in keys if key in self.loaded}
-        readers = {(found[1], *where) for found, *where in keys if found is not None and found[1] is not None}
-        self.encoders = {key: self.encoders.get(key) or KeptEncoder(key[0], self.unet) for key in readers}
+        readers = {paths[1]: (paths[1], signature_of(paths[1]), *place) for paths in found if paths and paths[1]}
+        self.encoders = {key: self.encoders.get(key) or KeptEncoder(key[0], self.unet) for key in readers.values()}
         for key in keys:
             if key[0] is not None and key not in self.loaded:
-                self.loaded[key] = self.load_one(key[0][0], self.encoders.get((key[0][1], *key[1:])))
+                path, encoder = key[0]
+                self.loaded[key] = self.load_one(path, self.encoders[readers[encoder]] if encoder else None)
         return [self.loaded.get(key) for key in keys]
 
     def load_one(self, path: Path, encoder: KeptEncoder | None) -> ControlNet | IPAdapter:

@@ -88,4 +88,8 @@ def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, 
 def stage_settings(stage: str, **given) -> TrainConfig:
     """Return the stage's settings, with the given ones in their place."""
     settings = replace(STAGES[stage], **given)
-    return replace(settings, precision=best_precision(settings.device)) if stage in FAST else settings
+    if stage not in FAST:
+        return settings
+    precision = best_precision(settings.device)
+    # In bf16 on a CPU, the backward pass of flash attention takes 30 % of the U-Net's step, plain attention's 8 %.
+    return replace(settings, precision=precision, math_attention=settings.math_attention or precision == "bf16")

@@ -23,7 +23,7 @@ from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import GenerationOutput, StableDiffusion
 from sd.utils.device import device_of, dtype_of
 from sd.utils.errors import DiskError
-from sd.utils.files import save_png, write_png
+from sd.utils.files import Signature, save_png, signature_of, write_png
 from sd.utils.image_grid import grid
 from sd.utils.images import first_frame_notes, open_image, to_rgb
 from sd.web.jobs.job import Cancelled, Interrupted, Job, JobFailed, Skipped
@@ -234,20 +234,6 @@ class ImageGenerator:
             self.pipe.set_optimizations(parse_names(self.optimizations))
             self.pipe.adapters.models = self.models
         return self.pipe
-
-
-Signature = tuple[tuple[Path, int, int, int], ...]
-
-
-def signature_of(*paths: Path | None) -> Signature:
-    """Return (path, inode, size, time of change) of each file, and of those in folders; missing ones are left out."""
-    files = [file for path in paths if path for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
-    found = []
-    for file in files:
-        with suppress(OSError):
-            stat = file.stat()
-            found.append((file, stat.st_ino, stat.st_size, stat.st_mtime_ns))
-    return tuple(found)
 
 
 class StepReporter:

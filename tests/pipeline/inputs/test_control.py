@@ -1,5 +1,7 @@
 """ControlNets in the pipeline: which image is read, in which passes, and that nothing remains."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,15 @@ def test_the_loaded_ones_are_those_of_the_last_call(controlled, photo):
     first = next(iter(controlled.controlnets.loaded.values()))
     controlled("a cat", control="one", control_image=photo, **SMALL)
     assert list(controlled.controlnets.loaded.values()) == [first]
+
+
+def test_a_replaced_file_is_loaded_again(controlled, photo, tmp_path):
+    """A training that goes on writes the same name; a server would use the first network for ever."""
+    first = pixels(controlled("a cat", control="one", control_image=photo, **SMALL))
+    os.replace(tmp_path / "controlnet" / "two.safetensors", tmp_path / "controlnet" / "one.safetensors")
+    second = pixels(controlled("a cat", control="one", control_image=photo, **SMALL))
+    assert not np.array_equal(second, first)
+    assert len(controlled.controlnets.loaded) == 1
 
 
 def test_infotext_has_the_units_in_the_webuis_words_and_no_path(controlled, photo, tmp_path):

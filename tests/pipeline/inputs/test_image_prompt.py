@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_models import save_ip_adapter
+from small_models import save_image_encoder, save_ip_adapter
 
 from sd.pipeline.metadata.settings_infotext import read_settings
 from sd.utils.errors import UserError
@@ -70,6 +70,13 @@ def test_the_encoder_is_kept_while_units_name_it(controlled, photo, tmp_path, mo
     again = controlled("a cat", control="face", control_image=photo.rotate(180), **SMALL)
     assert np.array_equal(pixels(again), pixels(turned))
     assert read == ["image_encoder"] * 2
+
+
+def test_a_replaced_encoder_is_read_again(controlled, photo, tmp_path):
+    first = controlled("a cat", control="face", control_image=photo, **SMALL)
+    (encoder,) = {one.path for one in controlled.controlnets.encoders.values()}
+    save_image_encoder(encoder, seed=7)
+    assert not np.array_equal(pixels(controlled("a cat", control="face", control_image=photo, **SMALL)), pixels(first))
 
 
 def test_infotext_has_it_as_a_unit_and_its_encoder(controlled, photo, tmp_path):

@@ -16,7 +16,7 @@ from sd.training.pretrain.scenes.wording import Content
 
 EXAMPLES = 1_000_000  # scenes in an epoch
 COMMON = 0.9  # the fraction of the scenes that have common nouns only
-SINGLE_EMOJI = 0.25  # the fraction of examples with one emoji on white
+SINGLE_EMOJI = 0.55  # the fraction of examples with one emoji on white
 IN_PLACE = 0.8  # the fraction of these as large and where its artist put it: the images that the shipped model knows
 
 
