@@ -91,5 +91,5 @@ def stage_settings(stage: str, **given) -> TrainConfig:
     if stage not in FAST:
         return settings
     precision = best_precision(settings.device)
-    # In bf16 on a CPU, the backward pass of flash attention takes 30 % of the U-Net's step, plain attention's 8 %.
+    # In bf16 on a CPU, the backward pass of flash attention takes 30 % of the U-Net's step; plain attention takes 8 %.
     return replace(settings, precision=precision, math_attention=settings.math_attention or precision == "bf16")

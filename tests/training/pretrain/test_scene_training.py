@@ -197,3 +197,12 @@ def test_an_export_holds_the_weights_of_the_stages_and_the_history_of_the_shippe
         made, shipped = (json.loads(file.metadata()["training"]) for file in (new, old))
     for part in ("clip", "vae", "unet"):
         assert made[part]["earlier"].items() >= shipped[part].items()
+
+
+@pytest.mark.parametrize(("precision", "plain"), [("bf16", True), ("fp32", False)])
+def test_attention_is_plain_in_bf16(monkeypatch, precision, plain):
+    """Flash attention's backward pass is slow in bf16 on a CPU, and the faster one in fp32."""
+    monkeypatch.setattr(pipeline, "best_precision", lambda device: precision)
+    settings = pipeline.stage_settings("unet", steps=7)
+    assert (settings.precision, settings.math_attention, settings.steps) == (precision, plain, 7)
+    assert pipeline.stage_settings("decoder").precision == "fp32"
