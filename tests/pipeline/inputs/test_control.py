@@ -143,7 +143,7 @@ def test_the_loaded_ones_are_those_of_the_last_call(controlled, photo):
 
 
 def test_a_replaced_file_is_loaded_again(controlled, photo, tmp_path):
-    """A training that goes on writes the same name; a server would use the first network for ever."""
+    """A training that goes on writes the same name; a server would use the first network forever."""
     first = pixels(controlled("a cat", control="one", control_image=photo, **SMALL))
     os.replace(tmp_path / "controlnet" / "two.safetensors", tmp_path / "controlnet" / "one.safetensors")
     second = pixels(controlled("a cat", control="one", control_image=photo, **SMALL))
