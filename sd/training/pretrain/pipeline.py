@@ -82,7 +82,8 @@ def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, 
         vae = load_model(pretrain_run.new_network("vae"), newest_folder("decoder", runs)).to(settings.device)
         text = load_model(pretrain_run.new_network("clip"), newest_folder("clip", runs)).text_model.to(settings.device)
         unet = load_model(pretrain_run.new_network("unet"), newest_folder("unet", runs)).requires_grad_(True)
-        train_scene_unet(unet, text, vae, runs / "unet", SceneLatents(runs / "latents"), settings)
+        teacher = load_model(pretrain_run.new_network("unet"), runs / "shipped" / "unet").to(settings.device)
+        train_scene_unet(unet, text, vae, runs / "unet", SceneLatents(runs / "latents"), settings, teacher)
 
 
 def stage_settings(stage: str, **given) -> TrainConfig:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from sd.clip import CLIPTextModel
 from sd.denoiser import Guidance
 from sd.samplers import dpmpp_2m
-from sd.schedule import TIMES, sigma_list
+from sd.schedule import SD1_SCHEDULE, TIMES, sigma_list
 from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig, save_model, train
-from sd.training.loss import prediction_errors, snr_weights
+from sd.training.loss import snr_weights
 from sd.training.pretrain.scene_latents import WORDINGS, SceneLatents
 from sd.training.pretrain.scenes.attention_loss import MAX_PHRASES, AttentionLoss, box_masks, collecting, find_tokens
 from sd.training.pretrain.scenes.sheets import captioned_sheet
@@ -32,9 +32,12 @@ SHEET = (
 
 def train_scene_unet(
     unet: UNetModel, text: CLIPTextModel, vae: AutoencoderKL, run: Path, data: SceneLatents, settings: TrainConfig,
+    teacher: UNetModel,
 ) -> nn.Module:  # fmt: skip
     """Train the U-Net to predict the noise in a scene's latent, given one of its captions (Rombach et al. 2022,
     equation 3), and to attend to the words of each object where it is (`attention_loss`).
+
+    teacher: the shipped U-Net, which has learned single emoji. Its prediction is the target for these.
     """
     states, weights = TextStates(text), snr_weights(*X0_WEIGHTS)
     attention, tokenizer = AttentionLoss(), states.tokenizer
@@ -47,8 +50,13 @@ def train_scene_unet(
         captions = sample_captions(data, indices, generator)
         # The earlier in sampling, the less an object's place is decided.
         attention.expect(*attention_targets(data, indices, captions, tokenizer), 1 - t / TIMES)
+        context = states(captions)
+        x, device = SD1_SCHEDULE.add_noise(x0, noise, t), context.device
+        single = torch.tensor([not data.phrases[index] for index in indices.tolist()])
         with collecting(unet, attention):
-            errors = prediction_errors(unet, x0, noise, t, states(captions), weights)
+            found = unet(x.to(device), t.to(device), context).float()
+        target = taught_noise(teacher, noise, single, x, t, context)
+        errors = weights[t].to(device) * (found - target.to(device)).square().mean(dim=(1, 2, 3))
         return errors.mean() + ATTENTION_WEIGHT * attention.value()
 
     def on_save(unet: UNetModel, step: int) -> None:
@@ -57,6 +65,20 @@ def train_scene_unet(
         sheet(text, vae, unet, data.latents.shape[-1]).save(run / f"sheet-{seen:08d}.png")
 
     return train(unet, loss, len(data), run, settings, on_save)
+
+
+@torch.no_grad()
+def taught_noise(teacher: UNetModel, noise: Tensor, single: Tensor, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    """Return the noise (B, 4, h, w), with the teacher's prediction of it where `single` (B,) is true.
+
+    The prediction is the mean of all noise that x can have, so that learning from it has the same goal as learning from
+    the noise, with less variance in the gradient.
+    """
+    if not single.any():
+        return noise
+    device, target = context.device, noise.clone()
+    target[single] = teacher(x[single].to(device), t[single].to(device), context[single.to(device)]).float().cpu()
+    return target
 
 
 def attention_targets(

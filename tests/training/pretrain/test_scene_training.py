@@ -140,11 +140,23 @@ def test_the_unet_trains_on_scenes_and_its_text_tower_stays(stream, tmp_path, mo
     data = SceneLatents(tmp_path / "latents")
     sizes = {"model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_levels": [0, 1]}
     before = {name: tensor.clone() for name, tensor in text.state_dict().items()}
-    unet, run = new_unet(sizes | {"context_dim": 32, "num_heads": 2}), tmp_path / "unet"
-    scene_unet.train_scene_unet(unet, text, vae, run, data, steps(2))
+    unet, teacher = (new_unet(sizes | {"context_dim": 32, "num_heads": 2}) for _ in range(2))
+    run = tmp_path / "unet"
+    scene_unet.train_scene_unet(unet, text, vae, run, data, steps(2), teacher)
     assert all(torch.equal(tensor, before[name]) for name, tensor in text.state_dict().items())
     assert load_file(run / "model.safetensors")["out.2.weight"].abs().sum() > 0
     assert (run / "sheet-00000004.png").exists()
+
+
+def test_the_target_of_a_single_emoji_is_the_teachers_prediction():
+    noise, x = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    t, context = torch.tensor([10, 500, 900]), torch.randn(3, 77, 8)
+    teacher = lambda x, t, context: x + t.view(-1, 1, 1, 1) + context.mean(dim=(1, 2)).view(-1, 1, 1, 1)  # noqa: E731
+    single = torch.tensor([True, False, True])
+    found = scene_unet.taught_noise(teacher, noise, single, x, t, context)
+    assert torch.equal(found[1], noise[1])
+    torch.testing.assert_close(found[::2], teacher(x, t, context)[::2])
+    assert torch.equal(scene_unet.taught_noise(teacher, noise, ~single & single, x, t, context), noise)
 
 
 def test_states_of_captions_are_computed_once_and_are_those_of_the_text_tower():

@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 
 from sd.training.pretrain.dataset import Emoji, with_article
-from sd.training.pretrain.emoji_dataset import SIZE, read_names
+from sd.training.pretrain.emoji_dataset import read_names
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.grammar import Grammar, Scene, usual_style
 from sd.training.pretrain.scenes.layout import Placed
 from sd.training.pretrain.scenes.render import render_batch
-from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS, NO_FLIP
+from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS
 from sd.training.pretrain.scenes.wording import Content
 
 EXAMPLES = 1_000_000  # scenes in an epoch
 COMMON = 0.9  # the fraction of the scenes that have common nouns only
-SINGLE_EMOJI = 0.55  # the fraction of examples with one emoji on white
-IN_PLACE = 0.8  # the fraction of these as large and where its artist put it: the images that the shipped model knows
+SINGLE_EMOJI = 0.5  # the fraction of examples with one emoji on white, as large and where its artist put it
 
 
 class SceneStream:
@@ -37,18 +36,12 @@ class SceneStream:
         return (self.common_grammar if rng.random() < self.common else self.grammar).scene(example)
 
     def emoji(self, rng: random.Random, seed: int) -> Scene:
-        """Return one emoji nearly as large as the image, in one of the captions of the shipped model's training."""
+        """Return one emoji as its artist drew it, in one of the captions of the shipped model's training."""
         cutout = self.cutouts[rng.choice(self.keys)]
-        in_place = rng.random() < IN_PLACE
-        scale = 1.0 if in_place else rng.uniform(0.82, 1.0)
-        side = round(scale * max(cutout.width, cutout.height))
-        width, height = (max(1, round(scale * length)) for length in (cutout.width, cutout.height))
-        left, top = (rng.randint(0, SIZE - length) for length in (width, height))
-        if in_place:
-            left, top = cutout.left, cutout.top
-        flip = not in_place and rng.random() < 0.5 and cutout.name not in NO_FLIP
         content = Content("emoji", cutout.style, (cutout.name,))
-        placed = Placed(cutout.name, cutout.style, None, left, top, width, height, side, flip)
+        side = max(cutout.width, cutout.height)
+        place = (cutout.left, cutout.top, cutout.width, cutout.height)
+        placed = Placed(cutout.name, cutout.style, None, *place, side)
         emoji = Emoji(cutout.file, cutout.name, cutout.style, self.words[cutout.name], cutout.split)
         exact = f"{with_article(cutout.name)}, {cutout.style}"
         is_usual = cutout.style == usual_style([cutout.name], self.cutouts)
@@ -57,7 +50,7 @@ class SceneStream:
         return Scene(content, (placed,), caption, seed)
 
     def images(self, indices: Tensor) -> tuple[Tensor, list[str]]:
-        """Return (B, 3, SIZE, SIZE) in [-1, 1], and the captions."""
+        """Return (B, 3, 128, 128) in [-1, 1], and the captions."""
         scenes = [self.scene(int(index)) for index in indices]
         return render_batch(scenes, self.cutouts), [scene.caption for scene in scenes]
 
