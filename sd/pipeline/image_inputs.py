@@ -20,9 +20,11 @@ def as_image(value: Any, name: str = "image") -> Image.Image:
 
     An array has the shape (H, W), (H, W, C) or (1, H, W, C), where C is 1, 3 or 4; the channels of a tensor may come
     first. Integers range from 0 to 255 (65535 in 16 bits), other numbers from 0 to 1, or from -1 to 1 if some are
-    negative. A list may hold one image. Raises UserError for everything else.
+    negative. A list may hold one image. Raises UserError for everything else, and for an image without pixels.
     """
     if isinstance(value, Image.Image):
+        if 0 in value.size:
+            raise UserError(f"the {name} is {value.width}x{value.height}: give an image that has pixels.")
         return value
     if isinstance(value, (str, Path)):
         return open_image(value)

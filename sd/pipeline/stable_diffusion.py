@@ -274,6 +274,8 @@ class StableDiffusion(AdapterCalls):
         if batch_size is not None:
             check_whole("batch_size", batch_size, 1, MAX_IMAGES)
         image, mask = as_images(image, mask)
+        control_images = as_image_list(control_images, "control image")
+        region_masks = as_image_list(region_masks, "region mask")
         frames = first_frame_notes(
             init_image=[image], mask=[mask], control_image=control_images, region_mask=region_masks
         )

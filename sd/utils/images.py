@@ -61,6 +61,8 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     is missing, corrupt, not an image, larger than MAX_PIXELS, or unpacks to far more than a file of its size may need.
     """
     name = source if isinstance(source, (str, Path)) else "the image"
+    if source == "":  # the current folder, as a path
+        raise UserError("the path of an image is empty: give the path of one image, or leave it out.")
     if isinstance(source, (str, Path)) and not Path(source).is_file():
         if Path(source).is_dir():
             raise UserError(f"{name} is a folder: give the path of one image.")
@@ -328,10 +330,13 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """Scale an image of more than 8 bits per channel to 8, where Pillow would clip at 255; others are unchanged."""
+    """Scale an image of more than 8 bits per channel to 8, where Pillow would clip at 255; others are unchanged.
+
+    Gray with premultiplied alpha (La), which Pillow converts to nothing else, becomes LA.
+    """
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(to_8_bits(np.asarray(image)))
-    return image
+    return image.convert("LA") if image.mode == "La" else image
 
 
 def to_8_bits(pixels: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from sd.pipeline.image_inputs import as_image
+from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.utils.errors import UserError
 from sd.utils.images import to_rgb
@@ -77,12 +78,24 @@ def test_truth_values_are_black_and_white():
         (np.full((8, 8), "a"), "type"),
         (np.zeros((8, 8), complex), "type"),
         (b"no image", "cannot be opened as an image"),
+        ("", "the path of an image is empty"),
+        (Image.new("RGB", (0, 0)), "is 0x0: give an image that has pixels"),
+        (Image.new("L", (0, 5)), "is 0x5: give an image that has pixels"),
     ],
 )
 def test_what_is_no_image_is_one_sentence(pipe, value, said):
     for given in ({"image": value}, {"image": PIXELS, "mask": value}):
         with pytest.raises(UserError, match=said):
             pipe("x", steps=1, **given)
+
+
+@pytest.mark.parametrize("name", ["control_images", "region_masks"])
+def test_lists_of_images_are_read_likewise_where_settings_are_given(pipe, name):
+    """As by the scripts and the web UI, which call `generate`."""
+    settings = GenerationSettings("a ADDCOL b", steps=1, control="reference_only")
+    images = {"control_images": [Image.new("L", (8, 8))], name: [Image.new("L", (0, 8))] * 2}
+    with pytest.raises(UserError, match=f"the {name.replace('_', ' ')[:-1]} is 0x8"):
+        pipe.generate(settings, **images)
 
 
 def test_the_pipeline_takes_them(pipe, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sd.pipeline.mask import latent_mask, mask_to_tensor
+from sd.pipeline.mask import latent_mask, mask_to_tensor, read_mask
 from sd.utils.errors import UserError
 from sd.utils.files import check_outdir, save_png, write_png
 from sd.utils.image_grid import grid
@@ -125,6 +125,13 @@ def test_sixteen_bits_are_scaled_and_not_cut(tmp_path, suffix):
 )
 def test_other_modes(mode, color, rgb):
     assert pixels(to_rgb(Image.new(mode, (1, 1), color))) == [[list(rgb)]]
+
+
+def test_premultiplied_gray_is_read_as_gray_with_alpha():
+    gray = Image.merge("LA", [Image.new("L", (3, 1), 100), Image.new("L", (3, 1), 255)])
+    gray.putpixel((1, 0), (0, 0))
+    assert pixels(to_rgb(gray.convert("La"))) == pixels(to_rgb(gray)) == [[[100] * 3, [255] * 3, [100] * 3]]
+    assert pixels(read_mask(gray.convert("La"))) == pixels(read_mask(gray)) == [[255, 0, 255]]
 
 
 def test_a_phones_image_comes_upright(tmp_path):
