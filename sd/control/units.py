@@ -59,7 +59,7 @@ class ControlUnit:
                     f"the preprocessor {self.preprocessor} works without a ControlNet: leave out {self.model!r}."
                 )
             object.__setattr__(self, "model", NO_MODEL)
-        elif not self.model.strip() or self.model.lower() == NO_MODEL or SEPARATOR in self.model:
+        elif not self.model.strip() or self.model.lower() == NO_MODEL or not is_text_of(self.model):
             raise UserError(f"the ControlNet {self.model!r} is no name: give that of a file in weights/controlnet.")
         if SEPARATOR in self.encoder or ":" in self.encoder:  # what stands between units, and between their values
             raise UserError(f"the image encoder {self.encoder!r} is no name: put it into weights/ and give its name.")
@@ -88,6 +88,11 @@ NAMES = {one.name: one for one in fields(ControlUnit)}
 ALIASES = {"module": "preprocessor", "low": "a", "high": "b"}
 MODEL_FREE = [name for name, one in PREPROCESSORS.items() if one.model_free]
 ENTRY = re.compile(r"(\w+)=([^:]*)|([-+]?[\d.]+)")
+
+
+def is_text_of(model: str) -> bool:
+    """Returns whether a name or path stands for itself in a text: no unit begins in it, and no entry ends it."""
+    return SEPARATOR not in model and not (":" in model and ENTRY.fullmatch(model.rpartition(":")[2].strip()))
 
 
 def format_value(value: object) -> str:

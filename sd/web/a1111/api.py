@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from sd.pipeline.infotext import parse_infotext
 from sd.utils.errors import UserError
+from sd.web.a1111.body import WebuiBody
 from sd.web.a1111.controlnet import controlnet_router
 from sd.web.a1111.extras import extras_router
 from sd.web.a1111.lists import connect_router, lists_router
@@ -34,7 +35,7 @@ class PngInfoBody(BaseModel):
     image: str
 
 
-class Task(BaseModel):
+class Task(WebuiBody):
     """The body of /internal/progress. id_task: the force_task_id of a request. live_preview: whether to send one."""
 
     id_task: str = ""

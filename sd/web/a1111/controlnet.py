@@ -10,17 +10,18 @@ from typing import Any
 
 from fastapi import APIRouter
 from PIL import Image, ImageOps
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 
 from sd.checkpoints.discovery import split_hash
-from sd.control.preprocessors import PREPROCESSORS, Threshold, find_preprocessor, preprocess
+from sd.control.preprocessors import PREPROCESSORS, Preprocessor, Threshold, find_preprocessor, preprocess
 from sd.control.units import MAX_UNITS, MODES, NO_MODEL, RESIZES, ControlUnit, format_units
 from sd.pipeline.mask import brightest, read_mask, stretch_mask
 from sd.utils.errors import UserError
 from sd.utils.images import first_frame_notes, to_rgb
+from sd.web.a1111.body import WebuiBody
 from sd.web.a1111.control_types import describe_control_types
 from sd.web.a1111.fields import is_off_unit, is_value_off
-from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, MAX_PIXELS, check_image, decode_image
+from sd.web.jobs.limits import MAX_IMAGES, MAX_PIXELS, check_image, decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.uploads import decodes_uploads
 from sd.web.problems import PROBLEMS
@@ -42,7 +43,7 @@ HONORED = frozenset(
     guidance_end control_mode guess_mode
     """.split()
 )
-AT_DEFAULT = {"hr_option": ("Both", "HiResFixOption.BOTH", 0)}  # beside None, False and empty ones
+AT_DEFAULT = {"hr_option": ("Both", "HiResFixOption.BOTH", 0)}  # with a second pass, beside False and empty ones
 
 
 def add_units(request: Any, body: Any, init_image: bytes | None) -> list[str]:
@@ -50,10 +51,10 @@ def add_units(request: Any, body: Any, init_image: bytes | None) -> list[str]:
 
     init_image: the image of img2img. Raises UserError for what cannot be used.
     """
-    units = [unit for unit in units_of(body) if not is_off_unit(unit)]
+    units = [without_nulls(unit) for unit in units_of(body) if not is_off_unit(unit)]
     if not units:
         return []
-    images = [image_of(unit) for unit in units]
+    images = [image_of(unit, init_image) for unit in units]
     request.settings = request.settings.replace(control=format_units([unit_from_fields(unit) for unit in units]))
     if any(images):
         if init_image is None and not all(images):
@@ -61,23 +62,34 @@ def add_units(request: Any, body: Any, init_image: bytes | None) -> list[str]:
         request.control_images = [image or init_image for image in images]
     elif init_image is None:
         raise UserError("a ControlNet unit has no image: give one, or set enabled to false.")
-    return sorted({f"controlnet.{name[:100]}" for unit in units for name in ignored_fields(unit)})
+    has_second_pass = request.settings.hires_scale > 1
+    return sorted({f"controlnet.{name[:100]}" for unit in units for name in ignored_fields(unit, has_second_pass)})
 
 
 def units_of(body: Any) -> list:
-    """Returns the extension's arguments; none where its first one turns it off."""
+    """Returns the extension's arguments; none where its first one turns it off.
+
+    Older ones begin with switches, of which True changes nothing.
+    """
     for name, script in body.alwayson_scripts.items():
         if name.lower() == "controlnet":
             args = script.get("args") if isinstance(script, dict) else script
             args = [] if args is None else args if isinstance(args, list) else [args]
-            return [] if args and is_value_off(args[0]) and args[0] is not None else args
+            is_off = bool(args) and is_value_off(args[0]) and args[0] is not None
+            return [] if is_off else [unit for unit in args if not isinstance(unit, bool)]
     return []
+
+
+def without_nulls(unit: Any) -> dict:
+    """Returns a unit without the fields that are null, which are left out. Raises UserError for what is no unit."""
+    if not isinstance(unit, dict):
+        raise UserError(f"a ControlNet unit is {str(unit)[:50]!r}: send its fields as an object.")
+    return {name: value for name, value in unit.items() if value is not None}
 
 
 def unit_from_fields(unit: dict) -> ControlUnit:
     """Returns a unit from the extension's fields. Raises UserError for a value that cannot be used."""
-    module = find_preprocessor(str(unit.get("module") or "none"))
-    one = PREPROCESSORS[module]
+    module, one = module_of(unit), preprocessor_of(unit)
     model = NO_MODEL if one.model_free else model_of(unit)
     if not model:
         raise UserError("a ControlNet unit has no model: name one of /controlnet/model_list, or set enabled to false.")
@@ -104,12 +116,14 @@ def model_of(unit: dict) -> str:
 
 
 def number(unit: dict, name: str, default: float) -> float:
-    value = unit.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{name} of a ControlNet unit is {str(value)[:50]!r}: use a number.")
-    return float(value)
+    """Returns the number in a field, which may be a text, as the extension reads it too."""
+    value = unit.get(name, default)
+    try:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return float(value)
+    except (ValueError, OverflowError):
+        pass
+    raise UserError(f"{name} of a ControlNet unit is {str(value)[:50]!r}: use a number.")
 
 
 def within(bounds: Threshold | None, unit: dict, name: str) -> float | None:
@@ -131,17 +145,36 @@ def choice(value: Any, order: tuple[str, ...], labels: dict[str, str], name: str
     raise UserError(f"unknown {name} {str(value)[:50]!r}; choose from {', '.join(labels.values())}.")
 
 
-def image_of(unit: dict) -> bytes | None:
-    """Returns the file of a unit's image, with its mask as transparency; None where it has no image."""
+def image_of(unit: dict, init_image: bytes | None) -> bytes | None:
+    """Returns the file of a unit's image, with its mask as transparency where its preprocessor is for masks.
+
+    init_image: what the mask is for where the unit has no image. None where it has neither an image nor a mask.
+    """
+    image, mask = files_of(unit)
+    for name, text in (("image", image), ("mask", mask)):
+        if not isinstance(text, str):
+            raise UserError(f"the {name} of a ControlNet unit is no base64: send it as text.")
+    data, hole = (decode_image(text) if text else None for text in (image, mask))
+    if hole is None or (whole := data or init_image) is None or not preprocessor_of(unit).for_masks:
+        return data
+    return with_mask(whole, hole)
+
+
+def files_of(unit: dict) -> tuple[Any, Any]:
+    """Returns the image and the mask in a unit's fields, each "" where there is none."""
     image, mask = unit.get("image") or unit.get("input_image"), unit.get("mask") or unit.get("mask_image")
     if isinstance(image, dict):
         image, mask = image.get("image"), mask or image.get("mask")
-    if not image:
-        return None
-    if not isinstance(image, str) or not isinstance(mask, str | None):
-        raise UserError("the image of a ControlNet unit is no base64: send it as text.")
-    data = decode_image(image)
-    return with_mask(data, decode_image(mask)) if mask else data
+    return image or "", mask or ""
+
+
+def preprocessor_of(unit: dict) -> Preprocessor:
+    return PREPROCESSORS[module_of(unit)]
+
+
+def module_of(unit: dict) -> str:
+    """Returns the name of a unit's preprocessor. Raises UserError for an unknown one."""
+    return find_preprocessor(str(unit.get("module") or "none"))
 
 
 @decodes_uploads
@@ -161,28 +194,28 @@ def png_bytes(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def ignored_fields(unit: dict) -> list[str]:
+def ignored_fields(unit: dict, has_second_pass: bool) -> list[str]:
     """Returns the fields of a unit that change nothing here. Raises UserError for one that would change the image."""
     unknown = [name for name, value in unit.items() if value and name not in HONORED | NO_EFFECT]
     for name in unknown:
-        if name in AT_DEFAULT and unit[name] not in AT_DEFAULT[name]:
+        if name in AT_DEFAULT and has_second_pass and unit[name] not in AT_DEFAULT[name]:
             raise UserError(f"{name[:100]} of a ControlNet unit is not supported here: leave it out.")
         if name.startswith(("advanced_weighting", "effective_region", "ipadapter", "pulid")):
             raise UserError(f"{name[:100]} of a ControlNet unit is not supported here: leave it out.")
-    module, sized = find_preprocessor(str(unit.get("module") or "none")), unit.get("processor_res") or 0
-    if PREPROCESSORS[module].model_free:
+    module, one, sized = module_of(unit), preprocessor_of(unit), unit.get("processor_res") or 0
+    if files_of(unit)[1] and not one.for_masks:
+        unknown.append("mask")  # which the extension would read in place of the image
+    if one.model_free:
         unknown += ["model"] if model_of(unit) else []
-    elif PREPROCESSORS[module].for_ip_adapter:
+    elif one.for_ip_adapter:
         pass  # the extension's reads the whole image too
     elif isinstance(sized, int) and sized > 0 and not unit.get("pixel_perfect") and module != "none":
         unknown.append("processor_res")  # the extension's preprocessor works at this size
     return [name for name in unknown if name not in AT_DEFAULT]
 
 
-class DetectRequest(BaseModel):
+class DetectRequest(WebuiBody):
     """The body of /controlnet/detect. The images are base64; processor_res: the shorter side to work at, in pixels."""
-
-    model_config = ConfigDict(allow_inf_nan=False, str_max_length=MAX_BODY)
 
     controlnet_module: str = "none"
     controlnet_input_images: list[str] = Field(  # webuiapi leaves "input" out

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from sd.upscalers.upscale import Upscaler
 from sd.utils.errors import UserError
+from sd.web.a1111.body import WebuiBody
 from sd.web.a1111.waiting import wait_for_job
-from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
+from sd.web.jobs.limits import MAX_IMAGES, decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.jobs.upscale import Upscaling, check_target, submit_upscaling, upscale_at_once
@@ -26,14 +27,12 @@ from sd.web.problems import PROBLEMS
 STOPPED = "the job was cancelled before the images were enlarged: send the request again."
 
 
-class UpscaleRequest(BaseModel):
+class UpscaleRequest(WebuiBody):
     """The fields of both bodies.
 
     resize_mode: 0 upscales by upscaling_resize, 1 to upscaling_resize_w and _h. upscaler_2 is blended over the first
     with extras_upscaler_2_visibility.
     """
-
-    model_config = ConfigDict(allow_inf_nan=False, str_max_length=MAX_BODY)
 
     resize_mode: int = Field(0, ge=0, le=1)
     gfpgan_visibility: float = 0.0

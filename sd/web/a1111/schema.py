@@ -7,7 +7,7 @@ import re
 import time
 from typing import Any
 
-from pydantic import ConfigDict, Field, create_model, model_validator
+from pydantic import ConfigDict, Field, create_model
 
 from sd.pipeline.infotext import parse_infotext
 from sd.pipeline.inputs.options import MAX_BLUR
@@ -15,12 +15,13 @@ from sd.pipeline.sampler_names import ALL_SAMPLERS, ETA_SAMPLERS, find_foreign_s
 from sd.pipeline.settings import HIRES_UPSCALERS, OPTIONS, SCHEDULE_LABELS, VERSION, GenerationSettings
 from sd.prompts.styles import find_style
 from sd.utils.errors import SettingError, UserError
+from sd.web.a1111.body import WebuiBody
 from sd.web.a1111.controlnet import add_units
 from sd.web.a1111.fields import SOFT_INPAINTING, check_fields, check_scripts
 from sd.web.a1111.options import settings_of, vae_of
 from sd.web.a1111.regional_prompter import with_regional_prompter
 from sd.web.a1111.scripts import apply_script
-from sd.web.jobs.limits import MAX_BODY, MAX_IMAGES, decode_image
+from sd.web.jobs.limits import MAX_IMAGES, decode_image
 from sd.web.jobs.submit import GenerateRequest
 
 NO_STYLE = ("", "None")
@@ -38,7 +39,7 @@ FIELDS: dict[str, Any] = {
     )
     for row in ROWS
 }
-Named: Any = create_model("Named", **FIELDS)  # Any: its fields are known only at run time
+Named: Any = create_model("Named", __base__=WebuiBody, **FIELDS)  # Any: its fields are known only at run time
 # The options that `settings_from_body` translates; the value of any other is the field's own.
 TRANSLATED = {"sampler", "schedule", "num_images", "strength", "clip_skip", "hires_scale", "hires_steps"}
 TRANSLATED |= {"hires_upscaler", "eta", "ngms"}
@@ -52,7 +53,7 @@ class TextToImage(Named):
     `fields.check_fields` lists it.
     """
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, str_max_length=MAX_BODY)
+    model_config = ConfigDict(extra="allow")
 
     styles: list[str] = Field([])
     sampler_index: str = "Euler"
@@ -70,11 +71,6 @@ class TextToImage(Named):
     force_task_id: str = ""
     send_images: bool = True
     save_images: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_nulls(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
 class ImageToImage(TextToImage):

@@ -212,6 +212,8 @@ def test_an_image_is_enlarged_without_a_model(web, photo):
     for name, how in (("Lanczos", Image.Resampling.LANCZOS), ("nearest", Image.Resampling.NEAREST)):
         answer = extra(web, photo, upscaler_1=name, upscaling_resize=2)
         assert opened(answer["image"]).tobytes() == photo.resize((128, 128), how).tobytes()
+    nulls = dict.fromkeys(("upscaler_2", "upscaling_resize", "resize_mode", "gfpgan_visibility"))  # are left out
+    assert opened(extra(web, photo, upscaler_1="Lanczos", **nulls)["image"]).size == (128, 128)
     assert opened(extra(web, photo, upscaler_1="None")["image"]).tobytes() == photo.tobytes()
     to_size = dict(resize_mode=1, upscaling_resize_w=100, upscaling_resize_h=50, upscaler_1="Lanczos")
     assert opened(extra(web, photo, **to_size)["image"]).size == (100, 50)

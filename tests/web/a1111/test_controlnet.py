@@ -183,7 +183,8 @@ def test_what_is_left_out_is_listed(nets, photo):
         ({"model": "edges", "control_mode": 7}, "unknown control_mode '7'"),
         ({"model": "edges", "weight": "much"}, "weight of a ControlNet unit is 'much'"),
         ({"model": "edges", "effective_region_mask": "x"}, "effective_region_mask of a ControlNet unit is not"),
-        ({"model": "edges", "hr_option": "High res only"}, "hr_option of a ControlNet unit is not supported"),
+        ({"model": "edges", "mask": 3}, "the mask of a ControlNet unit is no base64"),
+        ({"model": "edges:0.5"}, "the ControlNet 'edges:0.5' is no name"),
         ({}, "no model"),
     ],
 )
@@ -191,6 +192,53 @@ def test_a_unit_that_cannot_be_used_is_one_sentence(nets, photo, unit, said):
     answer = nets.client.post("/sdapi/v1/txt2img", json=with_units({"image": base64_of(photo)} | unit))
     assert answer.status_code in (404, 422), answer.text
     assert said in answer.json()["detail"]
+
+
+def test_units_of_older_clients_generate_the_same(nets, photo):
+    """Fields that are null, numbers as texts, and the switches that once stood before the units."""
+    unit = {"model": "edges", "module": "canny", "image": base64_of(photo), "threshold_a": 5, "threshold_b": 9}
+    unit |= {"weight": 0.5, "guidance_end": 0.8}
+    expected = post(nets, "txt2img", **with_units(unit))["images"]
+    assert expected != post(nets, "txt2img", **with_units(unit | {"weight": 1}))["images"]
+    nulls = dict.fromkeys(("mask", "resize_mode", "control_mode", "guidance_start", "processor_res", "hr_option"))
+    texts = {"weight": "0.5", "guidance_end": "0.8", "threshold_a": "5"}
+    for units in ([unit | nulls], [unit | texts], [True, False, unit], [True, unit | {"hr_option": "High res only"}]):
+        answer = post(nets, "txt2img", **with_units(*units))
+        assert answer["images"] == expected
+        assert "ignored" not in info_of(answer)
+
+
+def test_a_unit_in_one_pass_alone_is_refused_where_there_are_two(nets, photo):
+    body = with_units({"model": "edges", "image": base64_of(photo), "hr_option": "High res only"})
+    answer = nets.client.post("/sdapi/v1/txt2img", json=body | {"enable_hr": True, "hr_scale": 1.5})
+    assert (answer.status_code, "hr_option" in answer.json()["detail"]) == (422, True)
+
+
+@pytest.mark.parametrize("unit", ["edges", 5, [{"model": "edges"}]])
+def test_what_is_no_unit_is_one_sentence(nets, photo, unit):
+    body = with_units({"model": "edges", "image": base64_of(photo)}, unit)
+    answer = nets.client.post("/sdapi/v1/txt2img", json=body)
+    assert (answer.status_code, "send its fields as an object" in answer.json()["detail"]) == (422, True)
+
+
+@pytest.mark.parametrize("module", ["none", "reference_only"])
+def test_a_mask_makes_no_hole_for_a_preprocessor_that_reads_none(nets, photo, module):
+    unit = {"model": "edges" if module == "none" else "None", "module": module, "image": base64_of(photo)}
+    plain = post(nets, "txt2img", **with_units(unit))
+    masked = post(nets, "txt2img", **with_units(unit | {"mask": base64_of(Image.new("L", (64, 64), 255))}))
+    assert masked["images"] == plain["images"]
+    assert (info_of(masked)["ignored"], "ignored" in info_of(plain)) == (["controlnet.mask"], False)
+
+
+def test_a_mask_alone_is_for_the_image_of_img2img(nets, photo):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    given = SMALL | {"init_images": [base64_of(photo)], "denoising_strength": 1.0}
+    unit = {"model": "edges", "module": "inpaint_only", "mask": base64_of(mask)}
+    alone = post(nets, "img2img", **given, alwayson_scripts={"controlnet": {"args": [unit]}})
+    unit["image"] = base64_of(photo)
+    whole = post(nets, "img2img", **given, alwayson_scripts={"controlnet": {"args": [unit]}})
+    assert whole["images"] == alone["images"]
 
 
 def test_a_unit_without_an_image_is_refused_in_txt2img(nets):
@@ -235,6 +283,13 @@ def test_detect_says_that_it_reads_the_first_frame_of_an_animation(nets, photo, 
     ]
     assert (len(answer["images"]), answer["info"]) == (3, "Success")
     assert "notes" not in detected(plain)
+
+
+def test_detect_takes_a_null_for_a_field_that_is_left_out(nets, photo):
+    body = {"controlnet_input_images": [base64_of(photo)]}
+    nulls = dict.fromkeys(("controlnet_module", "controlnet_processor_res", "controlnet_threshold_a"))
+    plain, answer = (nets.client.post("/controlnet/detect", json=one) for one in (body, body | nulls))
+    assert (answer.status_code, answer.json()) == (200, plain.json())
 
 
 def test_our_own_api_takes_units_and_images(nets, photo):
