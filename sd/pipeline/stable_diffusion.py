@@ -286,7 +286,7 @@ class StableDiffusion(AdapterCalls):
         settings, image, mask = extend_image(settings, image, mask)
         masked = prepare_masked(settings, image, mask)
         image, mask = masked.image, masked.mask
-        controls = control_inputs(self.controlnets, settings.control, self.adapters.models, control_images, image, mask)
+        controls = control_inputs(self.controlnets, settings.control, self.adapters.models, control_images, masked)
         release_others(self.adapters, settings.prompt)  # before their layers are optimized as all others are
         self.optimize()
         batch_size = batch_size or (1 if self.device.type == "cpu" else settings.num_images)

@@ -20,8 +20,9 @@ from sd.control.preprocessors import PREPROCESSORS
 from sd.control.t2i_adapter import T2IAdapter
 from sd.control.t2i_adapter_files import load_t2i_adapter
 from sd.control.units import NO_MODEL, ControlUnit, parse_units
-from sd.pipeline.inputs.control_images import hint_of, images_for, mask_of
+from sd.pipeline.inputs.control_images import cut_region, hint_of, images_for, mask_of
 from sd.pipeline.inputs.image_prompt import ImagePromptInput
+from sd.pipeline.inputs.masked import MaskedInputs
 from sd.pipeline.inputs.reference import ReferenceInput, reference_notes
 from sd.pipeline.settings import GenerationSettings
 from sd.schedule import NoiseSchedule
@@ -154,16 +155,18 @@ def control_inputs(
     text: str,
     models: Models,
     control_images: Sequence[Image.Image],
-    image: Image.Image | None,
-    mask: Image.Image | None,
+    masked: MaskedInputs,
 ) -> list[AnyInput]:
     """Returns the units of a text with their ControlNets and images; none for an empty text.
 
-    control_images: one for each unit, or one for all; without any, `image`, the init image, is used.
+    control_images: one for each unit, or one for all; without any, the init image is used. Where a region of it alone
+    is generated, they belong to the whole image, and a ControlNet reads the same region of them.
     Raises UserError where the images are not as many, and for a ControlNet that cannot be loaded.
     """
     units = parse_units(text)
-    images = images_for(units, control_images, image)
+    images = images_for(units, control_images, masked.image)
+    whole = masked.whole if control_images else None
+    mask = masked.mask if whole is None else masked.whole_mask
     masks = [mask_of(unit, one, mask) for unit, one in zip(units, images)]
     found: list[AnyInput] = []
     for unit, one, control_image, control_mask in zip(units, nets.load(units, models), images, masks):
@@ -171,8 +174,11 @@ def control_inputs(
             found.append(ReferenceInput(unit, control_image, nets.vae, nets.schedule))
         elif isinstance(one, IPAdapter):
             found.append(ImagePromptInput(unit, one, control_image))
-        else:
+        elif whole is None:
             found.append(ControlInput(unit, one, control_image, control_mask))
+        else:
+            cut = partial(cut_region, resize=unit.resize, size=whole.size, region=masked.region)
+            found.append(ControlInput(unit, one, cut(control_image), control_mask and cut(control_mask)))
     return found
 
 

@@ -52,6 +52,13 @@ def hint_of(image: Image.Image, mask: Image.Image | None, unit: ControlUnit, wid
     return hint.masked_fill(torch.from_numpy(masked)[None, None], -1.0)
 
 
+def cut_region(
+    image: Image.Image, resize: str, size: tuple[int, int], region: tuple[int, int, int, int]
+) -> Image.Image:
+    """Returns a region, (left, top, right, bottom), of a control image that is fitted to an image of this size."""
+    return fit_control_image(image, resize, *size).crop(region)
+
+
 def fit_control_image(image: Image.Image, resize: str, width: int, height: int) -> Image.Image:
     """Returns an image in RGB of this size. resize: of `units.RESIZES`; "fill" pads with the border's median color."""
     rgb = to_rgb(image)

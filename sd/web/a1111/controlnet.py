@@ -16,6 +16,7 @@ from sd.checkpoints.discovery import split_hash
 from sd.control.preprocessors import PREPROCESSORS, Preprocessor, Threshold, find_preprocessor, preprocess
 from sd.control.units import MAX_UNITS, MODES, NO_MODEL, RESIZES, ControlUnit, format_units
 from sd.pipeline.mask import brightest, read_mask, stretch_mask
+from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.utils.images import first_frame_notes, to_rgb
 from sd.web.a1111.body import WebuiBody
@@ -62,8 +63,7 @@ def add_units(request: Any, body: Any, init_image: bytes | None) -> list[str]:
         request.control_images = [image or init_image for image in images]
     elif init_image is None:
         raise UserError("a ControlNet unit has no image: give one, or set enabled to false.")
-    has_second_pass = request.settings.hires_scale > 1
-    return sorted({f"controlnet.{name[:100]}" for unit in units for name in ignored_fields(unit, has_second_pass)})
+    return sorted({f"controlnet.{name[:100]}" for unit in units for name in ignored_fields(unit, request.settings)})
 
 
 def units_of(body: Any) -> list:
@@ -194,8 +194,9 @@ def png_bytes(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def ignored_fields(unit: dict, has_second_pass: bool) -> list[str]:
+def ignored_fields(unit: dict, settings: GenerationSettings) -> list[str]:
     """Returns the fields of a unit that change nothing here. Raises UserError for one that would change the image."""
+    has_second_pass = settings.hires_scale > 1
     unknown = [name for name, value in unit.items() if value and name not in HONORED | NO_EFFECT]
     for name in unknown:
         if name in AT_DEFAULT and has_second_pass and unit[name] not in AT_DEFAULT[name]:
@@ -205,6 +206,8 @@ def ignored_fields(unit: dict, has_second_pass: bool) -> list[str]:
     module, one, sized = module_of(unit), preprocessor_of(unit), unit.get("processor_res") or 0
     if files_of(unit)[1] and not one.for_masks:
         unknown.append("mask")  # which the extension would read in place of the image
+    if unit.get("inpaint_crop_input_image") is False and settings.only_masked:
+        unknown.append("inpaint_crop_input_image")  # see `control_inputs`
     if one.model_free:
         unknown += ["model"] if model_of(unit) else []
     elif one.for_ip_adapter:

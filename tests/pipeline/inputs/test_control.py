@@ -64,6 +64,25 @@ def test_without_a_control_image_the_init_image_is_read(controlled, photo):
     )
 
 
+@pytest.mark.parametrize("unit", ["one", "adapter", "one:preprocessor=inpaint_only"])
+def test_with_only_masked_a_control_image_is_one_of_the_whole_image(controlled, unit):
+    """It is cut as the image itself is, which is read where there is none."""
+    image = Image.effect_noise((256, 192), 90).convert("RGB")
+    mask = Image.new("L", image.size)
+    mask.paste(255, (160, 96, 200, 130))
+    given = dict(image=image, mask=mask, only_masked=True, control=unit, width=64, height=64, **SMALL)
+    own = pixels(controlled("a cat", **given))
+    assert np.array_equal(pixels(controlled("a cat", control_image=image, **given)), own)
+    turned = pixels(controlled("a cat", control_image=image.rotate(180), **given))
+    assert not np.array_equal(turned, own)
+    if "inpaint" in unit:  # transparency far from the region is cut off
+        corner = image.copy()
+        corner.putalpha(Image.new("L", image.size, 255))
+        corner.paste((0, 0, 0, 0), (0, 180, 20, 192))
+        made = pixels(controlled("a cat", control_image=corner, **given))
+        assert np.array_equal(made, pixels(controlled("a cat", control_image=image, **given | {"control": "one"})))
+
+
 def test_a_batch_is_its_images_alone(controlled, photo):
     given = dict(control="one:mode=control + two:end=0.5", control_image=photo)
     both = controlled("a cat", num_images=2, batch_size=2, **given, **SMALL)

@@ -241,6 +241,18 @@ def test_a_mask_alone_is_for_the_image_of_img2img(nets, photo):
     assert whole["images"] == alone["images"]
 
 
+def test_with_only_masked_a_units_image_is_cut_as_the_image_is(nets, photo):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (4, 4, 12, 12))
+    given = SMALL | {"init_images": [base64_of(photo)], "mask": base64_of(mask), "inpaint_full_res_padding": 4}
+    unit = {"model": "edges", "module": "none", "inpaint_crop_input_image": False}
+    own = post(nets, "img2img", **given, alwayson_scripts={"controlnet": {"args": [{"model": "edges"}]}})
+    unit["image"] = base64_of(photo)
+    same = post(nets, "img2img", **given, alwayson_scripts={"controlnet": {"args": [unit]}})
+    assert same["images"] == own["images"]
+    assert (info_of(same)["ignored"], "ignored" in info_of(own)) == (["controlnet.inpaint_crop_input_image"], False)
+
+
 def test_a_unit_without_an_image_is_refused_in_txt2img(nets):
     answer = nets.client.post("/sdapi/v1/txt2img", json=with_units({"model": "edges"}))
     assert (answer.status_code, "has no image" in answer.json()["detail"]) == (422, True)
