@@ -74,7 +74,7 @@ def prepare_init_image(
     cells = latent_mask(full_mask, vae.downsample).to(vae.post_quant_conv.weight.device)  # (1, 1, h, w)
     init = InitImage(init_latent=None if image is None else encode_image(vae, pixels))
     if mask is not None and image is not None:
-        init.notes = mask_notes(mask, apply_orientation(image).size, cells)
+        init.notes = mask_notes(mask, cells)
         init.latent_mask, init.pixels, init.mask = cells, pixels, full_mask
         init.soft_mask = soft_latent_mask(full_mask, vae.downsample).to(cells.device) if soft else None
     if for_inpainting:

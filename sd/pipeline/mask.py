@@ -106,16 +106,18 @@ def latent_mask(mask: Tensor, factor: int = 8) -> Tensor:
     return F.max_pool2d((mask >= 0.5).float(), factor)
 
 
-def mask_notes(mask: Image.Image, image_size: tuple[int, int], cells: Tensor) -> list[str]:
+def stretch_notes(mask: Image.Image | None, image: Image.Image | None) -> list[str]:
+    """Returns a sentence on a mask, as it is given, of another shape than its image."""
+    if mask is None or image is None:
+        return []
+    (width, height), (wide, high) = apply_orientation(mask).size, apply_orientation(image).size
+    if abs(math.log(width / height * high / wide)) <= 0.05:
+        return []
+    return [f"The mask is {width}x{height} and is stretched over the image, which is {wide}x{high}."]
+
+
+def mask_notes(mask: Image.Image, cells: Tensor) -> list[str]:
     """Returns notes on a mask. cells: its `latent_mask`. Raises UserError where there is nothing to regenerate."""
     if not cells.any():
         raise UserError(EMPTY if brightest(read_mask(mask)) < HALF else OUTSIDE)
-    notes = []
-    width, height = apply_orientation(mask).size
-    if abs(math.log(width / height * image_size[1] / image_size[0])) > 0.05:
-        notes.append(
-            f"The mask is {width}x{height} and is stretched over the image, which is {image_size[0]}x{image_size[1]}."
-        )
-    if cells.all():
-        notes.append("The mask is white everywhere, so that the whole image is regenerated.")
-    return notes
+    return ["The mask is white everywhere, so that the whole image is regenerated."] * bool(cells.all())

@@ -38,6 +38,7 @@ from sd.pipeline.inputs.regions import region_notes, region_weights
 from sd.pipeline.inputs.second_pass import upscale_latent
 from sd.pipeline.inputs.sizes import check_inputs, check_named_models, resolve_size, settings_notes, width_and_height
 from sd.pipeline.latents import decode_latent
+from sd.pipeline.mask import stretch_notes
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.noise import SeededNoise
 from sd.pipeline.options import check_whole
@@ -279,6 +280,7 @@ class StableDiffusion(AdapterCalls):
         frames = first_frame_notes(
             init_image=[image], mask=[mask], control_image=control_images, region_mask=region_masks
         )
+        frames += stretch_notes(mask, image)
         settings = self.resolve_size(settings, image)
         check_inputs(settings, image, mask)
         check_named_models(settings, self.adapters.models, len(control_images), len(region_masks), image is not None)

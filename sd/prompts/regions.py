@@ -20,7 +20,7 @@ from sd.utils.errors import UserError
 WORD = re.compile(r"\s*\b(ADDBASE|ADDCOMM|ADDCOL|ADDROW)\b\s*")
 SMALL_WORD = re.compile(r"\b(addbase|addcomm|addcol|addrow)\b", re.IGNORECASE)  # in any letters
 LEADING = ("ADDBASE", "ADDCOMM")  # each ends a text that stands before the regions
-HIGHEST = 1000.0  # of a ratio
+HIGHEST = 10_000.0  # of a ratio, which may be a number of pixels
 
 Span = tuple[float, float]  # from, to: shares of a side
 
@@ -102,7 +102,8 @@ def parse_ratio(number: str, text: str) -> float:
         value = math.nan
     if not 0 < value <= HIGHEST:
         raise UserError(
-            f"the region ratios are {text[:50]!r}: use numbers over 0, such as 1,2 for columns or 1;2 for rows."
+            f"the region ratios are {text[:50]!r}: use numbers over 0 and up to {HIGHEST:g}, such as 1,2 for columns "
+            "or 1;2 for rows."
         )
     return value
 

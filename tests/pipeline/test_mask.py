@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from sd.pipeline.mask import blur_mask, latent_mask, mask_notes, mask_to_tensor, read_mask, stretch_mask
+from sd.pipeline.mask import blur_mask, latent_mask, mask_notes, mask_to_tensor, read_mask, stretch_mask, stretch_notes
 from sd.utils.errors import UserError
 from sd.utils.images import open_image
 
@@ -121,11 +121,12 @@ def test_stretching_keeps_what_is_painted():
 def test_notes_on_a_mask():
     some = torch.zeros(1, 1, 8, 8)
     some[..., 2, 3] = 1
-    assert mask_notes(Image.new("L", (64, 64), 255), (128, 128), some) == []
-    (note,) = mask_notes(Image.new("L", (64, 32), 255), (128, 128), some)
-    assert "64x32" in note
-    (note,) = mask_notes(Image.new("L", (64, 64), 255), (64, 64), torch.ones(1, 1, 8, 8))
+    assert mask_notes(Image.new("L", (64, 64), 255), some) == []
+    (note,) = mask_notes(Image.new("L", (64, 64), 255), torch.ones(1, 1, 8, 8))
     assert "whole image" in note
+    square, wide = Image.new("L", (128, 128)), Image.new("L", (64, 32))
+    assert stretch_notes(Image.new("L", (64, 64)), square) == stretch_notes(None, square) == []
+    assert stretch_notes(wide, square) == ["The mask is 64x32 and is stretched over the image, which is 128x128."]
 
 
 def test_notes_come_with_the_images(pipe):

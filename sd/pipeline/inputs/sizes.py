@@ -10,6 +10,7 @@ from sd.pipeline.inputs.regions import check_regions
 from sd.pipeline.inputs.second_pass import hires_upscaler
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import CFG_PLUS_PLUS
+from sd.pipeline.sampling.conditioning import divide_prompt
 from sd.pipeline.settings import OPTIONS, GenerationSettings
 from sd.prompts.regions import has_regions
 from sd.upscalers.upscale import check_upscaler
@@ -48,6 +49,7 @@ def check_named_models(
     upscaler is not opened then.
     """
     check_regions(settings, mask_count)
+    divide_prompt(settings)
     upscaler = hires_upscaler(settings, models, by_path)
     units = parse_units(settings.control)
     check_image_count(units, control_count, has_image)

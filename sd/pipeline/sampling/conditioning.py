@@ -70,14 +70,12 @@ def encode_conditioning(
     """Encode the prompts of a pass. encode: B texts to a context (B, M, D), shorter ones padded.
 
     The contexts of all texts have one length; with `compat`, each timeline has its own, as in the webui.
-    Raises UserError for a prompt of more than MAX_PARTS parts.
+    Raises UserError as `divide_prompt` does.
     """
     first = count_evaluations(settings) if second_pass else 0
     evaluations = count_evaluations(settings, second_pass)
-    divided = [parts_of(text, settings.compat) for text in parse_regions(settings.prompt).texts]
+    divided = divide_prompt(settings)
     parts = [part for one in divided for part in one]
-    if len(parts) > MAX_PARTS:
-        raise UserError(f"the prompt has {len(parts)} parts (regions, or joined by AND): use at most {MAX_PARTS}.")
     plain = [settings.negative_prompt, *(text for text, _ in parts)]
     if settings.compat == "comfyui":  # which has no prompts in time
         texts = [[(evaluations, text)] for text in plain]
@@ -94,6 +92,17 @@ def encode_conditioning(
         [(timeline, weight) for timeline, (_, weight) in zip(timelines[1:], parts)],
         [region for region, one in enumerate(divided) for _ in one],
     )
+
+
+def divide_prompt(settings: GenerationSettings) -> list[list[tuple[str, float]]]:
+    """Return the parts, with their weights, of each text of the prompt's regions; a plain prompt is one text.
+
+    Raises UserError for a prompt of more than MAX_PARTS parts.
+    """
+    divided = [parts_of(text, settings.compat) for text in parse_regions(settings.prompt).texts]
+    if (count := sum(map(len, divided))) > MAX_PARTS:
+        raise UserError(f"the prompt has {count} parts (regions, or joined by AND): use at most {MAX_PARTS}.")
+    return divided
 
 
 def parts_of(prompt: str, compat: str) -> list[tuple[str, float]]:

@@ -18,7 +18,7 @@ from sd.optimization.registry import parse_names
 from sd.pipeline.infotext import with_setting
 from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.inputs.outpaint import extend_image
-from sd.pipeline.mask import stretch_mask
+from sd.pipeline.mask import stretch_mask, stretch_notes
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import GenerationOutput, StableDiffusion
 from sd.utils.device import device_of, dtype_of
@@ -296,6 +296,7 @@ def prepare_inputs(folder: Path, request: dict, settings: GenerationSettings, im
     width, height = settings.width or image.width // 8 * 8, settings.height or image.height // 8 * 8
     if opened_mask is None:
         return InitInputs(resize(image, request["resize_mode"], width, height), None, controls, regions, notes)
+    notes += stretch_notes(opened_mask, image)
     mask = stretch_mask(opened_mask, *image.size)
     if request["resize_mode"] == "stretch" and not settings.only_masked:
         image, mask = resize(image, "stretch", width, height), stretch_mask(mask, width, height)

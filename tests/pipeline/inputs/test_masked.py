@@ -148,6 +148,13 @@ def test_at_strength_1_the_content_is_said_not_to_matter(pipe, photo):
     assert any("the masked content does not matter" in note for note in made.notes)
 
 
+@pytest.mark.parametrize("more", [{}, {"mask_blur": 3}, {"only_masked": True}, {"invert_mask": True}, {"outpaint": 8}])
+def test_a_mask_of_another_shape_is_said_to_be_stretched_with_every_option(pipe, photo, more):
+    wide = mask_with((0, 0, 32, 64)).resize((64, 16))
+    made = pipe("a cat", image=photo, mask=wide, **more, **SMALL)
+    assert made.notes == ["The mask is 64x16 and is stretched over the image, which is 64x64."]
+
+
 def test_options_of_a_mask_without_one_are_said_to_do_nothing(pipe, photo):
     made = pipe("a cat", image=photo, only_masked=True, mask_blur=3, **SMALL)
     assert made.notes == ["Without a mask, mask blur and only masked change nothing."]

@@ -131,6 +131,16 @@ def test_a_note_says_which_animation_is_used_in_part(generator, tmp_path, photo,
     assert generator(job, lambda event: None)["notes"] == said
 
 
+@pytest.mark.parametrize("resize_mode", ["crop", "stretch"])
+def test_a_note_says_that_a_mask_is_stretched(generator, tmp_path, photo, resize_mode):
+    job = job_of(tmp_path, width=64, height=64)
+    job.request["resize_mode"] = resize_mode
+    photo.save(tmp_path / "image", "PNG")
+    Image.linear_gradient("L").resize((64, 16)).save(tmp_path / "mask", "PNG")
+    said = ["The mask is 64x16 and is stretched over the image, which is 64x64."]
+    assert generator(job, lambda event: None)["notes"] == said
+
+
 def test_a_skipped_image_is_left_out(generator, tmp_path):
     def skip_the_second(event):
         if event.get("step") == 5:
