@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sd.checkpoints import diffusers_keys
-from sd.checkpoints.completeness import check_completeness, check_state_dict, missing_vae_error, summarize_keys
+from sd.checkpoints.completeness import MissingVae, check_completeness, check_state_dict, summarize_keys
 from sd.checkpoints.config import build_networks, fill_defaults, infer_config, stored_config
 from sd.checkpoints.diffusers_format import (
     FOLDERS,
@@ -196,7 +196,7 @@ def read_diffusers_folder(path: Path, separate: VaeFile | None = None) -> Checkp
     warnings, prediction = check_pipeline_config(path)
     has_vae = (path / FOLDERS["vae"]).is_dir()
     if not has_vae and separate is None:
-        raise missing_vae_error(path)
+        raise MissingVae(path)
     config = fill_defaults(read_folder_config(path, None if has_vae else separate.config), path)
     ours = build_networks(config, path)
     found, files, notes, ignored, unknown = {"vae": {}}, [], [], [], []

@@ -15,17 +15,24 @@ def check_completeness(path: Path, parts: dict, what: str | None, separate: VaeF
     absent = [part for part, tensors in parts.items() if not tensors]
     if absent == ["vae"] and what is None:
         if separate is None:
-            raise missing_vae_error(path)
+            raise MissingVae(path)
     elif absent or what == "a ControlNet":
         what = what or f"only a part of a checkpoint, without {' and '.join(DISPLAY_NAMES[part] for part in absent)}"
         raise UserError(f"{path} is {what}: give a whole Stable Diffusion 1.x checkpoint.")
 
 
-def missing_vae_error(path: Path) -> UserError:
-    return UserError(
-        f"{path} has no VAE of its own: choose one with --vae FILE, in Python with vae=, or put one beside it as "
-        f"{path.stem}.vae.safetensors."
-    )
+class MissingVae(UserError):
+    """A checkpoint has no VAE of its own, and none was chosen for it."""
+
+    def __init__(self, path: str | Path):
+        super().__init__(
+            f"{path} has no VAE of its own: choose one with --vae FILE, in Python with vae=, or put one beside it as "
+            f"{Path(path).stem}.vae.safetensors."
+        )
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path,)  # as it is sent between processes
 
 
 def summarize_keys(keys: list[str], limit: int = 3) -> str:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sd.checkpoints.checkpoint import PREFIXES, Checkpoint, read_checkpoint
-from sd.checkpoints.completeness import DISPLAY_NAMES, check_state_dict
+from sd.checkpoints.completeness import DISPLAY_NAMES, MissingVae, check_state_dict
 from sd.checkpoints.config import build_networks
+from sd.checkpoints.discovery import vae_beside
 from sd.checkpoints.mmap_files import stream_safetensors
 from sd.checkpoints.predictions import prediction_of
 from sd.utils.errors import UserError
@@ -68,7 +69,7 @@ def merge_checkpoints(
     for value in (weights.weight, *weights.by_part.values(), *weights.by_block.values()):
         if not math.isfinite(value):
             raise UserError("a weight of the merge is no number: give numbers, such as 0.5.")
-    models = [read_checkpoint(path) for path in paths]
+    models = [read_model(Path(path)) for path in paths]
     check_target(target, models)
     check_layouts(models)
     check_predictions(models)
@@ -92,12 +93,28 @@ def merge_checkpoints(
             return ids
         merged = merge_tensor(models, *places[name], weights).to(shapes[name][0])
         if not torch.isfinite(merged).all():
+            part, key = places[name]
+            for model in models:
+                if not torch.isfinite(getattr(model, part)[key]).all():
+                    raise UserError(f"{model.path} holds {name} with numbers that are not finite: download it again.")
             raise UserError(f"{name} of the merge is not finite: use weights nearer to 0 and 1, or --dtype fp32.")
         return merged
 
     with replacing(target) as part_file:
         stream_safetensors(part_file, shapes, make, metadata_of(models, weights))
     return [*notes, *(f"{model.path}: {note}" for model in models for note in model.warnings)]
+
+
+def read_model(path: Path) -> Checkpoint:
+    """Reads a checkpoint; one without a VAE has the one beside it. Raises UserError where there is none."""
+    try:
+        return read_checkpoint(path)
+    except MissingVae:
+        if (beside := vae_beside(path)) is None:
+            raise UserError(
+                f"{path} has no VAE of its own: put one beside it as {path.stem}.vae.safetensors to merge it."
+            ) from None
+        return read_checkpoint(path, beside)
 
 
 def prefix(part: str) -> str:
@@ -204,8 +221,11 @@ def parse_blocks(text: str) -> dict[str, float]:
     weights = {}
     for entry in filter(None, (one.strip() for one in text.split(","))):
         name, _, number = entry.partition("=")
+        block = name.strip().upper()
+        if block in weights:
+            raise UserError(f"the block {block} has two weights: give one.")
         try:
-            weights[name.strip().upper()] = float(number)
+            weights[block] = float(number)
         except ValueError as error:
             raise UserError(f"{entry!r} is no weight of a block: write IN00=0.2,M00=0.5.") from error
     return weights

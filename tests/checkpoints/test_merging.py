@@ -63,6 +63,31 @@ def test_numbers_that_overflow_are_refused(models, tmp_path):
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_model_with_nan_is_named(models, tmp_path, place):
+    broken = dict(models[1][1])
+    broken[U + "out.2.weight"] = torch.full_like(broken[U + "out.2.weight"], float("nan"))
+    paths = [models[0][0], models[0][2]]
+    paths[place] = tmp_path / "broken.safetensors"
+    save_file(broken, paths[place])
+    with pytest.raises(UserError, match=r"broken\.safetensors holds .*out\.2\.weight with numbers that are not finite"):
+        merge_checkpoints(paths, tmp_path / "x.safetensors", MergeWeights(0.5))
+
+
+def test_a_model_without_a_vae_is_merged_with_the_one_beside_it(models, tmp_path):
+    a, b, _ = models[1]
+    bare = tmp_path / "bare.safetensors"
+    save_file({key: tensor for key, tensor in b.items() if not key.startswith(V)}, bare)
+    with pytest.raises(UserError, match=r"bare\.safetensors has no VAE of its own: put one beside it as bare\.vae"):
+        merge_checkpoints([models[0][0], bare], tmp_path / "x.safetensors", MergeWeights(0.3))
+    vae = {key.removeprefix(V): tensor.clone() for key, tensor in b.items() if key.startswith(V)}
+    save_file(vae, tmp_path / "bare.vae.safetensors")
+    merge_checkpoints([models[0][0], bare], tmp_path / "x.safetensors", MergeWeights(0.3))
+    made = load_file(tmp_path / "x.safetensors")
+    for key in a:
+        torch.testing.assert_close(made[key], 0.7 * a[key] + 0.3 * b[key], rtol=0, atol=CLOSE)
+
+
 def test_what_is_probably_not_meant_is_noted(models, tmp_path):
     a, b, _ = models[0]
     notes = merge_checkpoints([a, a], tmp_path / "x.safetensors", MergeWeights(2.0))
@@ -170,6 +195,8 @@ def test_blocks_are_read():
     ]
     with pytest.raises(UserError, match="is no weight of a block"):
         parse_blocks("IN00=much")
+    with pytest.raises(UserError, match="the block IN00 has two weights"):
+        parse_blocks("IN00=0.1, in00=0.9")
 
 
 def test_the_script_merges(run, models, tmp_path):
