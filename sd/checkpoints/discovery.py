@@ -22,6 +22,7 @@ from importlib import resources
 from pathlib import Path
 
 from sd.checkpoints.diffusers_format import MODEL_INDEX
+from sd.checkpoints.families import PEFT_CONFIG
 from sd.checkpoints.hashing import full_hash, known_hash, old_hash
 from sd.checkpoints.model_files import FILE_ENDINGS, IMAGE_ENDINGS, Content, content_of, models_below
 from sd.utils.errors import UserError
@@ -44,6 +45,7 @@ PREFERRED = "v1-5-pruned-emaonly"
 FRESH = 5.0  # seconds for which a listing is cached
 LONGEST = 200  # characters of a name in a message
 LISTED = 8  # names in a message
+CONFIGS = ("config.json", PEFT_CONFIG)  # of a folder that is one model
 OWN_VAE, AUTOMATIC = ("none",), ("", "automatic", "auto")  # the webui's words, in any case
 HASH = re.compile(r"[0-9a-f]{8}|[0-9a-f]{10,64}", re.IGNORECASE)
 IMAGE_ENCODER = "image encoder"
@@ -292,9 +294,14 @@ def locate(kind: str, text: str | Path, models: Models | None = None) -> Path:
     try:
         return (models or Models()).find(kind, str(text))
     except UserError as error:
+        if path.is_dir() and kind != "checkpoint" and not any((path / name).is_file() for name in CONFIGS):
+            raise UserError(
+                f"{path} is a folder, and not one that is {with_article(kind)}: name a file in it."
+            ) from None
         if path.exists():
             return path  # its reader describes what it is
-        if path.suffix.lower() not in FILE_ENDINGS or not str(error).startswith(("there is no", "that is not")):
+        is_path = str(error).startswith("that is not")
+        if not is_path and (path.suffix.lower() not in FILE_ENDINGS or not str(error).startswith("there is no")):
             raise
         if len(path.parts) > 1:
             raise UserError(f"file not found: {path}; check the path, or give a name in weights/.") from None

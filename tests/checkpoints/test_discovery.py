@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -306,6 +307,16 @@ def test_somebody_at_the_keyboard_may_give_a_path_or_a_name(models, tmp_path, mo
         locate("checkpoint", "nowhere/x.ckpt", models)
     with pytest.raises(UserError, match=r"there is no checkpoint named dreamy\.ckptt"):
         locate("checkpoint", "dreamy.ckptt", models)
+    for name in (tmp_path / "none.png", tmp_path / "none", "../none"):  # which are no names
+        with pytest.raises(UserError, match=f"file not found: {re.escape(str(name))}; check the path"):
+            locate("checkpoint", name, models)
+
+
+@pytest.mark.parametrize("kind", ["ControlNet", "upscaler", "LoRA", "VAE", "embedding"])
+def test_a_folder_of_files_is_no_model(models, tmp_path, kind):
+    (tmp_path / "some").mkdir()
+    with pytest.raises(UserError, match=f"some is a folder, and not one that is an? {kind}: name a file in it"):
+        locate(kind, tmp_path / "some", models)
 
 
 def test_a_name_without_similar_ones_is_answered_with_what_is_there(models):

@@ -376,6 +376,12 @@ def test_where_the_image_encoder_is_found(folder, tmp_path):
         found()
     assert found("other") == tmp_path / "other"
     beside = tmp_path / "controlnet" / "image_encoder"
+    with pytest.raises(UserError, match="there is no image encoder named image_encoder"):
+        found("image_encoder")
+    shutil.copytree(folder / "image_encoder", beside)
+    assert found() == found("image_encoder") == beside
+    assert found("other") == tmp_path / "other"
+    shutil.rmtree(beside)
     beside.mkdir()
     projection = {"visual_projection.weight": torch.zeros(1024, 1280, dtype=torch.float16)}
     for key in ("vision_model.post_layernorm.weight", "text_model.final_layer_norm.weight"):

@@ -164,12 +164,13 @@ def find_encoder(adapter: Path, name: str, models: Models, find: Callable[[str, 
     name: its name, for `find(kind, name)`, or "" for the one beside the adapter, else the only one among the models.
     Raises UserError, which says what to download, where there is none, and where several are not told apart.
     """
-    if name:
-        return find(IMAGE_ENCODER, name)
     folder = adapter.parent / BESIDE
     beside = [folder, *(folder / name for name in ENCODER_FILES), *sorted(adapter.parent.glob("*.safetensors"))]
-    if near := next((path for path in beside if content_of(path).kind == IMAGE_ENCODER), None):
+    near = next((path for path in beside if content_of(path).kind == IMAGE_ENCODER), None)
+    if near and name.lower() in ("", near.name.lower(), near.stem.lower(), *[BESIDE] * (folder in (near, near.parent))):
         return near
+    if name:
+        return find(IMAGE_ENCODER, name)
     found = models.names(IMAGE_ENCODER)
     if len(found) == 1:
         return next(iter(found.values()))

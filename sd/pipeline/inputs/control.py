@@ -207,10 +207,22 @@ def input_notes(controls: Sequence[AnyInput]) -> list[str]:
     ]
 
 
+def needless_numbers(unit: ControlUnit) -> list[str]:
+    """Returns a sentence on each number of a unit that its preprocessor does not read."""
+    one = PREPROCESSORS[unit.preprocessor]
+    given = [(name, value) for name, bounds, value in (("a", one.a, unit.a), ("b", one.b, unit.b)) if bounds is None]
+    return [
+        f"The preprocessor {unit.preprocessor} has no number {name}: {value:g} changes nothing."
+        for name, value in given
+        if value is not None
+    ]
+
+
 def control_notes(settings: GenerationSettings) -> list[str]:
     """Returns notes on what does not work with ControlNets or with tiled diffusion, or changes nothing."""
     units = parse_units(settings.control)
-    notes = [note for unit in units if unit.model == NO_MODEL for note in reference_notes(unit)]
+    notes = [note for unit in units for note in needless_numbers(unit)]
+    notes += [note for unit in units if unit.model == NO_MODEL for note in reference_notes(unit)]
     if settings.step_cache != 1 and (settings.control or settings.tile_size):
         what = "tiled diffusion"
         if units:

@@ -47,6 +47,15 @@ def test_a_preprocessor_that_finds_nothing_is_said(controlled, photo):
     assert controlled("a cat", control="one:preprocessor=canny:a=1:b=2", control_image=photo, **SMALL).notes == []
 
 
+def test_a_number_that_a_preprocessor_does_not_read_is_said(controlled, photo):
+    control = "one:a=5 + two:preprocessor=threshold:a=99:b=3 + reference_only:a=1:b=7"
+    assert controlled("a cat", control=control, control_image=photo, **SMALL).notes == [
+        "The preprocessor none has no number a: 5 changes nothing.",
+        "The preprocessor threshold has no number b: 3 changes nothing.",
+        "The preprocessor reference_only has no number b: 7 changes nothing.",
+    ]
+
+
 def test_several_have_an_image_each_or_share_one(controlled, photo):
     turned = photo.rotate(90)
     made = [
