@@ -23,8 +23,16 @@ from sd.vision.clip_vision import CLIP
 EARLIER = "earlier.json"  # beside unpacked weights: the history of their training
 
 
+def newest_folder(part: str, runs: Path) -> Path:
+    """Return the folder of a part's newest weights: those of its own stage or, before that, the shipped ones.
+
+    "decoder" is the whole VAE.
+    """
+    return runs / part if exists(runs / part) else runs / "shipped" / ("vae" if part == "decoder" else part)
+
+
 def export(runs: Path, weights: Path, script: str = "train_scratch.py") -> list[Path]:
-    """Write `runs/{clip,vae,unet}` to `weights/emoji.safetensors` and `weights/emoji-clip.safetensors`.
+    """Write the newest weights to `weights/emoji.safetensors` and `weights/emoji-clip.safetensors`.
 
     `runs/decoder`, if it exists, takes the place of `vae`, from which it was made. The second file holds the rest of
     CLIP (vision tower and projections, with the keys of transformers' CLIPModel), for scoring; its text tower is in the
@@ -33,7 +41,7 @@ def export(runs: Path, weights: Path, script: str = "train_scratch.py") -> list[
     Raises UserError where a part has not been trained.
     """
     parts = ("clip", "decoder" if exists(runs / "decoder") else "vae", "unet")
-    clip, vae, unet = (load_model(pretrain_run.new_network(part), runs / part).half() for part in parts)
+    clip, vae, unet = (load_model(pretrain_run.new_network(part), newest_folder(part, runs)).half() for part in parts)
     about = {"training": json.dumps(history(runs, script))}
     model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"
     save_checkpoint(model, clip.text_model, vae, unet, pretrain_run.SIZES, about)
@@ -75,7 +83,7 @@ def history(runs: Path, script: str) -> dict:
     """
     parts = {}
     for part in pretrain_run.PARTS:
-        run, made = runs / part, {}
+        run, made = runs / part if (runs / part).exists() else runs / "shipped" / part, {}
         if (run / "state.pt").exists():
             state = torch.load(run / "state.pt", map_location="cpu", weights_only=True, mmap=True)
             made = {"command": f"python scripts/{script} {part}", "settings": state["settings"]}

@@ -11,7 +11,7 @@ from typing import Any
 
 from sd.training.loop import TrainConfig, exists, load_model
 from sd.training.pretrain import run as pretrain_run
-from sd.training.pretrain.export import EARLIER, unpack
+from sd.training.pretrain.export import EARLIER, newest_folder, unpack
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
 from sd.training.pretrain.scene_text import train_scene_text
 from sd.training.pretrain.scene_unet import train_scene_unet
@@ -44,14 +44,6 @@ def keep_history(part: str, runs: Path) -> None:
     if earlier.exists() and not (runs / part / EARLIER).exists():
         (runs / part).mkdir(parents=True, exist_ok=True)
         shutil.copy(earlier, runs / part / EARLIER)
-
-
-def newest_folder(part: str, runs: Path) -> Path:
-    """Return the folder of a part's newest weights: those of its own stage or, before that, the shipped ones.
-
-    "decoder" is the whole VAE.
-    """
-    return runs / part if exists(runs / part) else runs / "shipped" / ("vae" if part == "decoder" else part)
 
 
 def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, latents: int = LATENTS) -> None:

@@ -50,9 +50,9 @@ CUSTOM = "Custom"
 OFF = {row.name: row.default for row in OPTIONS if row.infotext and row.infotext.written == "changed"}
 ABOUT_BUNDLED = """
 <p>The bundled model is small: it generates emoji of 128 × 128 pixels of animals, food, vehicles, weather, plants,
-things and faces, in five styles. Name the thing, then the style. For other images, put a Stable Diffusion 1.x
-checkpoint into
-the folder <code>weights</code>. Prompts to try:</p>
+things and faces, in five styles. Name the thing, then the style. For common things it follows colors, counts and
+places too. For other images, put a Stable Diffusion 1.x checkpoint into the folder <code>weights</code>. Prompts to
+try:</p>
 <div class="tools">BUTTONS</div>
 """
 ABOUT_REGIONS = """
@@ -61,11 +61,12 @@ ABOUT_REGIONS = """
 masks, each region is where its mask is white.</p>
 """
 EXAMPLES = (
-    "a red apple, fluent 3d emoji",
+    "a blue apple",
+    "three stars",
+    "a star above a house",
+    "a castle at night",
     "a cat face, noto emoji",
     "a rocket, fluent flat emoji",
-    "a snowman, fxemoji",
-    "a tree, fluent emoji",
 )
 
 

@@ -243,6 +243,13 @@ def test_a_decoder_trains_alone_and_replaces_the_old_one(tiny, tmp_path):
     model, _ = export(tmp_path / "again", tmp_path / "weights")
     assert json.loads(read_checkpoint(model).metadata["training"])["decoder"]["earlier"]["step"] == 10
 
+    # Stages that were not trained further have the shipped weights and their history.
+    unpack(tmp_path / "weights", tmp_path / "scenes" / "shipped")
+    again, _ = export(tmp_path / "scenes", tmp_path, "train_scenes.py")
+    before, after = load_file(model), load_file(again)
+    assert all(torch.equal(before[key], after[key]) for key in before | after)
+    assert json.loads(read_checkpoint(again).metadata["training"])["decoder"]["earlier"]["earlier"]["step"] == 10
+
 
 def test_an_untrained_part_is_named(tmp_path):
     with pytest.raises(UserError, match=r"train_scratch\.py clip"):
