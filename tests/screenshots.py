@@ -21,7 +21,7 @@ from sd.web.jobs.worker import JobRunner
 from sd.web.server import create_app
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPTS = ("a cat face, noto emoji", "a red apple, fluent 3d emoji", "a tree, fluent flat emoji", "a star, noto emoji")
+PROMPTS = ("a cat face, noto emoji", "three stars", "a tree, fluent flat emoji", "a blue apple")
 HEIGHT = 1180
 LONG = 2150  # the whole viewer
 TALL = 1700  # so that the mask is in sight too
@@ -54,7 +54,8 @@ def show_generating(page: Browser, args: argparse.Namespace) -> None:
     """A gallery, and an image on its way."""
     steps = 4 if args.quick else 30
     for prompt in PROMPTS:
-        generate(page, Prompt=prompt, Steps=steps, Seed=7, Batch_count=4)
+        generate(page, Prompt=prompt, Steps=steps, Guidance=4, Seed=7, Batch_count=4)
+    steps = 20 if args.quick else 150  # more than a second's
     page.write(Prompt="a red heart, noto emoji", Steps=steps, Batch_count=1)
     page.press("Generate")
     page.until(lambda: page.find("//img[@alt='Preview']"), "preview")

@@ -71,7 +71,7 @@ def scale_histogram(models: Models) -> Figure:
 
 def wrong_scales(models: Models) -> Figure:
     """The same latents decoded as they should be, with the scale forgotten or applied twice, and shuffled."""
-    latents = encode(models, [sheet_images()[i] for i in (3, 34)])  # unscaled
+    latents = encode(models, [sheet_images()[i] for i in (45, 6)])  # unscaled
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     variants = {
         "right": latents,

@@ -26,7 +26,7 @@ def noisy_latents(models: Models) -> Figure:
         "noise": [(1 - product) ** 0.5 for product in products],
         "std": noisy.std(dim=(1, 2, 3)).tolist(),
     }
-    alt = "One apple at eight times from 0 to 999: clean, then spotted, then barely a red blot among colored shards."
+    alt = "One apple at eight times from 0 to 999: clean, then spotted, then a reddish area, then only colored shards."
     return Figure(image, numbers, alt)
 
 

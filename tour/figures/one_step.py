@@ -32,8 +32,8 @@ def mean_of_many(models: Models) -> Figure:
         "correlation": torch.corrcoef(torch.stack([guess.flatten(), mean.flatten()]))[0, 1].item(),
     }
     alt = (
-        "Above: four emoji of different kinds, and their mean, a pale gray blot. "
-        "Below: four estimates in one step, each a pale pink or orange blot without details."
+        "Above: four half-formed things, and their mean, a pale gray blot. "
+        "Below: four estimates in one step, pale and without details: three of blots, one a texture."
     )
     return Figure(image_rows(rows, ["", "", "", "", "mean"], 128), numbers, alt)
 
@@ -64,7 +64,7 @@ def error_by_time(models: Models) -> Figure:
         "not_told": errors["told nothing"],
     }
     alt = (
-        "The error rises with t: slowly where the U-Net knows the prompt, and up to that of answering with the mean "
+        "The error rises with t: slowly where the U-Net knows the prompt, and past that of answering with the mean "
         "where it does not."
     )
     return Figure(axes.render("top left"), numbers, alt)

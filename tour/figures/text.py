@@ -104,7 +104,7 @@ def names_in_plane(models: Models) -> Figure:
     numbers = {"names": len(names), "share_table": shares[0], "share_states": shares[1], "in_plane": in_plane}
     alt = (
         "Two planes with 32 names in four colors. Animals, fruit and vehicles mostly stand together in both; in the "
-        "right one buildings and vehicles come close to each other, and the banana stands among the buildings."
+        "right one buildings and vehicles come close to each other, and the church stands beside the bus."
     )
     return Figure(beside(plots), numbers, alt)
 
@@ -144,7 +144,7 @@ def causal_mask(models: Models) -> Figure:
     }
     alt = (
         "Left: a lower triangle of attention weights. Right: the vectors before the changed word do not change, "
-        "its own does a little, and those of the comma, the end and the padding change most."
+        "its own does by half its length, and those of the comma, the next word, the end and the padding change most."
     )
     return Figure(beside([matrix, bars.render()], 20), numbers, alt)
 

@@ -52,8 +52,8 @@ def feature_maps(models: Models) -> Figure:
     columns = ["x", *(short_name(name) for name in SHOWN + SHOWN_UP), "x0"]
     notes = ["", *("x".join(map(str, sizes[name])) for name in SHOWN + SHOWN_UP), ""]
     alt = (
-        "Three rows of feature maps. The first map shows little but noise, the 4 x 4 maps a few colored cells, and "
-        "the last ones the outline of a house, clearer at low noise."
+        "Three rows of feature maps. The first map shows noise, with a house in it at low noise, the 4 x 4 maps a "
+        "few colored cells, and out 3 the smooth outline of a house at all three times."
     )
     numbers = {"shapes": [sizes[name] for name in SHOWN + SHOWN_UP], "times": list(TIMES)}
     return Figure(image_rows(rows, columns, 84, notes), numbers, alt)
@@ -105,7 +105,7 @@ def skips_removed(models: Models) -> Figure:
     image = image_rows({"": models.decode(torch.cat(latents))}, columns, 112, notes)
     alt = (
         "Seven images of a house. Without one of the first five skips it stays a house with other details; without "
-        "the last one it is dark colored noise."
+        "the last one it is colored noise with dark traces of a roof."
     )
     return Figure(image, {"changes": changes, "sides": sides}, alt)
 
@@ -130,7 +130,7 @@ def epsilons(models: Models) -> Figure:
     }
     alt = (
         "A curve that falls from 0.67 at a variance of 1e-7 to nothing at 1e-3, and three histograms of variances, "
-        "all between 0.1 and 1000, where the curve is zero."
+        "all above 0.1, where the curve is zero."
     )
     return Figure(axes.render("top right"), numbers, alt)
 

@@ -67,8 +67,8 @@ def attention_maps(models: Models) -> Figure:
         "contrast": [(part.max() / part.min()).item() for part in parts.values()],
     }
     alt = (
-        "A face with heart eyes, and eight heat maps over it. The map of heart is brightest at the mouth, that of eyes "
-        "around them, and those of the end and the padding on the eyes."
+        "A face with heart eyes, and eight heat maps over it. The maps of start and heart are brightest in the "
+        "background, that of face in the mouth, and those of the end and the padding on the eyes and beside the mouth."
     )
     return Figure(image_rows({"": [image, *shown]}, ["image", *parts], 88, notes), numbers, alt)
 
@@ -104,8 +104,8 @@ def word_changes(models: Models) -> Figure:
         "last": [one[-1] for one in sizes],
     }
     alt = (
-        "Heat maps by word: face changes the outline, heart the eyes and the mouth, the other words little. Below, the "
-        "images without each word: without face a heart, without heart a face with closed eyes."
+        "Heat maps by word: face changes the outline, heart the eyes and the mouth, the other words less. Below, the "
+        "images without each word: without face a jagged shape, without heart another face, with black eyes."
     )
     return Figure(image_rows(rows, ["", *WORDS], 104), numbers, alt)
 

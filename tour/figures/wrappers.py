@@ -86,7 +86,7 @@ def control_wrapper(models: Models) -> Figure:
         "parameters": sum(one.numel() for one in network.parameters()) / 1e6,
         "unet_parameters": sum(one.numel() for one in models.unet.parameters()) / 1e6,
     }
-    alt = "A rocket, its edges, and three results: two that are equal and one that random weights have spoiled."
+    alt = "A rocket, its edges, and three results: two that are equal and one that random weights have changed."
     return Figure(image_rows({"": images}, columns, 128), numbers, alt)
 
 
