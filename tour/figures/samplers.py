@@ -13,7 +13,7 @@ from sd.schedule import SD1_SCHEDULE, sigma_list
 from tour.figure import Figure, Models
 from tour.plots import COLORS, Axes, image_rows, principal_plane
 
-PROMPT, SEED = "a red apple, fluent 3d emoji", 1
+PROMPT, SEED = "a red apple, fluent 3d emoji", 5
 COMPARED = ("euler", "heun", "dpmpp_2m", "euler_a")
 FEW = (2, 4, 8, 16)
 SCHEDULES = ("ldm", "sgm_uniform", "karras", "exponential")
