@@ -42,15 +42,18 @@ def prediction_errors(
     context: Tensor,
     weights: Tensor,
     prediction: Prediction = EPS,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted mean squared errors in eps or v, (B,) fp32.
 
     x0, noise: (B, 4, h, w), on the CPU or on the U-Net's device. t: (B,) 0 … 999. weights: (1000,), by timestep.
+    target: what to predict instead, (B, 4, h, w), such as the prediction of another U-Net.
     """
     device, dtype = unet.out[2].weight.device, unet.out[2].weight.dtype
     schedule = schedule_of(prediction)
     found = unet(schedule.add_noise(x0, noise, t).to(device, dtype), t.to(device), context.to(device, dtype)).float()
-    target = velocity(schedule, x0, noise, t) if prediction.v else noise
+    if target is None:
+        target = velocity(schedule, x0, noise, t) if prediction.v else noise
     return weights[t].to(device) * (found - target.to(device)).square().mean(dim=(1, 2, 3))
 
 

@@ -21,7 +21,7 @@ from tour.images import NAMES, emoji, encode_pictures, sheet_image
 from tour.plots import image_rows
 from tour.short_training import config_for, fit
 
-TAUGHT = ("a poodle", "a mango", "a scooter", "a newspaper")
+TRAINED = ("a poodle", "a mango", "a scooter", "a newspaper")
 HELD_OUT = ("a rat", "a dove")
 KEPT = (0, 20, 60)
 IDEAL_SIGMAS = (160.0, 80.0, 40.0, 20.0, 10.0, 5.0, 1.0, 0.0)
@@ -55,11 +55,11 @@ def ideal_copies(models: Models) -> Figure:
 
 
 @lru_cache(maxsize=1)
-def taught_runs(models: Models) -> dict[int, list[Image.Image]]:
+def training_runs(models: Models) -> dict[int, list[Image.Image]]:
     """Train a copy of the bundled U-Net on four emoji; return its images of six names after each of KEPT steps."""
-    names = [f"{name}, fluent 3d emoji" for name in (*TAUGHT, *HELD_OUT)]
+    names = [f"{name}, fluent 3d emoji" for name in (*TRAINED, *HELD_OUT)]
     contexts = models.context(names)
-    latents = encode_pictures(models.vae, [emoji(name) for name in TAUGHT])
+    latents = encode_pictures(models.vae, [emoji(name) for name in TRAINED])
     sigmas = sigma_list(8)
     x = models.noise(3, len(names)) * (1 + sigmas[0] ** 2) ** 0.5
 
@@ -79,22 +79,22 @@ def taught_runs(models: Models) -> dict[int, list[Image.Image]]:
     return generated
 
 
-def taught_copies(models: Models) -> Figure:
-    """Images of four taught names and two others by step, the nearest picture, and how similar it is."""
-    generated = taught_runs(models)
-    pictures = [emoji(name) for name in (*TAUGHT, *HELD_OUT)]
+def trained_copies(models: Models) -> Figure:
+    """Images of four trained names and two others by step, the nearest picture, and how similar it is."""
+    generated = training_runs(models)
+    pictures = [emoji(name) for name in (*TRAINED, *HELD_OUT)]
     similarity = {step: pixel_similarity(images, pictures) for step, images in generated.items()}  # (6, 6) each
-    taught = {step: one[:, : len(TAUGHT)] for step, one in similarity.items()}
+    trained = {step: one[:, : len(TRAINED)] for step, one in similarity.items()}
     rows = {f"{step} steps": images for step, images in sorted(generated.items())}
-    nearest = taught[KEPT[-1]].argmax(dim=1).tolist()
+    nearest = trained[KEPT[-1]].argmax(dim=1).tolist()
     rows["nearest of the four"] = [pictures[i] for i in nearest]
-    columns = [*(f"{name}\n(taught)" for name in TAUGHT), *(f"{name}\n(not taught)" for name in HELD_OUT)]
+    columns = [*(f"{name}\n(trained)" for name in TRAINED), *(f"{name}\n(not trained)" for name in HELD_OUT)]
     own = {f"own_{step}": similarity[step].diagonal().tolist() for step in KEPT}
-    most = {f"nearest_{step}": taught[step].amax(dim=1).tolist() for step in KEPT}
-    copied = [(taught[step][: len(TAUGHT)].amax(dim=1) >= COPY_THRESHOLD).sum().item() for step in KEPT]
+    most = {f"nearest_{step}": trained[step].amax(dim=1).tolist() for step in KEPT}
+    copied = [(trained[step][: len(TRAINED)].amax(dim=1) >= COPY_THRESHOLD).sum().item() for step in KEPT]
     numbers: dict[str, Any] = {"steps": list(KEPT), "threshold": COPY_THRESHOLD, "copied": copied, **own, **most}
     return Figure(image_rows(rows, columns, 112), numbers, ALT)
 
 
 ALT = "Six names after 0, 20 and 60 steps of training on four emoji, and the nearest of these four below each."
-FIGURES = {"ideal_copies": ideal_copies, "taught_copies": taught_copies}
+FIGURES = {"ideal_copies": ideal_copies, "trained_copies": trained_copies}

@@ -167,8 +167,12 @@ def find_encoder(adapter: Path, name: str, models: Models, find: Callable[[str, 
     folder = adapter.parent / BESIDE
     beside = [folder, *(folder / name for name in ENCODER_FILES), *sorted(adapter.parent.glob("*.safetensors"))]
     near = next((path for path in beside if content_of(path).kind == IMAGE_ENCODER), None)
-    if near and name.lower() in ("", near.name.lower(), near.stem.lower(), *[BESIDE] * (folder in (near, near.parent))):
-        return near
+    if near:
+        own_names = ["", near.name.lower(), near.stem.lower()]
+        if folder in (near, near.parent):
+            own_names.append(BESIDE)
+        if name.lower() in own_names:
+            return near
     if name:
         return find(IMAGE_ENCODER, name)
     found = models.names(IMAGE_ENCODER)

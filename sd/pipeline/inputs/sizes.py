@@ -49,7 +49,7 @@ def check_named_models(
     upscaler is not opened then.
     """
     check_regions(settings, mask_count)
-    divide_prompt(settings)
+    divide_prompt(settings)  # for its error
     upscaler = hires_upscaler(settings, models, by_path)
     units = parse_units(settings.control)
     check_image_count(units, control_count, has_image)

@@ -26,9 +26,10 @@ EARLIER = "earlier.json"  # beside unpacked weights: the history of their traini
 def newest_folder(part: str, runs: Path) -> Path:
     """Return the folder of a part's newest weights: those of its own stage or, before that, the shipped ones.
 
-    "decoder" is the whole VAE.
+    "decoder" is the whole VAE, before its own stage that of "vae".
     """
-    return runs / part if exists(runs / part) else runs / "shipped" / ("vae" if part == "decoder" else part)
+    parts = ("decoder", "vae") if part == "decoder" else (part,)
+    return next((runs / name for name in parts if exists(runs / name)), runs / "shipped" / parts[-1])
 
 
 def export(runs: Path, weights: Path, script: str = "train_scratch.py") -> list[Path]:
@@ -40,7 +41,7 @@ def export(runs: Path, weights: Path, script: str = "train_scratch.py") -> list[
 
     Raises UserError where a part has not been trained.
     """
-    parts = ("clip", "decoder" if exists(runs / "decoder") else "vae", "unet")
+    parts = ("clip", "decoder", "unet")
     clip, vae, unet = (load_model(pretrain_run.new_network(part), newest_folder(part, runs)).half() for part in parts)
     about = {"training": json.dumps(history(runs, script))}
     model, scorer = weights / "emoji.safetensors", weights / "emoji-clip.safetensors"

@@ -12,7 +12,7 @@ from sd.samplers import dpmpp_2m
 from sd.schedule import SD1_SCHEDULE, TIMES, sigma_list
 from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig, save_model, train
-from sd.training.loss import snr_weights
+from sd.training.loss import prediction_errors, snr_weights
 from sd.training.pretrain.scene_latents import WORDINGS, SceneLatents
 from sd.training.pretrain.scenes.attention_loss import MAX_PHRASES, AttentionLoss, box_masks, collecting, find_tokens
 from sd.training.pretrain.scenes.sheets import captioned_sheet
@@ -51,12 +51,10 @@ def train_scene_unet(
         # The earlier in sampling, the less an object's place is decided.
         attention.expect(*attention_targets(data, indices, captions, tokenizer), 1 - t / TIMES)
         context = states(captions)
-        x, device = SD1_SCHEDULE.add_noise(x0, noise, t), context.device
         single = torch.tensor([not data.phrases[index] for index in indices.tolist()])
+        target = noise_targets(teacher, x0, noise, t, context, single)
         with collecting(unet, attention):
-            found = unet(x.to(device), t.to(device), context).float()
-        target = taught_noise(teacher, noise, single, x, t, context)
-        errors = weights[t].to(device) * (found - target.to(device)).square().mean(dim=(1, 2, 3))
+            errors = prediction_errors(unet, x0, noise, t, context, weights, target=target)
         return errors.mean() + ATTENTION_WEIGHT * attention.value()
 
     def on_save(unet: UNetModel, step: int) -> None:
@@ -68,16 +66,17 @@ def train_scene_unet(
 
 
 @torch.no_grad()
-def taught_noise(teacher: UNetModel, noise: Tensor, single: Tensor, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+def noise_targets(teacher: UNetModel, x0: Tensor, noise: Tensor, t: Tensor, context: Tensor, single: Tensor) -> Tensor:
     """Return the noise (B, 4, h, w), with the teacher's prediction of it where `single` (B,) is true.
 
-    The prediction is the mean of all noise that x can have, so that learning from it has the same goal as learning from
-    the noise, with less variance in the gradient.
+    The prediction is the mean of all noise that the noisy latent can have, so that learning from it has the same goal
+    as learning from the noise, with less variance in the gradient.
     """
     if not single.any():
         return noise
     device, target = context.device, noise.clone()
-    target[single] = teacher(x[single].to(device), t[single].to(device), context[single.to(device)]).float().cpu()
+    x = SD1_SCHEDULE.add_noise(x0[single], noise[single], t[single])
+    target[single] = teacher(x.to(device), t[single].to(device), context[single.to(device)]).float().cpu()
     return target
 
 

@@ -7,6 +7,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from sd.web.jobs.limits import MAX_BODY
 
 
+def without_nulls(fields: dict) -> dict:
+    """Returns the fields that are not null."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 class WebuiBody(BaseModel):
     """A request's body, of which a field that is null counts as left out."""
 
@@ -15,4 +20,4 @@ class WebuiBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def leave_out_nulls(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+        return without_nulls(data) if isinstance(data, dict) else data

@@ -19,7 +19,7 @@ from sd.pipeline.mask import brightest, read_mask, stretch_mask
 from sd.pipeline.settings import GenerationSettings
 from sd.utils.errors import UserError
 from sd.utils.images import first_frame_notes, to_rgb
-from sd.web.a1111.body import WebuiBody
+from sd.web.a1111.body import WebuiBody, without_nulls
 from sd.web.a1111.control_types import describe_control_types
 from sd.web.a1111.fields import is_off_unit, is_value_off
 from sd.web.jobs.limits import MAX_IMAGES, MAX_PIXELS, check_image, decode_image
@@ -52,7 +52,7 @@ def add_units(request: Any, body: Any, init_image: bytes | None) -> list[str]:
 
     init_image: the image of img2img. Raises UserError for what cannot be used.
     """
-    units = [without_nulls(unit) for unit in units_of(body) if not is_off_unit(unit)]
+    units = [fields_of(unit) for unit in units_of(body) if not is_off_unit(unit)]
     if not units:
         return []
     images = [image_of(unit, init_image) for unit in units]
@@ -80,11 +80,11 @@ def units_of(body: Any) -> list:
     return []
 
 
-def without_nulls(unit: Any) -> dict:
+def fields_of(unit: Any) -> dict:
     """Returns a unit without the fields that are null, which are left out. Raises UserError for what is no unit."""
     if not isinstance(unit, dict):
         raise UserError(f"a ControlNet unit is {str(unit)[:50]!r}: send its fields as an object.")
-    return {name: value for name, value in unit.items() if value is not None}
+    return without_nulls(unit)
 
 
 def unit_from_fields(unit: dict) -> ControlUnit:

@@ -225,7 +225,7 @@ def test_training_resumes_from_shipped_weights(tiny, tmp_path):
 
 def test_a_decoder_trains_alone_and_replaces_the_old_one(tiny, tmp_path):
     from sd.checkpoints.checkpoint import load_models, read_checkpoint
-    from sd.training.pretrain.export import export, unpack
+    from sd.training.pretrain.export import export, newest_folder, unpack
 
     torch.manual_seed(0)
     settings = TrainConfig(steps=10, batch=8, lr=2e-3, warmup=5, precision="fp32", ema=0.9)
@@ -242,6 +242,8 @@ def test_a_decoder_trains_alone_and_replaces_the_old_one(tiny, tmp_path):
     unpack(tmp_path / "weights", tmp_path / "again")
     model, _ = export(tmp_path / "again", tmp_path / "weights")
     assert json.loads(read_checkpoint(model).metadata["training"])["decoder"]["earlier"]["step"] == 10
+
+    assert newest_folder("decoder", tmp_path / "again") == tmp_path / "again" / "vae"  # the decoder is in it
 
     # Stages that were not trained further have the shipped weights and their history.
     unpack(tmp_path / "weights", tmp_path / "scenes" / "shipped")

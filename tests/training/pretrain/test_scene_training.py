@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from scene_data import make_cutouts
 
+from sd.schedule import SD1_SCHEDULE
 from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig, save_model
 from sd.training.pretrain import pipeline, scene_text, scene_unet, scene_vae
@@ -149,14 +150,15 @@ def test_the_unet_trains_on_scenes_and_its_text_tower_stays(stream, tmp_path, mo
 
 
 def test_the_target_of_a_single_emoji_is_the_teachers_prediction():
-    noise, x = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    noise, x0 = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
     t, context = torch.tensor([10, 500, 900]), torch.randn(3, 77, 8)
     teacher = lambda x, t, context: x + t.view(-1, 1, 1, 1) + context.mean(dim=(1, 2)).view(-1, 1, 1, 1)  # noqa: E731
     single = torch.tensor([True, False, True])
-    found = scene_unet.taught_noise(teacher, noise, single, x, t, context)
+    x = SD1_SCHEDULE.add_noise(x0, noise, t)
+    found = scene_unet.noise_targets(teacher, x0, noise, t, context, single)
     assert torch.equal(found[1], noise[1])
     torch.testing.assert_close(found[::2], teacher(x, t, context)[::2])
-    assert torch.equal(scene_unet.taught_noise(teacher, noise, ~single & single, x, t, context), noise)
+    assert torch.equal(scene_unet.noise_targets(teacher, x0, noise, t, context, ~single & single), noise)
 
 
 def test_states_of_captions_are_computed_once_and_are_those_of_the_text_tower():
