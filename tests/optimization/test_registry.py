@@ -33,6 +33,7 @@ from sd.optimization.tiled_attention import (
 from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.unet import UNetModel
+from sd.utils.device import cpu_has_bf16
 from sd.utils.errors import UserError
 from sd.vae import AutoencoderKL
 
@@ -114,7 +115,7 @@ def test_all_of_them_together_at_any_size(networks, size):
     assert distance(unet(*guided_inputs(size=size)), expected) < ROUNDING
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bf16 here")
+@pytest.mark.skipif(not cpu_has_bf16(), reason="no bf16 here")
 @torch.no_grad()
 def test_bf16_is_no_further_from_the_truth_than_plain_bf16():
     unet, vae = small_networks(torch.bfloat16)

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.runner import peak_in_child
 from benchmarks.tasks import Options
+from sd.utils.device import cpu_has_amx, cpu_has_bf16
 
-HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+HAS_BF16 = cpu_has_bf16() and not cpu_has_amx()
 
 
 @pytest.mark.slow

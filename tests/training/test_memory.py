@@ -6,7 +6,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
+
+from sd.utils.device import cpu_has_bf16
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = textwrap.dedent("""
@@ -55,7 +56,7 @@ STEP = textwrap.dedent("""
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="the figures are for bf16")
+@pytest.mark.skipif(not cpu_has_bf16(), reason="the figures are for bf16")
 @pytest.mark.parametrize(
     ("method", "how", "most"), [("lora", "plain", 4.0), ("lora", "recomputed", 3.0), ("ti", "plain", 5.0)]
 )
