@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sd.checkpoints.weight_files import write_weights
 from sd.training.distributed import StopSignal, any_process, average_gradients, join_processes
 from sd.training.logger import Logger
 from sd.training.train_state import TrainingState
@@ -255,8 +256,9 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def save_model(part: nn.Module, run: Path) -> None:
-    """Write a network's weights to `run/model.safetensors`."""
-    save_file({key: tensor.cpu().contiguous() for key, tensor in part.state_dict().items()}, run / "model.safetensors")
+    """Write a network's weights to `run/model.safetensors`; a failure leaves the earlier file."""
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in part.state_dict().items()}
+    write_weights(run / "model.safetensors", "safetensors", tensors, {})
 
 
 def exists(run: Path) -> bool:

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from sd.checkpoints.checkpoint import load_models, save_checkpoint
+from sd.checkpoints.weight_files import write_weights
 from sd.evaluation.clip_loader import read_clip
 from sd.training.logger import last_line
 from sd.training.loop import exists, load_model, save_model
@@ -48,7 +48,7 @@ def export(runs: Path, weights: Path, script: str = "train_scratch.py") -> list[
     save_checkpoint(model, clip.text_model, vae, unet, pretrain_run.SIZES, about)
     rest = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
     sizes = {"vision": pretrain_run.VISION, "projection_dim": pretrain_run.PROJECTION_DIM}
-    save_file(rest, scorer, about | {"sd_sizes": json.dumps(sizes)})
+    write_weights(scorer, "safetensors", rest, about | {"sd_sizes": json.dumps(sizes)})
     return [model, scorer]
 
 

@@ -189,6 +189,10 @@ def test_clip_vae_and_unet_are_trained_in_turn_and_exported(tiny, tmp_path):
     assert all(torch.equal(tensor, trained[key].half()) for key, tensor in unet.state_dict().items())
     assert "visual_projection.weight" in load_file(scorer)
     assert not any(key.startswith("text_model") for key in load_file(scorer))
+    # All have the permissions of any new file, so that other users of the machine can read them.
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (model, scorer, tmp_path / "unet" / "model.safetensors")}
+    assert modes == {(tmp_path / "new").stat().st_mode}
 
 
 def test_training_resumes_from_shipped_weights(tiny, tmp_path):
