@@ -128,16 +128,16 @@ class SceneSource:
         return len(self.data)
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
-        numbers = indices.tolist()
-        images = [render(self.stream.scene(i), self.stream.cutouts) for i in numbers]
-        wordings = [self.data.captions[i] for i in numbers]
-        chosen = torch.randint(2**31, (len(numbers),), generator=generator).tolist()
+        places = indices.tolist()
+        images = [render(self.stream.scene(self.data.numbers[i]), self.stream.cutouts) for i in places]
+        wordings = [self.data.captions[i] for i in places]
+        chosen = torch.randint(2**31, (len(places),), generator=generator).tolist()
         captions = [texts[k % len(texts)] for texts, k in zip(wordings, chosen)]
         conditions = self.variation.conditions(images, generator)
         return Batch(self.data.latents[indices].float(), conditions, self.variation.captions(captions, generator))
 
     def examples(self, count: int) -> list[tuple[Image.Image, str]]:
-        scenes = [self.stream.scene(len(self.data) + k) for k in range(count)]
+        scenes = [self.stream.scene(max(self.data.numbers) + 1 + k) for k in range(count)]
         return [(render(scene, self.stream.cutouts), scene.caption) for scene in scenes]
 
 
@@ -146,11 +146,11 @@ def check_latents(data: SceneLatents, stream: SceneStream, vae: AutoencoderKL, f
 
     A ControlNet trained on them would follow edges of other pictures, or belong to another decoder.
     """
-    count = min(CHECKED, len(data))
-    images = render_batch([stream.scene(i) for i in range(count)], stream.cutouts)
+    places = torch.linspace(0, len(data) - 1, min(CHECKED, len(data))).long()  # from the first to the last
+    images = render_batch([stream.scene(data.numbers[i]) for i in places.tolist()], stream.cutouts)
     weight = vae.quant_conv.weight
     expected = encode_images(vae, images.to(weight.device, weight.dtype)).float().cpu() * LATENT_SCALE
-    found = data.latents[:count].float()
+    found = data.latents[places].float()
     if found.shape != expected.shape or (found - expected).norm() > SAME_LATENT * expected.norm():
         raise UserError(
             f"the latents in {folder} were made with another VAE or from other cut-outs than these: leave out "

@@ -49,13 +49,13 @@ def grounded_phrases(scene: Scene) -> list[tuple[str, list[Box]]]:
 
 
 def make_latents(vae: AutoencoderKL, stream: SceneStream, folder: Path, count: int, say=print) -> int:
-    """Encode scenes 0 .. count - 1 into `folder`, except for existing shards, and return the number of new scenes."""
+    """Encode scenes 0 .. count - 1 into `folder`, except for whole shards, and return the number of encoded scenes."""
     made = 0
     for number in range(-(-count // SHARD)):
-        file = folder / f"{number:05d}.pt"
-        if file.exists():
+        file, wanted = folder / f"{number:05d}.pt", min(SHARD, count - number * SHARD)
+        if file.exists() and len(torch.load(file, weights_only=True)["captions"]) >= wanted:
             continue
-        scenes = [stream.scene(number * SHARD + k) for k in range(min(SHARD, count - number * SHARD))]
+        scenes = [stream.scene(number * SHARD + k) for k in range(wanted)]
         parts = [scenes[i : i + 8] for i in range(0, len(scenes), 8)]
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):  # they are stored in bf16 anyway
             latents = torch.cat([encode_images(vae, render_batch(part, stream.cutouts)) for part in parts])
@@ -73,16 +73,21 @@ def make_latents(vae: AutoencoderKL, stream: SceneStream, folder: Path, count: i
 
 
 class SceneLatents:
-    """All shards of a folder. latents: (N, 4, h, w) bfloat16, scaled. captions: WORDINGS for each.
+    """All shards of a folder. numbers: of the scenes, N. latents: (N, 4, h, w) bfloat16, scaled.
 
-    phrases: see `grounded_phrases`.
+    captions: WORDINGS for each. phrases: see `grounded_phrases`.
     """
 
     def __init__(self, folder: Path):
         """Raises UserError where there is no shard."""
-        shards = [torch.load(file, weights_only=True) for file in sorted(folder.glob("*.pt"))]
+        files = sorted(file for file in folder.glob("*.pt") if file.stem.isdecimal())
+        shards = [torch.load(file, weights_only=True) for file in files]
         if not shards:
             raise UserError(f"no latents in {folder}; run `python scripts/train_scenes.py latents` first.")
+        # A shard may be missing, or hold fewer scenes than it could: then a place in the lists is not a scene's number.
+        self.numbers = [
+            int(file.stem) * SHARD + k for file, shard in zip(files, shards) for k in range(len(shard["captions"]))
+        ]
         self.latents: Tensor = torch.cat([shard["latents"] for shard in shards])
         self.captions: list[list[str]] = [texts for shard in shards for texts in shard["captions"]]
         self.styles: list[str] = [style for shard in shards for style in shard["styles"]]

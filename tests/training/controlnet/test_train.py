@@ -213,6 +213,19 @@ def test_scenes_are_encoded_once_and_rendered_again(pipe, scenes, tmp_path):
     assert len(given) == 4
 
 
+def test_a_scene_keeps_its_edges_where_a_shard_before_it_is_missing(pipe, scenes, tmp_path):
+    recipe = control_recipe(pipe, **QUICK)
+    whole = scene_source(pipe, recipe, scenes, None, 8, tmp_path / "run")
+    (tmp_path / "run" / "latents" / "00000.pt").unlink()
+    rest = scene_source(pipe, recipe, scenes, tmp_path / "run" / "latents", None, tmp_path / "other")
+    assert len(rest) == 4
+    expected = whole.batch(torch.tensor([6, 4]), torch.Generator().manual_seed(0))
+    batch = rest.batch(torch.tensor([2, 0]), torch.Generator().manual_seed(0))
+    assert torch.equal(batch.latents, expected.latents)
+    assert torch.equal(batch.conditions, expected.conditions)
+    assert batch.captions == expected.captions
+
+
 def test_latents_of_another_vae_are_refused(pipe, scenes, tmp_path):
     recipe = control_recipe(pipe, **QUICK)
     scene_source(pipe, recipe, scenes, None, 4, tmp_path / "run")

@@ -134,6 +134,20 @@ def test_latents_are_made_once_and_more_can_be_added(stream, tmp_path, monkeypat
         SceneLatents(tmp_path / "none")
 
 
+def test_a_place_among_latents_is_not_the_number_of_a_scene(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr("sd.training.pretrain.scene_latents.SHARD", 3)
+    vae = tiny_vae()
+    assert make_latents(vae, stream, tmp_path, 4, say=lambda _: None) == 4
+    assert make_latents(vae, stream, tmp_path, 9, say=lambda _: None) == 6  # the shard of one scene is made again
+    assert SceneLatents(tmp_path).numbers == list(range(9))
+    (tmp_path / "00001.pt").unlink()
+    (tmp_path / "else.pt").write_bytes(b"something else")
+    data = SceneLatents(tmp_path)
+    assert data.numbers == [0, 1, 2, 6, 7, 8]
+    expected = scene_vae.encode_images(vae, stream.images(torch.tensor(data.numbers))[0]) * LATENT_SCALE
+    torch.testing.assert_close(data.latents.float(), expected, atol=0.02, rtol=0.01)  # bfloat16 keeps 8 bits
+
+
 def test_the_unet_trains_on_scenes_and_its_text_tower_stays(stream, tmp_path, monkeypatch):
     monkeypatch.setattr(scene_unet, "SHEET", ("a cat", "two cats"))
     vae, text = tiny_vae(), tiny_clip().text_model
