@@ -28,7 +28,10 @@ class Interval:
         """Return whether it works at t (B,), which is the same for the whole batch."""
         if self.weight == 0:
             return False
-        if self.start == 0 and self.end == 1:
-            return True
-        last, now = TIMES - 1, float(t[0])
-        return (self.start == 0 or now <= last * (1 - self.start)) and (self.end == 1 or now >= last * (1 - self.end))
+        return works_at(self.start, self.end, float(t[0]))
+
+
+def works_at(start: float, end: float, t: float) -> bool:
+    """Return whether the time t, 0 to 999, lies between two shares of the sampling."""
+    last = TIMES - 1
+    return (start == 0 or t <= last * (1 - start)) and (end == 1 or t >= last * (1 - end))

@@ -31,7 +31,7 @@ from sd.optimization.registry import approximate_names, optimize
 from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
-from sd.pipeline.inputs.control import AnyInput, ControlNets, control_inputs, controls_for, input_notes
+from sd.pipeline.inputs.control import AnyInput, ControlNets, control_inputs, controls_for, idle_notes, input_notes
 from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.inputs.outpaint import as_asked, extend_image
 from sd.pipeline.inputs.regions import region_notes, region_weights
@@ -296,6 +296,7 @@ class StableDiffusion(AdapterCalls):
         settings, notes = schedule_for_model(settings, self.prediction)
         notes += [*frames, *settings_notes(asked), *region_notes(settings, region_masks, *width_and_height(settings))]
         passes = sigmas_for_passes(settings, from_image, self.prediction)
+        notes += idle_notes(controls, passes, schedule_of(self.prediction))
         on_each = Progress(on_step, sum(len(sigmas) - 1 for sigmas in passes) * len(rows))
 
         size = width_and_height(settings)

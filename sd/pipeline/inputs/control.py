@@ -13,7 +13,7 @@ from sd.checkpoints.families import IP_ADAPTER, T2I_ADAPTER
 from sd.checkpoints.model_files import content_of
 from sd.control.controlled_unet import AdapterControl, Control
 from sd.control.controlnet_files import ControlNet, load_controlnet
-from sd.control.interval import Interval
+from sd.control.interval import Interval, works_at
 from sd.control.ip_adapter.files import IPAdapter, find_encoder, load_ip_adapter
 from sd.control.ip_adapter.kept_encoder import KeptEncoder
 from sd.control.preprocessors import PREPROCESSORS
@@ -204,6 +204,18 @@ def input_notes(controls: Sequence[AnyInput]) -> list[str]:
         "image: use other thresholds or another image."
         for one in controls
         if one.is_blank
+    ]
+
+
+def idle_notes(controls: Sequence[AnyInput], passes: Sequence[Sequence[float]], schedule: NoiseSchedule) -> list[str]:
+    """Returns a sentence for each unit between whose start and end there is no step. passes: the sigmas of each."""
+    times = [schedule.t_of(sigma) for sigmas in passes for sigma in sigmas[:-1]]
+    units = [one.unit for one in controls if one.unit.weight != 0]
+    return [
+        f"None of the {len(times)} steps lies between start {unit.start:g} and end {unit.end:g} of "
+        f"{unit.preprocessor if unit.model == NO_MODEL else unit.model}, so it changes nothing: move them apart."
+        for unit in units
+        if times and not any(works_at(unit.start, unit.end, t) for t in times)
     ]
 
 

@@ -47,6 +47,17 @@ def test_a_preprocessor_that_finds_nothing_is_said(controlled, photo):
     assert controlled("a cat", control="one:preprocessor=canny:a=1:b=2", control_image=photo, **SMALL).notes == []
 
 
+def test_a_unit_between_whose_start_and_end_there_is_no_step_is_said(controlled, photo):
+    """The 2 steps are at the times 501 and 1 of 0 to 999."""
+    control = "one:end=0.4 + reference_only:start=0.6:end=0.9 + two:end=0.5 + two:0:start=0.6:end=0.7"
+    noted = controlled("a cat", control=control, control_image=photo, **SMALL | {"steps": 2}).notes
+    apart = "so it changes nothing: move them apart."
+    assert noted == [
+        f"None of the 2 steps lies between start 0 and end 0.4 of one, {apart}",
+        f"None of the 2 steps lies between start 0.6 and end 0.9 of reference_only, {apart}",
+    ]
+
+
 def test_a_number_that_a_preprocessor_does_not_read_is_said(controlled, photo):
     control = "one:a=5 + two:preprocessor=threshold:a=99:b=3 + reference_only:a=1:b=7"
     assert controlled("a cat", control=control, control_image=photo, **SMALL).notes == [
