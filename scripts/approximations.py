@@ -15,15 +15,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import approximations, sampler_steps
-from benchmarks.tasks import Options
-from sd.cli.parser import ArgumentParser
-from sd.evaluation.clip_score import load_clip
-from sd.pipeline.settings import GenerationSettings
-from sd.pipeline.stable_diffusion import BUNDLED, StableDiffusion
-from sd.samplers import SAMPLERS
-from sd.training.pretrain.dataset import EmojiDataset
-from sd.utils.errors import plain_errors
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    from benchmarks import approximations, sampler_steps
+    from benchmarks.tasks import Options
+    from sd.cli.parser import ArgumentParser
+    from sd.evaluation.clip_score import load_clip
+    from sd.pipeline.settings import GenerationSettings
+    from sd.pipeline.stable_diffusion import BUNDLED, StableDiffusion
+    from sd.samplers import SAMPLERS
+    from sd.training.pretrain.dataset import EmojiDataset
 
 PROMPTS = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
 

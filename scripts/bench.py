@@ -16,13 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import docs_page, gpu_list
-from benchmarks.backends import BACKENDS, backends_of
-from benchmarks.report import RESULTS_FOLDER, results_path
-from benchmarks.tasks import DEFAULT_TASKS, TASKS, Options
-from benchmarks.terminal import measure_and_print
-from sd.cli.parser import ArgumentParser
-from sd.utils.errors import UserError, plain_errors
+from sd.utils.errors import UserError, plain_errors, plain_imports
+
+with plain_imports():
+    from benchmarks import docs_page, gpu_list
+    from benchmarks.backends import BACKENDS, backends_of
+    from benchmarks.report import RESULTS_FOLDER, results_path
+    from benchmarks.tasks import DEFAULT_TASKS, TASKS, Options
+    from benchmarks.terminal import measure_and_print
+    from sd.cli.parser import ArgumentParser
 
 
 def parser() -> ArgumentParser:

@@ -11,17 +11,19 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
-from sd.cli.args import FlagGroups, add_compute_flags, add_model_choices, add_options, load_pipeline, parse_column
-from sd.cli.parser import ArgumentParser
-from sd.evaluation.clip_score import LazyImages, load_clip
-from sd.evaluation.comparison import Column, compare
-from sd.pipeline.settings import OPTIONS, GenerationSettings
-from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.prompts.wildcards import expand_wildcards
-from sd.training.finetune.data.image_folder import ImageFolder
-from sd.utils.errors import UserError, plain_errors
-from sd.utils.files import check_outdir, save_png
+from sd.utils.errors import UserError, plain_errors, plain_imports
+
+with plain_imports():
+    from sd.checkpoints.discovery import BUNDLED, WEIGHTS, choose_checkpoint
+    from sd.cli.args import FlagGroups, add_compute_flags, add_model_choices, add_options, load_pipeline, parse_column
+    from sd.cli.parser import ArgumentParser
+    from sd.evaluation.clip_score import LazyImages, load_clip
+    from sd.evaluation.comparison import Column, compare
+    from sd.pipeline.settings import OPTIONS, GenerationSettings
+    from sd.pipeline.stable_diffusion import StableDiffusion
+    from sd.prompts.wildcards import expand_wildcards
+    from sd.training.finetune.data.image_folder import ImageFolder
+    from sd.utils.files import check_outdir, save_png
 
 SHARED = ("negative_prompt", "steps", "guidance_scale", "sampler", "seed", "width", "height", "num_images")
 DEFAULTS = {"steps": 30, "sampler": "dpmpp_2m", "seed": 0}

@@ -11,13 +11,15 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoints.checkpoint import check_saving, kind_to_save, load_models, save_checkpoint
-from sd.checkpoints.discovery import locate
-from sd.checkpoints.predictions import PREDICTION_HELP, PREDICTIONS, prediction_of
-from sd.cli.parser import ArgumentParser
-from sd.pipeline.onnx_export import check_folder, export_onnx
-from sd.utils.device import DTYPES
-from sd.utils.errors import UserError, plain_errors
+from sd.utils.errors import UserError, plain_errors, plain_imports
+
+with plain_imports():
+    from sd.checkpoints.checkpoint import check_saving, kind_to_save, load_models, save_checkpoint
+    from sd.checkpoints.discovery import locate
+    from sd.checkpoints.predictions import PREDICTION_HELP, PREDICTIONS, prediction_of
+    from sd.cli.parser import ArgumentParser
+    from sd.pipeline.onnx_export import check_folder, export_onnx
+    from sd.utils.device import DTYPES
 
 
 @plain_errors

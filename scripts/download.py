@@ -9,10 +9,12 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoints.discovery import WEIGHTS
-from sd.checkpoints.download import MIRROR, SHA256, download_file
-from sd.cli.parser import ArgumentParser
-from sd.utils.errors import plain_errors
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    from sd.checkpoints.discovery import WEIGHTS
+    from sd.checkpoints.download import MIRROR, SHA256, download_file
+    from sd.cli.parser import ArgumentParser
 
 
 @plain_errors

@@ -10,12 +10,14 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli.parser import ArgumentParser
-from sd.evaluation.clip_score import SHEET, LazyImages, evaluate, load_clip, prompts_by_path, without_placeholder
-from sd.training.args import HelpFormatter
-from sd.training.finetune.data.folder_layout import is_image
-from sd.training.finetune.data.image_folder import ImageFolder
-from sd.utils.errors import UserError, plain_errors
+from sd.utils.errors import UserError, plain_errors, plain_imports
+
+with plain_imports():
+    from sd.cli.parser import ArgumentParser
+    from sd.evaluation.clip_score import SHEET, LazyImages, evaluate, load_clip, prompts_by_path, without_placeholder
+    from sd.training.args import HelpFormatter
+    from sd.training.finetune.data.folder_layout import is_image
+    from sd.training.finetune.data.image_folder import ImageFolder
 
 
 def parser() -> ArgumentParser:

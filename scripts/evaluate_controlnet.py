@@ -12,17 +12,19 @@ Canny's at the default thresholds; F1 counts edge pixels within 2 pixels of the 
 import sys
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.cli.parser import ArgumentParser
-from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.training.args import HelpFormatter
-from sd.training.controlnet.evaluate import control_table, evaluate_control, held_out_scenes
-from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
-from sd.utils.errors import SettingError, plain_errors
+from sd.utils.errors import SettingError, plain_errors, plain_imports
+
+with plain_imports():
+    import torch
+
+    from sd.cli.parser import ArgumentParser
+    from sd.pipeline.stable_diffusion import StableDiffusion
+    from sd.training.args import HelpFormatter
+    from sd.training.controlnet.evaluate import control_table, evaluate_control, held_out_scenes
+    from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
 
 
 @plain_errors

@@ -11,22 +11,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.cli.parser import ArgumentParser
-from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.training.args import HelpFormatter
-from sd.training.pretrain.dataset import EmojiDataset
-from sd.training.pretrain.emoji_dataset import TRAINED_STYLES, read_names
-from sd.training.pretrain.evaluate import encode_images, features_of_all, generate_images, nearest_shares, retrieval
-from sd.training.pretrain.export import load_scorer
-from sd.training.pretrain.style_classifier import StyleClassifier
-from sd.training.pretrain.train_vae import psnr, reconstructed
-from sd.utils.errors import plain_errors
-from sd.utils.image_grid import grid
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    import torch
+
+    from sd.cli.parser import ArgumentParser
+    from sd.pipeline.stable_diffusion import StableDiffusion
+    from sd.training.args import HelpFormatter
+    from sd.training.pretrain.dataset import EmojiDataset
+    from sd.training.pretrain.emoji_dataset import TRAINED_STYLES, read_names
+    from sd.training.pretrain.evaluate import encode_images, features_of_all, generate_images, nearest_shares, retrieval
+    from sd.training.pretrain.export import load_scorer
+    from sd.training.pretrain.style_classifier import StyleClassifier
+    from sd.training.pretrain.train_vae import psnr, reconstructed
+    from sd.utils.image_grid import grid
 
 NAMES = "red apple, cat face, dog, rocket, tree, house, car, pizza, red heart, fish, snowman, banana, ghost, flower"
 SYNONYMS = ("a puppy", "a kitten", "an automobile", "a plane", "a bike", "a burger", "a donut", "a bunny")

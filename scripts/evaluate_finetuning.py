@@ -13,14 +13,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.cli.parser import ArgumentParser
-from sd.evaluation.confidence import mean_with_ci
-from sd.training.args import HelpFormatter
-from sd.training.finetune.evaluate import OBJECTS, ConceptResult, concepts, finetune_concept, measure_prior_preservation
-from sd.training.pretrain.emoji_dataset import HELD_OUT_STYLE
-from sd.training.pretrain.imagenet_features import feature_extractors
-from sd.utils.errors import plain_errors
-from sd.utils.image_grid import contact_sheet
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    from sd.cli.parser import ArgumentParser
+    from sd.evaluation.confidence import mean_with_ci
+    from sd.training.args import HelpFormatter
+    from sd.training.finetune.evaluate import (
+        OBJECTS,
+        ConceptResult,
+        concepts,
+        finetune_concept,
+        measure_prior_preservation,
+    )
+    from sd.training.pretrain.emoji_dataset import HELD_OUT_STYLE
+    from sd.training.pretrain.imagenet_features import feature_extractors
+    from sd.utils.image_grid import contact_sheet
 
 COLUMNS = {"known": "nearest known words", "ti": "textual inversion", "lora": "LoRA"}
 GAINS = (("ti", "known"), ("lora", "known"), ("lora", "ti"), ("real", "known"))

@@ -12,20 +12,22 @@ Prints each task's fraction of right images with its 95 % interval, and the shar
 import sys
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.cli.parser import ArgumentParser
-from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.training.args import HelpFormatter
-from sd.training.pretrain.scenes.attention import attention_share
-from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
-from sd.training.pretrain.scenes.evaluation import append_scores, evaluate_regions, evaluate_tasks, table
-from sd.training.pretrain.scenes.tasks import TASKS, task_scenes
-from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS
-from sd.utils.errors import UserError, plain_errors
+from sd.utils.errors import UserError, plain_errors, plain_imports
+
+with plain_imports():
+    import torch
+
+    from sd.cli.parser import ArgumentParser
+    from sd.pipeline.stable_diffusion import StableDiffusion
+    from sd.training.args import HelpFormatter
+    from sd.training.pretrain.scenes.attention import attention_share
+    from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
+    from sd.training.pretrain.scenes.evaluation import append_scores, evaluate_regions, evaluate_tasks, table
+    from sd.training.pretrain.scenes.tasks import TASKS, task_scenes
+    from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS
 
 
 @plain_errors

@@ -10,10 +10,12 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli.args import generation_parser
-from sd.cli.img2img import add_resume, generate_from_images
-from sd.utils.errors import UserError, plain_errors
-from sd.utils.files import check_outdir
+from sd.utils.errors import UserError, plain_errors, plain_imports
+
+with plain_imports():
+    from sd.cli.args import generation_parser
+    from sd.cli.img2img import add_resume, generate_from_images
+    from sd.utils.files import check_outdir
 
 MASK_HELP = "white where to regenerate, black where to keep; or a folder with a mask of the same name for each image"
 

@@ -11,11 +11,13 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.checkpoints.discovery import locate
-from sd.checkpoints.merging import MergeWeights, merge_checkpoints, parse_blocks
-from sd.cli.parser import ArgumentParser
-from sd.utils.device import DTYPES
-from sd.utils.errors import plain_errors
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    from sd.checkpoints.discovery import locate
+    from sd.checkpoints.merging import MergeWeights, merge_checkpoints, parse_blocks
+    from sd.cli.parser import ArgumentParser
+    from sd.utils.device import DTYPES
 
 BLOCKS = "IN00=0.2,M00=0.5,...: weights of blocks of the U-Net (IN00 to IN11, M00, OUT00 to OUT11; BASE for the rest)"
 

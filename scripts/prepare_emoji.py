@@ -10,10 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.cli.parser import ArgumentParser
-from sd.training.args import HelpFormatter
-from sd.training.pretrain.emoji_dataset import prepare_dataset
-from sd.utils.errors import plain_errors
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    from sd.cli.parser import ArgumentParser
+    from sd.training.args import HelpFormatter
+    from sd.training.pretrain.emoji_dataset import prepare_dataset
 
 
 @plain_errors

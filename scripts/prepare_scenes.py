@@ -11,13 +11,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.cli.parser import ArgumentParser
-from sd.training.args import HelpFormatter
-from sd.training.pretrain.scenes.cutouts import Cutouts, prepare_cutouts
-from sd.training.pretrain.scenes.grammar import Grammar
-from sd.training.pretrain.scenes.render import render
-from sd.training.pretrain.scenes.sheets import captioned_sheet
-from sd.utils.errors import plain_errors
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    from sd.cli.parser import ArgumentParser
+    from sd.training.args import HelpFormatter
+    from sd.training.pretrain.scenes.cutouts import Cutouts, prepare_cutouts
+    from sd.training.pretrain.scenes.grammar import Grammar
+    from sd.training.pretrain.scenes.render import render
+    from sd.training.pretrain.scenes.sheets import captioned_sheet
 
 
 @plain_errors

@@ -12,10 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli.parser import ArgumentParser
-from sd.utils.errors import UserError, plain_errors
-from tour.build import draw_chapters, stale_pages, write_pages
-from tour.pages import PAGES
+from sd.utils.errors import UserError, plain_errors, plain_imports
+
+with plain_imports():
+    from sd.cli.parser import ArgumentParser
+    from tour.build import draw_chapters, stale_pages, write_pages
+    from tour.pages import PAGES
 
 
 def parser() -> ArgumentParser:

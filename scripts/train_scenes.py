@@ -14,16 +14,18 @@ Several stages in one command run in this order, each to its end.
 import sys
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.cli.parser import ArgumentParser
-from sd.training.args import HelpFormatter, add_train_options, given_train_options
-from sd.training.pretrain.export import export
-from sd.training.pretrain.pipeline import LATENTS, STAGES, run_stage, stage_settings, start_from_shipped
-from sd.utils.errors import plain_errors
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    import torch
+
+    from sd.cli.parser import ArgumentParser
+    from sd.training.args import HelpFormatter, add_train_options, given_train_options
+    from sd.training.pretrain.export import export
+    from sd.training.pretrain.pipeline import LATENTS, STAGES, run_stage, stage_settings, start_from_shipped
 
 
 @plain_errors

@@ -15,17 +15,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sd.cli.parser import ArgumentParser
-from sd.training.args import HelpFormatter, add_train_options, given_train_options
-from sd.training.pretrain.dataset import EmojiDataset
-from sd.training.pretrain.export import export, unpack
-from sd.training.pretrain.run import PARTS, train_part
-from sd.utils.errors import plain_errors
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    import torch
+
+    from sd.cli.parser import ArgumentParser
+    from sd.training.args import HelpFormatter, add_train_options, given_train_options
+    from sd.training.pretrain.dataset import EmojiDataset
+    from sd.training.pretrain.export import export, unpack
+    from sd.training.pretrain.run import PARTS, train_part
 
 
 @plain_errors

@@ -8,13 +8,15 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli.args import generation_parser, given_flags, load_pipeline, settings_from_args
-from sd.cli.distributed import assign_filenames, broadcast, shard, worker_context
-from sd.cli.from_png import settings_from_png
-from sd.cli.requests import GenerationRequest
-from sd.cli.run import check_before_loading, expand_requests, generate_and_save, resume_hint
-from sd.utils.errors import UserError, plain_errors
-from sd.utils.files import check_outdir, read_prompts
+from sd.utils.errors import UserError, plain_errors, plain_imports
+
+with plain_imports():
+    from sd.cli.args import generation_parser, given_flags, load_pipeline, settings_from_args
+    from sd.cli.distributed import assign_filenames, broadcast, shard, worker_context
+    from sd.cli.from_png import settings_from_png
+    from sd.cli.requests import GenerationRequest
+    from sd.cli.run import check_before_loading, expand_requests, generate_and_save, resume_hint
+    from sd.utils.files import check_outdir, read_prompts
 
 
 @plain_errors

@@ -14,8 +14,10 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sd.cli.grid import generate_grid, grid_parser
-from sd.utils.errors import plain_errors
+from sd.utils.errors import plain_errors, plain_imports
+
+with plain_imports():
+    from sd.cli.grid import generate_grid, grid_parser
 
 
 @plain_errors

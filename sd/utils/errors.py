@@ -121,6 +121,15 @@ def plain_errors(main):
     return wrapped
 
 
+@contextmanager
+def plain_imports() -> Iterator[None]:
+    """Make Ctrl-C end a script without a traceback while it imports PyTorch and the rest, which takes seconds."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        exit_process(STOPPED, "stopped.")
+
+
 def name_settings(flags: Mapping[str, str]) -> None:
     """Let `plain_errors` name settings as the command line does. flags: by the settings' names."""
     flag_names.clear()
