@@ -13,7 +13,7 @@ from sd.training.pretrain.scenes import evaluation
 from sd.training.pretrain.scenes.attention import AttentionShare
 from sd.training.pretrain.scenes.colors import COLORS
 from sd.training.pretrain.scenes.detector import STRIDE, Detection, Detector, detection_loss, load_detector, targets
-from sd.training.pretrain.scenes.evaluation import append_scores, in_halves, table
+from sd.training.pretrain.scenes.evaluation import append_scores, table
 from sd.training.pretrain.scenes.grammar import Grammar
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.tasks import TASKS, is_right, mean_score, sample_task_scenes, task_scenes, wilson_score
@@ -56,15 +56,24 @@ def test_an_image_is_right_where_the_objects_are_what_the_prompt_says():
     assert not right("colored_pair", ("cat", "dog"), [cat, dog], colors=("blue", "red"))
 
 
+class Reader:
+    """Stands for a detector: finds the names that stand for the mean gray of an image, in steps of 0.5."""
+
+    def __init__(self, *names):
+        self.names = names
+
+    def detect(self, images):
+        return [found((self.names[round(2 * image.mean().item() + 2)], None, 60, 60)) for image in images]
+
+
 def test_two_objects_are_right_in_their_own_halves_only():
-    cat, dog = ("cat", None, 60, 60), ("dog", None, 190, 60)
-    assert in_halves(("cat", "dog"), found(cat, dog))
-    assert not in_halves(("dog", "cat"), found(cat, dog))
-    assert not in_halves(("cat", "dog"), found(cat, ("dog", None, 120, 60)))
-    assert not in_halves(("cat", "dog"), found(cat))
+    reader, names = Reader("fish", "cat", "dog"), [("cat", "dog")] * 3
+    halves = [(-0.5, 0), (0, -0.5), (-0.5, -1)]  # a cat and a dog; exchanged; a cat and a fish
+    images = torch.stack([torch.cat([torch.full((3, 128, 128), gray) for gray in pair], dim=-1) for pair in halves])
+    assert evaluation.in_halves(names, images, reader) == [True, False, False]
 
 
-def test_regions_are_scored_beside_a_plain_prompt(cutouts, tmp_path, monkeypatch):
+def test_regions_are_scored_beside_a_plain_prompt_and_rendered_objects(cutouts, tmp_path, monkeypatch):
     asked = []
 
     def pipe(prompts, seed, **settings):
@@ -72,17 +81,37 @@ def test_regions_are_scored_beside_a_plain_prompt(cutouts, tmp_path, monkeypatch
         assert (settings["width"], settings["height"]) == (256, 128)
         return SimpleNamespace(images=[Image.new("RGB", (256, 128), "white")] * len(prompts))
 
+    def detect(images):
+        """Sees the first scene's objects in the rendered image of it, and in the first generated one."""
+        rendered = [torch.equal(image, one) for image in images for one in halves]
+        return (
+            [found(*[(name, None, 60, 60) for name in names])] + [[]] * (len(images) - 1)
+            if any(rendered)
+            else [found((names[0], None, 60, 60))] * len(images)
+        )
+
     scenes = sample_task_scenes(Grammar(cutouts, held_out=True, shares={"pair": 1}), "pair", 2)
     monkeypatch.setattr(evaluation, "task_scenes", lambda *_: scenes)
+    monkeypatch.setattr(evaluation, "detector_cutouts", lambda _: cutouts)
     names = scenes[0].content.names
+    halves = evaluation.render_halves(scenes, cutouts)[0].split(128, dim=-1)
     detector = Detector(width=16)
-    seen = found((names[0], None, 60, 60), (names[1], None, 190, 60))
-    monkeypatch.setattr(detector, "detect", lambda images: [seen] + [[]] * (len(images) - 1))
+    monkeypatch.setattr(detector, "detect", detect)
     scores = evaluation.evaluate_regions(tmp_path, detector, pipe, 2, {}, sheets=tmp_path)
     first, second = scenes[0].caption.split(" and ")
     assert (asked[0], asked[2]) == (f"{first} ADDCOL {second}", f"{first} left of {second}")
-    assert {who: score.value for who, score in scores.items()} == {"regions": 0.5, "plain prompt": 0.5}
+    assert {who: score.value for who, score in scores.items()} == {"rendered": 0.5, "regions": 0, "plain prompt": 0}
     assert (tmp_path / "plain-prompt.png").exists()
+
+
+def test_each_object_of_a_pair_is_rendered_alone_in_its_half(cutouts):
+    scenes = sample_task_scenes(Grammar(cutouts, held_out=True, shares={"pair": 1}), "pair", 2)
+    images = evaluation.render_halves(scenes, cutouts)
+    assert images.shape == (2, 3, 128, 256)
+    for half in images.split(128, dim=-1):
+        border = torch.cat([half[..., 0, :], half[..., -1, :], half[..., 0], half[..., -1]], dim=-1)
+        assert (border == 1).all()  # nothing reaches over the middle
+        assert all((image < 0.9).any() for image in half)
 
 
 def test_intervals_are_wilsons():

@@ -4,7 +4,9 @@ Beside them, the same detector scores the regions of prompts.
 """
 
 import json
+import random
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +15,10 @@ from torch import Tensor
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.pretrain.emoji_dataset import SIZE
 from sd.training.pretrain.scenes.attention import AttentionShare
-from sd.training.pretrain.scenes.detector import Detection, Detector, detector_cutouts
+from sd.training.pretrain.scenes.cutouts import Cutouts
+from sd.training.pretrain.scenes.detector import Detector, detector_cutouts
+from sd.training.pretrain.scenes.grammar import Scene
+from sd.training.pretrain.scenes.layout import lay_out
 from sd.training.pretrain.scenes.render import render_batch
 from sd.training.pretrain.scenes.sheets import captioned_sheet
 from sd.training.pretrain.scenes.tasks import Score, is_right, mean_score, task_scenes, wilson_score
@@ -22,6 +27,7 @@ from sd.utils.images import from_tensor, to_tensor
 from sd.vae import AutoencoderKL
 
 Scores = dict[str, dict[str, Score]]  # by the source of the images, then by task
+REGIONS = {"regions": "ADDCOL", "plain prompt": "left of"}  # what stands between the two objects of a prompt
 
 
 def evaluate_tasks(
@@ -64,29 +70,53 @@ def evaluate_regions(
 ) -> dict[str, Score]:  # fmt: skip
     """Score held-out pairs in images of two squares side by side: each object is right in its own half only.
 
-    "regions": a prompt for each half. "plain prompt": one for both, "a cat left of a dog". The others: see
-    `evaluate_tasks`.
+    "rendered": both objects rendered, each alone in its square, which shows the detector's ceiling. "regions": a prompt
+    for each half. "plain prompt": one for both, "a cat left of a dog". The others: see `evaluate_tasks`.
     """
-    scenes, scores = task_scenes("two objects", data, prompts, nouns), {}
-    for who, between in (("regions", " ADDCOL "), ("plain prompt", " left of ")):
-        texts = [between.join(phrase for (phrase,) in noun_phrases(scene.content)) for scene in scenes]
-        made = generate(pipe, texts, seed, settings | {"width": 2 * SIZE, "height": SIZE})
-        right = [in_halves(scene.content.names, each) for scene, each in zip(scenes, detector.detect(made))]
+    scenes = task_scenes("two objects", data, prompts, nouns)
+    phrases = [[phrase for (phrase,) in noun_phrases(scene.content)] for scene in scenes]
+    asked = {who: [f" {word} ".join(each) for each in phrases] for who, word in REGIONS.items()}
+    sizes = settings | {"width": 2 * SIZE, "height": SIZE}
+    made = {"rendered": render_halves(scenes, detector_cutouts(data))}
+    made |= {who: generate(pipe, texts, seed, sizes) for who, texts in asked.items()}
+    scores = {}
+    for who, images in made.items():
+        right = in_halves([scene.content.names for scene in scenes], images, detector)
         scores[who] = wilson_score(right)
         if sheets is not None:
             sheets.mkdir(parents=True, exist_ok=True)
+            texts = asked.get(who, [scene.caption for scene in scenes])
             file = sheets / f"{who.replace(' ', '-')}.png"
-            captioned_sheet(from_tensor(made), texts, columns=5, right=right).save(file)
+            captioned_sheet(from_tensor(images), texts, columns=5, right=right).save(file)
     return scores
 
 
-def in_halves(names: Sequence[str], found: list[Detection]) -> bool:
-    """Return whether the first object is left of the middle, and the second one right of it, SIZE pixels from the
-    left.
+def render_halves(scenes: list[Scene], cutouts: Cutouts) -> Tensor:
+    """Return (B, 3, SIZE, 2 * SIZE) in [-1, 1]: the two objects of each scene, each alone in its square."""
+    halves = []
+    for k in (0, 1):
+        alone = [
+            replace(scene.content, kind="single", names=(scene.content.names[k],), colors=(None,), relation="")
+            for scene in scenes
+        ]
+        placed = [
+            replace(scene, content=content, objects=lay_out(content, cutouts, random.Random(scene.seed + k)))
+            for scene, content in zip(scenes, alone)
+        ]
+        halves.append(render_batch(placed, cutouts))
+    return torch.cat(halves, dim=-1)
+
+
+def in_halves(names: Sequence[Sequence[str]], images: Tensor, detector: Detector) -> list[bool]:
+    """Return for each image whether its first name is detected in the left half, and its second in the right one.
+
+    images: (B, 3, SIZE, 2 * SIZE). Each half is looked at as a square by itself, as the detector has learned them.
     """
-    left = {each.name for each in found if each.x < SIZE}
-    right = {each.name for each in found if each.x >= SIZE}
-    return names[0] in left and names[1] in right
+    left, right = (detector.detect(half) for half in images.split(SIZE, dim=-1))
+    return [
+        first in {each.name for each in at_left} and second in {each.name for each in at_right}
+        for (first, second), at_left, at_right in zip(names, left, right)
+    ]
 
 
 def generate(pipe: StableDiffusion, prompts: list[str], seed: int, settings: dict, batch: int = 10) -> Tensor:
