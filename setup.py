@@ -1,4 +1,4 @@
-"""The packages of the wheel: `sd`, the scripts as `sd_scripts`, and the bundled model's weights as data of `sd`.
+"""The packages of the wheel: `sd`, the scripts as `sd_scripts`, and the bundled weights as data of `sd`.
 
 All else is in pyproject.toml, which cannot name packages that lie in folders of other names.
 """
@@ -19,6 +19,6 @@ setup(
         "sd.web.ui.browser": ["*.js", "*.css"],
         "sd.web.live.browser": ["*.html", "*.js", "*.css"],
         "sd.web.live.onnxruntime": ["*"],
-        "sd.weights": ["emoji.safetensors", "emoji-clip.safetensors", "README.md"],
+        "sd.weights": ["emoji.safetensors", "emoji-clip.safetensors", "emoji-edges.safetensors", "README.md"],
     },
 )

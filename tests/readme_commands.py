@@ -67,7 +67,7 @@ INLINE = re.compile(r"`((?:python3? scripts/|torchrun [^`]*scripts/|make |pip in
 SKIPPED = {  # a pattern of commands, and why they are not run
     r"requirements-train\.txt": "asks the package index for what the tests do without",
     r"evaluate_finetuning": "needs the whole dataset, and an hour",
-    r"train_scenes|--scenes|evaluate_controlnet": "needs the cut-outs of the whole dataset, and hours",
+    r"prepare_scenes|train_scenes|--scenes|evaluate_controlnet": "needs the cut-outs of the whole dataset, and hours",
 }
 CHANGES = [  # a pattern, what takes its place, and why
     (r"^make test$", r"PYTEST_ADDOPTS=--collect-only make test", "these tests are inside it: it only lists them"),
@@ -158,6 +158,7 @@ def add_what_a_user_has(folder: Path) -> None:
     Image.fromarray(shapes).save(folder / "sketch.png")
     Image.fromarray(shapes[..., 0] // 200 * 255).save(folder / "scribble.png")
     Image.fromarray(255 - shapes).save(folder / "room.png")
+    Image.fromarray(255 - shapes[..., 0] // 200 * 255).save(folder / "drawing.png")
     Image.fromarray(shapes).save(folder / "house.jpg")
     Image.fromarray(shapes[..., 0] // 200 * 255).save(folder / "mask.png")
     (folder / "prompts.txt").write_text("a red apple\na cat\na dog\n")

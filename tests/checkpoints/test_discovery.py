@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from make_full_checkpoint import SMALL, random_weights
 from safetensors.torch import save_file
 
 from sd.checkpoints import hashing as model_hash
-from sd.checkpoints.discovery import BUNDLED, Models, locate, vae_beside
+from sd.checkpoints.discovery import BUNDLED, BUNDLED_CONTROLNET, SHIPPED, Models, locate, vae_beside
 from sd.checkpoints.model_files import content_of
 from sd.utils.errors import UserError
 
@@ -310,6 +311,22 @@ def test_somebody_at_the_keyboard_may_give_a_path_or_a_name(models, tmp_path, mo
     for name in (tmp_path / "none.png", tmp_path / "none", "../none"):  # which are no names
         with pytest.raises(UserError, match=f"file not found: {re.escape(str(name))}; check the path"):
             locate("checkpoint", name, models)
+
+
+def test_the_bundled_controlnet_is_found_from_any_folder(models):
+    assert models.names("ControlNet") == {"emoji-edges": BUNDLED_CONTROLNET}
+    assert Models(SHIPPED).names("ControlNet")["emoji-edges"] == BUNDLED_CONTROLNET
+    for name in ("emoji-edges", "Emoji-Edges.safetensors"):
+        assert models.find("ControlNet", name) == BUNDLED_CONTROLNET
+    assert BUNDLED_CONTROLNET not in models.names("checkpoint").values()
+
+
+def test_a_controlnet_of_ones_own_comes_before_the_bundled_one_of_the_same_name(models):
+    own = models.folders["ControlNet"] / BUNDLED_CONTROLNET.name
+    own.parent.mkdir(exist_ok=True)
+    shutil.copy(BUNDLED_CONTROLNET, own)
+    assert models.find("ControlNet", "emoji-edges") == own
+    assert models.names("ControlNet") == {"emoji-edges": own, "emoji-edges.safetensors": BUNDLED_CONTROLNET}
 
 
 @pytest.mark.parametrize("kind", ["ControlNet", "upscaler", "LoRA", "VAE", "embedding"])

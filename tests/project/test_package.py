@@ -75,7 +75,7 @@ def test_the_wheel_holds_all_modules_and_data(wheel):
         name = module.relative_to(ROOT).as_posix()
         if module.is_file() and "__pycache__" not in name:
             assert name in files, name
-    assert {"sd/weights/emoji.safetensors", "sd/weights/emoji-clip.safetensors"} <= files
+    assert {f"sd/weights/emoji{part}.safetensors" for part in ("", "-clip", "-edges")} <= files
     assert "sd/weights/own.safetensors" not in files
 
 

@@ -7,12 +7,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sd.checkpoints.discovery import BUNDLED_CONTROLNET
 from sd.control.controlled_unet import Control, ControlledUNet
 from sd.control.controlnet import controlnet_from_unet
+from sd.control.controlnet_files import load_controlnet
 from sd.control.edges import canny
 from sd.denoiser import Guidance, Inpaint
 from sd.samplers import ddim
 from sd.schedule import sigma_list
+from sd.training.controlnet.edge_score import edge_f1
 from sd.utils.images import to_tensor
 from tour.figure import GUIDANCE, Figure, Models
 from tour.images import encode_pictures, sheet_image
@@ -57,37 +60,30 @@ def inpainting(models: Models) -> Figure:
 
 
 def control_wrapper(models: Models) -> Figure:
-    """An untrained ControlNet around the U-Net changes no number; with weights that are not zero it changes many."""
+    """A ControlNet around the U-Net, from the same noise: untrained it changes no number, trained it follows edges."""
     picture = sheet_image("a rocket")
     edges = canny(np.asarray(picture), 100, 200)
-    torch.manual_seed(0)  # of the hint's layers, which the U-Net does not have
-    network = controlnet_from_unet(models.unet, models.pipe.sizes["unet"]).requires_grad_(False)
     hint = torch.from_numpy(edges)[None, None].expand(1, 3, -1, -1).float() / 255
     cond, uncond = models.context("a rocket, fluent 3d emoji"), models.context("")
-
-    def latent_with(unet) -> Tensor:
-        return run(Guidance(unet, cond, uncond, GUIDANCE), models, 4)[0]
-
-    plain = latent_with(models.unet)
-    untrained = latent_with(ControlledUNet(models.unet, [Control(network, network.embed_hint(hint))], batch=1))
-    generator = torch.Generator().manual_seed(0)
-    for layer in [network.input_hint_block[-1], *(one[0] for one in network.zero_convs)]:
-        layer.weight.copy_(0.1 * torch.randn(layer.weight.shape, generator=generator))
-    random = latent_with(ControlledUNet(models.unet, [Control(network, network.embed_hint(hint))], batch=1))
-    images = [
-        picture,
-        Image.fromarray(edges),
-        *models.decode(torch.cat([plain, untrained, random])),
-    ]
-    columns = ["an image", "its edges, the hint", "U-Net", "ControlledUNet, untrained", "with random weights"]
+    torch.manual_seed(0)  # of the hint's layers, which the U-Net does not have
+    networks = {
+        "untrained": controlnet_from_unet(models.unet, models.pipe.sizes["unet"]).requires_grad_(False),
+        "trained": load_controlnet(BUNDLED_CONTROLNET, models.unet, models.pipe.sizes["unet"]).network,
+    }
+    unets: dict[str, Any] = {"U-Net": models.unet}
+    for name, network in networks.items():
+        unets[name] = ControlledUNet(models.unet, [Control(network, network.embed_hint(hint))], batch=1)
+    latents = {name: run(Guidance(unet, cond, uncond, GUIDANCE), models, 4)[0] for name, unet in unets.items()}
+    made = models.decode(torch.cat(list(latents.values())))
+    columns = ["an image", "its edges, the hint", "U-Net", "ControlledUNet, untrained", "ControlledUNet, trained"]
     numbers = {
-        "untrained": (untrained - plain).abs().max().item(),
-        "random": (random - plain).square().mean().sqrt().item(),
-        "parameters": sum(one.numel() for one in network.parameters()) / 1e6,
+        "untrained": (latents["untrained"] - latents["U-Net"]).abs().max().item(),
+        "edges": [edge_f1(canny(np.asarray(image), 100, 200), edges) for image in (made[0], made[-1])],
+        "parameters": sum(one.numel() for one in networks["trained"].parameters()) / 1e6,
         "unet_parameters": sum(one.numel() for one in models.unet.parameters()) / 1e6,
     }
-    alt = "A rocket, its edges, and three results: two that are equal and one that random weights have changed."
-    return Figure(image_rows({"": images}, columns, 128), numbers, alt)
+    alt = "A rocket, its edges, and three results: two that are equal, and a rocket with the edges of the first image."
+    return Figure(image_rows({"": [picture, Image.fromarray(edges), *made]}, columns, 128), numbers, alt)
 
 
 def two_passes(models: Models) -> Figure:

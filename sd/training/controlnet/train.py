@@ -34,7 +34,7 @@ from sd.training.finetune.validation import step_files
 from sd.training.loop import Loss, TrainConfig, train
 from sd.training.loss import prediction_errors, snr_weights
 from sd.training.train_state import completed_steps
-from sd.utils.device import DTYPES, best_precision
+from sd.utils.device import DTYPES, best_precision, rank_and_world_size
 from sd.utils.errors import UserError
 
 SourceBuilder = Callable[[Path], Source]  # takes the run's folder, where encoded images are kept
@@ -215,7 +215,7 @@ class Saver:
             "steps": step,
             "examples": self.examples,
             "conditions": list(recipe.conditions),
-            "batch": recipe.batch * recipe.accumulate,
+            "batch": recipe.batch * recipe.accumulate * rank_and_world_size()[1],
             "lr": recipe.lr,
         }
         save_controlnet(path, copy.deepcopy(network).half(), {"sd_controlnet": json.dumps(facts)})

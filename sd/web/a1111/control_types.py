@@ -1,6 +1,6 @@
 """The control types of the webui's ControlNet extension: which preprocessors and models belong together.
 
-Both are matched to a type by their names, as the extension does.
+Both are matched to a type by their names, as the extension does. The bundled ControlNet reads edges and scribbles.
 """
 
 import re
@@ -26,7 +26,7 @@ class ControlType:
 
 
 CONTROL_TYPES = {
-    "Canny": ControlType(("canny", "invert"), "canny"),
+    "Canny": ControlType(("canny", "edges", "invert"), "canny"),
     "Depth": ControlType(("depth",)),
     "IP-Adapter": ControlType(("ipadapter",), "ip-adapter_clip_sd15"),
     "Inpaint": ControlType(("inpaint",), "inpaint_only"),
@@ -36,7 +36,7 @@ CONTROL_TYPES = {
     "NormalMap": ControlType(("normal",)),
     "OpenPose": ControlType(("openpose",)),
     "Reference": ControlType(("reference",), "reference_only"),
-    "Scribble": ControlType(("scribble", "sketch", "invert"), "scribble_xdog"),
+    "Scribble": ControlType(("scribble", "sketch", "edges", "invert"), "scribble_xdog"),
     "Segmentation": ControlType(("seg",)),
     "Shuffle": ControlType(("shuffle",)),
     "SoftEdge": ControlType(("softedge", "hed", "pidi")),

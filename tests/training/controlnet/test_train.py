@@ -62,6 +62,15 @@ def network_file(path):
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118 - it is no dict
 
 
+def test_the_batch_of_the_metadata_is_that_of_all_processes(pipe, images, tmp_path, monkeypatch):
+    recipe = control_recipe(pipe, **QUICK | {"batch": 3, "accumulate": 2})
+    saver = control_training.Saver(pipe, folder_source(pipe, recipe, images, tmp_path), recipe, tmp_path)
+    monkeypatch.setattr(control_training, "rank_and_world_size", lambda: (0, 2))
+    saver.write(tmp_path / "edges.safetensors", new_controlnet(pipe, recipe), 7)
+    facts = json.loads(network_file(tmp_path / "edges.safetensors")[1]["sd_controlnet"])
+    assert (facts["batch"], facts["steps"]) == (12, 7)
+
+
 def test_the_result_loads_here_and_is_diffusers_network(pipe, trained):
     recipe = control_recipe(pipe, **QUICK)
     path = trained()

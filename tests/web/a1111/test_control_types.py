@@ -1,5 +1,6 @@
 """The control types of the webui's ControlNet extension: what clients choose preprocessors and models by."""
 
+from sd.checkpoints.discovery import BUNDLED_CONTROLNET
 from sd.control.preprocessors import PREPROCESSORS
 from sd.web.a1111.control_types import CONTROL_TYPES, describe_control_types
 
@@ -22,11 +23,19 @@ def test_a_type_has_the_preprocessors_and_models_of_its_name():
     assert describe_control_types(["my IP_Adapter plus"])["IP-Adapter"]["default_model"] == "my IP_Adapter plus"
 
 
+def test_the_bundled_controlnet_is_for_edges_and_for_scribbles():
+    found = describe_control_types([BUNDLED_CONTROLNET.stem])
+    assert found["Canny"]["default_model"] == found["Scribble"]["default_model"] == "emoji-edges"
+    assert found["Tile"]["default_model"] == "None"
+    theirs = describe_control_types(["control_v11p_sd15_canny", BUNDLED_CONTROLNET.stem])
+    assert theirs["Canny"]["default_model"] == "control_v11p_sd15_canny"
+
+
 def test_a_type_without_a_model_of_its_name_lists_all_but_a_reference_needs_none():
-    found = describe_control_types(["edges", "lines"])
+    found = describe_control_types(["contours", "lines"])
     assert found["Tile"] == {
         "module_list": ["none", "tile_resample", "blur_gaussian"],
-        "model_list": ["None", "edges", "lines"],
+        "model_list": ["None", "contours", "lines"],
         "default_option": "tile_resample",
         "default_model": "None",
     }

@@ -69,7 +69,7 @@ def test_auto_photoshops_unit_generates(nets, photo):
 def test_webuiapis_unit_generates_and_its_detect(tmp_path, pipe, photo):
     with listening(with_a_controlnet(Web(tmp_path, pipe)).app) as port:
         client = webuiapi.WebUIApi(port=port)
-        assert client.controlnet_model_list() == ["edges"]
+        assert client.controlnet_model_list() == ["edges", "emoji-edges"]
         assert client.controlnet_version() == 3
         assert "canny" in client.controlnet_module_list()
         unit = webuiapi.ControlNetUnit(photo, module="canny", model="edges", weight=0.7)
@@ -272,7 +272,7 @@ def test_the_lists_describe_the_preprocessors(nets):
         "sliders": [{"name": "Style fidelity", "value": 0.5, "min": 0, "max": 1}],
     }
     types = nets.client.get("/controlnet/control_types").json()["control_types"]
-    assert types["All"]["model_list"] == ["None", "edges"]
+    assert types["All"]["model_list"] == ["None", "edges", "emoji-edges"]
     assert types["Canny"]["module_list"] == ["none", "canny", "invert"]
     assert nets.client.get("/controlnet/settings").json() == {"control_net_unit_count": 10}
     empty = nets.client.post("/controlnet/detect", json={"controlnet_module": "canny"})
