@@ -8,7 +8,7 @@ from sd.web.jobs.job import Job, Missing
 from sd.web.jobs.limits import decode_image, uploaded_infotext
 from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import gallery, settings_file
-from sd.web.ui.follow import EVENT, sentence, show_errors
+from sd.web.ui.follow import EVENT, carried, sentence, show_errors
 from sd.web.ui.form import Form
 from sd.web.ui.job_status import images_of, thumb
 
@@ -40,11 +40,11 @@ class Gallery:
         return job, name
 
     def fill_from_image(self, event: gr.EventData) -> dict:
-        job, name = self.find(event.image)
+        job, name = self.find(carried(event, "image", str))
         return self.fill(uploaded_infotext(job.file(name).read_bytes(), name))
 
     def fill_from_file(self, url: str, event: gr.EventData) -> dict:
-        return self.fill(uploaded_infotext(decode_image(url), str(event.name)))
+        return self.fill(uploaded_infotext(decode_image(url), carried(event, "name", str)))
 
     def fill(self, text: str) -> dict:
         filled, notes = self.form.fill(text)
@@ -53,7 +53,7 @@ class Gallery:
         return filled
 
     def as_init_image(self, event: gr.EventData) -> tuple[dict, gr.Accordion]:
-        job, name = self.find(event.image)
+        job, name = self.find(carried(event, "image", str))
         image = base64.b64encode(job.file(name).read_bytes()).decode()
         return {"image": f"data:image/png;base64,{image}", "mask": ""}, gr.Accordion(open=True)
 

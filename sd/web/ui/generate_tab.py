@@ -20,7 +20,7 @@ from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
 from sd.web.ui.addons import with_addon, words_for
 from sd.web.ui.components import followed
-from sd.web.ui.follow import EVENT, PRESS, JobFollower, sentence, show_errors
+from sd.web.ui.follow import EVENT, PRESS, JobFollower, carried, sentence, show_errors
 from sd.web.ui.form import CUSTOM, Form, about_model, is_bundled, seed_of, size_like, usual_size
 from sd.web.ui.gallery import Gallery
 from sd.web.ui.job_status import generation_panel
@@ -54,7 +54,7 @@ class GenerateTab:
         prompt, checkpoint = widgets["prompt"], widgets["checkpoint"]
         form.control.connect(widgets["control"])
         form.add_addon.click(show_errors(self.add), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
-        form.about.select(self.example, None, prompt, **EVENT)
+        form.about.select(show_errors(self.example), None, prompt, **EVENT)
         prompt.change(self.count, prompt, form.tokens, **EVENT | {"trigger_mode": "always_last"})
         checkpoint.change(lambda name: about_model(self.models, name), checkpoint, form.about, **EVENT)
         widgets["hires"].change(lambda on: gr.Row(visible=on), widgets["hires"], form.hires_row, **EVENT)
@@ -89,7 +89,7 @@ class GenerateTab:
         form = self.form
         given = [self.page, self.enhanced, *form.inputs()]
         form.generate.click(show_errors(self.submit), given, None, js=with_page(GENERATE), **PRESS)
-        self.stage.input(self.show_notes, None, None, **EVENT)
+        self.stage.input(show_errors(self.show_notes), None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
         size = [form.widgets["width"], form.widgets["height"]]
         page.load(None, size, None, js=KNOW_SIZE, **EVENT)
@@ -107,7 +107,7 @@ class GenerateTab:
     def show_notes(self, event: gr.EventData) -> None:
         """Shows the notes of the jobs that have just ended, each once."""
         notes: dict[str, None] = {}
-        for id in event.jobs:
+        for id in carried(event, "jobs", list):
             try:
                 notes |= dict.fromkeys(self.jobs.get(str(id)).result.get(NOTES) or ())
             except Missing:
@@ -116,7 +116,7 @@ class GenerateTab:
             gr.Info(escape(sentence(note)))
 
     def example(self, event: gr.EventData) -> str:
-        return str(event.prompt)
+        return carried(event, "prompt", str)
 
     def add(self, prompt: str, addon: str | None, strength: float) -> str:
         return with_addon(prompt, addon, strength, words_for(self.models, addon))
@@ -136,8 +136,8 @@ class GenerateTab:
 
     def fit(self, checkpoint: str, event: gr.EventData) -> tuple[int, int, str]:
         """Returns the size for an image's aspect ratio; square after the image was removed."""
-        size = size_like(self.usual(checkpoint)[0], event.width, event.height)
-        return *size, CUSTOM if event.width else "1:1"
+        width, height = carried(event, "width", int), carried(event, "height", int)
+        return *size_like(self.usual(checkpoint)[0], width, height), CUSTOM if width else "1:1"
 
     def shaped(self, checkpoint: str, shape: str, width: int, height: int) -> tuple[int, int]:
         if shape == CUSTOM:
