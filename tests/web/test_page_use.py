@@ -22,6 +22,23 @@ from sd.web.server import create_app
 # As WebDriver writes them (W3C WebDriver, keyboard actions).
 TAB, ENTER = "\ue004", "\ue007"
 STYLE = "emoji noto"
+# Once `armed`, the end of the feed of events reaches the page only when it is `released`, as on a slow network.
+SLOW_END = """
+const plain = window.fetch;
+window.joins = 0;
+window.fetch = async (resource, options) => {
+  const path = String(resource.url || resource);
+  const answer = await plain(resource, options);
+  if (path.includes("queue/join")) window.joins++;
+  if (!path.includes("queue/data")) return answer;
+  const hold = async (chunk, out) => {
+    window.held = window.armed && new TextDecoder().decode(chunk).includes("close_stream");
+    while (window.held && !window.released) await new Promise((resume) => setTimeout(resume, 20));
+    out.enqueue(chunk);
+  };
+  return new Response(answer.body.pipeThrough(new TransformStream({ transform: hold })), answer);
+};
+"""
 
 
 def make_server(folder):
@@ -253,6 +270,27 @@ def test_buttons_that_are_pressed_twice_do_no_harm(page, web, photo, monkeypatch
     page.until(lambda: page.value("Seed") == "8", "its settings")
     assert len(job.result["images"]) == 2
     assert no_errors(page)
+
+
+def test_a_press_while_the_last_answers_end_is_answered(page):
+    """It was lost now and then: the page waited for its answer on a feed that the server had just ended."""
+    run = page.driver.execute_script
+    script = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SLOW_END})
+    try:
+        page.open()
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+    page.until(lambda: "tokens" in page.text(), "end of the events of loading")
+    time.sleep(1)
+    run("window.armed = true")
+    page.press("Add")
+    page.until(lambda: run("return window.held"), "end of the feed, held back")
+    joins = run("return window.joins")
+    page.press("♻ Same seed")
+    page.until(lambda: run("return window.joins") > joins, "number of the event")
+    time.sleep(0.2)  # until Gradio would have read it
+    run("window.released = true")
+    page.until(lambda: "There is no seed to use again yet" in page.text(), "answer to the second press")
 
 
 def test_images_to_train_on_are_kept_over_a_reload(page, photo):
