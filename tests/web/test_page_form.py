@@ -17,7 +17,7 @@ from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.model_index import Models
 from sd.web.ui.addons import with_addon
-from sd.web.ui.control import ControlBuilder, sliders_of, with_unit
+from sd.web.ui.control import ControlBuilder, say_unadded, sliders_of, with_unit
 from sd.web.ui.form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
 from sd.web.ui.generate_tab import title_of
 from sd.web.ui.job_status import generation_panel
@@ -128,6 +128,26 @@ def test_the_chosen_preprocessor_has_its_numbers_and_may_need_no_controlnet():
     assert (low.label, low.value, low.visible, high.maximum) == ("Low threshold", 100, True, 255)
     fidelity, none = sliders_of("reference_only")
     assert (fidelity.label, fidelity.value, fidelity.maximum, none.visible) == ("Style fidelity", 0.5, 1, False)
+
+
+def test_an_added_unit_empties_the_choices_and_what_is_left_out_is_said(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(gr, "Info", said.append)
+    with gr.Blocks():
+        builder = ControlBuilder(Models(*(tmp_path / name for name in ("weights", "loras", "embeddings"))))
+    chosen = (1, 0, 1, "balanced", "crop", "")
+    assert builder.add("", "canny", "none", *chosen) == ("canny", None, "none")
+    say_unadded(None, "none")
+    assert said == []
+    assert builder.add("canny", "tile", "reference_only", *chosen) == ("canny + reference_only", None, "none")
+    say_unadded("tile", "canny")
+    say_unadded(None, "reference_only")
+    assert said == [
+        "The preprocessor &quot;Reference&quot; works without a ControlNet: tile is left out.",
+        "Under ControlNet tile is chosen but not added: press &quot;Add ControlNet&quot; to use it.",
+        "Under ControlNet the preprocessor &quot;Reference&quot; is chosen but not added: press &quot;Add "
+        "ControlNet&quot; to use it.",
+    ]
 
 
 def test_an_ip_adapter_shows_the_field_of_its_image_encoder(tmp_path):

@@ -11,6 +11,7 @@ from sd.web.ui.components import gallery, settings_file
 from sd.web.ui.follow import EVENT, carried, sentence, show_errors
 from sd.web.ui.form import Form
 from sd.web.ui.job_status import images_of, thumb
+from sd.web.ui.keep import open_used
 
 MAX_SHOWN = 60  # images
 
@@ -27,9 +28,11 @@ class Gallery:
 
     def connect(self) -> None:
         start = [self.form.widgets["painted"], self.form.start]
-        self.images.select(show_errors(self.fill_from_image), None, self.form.inputs(), **EVENT)
+        filled = self.images.select(show_errors(self.fill_from_image), None, self.form.inputs(), **EVENT)
         self.images.edit(show_errors(self.as_init_image), None, start, **EVENT)
-        self.file.upload(show_errors(self.fill_from_file), self.file, self.form.inputs(), **EVENT)
+        from_file = self.file.upload(show_errors(self.fill_from_file), self.file, self.form.inputs(), **EVENT)
+        for event in (filled, from_file):
+            open_used(event, self.form.used_folds())
 
     def find(self, picked: str) -> tuple[Job, str]:
         """Return the job and the file name of "job/file". Raises Missing."""

@@ -20,11 +20,12 @@ from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
 from sd.web.ui.addons import with_addon, words_for
 from sd.web.ui.components import followed
+from sd.web.ui.control import say_unadded
 from sd.web.ui.follow import EVENT, PRESS, JobFollower, carried, sentence, show_errors
 from sd.web.ui.form import CUSTOM, Form, about_model, is_bundled, seed_of, size_like, usual_size
 from sd.web.ui.gallery import Gallery
 from sd.web.ui.job_status import generation_panel
-from sd.web.ui.keep import keep_form, with_page
+from sd.web.ui.keep import keep_form, open_used, with_page
 
 IMAGES = ("painted", "control_images", "region_masks")  # widgets that the browser keeps itself
 KNOW_SIZE = "(...size) => { sd.size = size; }"  # of a painting on the page
@@ -87,7 +88,7 @@ class GenerateTab:
 
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
-        given = [self.page, self.enhanced, *form.inputs()]
+        given = [self.page, self.enhanced, *form.control.chosen, *form.inputs()]
         form.generate.click(show_errors(self.submit), given, None, js=with_page(GENERATE), **PRESS)
         self.stage.input(show_errors(self.show_notes), None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
@@ -95,10 +96,17 @@ class GenerateTab:
         page.load(None, size, None, js=KNOW_SIZE, **EVENT)
         lists = form.listed()
         loaded = keep_form(page, GENERATE, {name: one for name, one in form.widgets.items() if name not in IMAGES})
+        open_used(loaded, form.used_folds())
         loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)
 
-    def submit(self, page: str, enhanced: EnhancedPrompt | None, *values: object) -> None:
-        """Submits one job, or several where wildcards make the prompts differ. Raises UserError."""
+    def submit(
+        self, page: str, enhanced: EnhancedPrompt | None, model: str | None, preprocessor: str, *values: object
+    ) -> None:
+        """Submits one job, or several where wildcards make the prompts differ. Raises UserError.
+
+        model, preprocessor: the choices under ControlNet, which take no part.
+        """
+        say_unadded(model, preprocessor)
         request = self.form.request(*values)
         request.title, request.page = title_of(request.settings.prompt, enhanced), page
         for one in expand_request(request.settings):

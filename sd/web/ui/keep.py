@@ -19,6 +19,13 @@ def keep_form(page: gr.Blocks, key: str, widgets: dict[str, gr.Component]) -> gr
     return page.load(None, parts, parts, js=f"(...v) => sd.restore('{key}', {names}, v)", **EVENT)
 
 
+def open_used(after: gr.events.Dependency, folds: list[tuple[gr.Accordion, list[gr.Component]]]) -> None:
+    """Open, after an event, each accordion with a widget that is not at its default: it takes part in what follows."""
+    for accordion, parts in folds:
+        defaults = json.dumps([part.value for part in parts])
+        after.then(None, parts, accordion, js=f"(...v) => [sd.opened(v, {defaults})]", **EVENT)
+
+
 def keep_images(page: gr.Blocks, key: str, widget: gr.HTML) -> None:
     """Restore at each load the images that the widget's own script has stored in this tab."""
     page.load(None, widget, widget, js=f"(value) => [sd.stored('{key}') ?? value]", **EVENT)
