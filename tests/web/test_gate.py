@@ -32,6 +32,7 @@ SHUT = [
     ("GET", f"{API}/deep_link?session_hash=x"),
     ("POST", f"{API}/vibe-edit/"),
     ("POST", f"{API}/process_recording"),
+    ("GET", f"{API}/heartbeat/abcdef"),
     ("GET", "/monitoring"),
     ("POST", "/login"),
     ("GET", "/logout"),
@@ -61,6 +62,11 @@ def test_what_the_page_does_not_use_is_shut(site, method, path):
 @pytest.mark.parametrize("path", ["/", "/config", "/theme.css", f"{API}/info", f"{API}/app_id", "/robots.txt"])
 def test_what_it_uses_is_there(site, path):
     assert site.get(path).status_code == 200
+
+
+def test_an_open_page_keeps_no_connection(site):
+    """A browser has six to a server: with a heartbeat for each page, six open pages were the last that it answered."""
+    assert site.get("/config").json()["connect_heartbeat"] is False
 
 
 def join(site, values, function, **more):

@@ -358,6 +358,29 @@ def test_painted_region_masks_are_those_of_the_job(page, web):
     middle, side = left.shape[0] // 2, left.shape[1]
     assert (left[middle, side // 10], left[middle, side * 9 // 10]) == (255, 0)
     assert (right[middle, side // 10], right[middle, side * 9 // 10]) == (0, 255)
+    page.open()
+    job = generate(page, web, Seed=14)
+    assert np.array_equal(stored(job, "region-01"), right), "kept over a reload"
     page.write(Prompt="a cat")
     page.press("Generate")
     page.until(lambda: "1 region and there are 2 region masks" in page.text(), "sentence on what does not fit")
+
+
+def test_what_is_not_added_is_said_and_what_takes_part_is_open_after_a_reload(page, web):
+    paint_one(page, "ControlNet")
+    page.paint((0.2, 0.2), (0.8, 0.2))
+    field = page.field("Preprocessor")
+    field.click()
+    page.until(lambda: page.find("//*[@role='option' and contains(., 'Reference')]"), "list")[0].click()
+    field.send_keys(TAB)
+    generate(page, web, Seed=13)
+    page.until(lambda: 'the preprocessor "Reference" is chosen but not added' in page.text(), "sentence on the choice")
+    assert "This painting is not added yet and takes no part" in page.text()
+    page.press("Add the painting")
+    page.press("Add ControlNet")
+    page.until(lambda: page.value("ControlNets") == "reference_only", "unit")
+    page.until(lambda: page.value("Preprocessor") == "None", "empty choice")
+    page.open()
+    page.until(lambda: thumbs(page), "control image in the open section")
+    assert page.value("ControlNets") == "reference_only"
+    assert not page.find("//label[.//span[normalize-space()='Region ratios']]"), "regions take no part"

@@ -1,6 +1,5 @@
 """The page's part for ControlNets and references: choices that become units in a text, and the control images."""
 
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -13,7 +12,7 @@ from sd.control.units import MAX_WEIGHT, MODES, NO_MODEL, RESIZES, ControlUnit, 
 from sd.utils.errors import UserError
 from sd.web.jobs.model_index import Models
 from sd.web.ui.components import paintable_list
-from sd.web.ui.follow import EVENT, show_errors
+from sd.web.ui.follow import EVENT, say, show_errors
 
 
 class ControlBuilder:
@@ -62,7 +61,7 @@ class ControlBuilder:
         added = with_unit(text, model, preprocessor, *values)
         one = PREPROCESSORS[preprocessor]
         if model and one.model_free:
-            gr.Info(escape(f'The preprocessor "{one.label}" works without a ControlNet: {model} is left out.'))
+            say([f'The preprocessor "{one.label}" works without a ControlNet: {model} is left out.'])
         return added, None, "none"
 
     def encoder_field(self, model: str | None) -> gr.Dropdown:
@@ -72,11 +71,12 @@ class ControlBuilder:
         return gr.Dropdown(encoders_of(self.models), value="", visible=is_shown)
 
 
-def say_unadded(model: str | None, preprocessor: str) -> None:
-    """Shows a note on choices that no unit has yet, and that take no part therefore."""
-    if model or preprocessor != "none":
-        name = model or f'the preprocessor "{PREPROCESSORS[preprocessor].label}"'
-        gr.Info(escape(f'Under ControlNet {name} is chosen but not added: press "Add ControlNet" to use it.'))
+def unadded(model: str | None, preprocessor: str) -> list[str]:
+    """Returns a sentence on choices that no unit has yet, and that take no part therefore."""
+    if not model and preprocessor == "none":
+        return []
+    name = model or f'the preprocessor "{PREPROCESSORS[preprocessor].label}"'
+    return [f'Under ControlNet {name} is chosen but not added: press "Add ControlNet" to use it.']
 
 
 def encoders_of(models: Models) -> list[tuple[str, str]]:

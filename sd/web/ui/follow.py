@@ -8,7 +8,7 @@ import functools
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import escape
 from typing import TypeVar
 
@@ -54,6 +54,12 @@ def carried(event: gr.EventData, name: str, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise UserError(INVALID)
     return value
+
+
+def say(notes: Iterable[str]) -> None:
+    """Show each note on the page for some seconds, as text: it may quote a file."""
+    for note in notes:
+        gr.Info(escape(sentence(note)))
 
 
 def sentence(text: str) -> str:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from sd.checkpoints.config import IMAGE_SIZE
 from sd.checkpoints.predictions import PREDICTIONS
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.inputs.options import OF_MASKS, SIDES
+from sd.pipeline.inputs.options import OF_MASKS, SIDES, needless
 from sd.pipeline.metadata.settings_infotext import form_values
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
@@ -211,6 +211,17 @@ class Form:
         """Returns each accordion with the widgets that take part in an image even where it is closed."""
         return [(fold, [self.widgets[name] for name in names]) for fold, names in self.folds]
 
+    def unused(self, *values: object) -> list[str]:
+        """Returns a sentence on what a person has set below the image to start from and `request` leaves out."""
+        given = dict(zip(self.widgets, values))
+        if not given["painted"]["image"]:
+            return needless("Without an image to start from", ["outpaint"] if given["outpaint"] else [])
+        if given["painted"]["mask"]:
+            return []
+        left_out = [name for name in MASK_DEFAULTS if not (given["outpaint"] and name != "invert_mask")]
+        changed = [name for name in left_out if given[name] != self.widgets[name].value]
+        return needless("Without a painted mask", changed)
+
     def request(self, *values: object) -> GenerateRequest:
         """Returns the request of the widgets, whose values come in the order of `inputs`. Raises UserError."""
         given = dict(zip(self.widgets, values))
@@ -227,7 +238,7 @@ class Form:
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
         if not painted["image"]:
-            chosen["outpaint"] = 0
+            chosen |= {"outpaint": 0, "outpaint_sides": ", ".join(SIDES)}
         if not painted["mask"]:
             chosen |= {"invert_mask": False} if chosen["outpaint"] else MASK_DEFAULTS
         image, mask = (decode_image(painted[part]) if painted[part] else None for part in ("image", "mask"))

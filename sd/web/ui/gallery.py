@@ -8,7 +8,7 @@ from sd.web.jobs.job import Job, Missing
 from sd.web.jobs.limits import decode_image, uploaded_infotext
 from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import gallery, settings_file
-from sd.web.ui.follow import EVENT, carried, sentence, show_errors
+from sd.web.ui.follow import EVENT, carried, say, show_errors
 from sd.web.ui.form import Form
 from sd.web.ui.job_status import images_of, thumb
 from sd.web.ui.keep import open_used
@@ -51,8 +51,7 @@ class Gallery:
 
     def fill(self, text: str) -> dict:
         filled, notes = self.form.fill(text)
-        for note in notes:
-            gr.Info(sentence(note))
+        say(notes)
         return filled
 
     def as_init_image(self, event: gr.EventData) -> tuple[dict, gr.Accordion]:

@@ -26,7 +26,7 @@ API = "/gradio_api"
 EVENTS = f"{API}/queue/join"
 FEED = f"{API}/queue/data"
 CALLS = (EVENTS, FEED, f"{API}/cancel", f"{API}/info", f"{API}/startup-events", f"{API}/app_id")
-FOLDERS = ("/static/", "/assets/", f"{API}/heartbeat/")
+FOLDERS = ("/static/", "/assets/")
 LONGEST_NAME = 200  # letters of a part of a path
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

@@ -1,6 +1,7 @@
 """The form over a reload, stored by the browser alone, and the page's id with each press."""
 
 import json
+from collections.abc import Callable
 
 import gradio as gr
 
@@ -26,6 +27,10 @@ def open_used(after: gr.events.Dependency, folds: list[tuple[gr.Accordion, list[
         after.then(None, parts, accordion, js=f"(...v) => [sd.opened(v, {defaults})]", **EVENT)
 
 
-def keep_images(page: gr.Blocks, key: str, widget: gr.HTML) -> None:
-    """Restore at each load the images that the widget's own script has stored in this tab."""
-    page.load(None, widget, widget, js=f"(value) => [sd.stored('{key}') ?? value]", **EVENT)
+def keep_images(restore: Callable[..., gr.events.Dependency], widgets: dict[str, gr.Component]) -> gr.events.Dependency:
+    """Restore the images that the widgets' own scripts have stored in this tab, also those in closed sections.
+
+    restore: the listener, such as a page's `load`. widgets: by the keys of their scripts. Returns the event.
+    """
+    keys, parts = json.dumps(list(widgets)), list(widgets.values())
+    return restore(None, parts, parts, js=f"(...v) => {keys}.map((key, i) => sd.stored(key) ?? v[i])", **EVENT)

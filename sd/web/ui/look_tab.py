@@ -11,8 +11,8 @@ from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
 from sd.web.ui.components import followed
-from sd.web.ui.control import say_unadded
-from sd.web.ui.follow import EVENT, JobFollower, show_errors
+from sd.web.ui.control import unadded
+from sd.web.ui.follow import EVENT, JobFollower, say, show_errors
 from sd.web.ui.form import Form
 from sd.web.ui.job_status import address_of, cancel_button, preview, queue, result_notes, status_head
 from sd.web.ui.keep import with_page
@@ -53,7 +53,7 @@ class LookTab:
 
         model, preprocessor: the choices under ControlNet, which take no part.
         """
-        say_unadded(model, preprocessor)
+        say([*unadded(model, preprocessor), *self.form.unused(*values)])
         with self.lock:
             known, job = self.pressed.get(page, ((), None))
             if job is not None and known == values and not job.has_ended:
