@@ -384,3 +384,16 @@ def test_what_is_not_added_is_said_and_what_takes_part_is_open_after_a_reload(pa
     page.until(lambda: thumbs(page), "control image in the open section")
     assert page.value("ControlNets") == "reference_only"
     assert not page.find("//label[.//span[normalize-space()='Region ratios']]"), "regions take no part"
+
+
+def test_a_large_control_image_stays_transparent_where_it_is_a_mask(page, web, tmp_path):
+    image = Image.new("RGBA", (2048, 2048), "red")
+    image.paste((0, 0, 0, 0), (0, 0, 1024, 2048))
+    image.save(tmp_path / "hole.png")
+    page.until(lambda: page.find("//button[contains(., 'ControlNet')]"), "accordion")[0].click()
+    page.give("Control images, one for each ControlNet or one for all", tmp_path / "hole.png")
+    page.until(lambda: thumbs(page), "control image")
+    job = generate(page, web, ControlNets="reference_only", Seed=15)
+    kept = np.array(Image.open(job.folder / "control-0").convert("RGBA"))
+    assert kept.shape == (1024, 1024, 4)
+    assert tuple(kept[512, [256, 768], 3]) == (0, 255)
