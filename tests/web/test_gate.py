@@ -7,10 +7,12 @@ import pytest
 from conftest import fresh_copy
 from fake_jobs import count
 from fastapi.testclient import TestClient
-from web_client import HERE, Web
+from PIL import Image
+from web_client import HERE, Web, base64_of
 
 from sd.web.jobs.queue import Jobs
 from sd.web.server import create_app
+from sd.web.ui.follow import INVALID, sentence
 
 API = "/gradio_api"
 SHUT = [
@@ -30,6 +32,7 @@ SHUT = [
     ("GET", f"{API}/deep_link?session_hash=x"),
     ("POST", f"{API}/vibe-edit/"),
     ("POST", f"{API}/process_recording"),
+    ("GET", f"{API}/heartbeat/abcdef"),
     ("GET", "/monitoring"),
     ("POST", "/login"),
     ("GET", "/logout"),
@@ -59,6 +62,11 @@ def test_what_the_page_does_not_use_is_shut(site, method, path):
 @pytest.mark.parametrize("path", ["/", "/config", "/theme.css", f"{API}/info", f"{API}/app_id", "/robots.txt"])
 def test_what_it_uses_is_there(site, path):
     assert site.get(path).status_code == 200
+
+
+def test_an_open_page_keeps_no_connection(site):
+    """A browser has six to a server: with a heartbeat for each page, six open pages were the last that it answered."""
+    assert site.get("/config").json()["connect_heartbeat"] is False
 
 
 def join(site, values, function, **more):
@@ -92,11 +100,18 @@ def test_events_that_no_page_sends_are_refused(site, functions, event):
     assert join(site, [None] * len(first["inputs"]), first["id"], **event) == 422
 
 
-@pytest.mark.parametrize("data", ["a red apple", [1], 5, {"index": 1}])
-def test_what_an_event_carries_is_any_value(site, functions, data):
-    """Gradio sends a textbox's text with its input event, for example."""
-    first = functions[0]
-    assert join(site, [None] * len(first["inputs"]), first["id"], event_data=data) == 200
+@pytest.mark.parametrize("data", ["a red apple", [1], 5, {"index": 1}, None, {"image": 5}, {"name": ["x"]}])
+def test_what_an_event_carries_is_any_value(site, functions, data, capfd):
+    """Gradio sends a textbox's text with its input event, for example. What a script of ours sends is checked."""
+    reading = [functions[0], *functions[1:3]]  # the gallery's, which read what their event carries
+    for function in reading:
+        session = f"carried{function['id']}"
+        values = [f"data:image/png;base64,{base64_of(Image.new('RGB', (8, 8)))}"] * len(function["inputs"])
+        assert join(site, values, function["id"], event_data=data, session_hash=session) == 200
+        feed = site.get(f"{API}/queue/data?session_hash={session}").text
+        ended = next(json.loads(line[6:]) for line in feed.splitlines() if "process_completed" in line)
+        assert ended["output"]["error"] == sentence(INVALID)
+    assert "page event failed" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000, b"\xff", b"null"])

@@ -12,12 +12,11 @@ from sd.control.t2i_adapter import T2IAdapter
 from sd.pipeline.metadata.settings_infotext import to_infotext
 from sd.pipeline.settings import GenerationSettings
 from sd.pipeline.stable_diffusion import BUNDLED
-from sd.prompts.enhance import EnhancedPrompt
 from sd.utils.errors import UserError
 from sd.web.jobs.job import Job
 from sd.web.jobs.model_index import Models
 from sd.web.ui.addons import with_addon
-from sd.web.ui.control import ControlBuilder, sliders_of, with_unit
+from sd.web.ui.control import ControlBuilder, sliders_of, unadded, with_unit
 from sd.web.ui.form import SAMPLER, SETTINGS, STEPS, Form, seed_of, size_like, usual_size
 from sd.web.ui.generate_tab import title_of
 from sd.web.ui.job_status import generation_panel
@@ -52,7 +51,7 @@ def test_axes_of_a_grid_are_a_type_and_values(form):
     asked = form.request(*values_of(form, x_axis="steps", x_values="1-3", z_axis="prompt_sr", z_values="red, blue"))
     assert asked.axes == ["steps=1, 2, 3", "", "prompt_sr=red, blue"]
     assert form.request(*values_of(form)).axes == ["", "", ""]
-    for changes, said in ((dict(x_values="1"), "X has values but no type"), (dict(y_axis="steps"), "has no values")):
+    for changes, said in ((dict(x_values="1"), "X has values but no type"), (dict(y_axis="steps"), "Y has no values")):
         with pytest.raises(UserError, match=said):
             form.request(*values_of(form, **changes))
     filled, _ = form.fill(to_infotext(GenerationSettings(seed=1, width=64, height=64), 0, "", "", from_image=False))
@@ -67,6 +66,21 @@ def test_outpainting_needs_an_image_and_keeps_the_options_of_masks(form, photo):
     assert (settings.outpaint, settings.outpaint_sides, settings.mask_blur) == (16, "left", 8)
     assert not settings.invert_mask  # there is no mask to invert
     assert settings.outpaint_sides in form.widgets["outpaint_sides"].choices[1]
+
+
+def test_options_that_need_an_image_or_a_mask_are_said_to_change_nothing(form, photo):
+    image = {"image": f"data:image/png;base64,{base64_of(photo)}", "mask": ""}
+    assert form.unused(*values_of(form)) == form.unused(*values_of(form, painted=image)) == []
+    changes = dict(outpaint=32, outpaint_sides="left", invert_mask=True, mask_blur=9)
+    assert form.unused(*values_of(form, **changes)) == ["Without an image to start from, outpaint changes nothing."]
+    left_out = form.request(*values_of(form, **changes)).settings
+    assert left_out == left_out.replace(outpaint=0, outpaint_sides="left, right, up, down", invert_mask=False)
+    without_mask = ["Without a painted mask, invert mask changes nothing."]
+    assert form.unused(*values_of(form, painted=image, **changes)) == without_mask
+    changes["outpaint"] = 0
+    expected = ["Without a painted mask, invert mask and mask blur change nothing."]
+    assert form.unused(*values_of(form, painted=image, **changes)) == expected
+    assert form.unused(*values_of(form, painted=image | {"mask": image["image"]}, **changes)) == []
 
 
 def test_an_images_text_fills_the_form_with_its_settings(form):
@@ -128,6 +142,21 @@ def test_the_chosen_preprocessor_has_its_numbers_and_may_need_no_controlnet():
     assert (low.label, low.value, low.visible, high.maximum) == ("Low threshold", 100, True, 255)
     fidelity, none = sliders_of("reference_only")
     assert (fidelity.label, fidelity.value, fidelity.maximum, none.visible) == ("Style fidelity", 0.5, 1, False)
+
+
+def test_an_added_unit_empties_the_choices_and_what_is_left_out_is_said(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Info", said.append)
+    with gr.Blocks():
+        builder = ControlBuilder(Models(*(tmp_path / name for name in ("weights", "loras", "embeddings"))))
+    chosen = (1, 0, 1, "balanced", "crop", "")
+    assert builder.add("", "canny", "none", *chosen) == ("canny", None, "none")
+    assert said == unadded(None, "none") == []
+    assert builder.add("canny", "tile", "reference_only", *chosen) == ("canny + reference_only", None, "none")
+    assert said == ["The preprocessor &quot;Reference&quot; works without a ControlNet: tile is left out."]
+    end = 'is chosen but not added: press "Add ControlNet" to use it.'
+    assert unadded("tile", "canny") == [f"Under ControlNet tile {end}"]
+    assert unadded(None, "reference_only") == [f'Under ControlNet the preprocessor "Reference" {end}']
 
 
 def test_an_ip_adapter_shows_the_field_of_its_image_encoder(tmp_path):
@@ -205,9 +234,14 @@ def test_words_for_a_lora():
 
 
 def test_a_title_stays_with_its_prompt():
-    written = EnhancedPrompt("a fox, oil painting", "blurry", "A Fox")
-    assert title_of("a fox, oil painting", written) == title_of("a fox, oil painting, <lora:x:1>", written) == "A Fox"
-    assert title_of("a red apple", written) == title_of("a fox", None) == ""
+    enhanced = ("a fox, oil painting", "A Fox")
+    assert (
+        title_of("a fox, oil painting", *enhanced) == title_of("a fox, oil painting, <lora:x:1>", *enhanced) == "A Fox"
+    )
+    assert title_of("a red apple", *enhanced) == title_of("a fox", "", "") == ""
+    assert (
+        title_of("a fox", "a fox", "half \ud83d") == "half ?"
+    )  # it comes from the browser, and no job could be listed
 
 
 def shown(job, show=generation_panel):

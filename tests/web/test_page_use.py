@@ -22,6 +22,23 @@ from sd.web.server import create_app
 # As WebDriver writes them (W3C WebDriver, keyboard actions).
 TAB, ENTER = "\ue004", "\ue007"
 STYLE = "emoji noto"
+# Once `armed`, the end of the feed of events reaches the page only when it is `released`, as on a slow network.
+SLOW_END = """
+const plain = window.fetch;
+window.joins = 0;
+window.fetch = async (resource, options) => {
+  const path = String(resource.url || resource);
+  const answer = await plain(resource, options);
+  if (path.includes("queue/join")) window.joins++;
+  if (!path.includes("queue/data")) return answer;
+  const hold = async (chunk, out) => {
+    window.held = window.armed && new TextDecoder().decode(chunk).includes("close_stream");
+    while (window.held && !window.released) await new Promise((resume) => setTimeout(resume, 20));
+    out.enqueue(chunk);
+  };
+  return new Response(answer.body.pipeThrough(new TransformStream({ transform: hold })), answer);
+};
+"""
 
 
 def make_server(folder):
@@ -255,6 +272,27 @@ def test_buttons_that_are_pressed_twice_do_no_harm(page, web, photo, monkeypatch
     assert no_errors(page)
 
 
+def test_a_press_while_the_last_answers_end_is_answered(page):
+    """It was lost now and then: the page waited for its answer on a feed that the server had just ended."""
+    run = page.driver.execute_script
+    script = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SLOW_END})
+    try:
+        page.open()
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+    page.until(lambda: "tokens" in page.text(), "end of the events of loading")
+    time.sleep(1)
+    run("window.armed = true")
+    page.press("Add")
+    page.until(lambda: run("return window.held"), "end of the feed, held back")
+    joins = run("return window.joins")
+    page.press("♻ Same seed")
+    page.until(lambda: run("return window.joins") > joins, "number of the event")
+    time.sleep(0.2)  # until Gradio would have read it
+    run("window.released = true")
+    page.until(lambda: "There is no seed to use again yet" in page.text(), "answer to the second press")
+
+
 def test_images_to_train_on_are_kept_over_a_reload(page, photo):
     page.tab("Train")
     page.give("Images to train on, 5 to 15", photo)
@@ -320,6 +358,42 @@ def test_painted_region_masks_are_those_of_the_job(page, web):
     middle, side = left.shape[0] // 2, left.shape[1]
     assert (left[middle, side // 10], left[middle, side * 9 // 10]) == (255, 0)
     assert (right[middle, side // 10], right[middle, side * 9 // 10]) == (0, 255)
+    page.open()
+    job = generate(page, web, Seed=14)
+    assert np.array_equal(stored(job, "region-01"), right), "kept over a reload"
     page.write(Prompt="a cat")
     page.press("Generate")
     page.until(lambda: "1 region and there are 2 region masks" in page.text(), "sentence on what does not fit")
+
+
+def test_what_is_not_added_is_said_and_what_takes_part_is_open_after_a_reload(page, web):
+    paint_one(page, "ControlNet")
+    page.paint((0.2, 0.2), (0.8, 0.2))
+    field = page.field("Preprocessor")
+    field.click()
+    page.until(lambda: page.find("//*[@role='option' and contains(., 'Reference')]"), "list")[0].click()
+    field.send_keys(TAB)
+    generate(page, web, Seed=13)
+    page.until(lambda: 'the preprocessor "Reference" is chosen but not added' in page.text(), "sentence on the choice")
+    assert "This painting is not added yet and takes no part" in page.text()
+    page.press("Add the painting")
+    page.press("Add ControlNet")
+    page.until(lambda: page.value("ControlNets") == "reference_only", "unit")
+    page.until(lambda: page.value("Preprocessor") == "None", "empty choice")
+    page.open()
+    page.until(lambda: thumbs(page), "control image in the open section")
+    assert page.value("ControlNets") == "reference_only"
+    assert not page.find("//label[.//span[normalize-space()='Region ratios']]"), "regions take no part"
+
+
+def test_a_large_control_image_stays_transparent_where_it_is_a_mask(page, web, tmp_path):
+    image = Image.new("RGBA", (2048, 2048), "red")
+    image.paste((0, 0, 0, 0), (0, 0, 1024, 2048))
+    image.save(tmp_path / "hole.png")
+    page.until(lambda: page.find("//button[contains(., 'ControlNet')]"), "accordion")[0].click()
+    page.give("Control images, one for each ControlNet or one for all", tmp_path / "hole.png")
+    page.until(lambda: thumbs(page), "control image")
+    job = generate(page, web, ControlNets="reference_only", Seed=15)
+    kept = np.array(Image.open(job.folder / "control-0").convert("RGBA"))
+    assert kept.shape == (1024, 1024, 4)
+    assert tuple(kept[512, [256, 768], 3]) == (0, 255)

@@ -37,9 +37,6 @@ def open_page(running) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection("127.0.0.1", running.port)
     connection.request("GET", f"/jobs/{job['id']}/events")
     connection.getresponse().read(10)
-    heartbeat = http.client.HTTPConnection("127.0.0.1", running.port)
-    heartbeat.request("GET", "/gradio_api/heartbeat/x")
-    connection.heartbeat = heartbeat
     return connection
 
 

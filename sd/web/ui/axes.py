@@ -36,5 +36,9 @@ def axes_from(given: dict) -> list[str]:
         kind, values = given[f"{name}_axis"], given[f"{name}_values"] or ""
         if not kind and values.strip():
             raise UserError(f"{name.upper()} has values but no type: choose its type, or empty its values.")
+        if kind and not values.strip():
+            raise UserError(
+                f"{name.upper()} has no values: write them with commas between them, or choose Nothing as its type."
+            )
         axes.append(str(make_axis(kind, values)) if kind else "")
     return axes

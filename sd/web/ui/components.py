@@ -83,7 +83,7 @@ def script(name: str) -> str:
 
 def head() -> str:
     """Return the HTML for the page's head."""
-    return f"<script>{script('page')}{script('inside')}</script>"
+    return f"<script>{script('feed')}{script('page')}{script('inside')}</script>"
 
 
 def drop(label: str, multiple: bool = False) -> str:

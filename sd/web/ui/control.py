@@ -1,5 +1,7 @@
 """The page's part for ControlNets and references: choices that become units in a text, and the control images."""
 
+from typing import Any
+
 import gradio as gr
 
 from sd.checkpoints.discovery import IMAGE_ENCODER
@@ -10,7 +12,7 @@ from sd.control.units import MAX_WEIGHT, MODES, NO_MODEL, RESIZES, ControlUnit, 
 from sd.utils.errors import UserError
 from sd.web.jobs.model_index import Models
 from sd.web.ui.components import paintable_list
-from sd.web.ui.follow import EVENT, show_errors
+from sd.web.ui.follow import EVENT, say, show_errors
 
 
 class ControlBuilder:
@@ -34,7 +36,7 @@ class ControlBuilder:
             self.numbers = [gr.Slider(visible=False, min_width=120), gr.Slider(visible=False, min_width=120)]
         with gr.Row(elem_classes="together"):
             self.mode = gr.Dropdown(modes, value="balanced", label="Control mode", scale=3, min_width=120)
-            self.resize = gr.Dropdown(resizes, value="crop", label="Resize mode", scale=2, min_width=120)
+            self.resize = gr.Dropdown(resizes, value="crop", label="Resize mode", scale=3, min_width=150)
             self.button = gr.Button("Add ControlNet", size="md", scale=1, min_width=80)
         self.images = paintable_list(
             *("Control images, one for each ControlNet or one for all", "control", "Paint the control image"),
@@ -42,19 +44,39 @@ class ControlBuilder:
             size=1,
         )
 
+    @property
+    def chosen(self) -> list[gr.Component]:
+        """The choices that make a unit; the button empties them, so that they stand for one that is not added yet."""
+        return [self.model, self.preprocessor]
+
     def connect(self, text: gr.Textbox) -> None:
         """Lets the button add the unit to a text, and the choices show those that belong to them."""
-        chosen = [self.model, self.preprocessor, self.weight, self.start, self.end, self.mode, self.resize]
-        chosen.append(self.encoder)
-        self.button.click(show_errors(with_unit), [text, *chosen, *self.numbers], text, **EVENT)
+        values = [self.weight, self.start, self.end, self.mode, self.resize, self.encoder, *self.numbers]
+        self.button.click(show_errors(self.add), [text, *self.chosen, *values], [text, *self.chosen], **EVENT)
         self.preprocessor.change(sliders_of, self.preprocessor, self.numbers, **EVENT)
         self.model.change(self.encoder_field, self.model, self.encoder, **EVENT)
+
+    def add(self, text: str, model: str | None, preprocessor: str, *values: Any) -> tuple[str, None, str]:
+        """Returns the text with one more unit, and the choices, emptied. Raises UserError."""
+        added = with_unit(text, model, preprocessor, *values)
+        one = PREPROCESSORS[preprocessor]
+        if model and one.model_free:
+            say([f'The preprocessor "{one.label}" works without a ControlNet: {model} is left out.'])
+        return added, None, "none"
 
     def encoder_field(self, model: str | None) -> gr.Dropdown:
         """Returns the field of the image encoder, which is shown for an IP-Adapter."""
         path = self.models.names("ControlNet").get(model or "")
         is_shown = path is not None and content_of(path).what == IP_ADAPTER
         return gr.Dropdown(encoders_of(self.models), value="", visible=is_shown)
+
+
+def unadded(model: str | None, preprocessor: str) -> list[str]:
+    """Returns a sentence on choices that no unit has yet, and that take no part therefore."""
+    if not model and preprocessor == "none":
+        return []
+    name = model or f'the preprocessor "{PREPROCESSORS[preprocessor].label}"'
+    return [f'Under ControlNet {name} is chosen but not added: press "Add ControlNet" to use it.']
 
 
 def encoders_of(models: Models) -> list[tuple[str, str]]:

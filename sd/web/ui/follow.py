@@ -8,8 +8,9 @@ import functools
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import escape
+from typing import TypeVar
 
 import gradio as gr
 from fastapi import APIRouter, Response
@@ -24,8 +25,10 @@ PRESS = EVENT | {"trigger_mode": "multiple"}  # each press counts
 PAGE = re.compile(r"[a-z0-9]{8,40}")  # a page's id
 SCANNED = 200  # newest jobs that are searched for those of a page after a restart
 PAGES = 500  # whose job ids are kept in memory
+INVALID = "the page sent something that this server does not understand: reload the page."
 
 Show = Callable[[list[Job], Callable[[Job], int]], dict[str, str]]
+T = TypeVar("T")
 
 
 def show_errors(handler: Callable) -> Callable:
@@ -39,6 +42,24 @@ def show_errors(handler: Callable) -> Callable:
             raise gr.Error(escape(sentence(str(error))), print_exception=False) from error
 
     return handle
+
+
+def carried(event: gr.EventData, name: str, kind: type[T]) -> T:
+    """Return the value of a type that a script of the page sent with an event. Raises UserError for any other value.
+
+    An event's data is whatever JSON a client sends, so that `event.name` fails on a number, and on a text.
+    """
+    data = vars(event).get("_data")
+    value = data.get(name) if isinstance(data, dict) else None
+    if not isinstance(value, kind):
+        raise UserError(INVALID)
+    return value
+
+
+def say(notes: Iterable[str]) -> None:
+    """Show each note on the page for some seconds, as text: it may quote a file."""
+    for note in notes:
+        gr.Info(escape(sentence(note)))
 
 
 def sentence(text: str) -> str:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from sd.checkpoints.config import IMAGE_SIZE
 from sd.checkpoints.predictions import PREDICTIONS
 from sd.pipeline.infotext import parse_infotext
-from sd.pipeline.inputs.options import OF_MASKS, SIDES
+from sd.pipeline.inputs.options import OF_MASKS, SIDES, needless
 from sd.pipeline.metadata.settings_infotext import form_values
 from sd.pipeline.options import Option
 from sd.pipeline.sampler_names import ALL_SAMPLERS
@@ -76,6 +76,7 @@ class Form:
     def __init__(self, models: Models):
         self.models = models
         self.widgets: dict[str, gr.Component] = {}
+        self.folds: list[tuple[gr.Accordion, list[str]]] = []  # with the widgets that take part alone
         self.add_model()
         self.add_prompts()
         self.add_start()
@@ -124,9 +125,10 @@ class Form:
             self.add_option("strength")
             self.add_section("mask")
             self.add_section("outpaint")
+        self.folds.append((self.start, ["painted"]))
 
     def add_regions(self) -> None:
-        with gr.Accordion("Regions", open=False):
+        with gr.Accordion("Regions", open=False) as fold:
             self.about_regions = gr.HTML(ABOUT_REGIONS, elem_classes="examples")
             self.add_section("regions")
             masks = paintable_list(
@@ -135,16 +137,19 @@ class Form:
                 size=20,
             )
             self.add(region_masks=masks)
+        self.folds.append((fold, ["region_ratios", "region_masks"]))
 
     def add_control(self) -> None:
-        with gr.Accordion("ControlNet", open=False):
+        with gr.Accordion("ControlNet", open=False) as fold:
             self.control = ControlBuilder(self.models)
             self.add_option("control")
             self.add(control_images=self.control.images)
+        self.folds.append((fold, ["control", "control_images"]))
 
     def add_axes(self) -> None:
-        with gr.Accordion("X/Y/Z plot", open=False):
+        with gr.Accordion("X/Y/Z plot", open=False) as fold:
             self.add(**axis_widgets())
+        self.folds.append((fold, list(NO_AXES)))
 
     def add_size(self) -> None:
         size = usual_size(self.models.checkpoint())
@@ -175,16 +180,17 @@ class Form:
                 self.add_option(row.name, **choices)
 
     def add_rare(self) -> None:
-        with gr.Accordion("Advanced", open=False):
+        with gr.Accordion("Advanced", open=False) as fold:
             self.add_section("advanced")
             choices = [("As the model is marked", ""), *((name, name) for name in PREDICTIONS)]
             info = "for a model of v-prediction or zero terminal SNR that is not marked as one"
             self.add(prediction=gr.Dropdown(choices, value="", label="Prediction", info=info, min_width=120))
             self.reset = gr.Button("Reset the form", size="sm", min_width=120)
-        with gr.Accordion("Same image as another program", open=False):
-            self.add_section("compatibility")
-        with gr.Accordion("Faster, less exact", open=False):
-            self.add_section("faster")
+        self.folds.append((fold, [*(row.name for row in section("advanced")), "prediction"]))
+        for name, title in (("compatibility", "Same image as another program"), ("faster", "Faster, less exact")):
+            with gr.Accordion(title, open=False) as fold:
+                self.add_section(name)
+            self.folds.append((fold, [row.name for row in section(name)]))
 
     def add_section(self, name: str) -> None:
         """Adds the widgets of a section of the table, two a row."""
@@ -200,6 +206,21 @@ class Form:
 
     def inputs(self) -> list[gr.Component]:
         return list(self.widgets.values())
+
+    def used_folds(self) -> list[tuple[gr.Accordion, list[gr.Component]]]:
+        """Returns each accordion with the widgets that take part in an image even where it is closed."""
+        return [(fold, [self.widgets[name] for name in names]) for fold, names in self.folds]
+
+    def unused(self, *values: object) -> list[str]:
+        """Returns a sentence on what a person has set below the image to start from and `request` leaves out."""
+        given = dict(zip(self.widgets, values))
+        if not given["painted"]["image"]:
+            return needless("Without an image to start from", ["outpaint"] if given["outpaint"] else [])
+        if given["painted"]["mask"]:
+            return []
+        left_out = [name for name in MASK_DEFAULTS if not (given["outpaint"] and name != "invert_mask")]
+        changed = [name for name in left_out if given[name] != self.widgets[name].value]
+        return needless("Without a painted mask", changed)
 
     def request(self, *values: object) -> GenerateRequest:
         """Returns the request of the widgets, whose values come in the order of `inputs`. Raises UserError."""
@@ -217,7 +238,7 @@ class Form:
         chosen["num_images"] *= given["batch_size"]
         painted = given["painted"]
         if not painted["image"]:
-            chosen["outpaint"] = 0
+            chosen |= {"outpaint": 0, "outpaint_sides": ", ".join(SIDES)}
         if not painted["mask"]:
             chosen |= {"invert_mask": False} if chosen["outpaint"] else MASK_DEFAULTS
         image, mask = (decode_image(painted[part]) if painted[part] else None for part in ("image", "mask"))

@@ -8,9 +8,10 @@ from sd.web.jobs.job import Job, Missing
 from sd.web.jobs.limits import decode_image, uploaded_infotext
 from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import gallery, settings_file
-from sd.web.ui.follow import EVENT, sentence, show_errors
+from sd.web.ui.follow import EVENT, carried, say, show_errors
 from sd.web.ui.form import Form
 from sd.web.ui.job_status import images_of, thumb
+from sd.web.ui.keep import open_used
 
 MAX_SHOWN = 60  # images
 
@@ -27,9 +28,11 @@ class Gallery:
 
     def connect(self) -> None:
         start = [self.form.widgets["painted"], self.form.start]
-        self.images.select(show_errors(self.fill_from_image), None, self.form.inputs(), **EVENT)
+        filled = self.images.select(show_errors(self.fill_from_image), None, self.form.inputs(), **EVENT)
         self.images.edit(show_errors(self.as_init_image), None, start, **EVENT)
-        self.file.upload(show_errors(self.fill_from_file), self.file, self.form.inputs(), **EVENT)
+        from_file = self.file.upload(show_errors(self.fill_from_file), self.file, self.form.inputs(), **EVENT)
+        for event in (filled, from_file):
+            open_used(event, self.form.used_folds())
 
     def find(self, picked: str) -> tuple[Job, str]:
         """Return the job and the file name of "job/file". Raises Missing."""
@@ -40,20 +43,19 @@ class Gallery:
         return job, name
 
     def fill_from_image(self, event: gr.EventData) -> dict:
-        job, name = self.find(event.image)
+        job, name = self.find(carried(event, "image", str))
         return self.fill(uploaded_infotext(job.file(name).read_bytes(), name))
 
     def fill_from_file(self, url: str, event: gr.EventData) -> dict:
-        return self.fill(uploaded_infotext(decode_image(url), str(event.name)))
+        return self.fill(uploaded_infotext(decode_image(url), carried(event, "name", str)))
 
     def fill(self, text: str) -> dict:
         filled, notes = self.form.fill(text)
-        for note in notes:
-            gr.Info(sentence(note))
+        say(notes)
         return filled
 
     def as_init_image(self, event: gr.EventData) -> tuple[dict, gr.Accordion]:
-        job, name = self.find(event.image)
+        job, name = self.find(carried(event, "image", str))
         image = base64.b64encode(job.file(name).read_bytes()).decode()
         return {"image": f"data:image/png;base64,{image}", "mask": ""}, gr.Accordion(open=True)
 

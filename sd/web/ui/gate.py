@@ -18,6 +18,7 @@ import gradio as gr
 from starlette.exceptions import HTTPException
 
 from sd.web.problems import printable
+from sd.web.ui.follow import INVALID, sentence
 
 Asgi = Callable[[dict, Callable, Callable], Awaitable[None]]
 PAGES = ("", "/", "/config", "/config/", "/theme.css", "/robots.txt", "/favicon.ico", "/manifest.json", "/pwa_icon")
@@ -25,10 +26,9 @@ API = "/gradio_api"
 EVENTS = f"{API}/queue/join"
 FEED = f"{API}/queue/data"
 CALLS = (EVENTS, FEED, f"{API}/cancel", f"{API}/info", f"{API}/startup-events", f"{API}/app_id")
-FOLDERS = ("/static/", "/assets/", f"{API}/heartbeat/")
+FOLDERS = ("/static/", "/assets/")
 LONGEST_NAME = 200  # letters of a part of a path
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
-INVALID = "the page sent something that this server does not understand: reload the page."
 
 
 class PageGate:
@@ -110,7 +110,7 @@ class Page(gr.Blocks):
             raise
         except Exception as error:
             print(describe_event_error(error), file=sys.stderr, flush=True)
-            raise gr.Error(INVALID.capitalize(), print_exception=False) from error
+            raise gr.Error(sentence(INVALID), print_exception=False) from error
 
 
 def describe_event_error(error: Exception) -> str:

@@ -8,7 +8,7 @@ import gradio as gr
 from sd.adapters.lora_tags import TAG
 from sd.cli.requests import expand_request
 from sd.pipeline.noise import random_seed
-from sd.prompts.enhance import EnhancedPrompt, enhance_prompt
+from sd.prompts.enhance import enhance_prompt
 from sd.prompts.llm import find_endpoint
 from sd.prompts.regions import parse_regions
 from sd.prompts.weighting import CHUNK, split_chunks
@@ -18,15 +18,18 @@ from sd.web.jobs.job import GENERATE, Missing
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
+from sd.web.problems import printable
 from sd.web.ui.addons import with_addon, words_for
 from sd.web.ui.components import followed
-from sd.web.ui.follow import EVENT, PRESS, JobFollower, sentence, show_errors
+from sd.web.ui.control import unadded
+from sd.web.ui.follow import EVENT, PRESS, JobFollower, carried, say, sentence, show_errors
 from sd.web.ui.form import CUSTOM, Form, about_model, is_bundled, seed_of, size_like, usual_size
 from sd.web.ui.gallery import Gallery
 from sd.web.ui.job_status import generation_panel
-from sd.web.ui.keep import keep_form, with_page
+from sd.web.ui.keep import keep_form, keep_images, open_used, with_page
 
-IMAGES = ("painted", "control_images", "region_masks")  # widgets that the browser keeps itself
+# Widgets that the browser keeps itself, with the keys of their scripts.
+IMAGES = {"painted": "start", "control_images": "control", "region_masks": "regions"}
 KNOW_SIZE = "(...size) => { sd.size = size; }"  # of a painting on the page
 NOTES = "notes"  # in a job's result: sentences for the user
 
@@ -38,7 +41,9 @@ class GenerateTab:
         self.jobs, self.models = jobs, models
         self.followed = JobFollower(jobs, GENERATE, generation_panel)
         self.page = gr.Textbox(visible=False)  # its id, which the browser sends with each press
-        self.enhanced = gr.State(None)  # the last enhanced prompt
+        # The last enhanced prompt and its title. A gr.State would keep a connection of each open page busy, and a
+        # browser has six to a server: with six pages open none would get an answer any more.
+        self.enhanced = [gr.Textbox("", visible=False), gr.Textbox("", visible=False)]
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=5, min_width=320):
                 self.form = Form(models)
@@ -54,7 +59,7 @@ class GenerateTab:
         prompt, checkpoint = widgets["prompt"], widgets["checkpoint"]
         form.control.connect(widgets["control"])
         form.add_addon.click(show_errors(self.add), [prompt, form.addon, form.addon_strength], prompt, **EVENT)
-        form.about.select(self.example, None, prompt, **EVENT)
+        form.about.select(show_errors(self.example), None, prompt, **EVENT)
         prompt.change(self.count, prompt, form.tokens, **EVENT | {"trigger_mode": "always_last"})
         checkpoint.change(lambda name: about_model(self.models, name), checkpoint, form.about, **EVENT)
         widgets["hires"].change(lambda on: gr.Row(visible=on), widgets["hires"], form.hires_row, **EVENT)
@@ -63,7 +68,7 @@ class GenerateTab:
         form.enhance.click(
             show_errors(self.enhance),
             [*words, widgets["seed"], checkpoint],
-            [*words, self.enhanced],
+            [*words, *self.enhanced],
             **EVENT | {"concurrency_limit": 4},
         )
 
@@ -87,36 +92,44 @@ class GenerateTab:
 
     def connect(self, page: gr.Blocks) -> None:
         form = self.form
-        given = [self.page, self.enhanced, *form.inputs()]
+        given = [self.page, *self.enhanced, *form.control.chosen, *form.inputs()]
         form.generate.click(show_errors(self.submit), given, None, js=with_page(GENERATE), **PRESS)
-        self.stage.input(self.show_notes, None, None, **EVENT)
+        self.stage.input(show_errors(self.show_notes), None, None, **EVENT)
         chosen = [form.widgets["checkpoint"], form.widgets["vae"]]
         size = [form.widgets["width"], form.widgets["height"]]
         page.load(None, size, None, js=KNOW_SIZE, **EVENT)
         lists = form.listed()
         loaded = keep_form(page, GENERATE, {name: one for name, one in form.widgets.items() if name not in IMAGES})
+        images = {key: form.widgets[name] for name, key in IMAGES.items()}
+        open_used(keep_images(loaded.then, images), form.used_folds())
         loaded.then(form.lists, chosen, lists, **EVENT).then(self.count, form.widgets["prompt"], form.tokens, **EVENT)
 
-    def submit(self, page: str, enhanced: EnhancedPrompt | None, *values: object) -> None:
-        """Submits one job, or several where wildcards make the prompts differ. Raises UserError."""
+    def submit(
+        self, page: str, enhanced: str, title: str, model: str | None, preprocessor: str, *values: object
+    ) -> None:
+        """Submits one job, or several where wildcards make the prompts differ. Raises UserError.
+
+        enhanced, title: of the last enhanced prompt. model, preprocessor: the choices under ControlNet, which take no
+        part.
+        """
+        say([*unadded(model, preprocessor), *self.form.unused(*values)])
         request = self.form.request(*values)
-        request.title, request.page = title_of(request.settings.prompt, enhanced), page
+        request.title, request.page = title_of(request.settings.prompt, enhanced, title), page
         for one in expand_request(request.settings):
             self.followed.add(submit_request(self.jobs, self.models, replace(request, settings=one.settings)))
 
     def show_notes(self, event: gr.EventData) -> None:
         """Shows the notes of the jobs that have just ended, each once."""
         notes: dict[str, None] = {}
-        for id in event.jobs:
+        for id in carried(event, "jobs", list):
             try:
                 notes |= dict.fromkeys(self.jobs.get(str(id)).result.get(NOTES) or ())
             except Missing:
                 continue
-        for note in notes:
-            gr.Info(escape(sentence(note)))
+        say(notes)
 
     def example(self, event: gr.EventData) -> str:
-        return str(event.prompt)
+        return carried(event, "prompt", str)
 
     def add(self, prompt: str, addon: str | None, strength: float) -> str:
         return with_addon(prompt, addon, strength, words_for(self.models, addon))
@@ -136,8 +149,8 @@ class GenerateTab:
 
     def fit(self, checkpoint: str, event: gr.EventData) -> tuple[int, int, str]:
         """Returns the size for an image's aspect ratio; square after the image was removed."""
-        size = size_like(self.usual(checkpoint)[0], event.width, event.height)
-        return *size, CUSTOM if event.width else "1:1"
+        width, height = carried(event, "width", int), carried(event, "height", int)
+        return *size_like(self.usual(checkpoint)[0], width, height), CUSTOM if width else "1:1"
 
     def shaped(self, checkpoint: str, shape: str, width: int, height: int) -> tuple[int, int]:
         if shape == CUSTOM:
@@ -151,18 +164,22 @@ class GenerateTab:
             raise UserError("there is no seed to use again yet: generate an image first.")
         return str(seeds[-1])
 
-    def enhance(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, EnhancedPrompt]:
-        """Enhances the prompt by an LLM, or by a style that the seed chooses if no endpoint is configured."""
+    def enhance(self, prompt: str, negative_prompt: str, seed: str, checkpoint: str) -> tuple[str, str, str, str]:
+        """Enhances the prompt by an LLM, or by a style that the seed chooses if no endpoint is configured.
+
+        Returns both prompts, then the values of `enhanced`.
+        """
         if not prompt.strip():
             raise UserError("the prompt is empty: write a word or two first.")
         chosen = random_seed() if (given := seed_of(seed)) is None else given
         emoji = is_bundled(self.models, checkpoint)
         enhanced = enhance_prompt(prompt, find_endpoint(), chosen, emoji=emoji)
         if enhanced.note:
-            gr.Info(escape(sentence(enhanced.note)))
-        return enhanced.prompt, ", ".join(filter(None, [negative_prompt, enhanced.negative_prompt])), enhanced
+            say([enhanced.note])
+        negative = ", ".join(filter(None, [negative_prompt, enhanced.negative_prompt]))
+        return enhanced.prompt, negative, enhanced.prompt, enhanced.title
 
 
-def title_of(prompt: str, enhanced: EnhancedPrompt | None) -> str:
-    """Returns the title of an enhanced prompt, as long as `prompt` still contains it."""
-    return enhanced.title if enhanced is not None and enhanced.prompt in prompt else ""
+def title_of(prompt: str, enhanced: str, title: str) -> str:
+    """Returns the title of an enhanced prompt, as long as `prompt` still contains it; "" where there is none."""
+    return printable(title) if enhanced and enhanced in prompt else ""

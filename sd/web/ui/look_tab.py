@@ -11,7 +11,8 @@ from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.jobs.submit import submit_request
 from sd.web.ui.components import followed
-from sd.web.ui.follow import EVENT, JobFollower, show_errors
+from sd.web.ui.control import unadded
+from sd.web.ui.follow import EVENT, JobFollower, say, show_errors
 from sd.web.ui.form import Form
 from sd.web.ui.job_status import address_of, cancel_button, preview, queue, result_notes, status_head
 from sd.web.ui.keep import with_page
@@ -44,11 +45,15 @@ class LookTab:
         # Not at each change of the form's: what a fast writer typed last would be overwritten by what came back.
         tab.select(None, prompt, self.prompt, js="(prompt) => prompt")
         self.prompt.input(None, self.prompt, prompt, js="(prompt) => prompt")
-        given = [self.page, *self.form.inputs()]
+        given = [self.page, *self.form.control.chosen, *self.form.inputs()]
         self.look.click(show_errors(self.submit), given, None, js=with_page(LOOK), **EVENT)
 
-    def submit(self, page: str, *values: object) -> None:
-        """Submit one job, unless the same one of this page has not ended yet. Raises UserError."""
+    def submit(self, page: str, model: str | None, preprocessor: str, *values: object) -> None:
+        """Submit one job, unless the same one of this page has not ended yet. Raises UserError.
+
+        model, preprocessor: the choices under ControlNet, which take no part.
+        """
+        say([*unadded(model, preprocessor), *self.form.unused(*values)])
         with self.lock:
             known, job = self.pressed.get(page, ((), None))
             if job is not None and known == values and not job.has_ended:

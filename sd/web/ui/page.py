@@ -43,9 +43,7 @@ def mount_page(app: FastAPI, jobs: Jobs, models: Models) -> FastAPI:
         generate_tab.connect(page)
         look_tab.connect(look)
         train_tab.connect(page, tabs)
-        keep_images(page, "start", generate_tab.form.widgets["painted"])
-        keep_images(page, "control", generate_tab.form.widgets["control_images"])
-        keep_images(page, "photos", train_tab.images)
+        keep_images(page.load, {"photos": train_tab.images})
     followed = [tab.followed for tab in (generate_tab, look_tab, train_tab)]
     app.include_router(page_router(jobs, followed, generate_tab.gallery.html))
     app = gr.mount_gradio_app(

@@ -13,7 +13,7 @@ from sd.web.jobs.limits import decode_image
 from sd.web.jobs.model_index import Models
 from sd.web.jobs.queue import Jobs
 from sd.web.ui.components import followed, image_list
-from sd.web.ui.follow import EVENT, PRESS, JobFollower, show_errors
+from sd.web.ui.follow import EVENT, PRESS, JobFollower, carried, show_errors
 from sd.web.ui.form import Form, usual_size
 from sd.web.ui.job_status import address_of, plain_status, queue, status_head
 from sd.web.ui.job_status import cancel_button as cancel
@@ -91,7 +91,7 @@ class TrainTab:
 
     def try_it(self, event: gr.EventData) -> tuple[str, object, gr.Tabs]:
         """Open the other tab with a prompt for the result and the model that it was trained on. Raises Missing."""
-        job = self.jobs.get(str(event.job))
+        job = self.jobs.get(carried(event, "job", str))
         if "prompt" not in job.result:
             raise Missing("this training has no result to try.")
         known = job.request["checkpoint"] in self.models.names("checkpoint")

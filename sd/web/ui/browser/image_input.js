@@ -19,8 +19,15 @@ const urlToImage = (url) =>
     image.src = url;
   });
 
-// Returns the unchanged file, or a smaller JPEG of it where its longer side has over `most` pixels.
-const readImage = async (file, most) => {
+const isTransparent = (canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  for (let i = 3; i < data.length; i += 4) if (data[i] < 255) return true;
+  return false;
+};
+
+// Returns the unchanged file, or a smaller one where its longer side has over `most` pixels: a JPEG on white, or a PNG
+// where `keepAlpha` and the image is transparent somewhere, which may be a mask.
+const readImage = async (file, most, keepAlpha = false) => {
   const url = await fileToUrl(file);
   const image = await urlToImage(url);
   const scale = most / Math.max(image.naturalWidth, image.naturalHeight);
@@ -29,9 +36,11 @@ const readImage = async (file, most) => {
   canvas.width = Math.round(image.naturalWidth * scale);
   canvas.height = Math.round(image.naturalHeight * scale);
   const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  if (keepAlpha && isTransparent(canvas)) return canvas.toDataURL("image/png");
+  context.globalCompositeOperation = "destination-over";
   context.fillStyle = "white";
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(image, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/jpeg", 0.95);
 };
 

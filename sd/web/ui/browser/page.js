@@ -45,6 +45,12 @@ window.sd = (() => {
     return names.map((name, i) => (name in found ? found[name] : values[i]));
   };
 
+  // Gradio's update of an accordion: open, where a value inside differs from its default.
+  const opened = (values, defaults) => {
+    const isUsed = values.some((value, i) => JSON.stringify(value) !== JSON.stringify(defaults[i]));
+    return isUsed ? { __type__: "update", open: true } : { __type__: "update" };
+  };
+
   const isVisible = (element) => element && element.getClientRects().length > 0;
   const scrollTo = (element) => {
     const box = element.getBoundingClientRect();
@@ -60,5 +66,5 @@ window.sd = (() => {
     button.click();
   });
 
-  return { page, submitter, store, stored, save, restore, scrollTo };
+  return { page, submitter, store, stored, save, restore, opened, scrollTo };
 })();

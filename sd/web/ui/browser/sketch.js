@@ -53,6 +53,7 @@ find(".undo").addEventListener("click", async () => {
 find(".clear").addEventListener("click", () => {
   painting.clearRect(0, 0, canvas.width, canvas.height);
   remember("");
+  refuse("");
 });
 find(".take").addEventListener("click", () => {
   if (isEmpty(canvas)) {
@@ -67,6 +68,9 @@ find(".take").addEventListener("click", () => {
   showOthers();
   painting.globalCompositeOperation = "source-over";
   restart();
+});
+addEventListener("sd-submitted", ({ detail }) => {
+  if (detail !== "teach" && shown) refuse('This painting is not added yet and takes no part: press "Add the painting".');
 });
 watch("value", showOthers);
 showOthers();

@@ -33,7 +33,7 @@ onFiles(async (files) => {
   const refused = [];
   for (const file of files)
     try {
-      set([...props.value, await readImage(file, MOST)]);
+      set([...props.value, await readImage(file, MOST, true)]);
     } catch {
       refused.push(file.name);
     }
