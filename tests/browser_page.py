@@ -84,6 +84,13 @@ class Browser:
     def tab(self, name: str) -> None:
         self.until(lambda: self.find(f"//button[@role='tab' and normalize-space()='{name}']"), name)[0].click()
 
+    def section(self, name: str) -> None:
+        """Opens the section whose title begins so, unless it is open: one with values that take part opens itself."""
+        path = f"//button[contains(@class, 'label-wrap') and .//span[starts-with(normalize-space(), '{name}')]]"
+        button = self.until(lambda: self.find(path), f"section {name!r}")[0]
+        if "open" not in button.get_attribute("class").split():
+            button.click()
+
     def choose(self, label: str) -> None:
         """One of the choices of a radio group."""
         self.until(lambda: self.find(f"//label[normalize-space()='{label}']"), label)[0].click()

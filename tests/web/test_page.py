@@ -131,7 +131,7 @@ def test_cancel_acts_within_a_step(page, web, monkeypatch):
 
 
 def test_a_mask_is_painted_and_only_there_it_is_generated_again(page, web, photo_file):
-    page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+    page.section("Start from an image")
     page.give("Image to start from", photo_file)
     page.paint((0.1, 0.2), (0.5, 0.2), (0.9, 0.2))
     job = generate(page, web, Prompt="a red apple", Steps=4, Mask_blur=0, Seed=3)
@@ -250,7 +250,7 @@ def test_on_a_telephone_nothing_is_cut_off_and_generate_shows_its_progress(page)
     page.driver.set_window_size(390, 844)
     try:
         page.open()
-        page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+        page.section("Start from an image")
         page.until(lambda: page.find("//input[@aria-label='number input for Denoising strength']"), "slider")
         assert page.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         slider = page.field("Denoising strength").rect

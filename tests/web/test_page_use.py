@@ -110,7 +110,7 @@ def painted(page):
 
 
 def open_image(page, photo):
-    page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+    page.section("Start from an image")
     page.give("Image to start from", photo)
     page.until(lambda: page.find("//canvas"), "canvas")
 
@@ -231,8 +231,7 @@ def test_strokes_are_erased_undone_and_cleared(page, web, photo):
     press_twice(page, "Clear the mask")
     page.until(lambda: painted(page) == 0, "no stroke")
     page.press("Undo")
-    page.open()  # the image is kept over a reload
-    page.until(lambda: page.find("//button[contains(., 'Start from an image')]"), "accordion")[0].click()
+    page.open()  # the image is kept over a reload, and its section opens
     page.until(lambda: page.find("//canvas"), "canvas after the reload")
     job = generate(page, web, Seed=6)
     assert (job.folder / "image").read_bytes() == photo.read_bytes()
@@ -249,7 +248,7 @@ def test_buttons_that_are_pressed_twice_do_no_harm(page, web, photo, monkeypatch
     page.write(Prompt="x", Steps=9)
     press_twice(page, "a blue apple")
     page.until(lambda: page.value("Prompt") == "a blue apple", "example")
-    page.find("//button[contains(., 'Advanced')]")[0].click()
+    page.section("Advanced")
     press_twice(page, "Reset the form")
     page.until(lambda: (page.value("Prompt"), page.value("Steps")) == ("a red apple", "25"), "the defaults")
     assert no_errors(page)
@@ -313,7 +312,7 @@ def test_images_to_train_on_are_kept_over_a_reload(page, photo):
 
 def paint_one(page, accordion, *strokes):
     """Opens an accordion, paints strokes on its empty canvas and adds the painting to its list."""
-    page.until(lambda: page.find(f"//button[contains(., '{accordion}')]"), "accordion")[0].click()
+    page.section(accordion)
     page.press("Paint one here")
     for stroke in strokes:
         page.paint(*stroke)
@@ -384,13 +383,20 @@ def test_what_is_not_added_is_said_and_what_takes_part_is_open_after_a_reload(pa
     page.until(lambda: thumbs(page), "control image in the open section")
     assert page.value("ControlNets") == "reference_only"
     assert not page.find("//label[.//span[normalize-space()='Region ratios']]"), "regions take no part"
+    page.section("Advanced")
+    page.press("Reset the form")
+    page.until(lambda: not thumbs(page), "no image")
+    page.open()
+    page.section("ControlNet")
+    time.sleep(1)
+    assert not thumbs(page), "nor after a reload"
 
 
 def test_a_large_control_image_stays_transparent_where_it_is_a_mask(page, web, tmp_path):
     image = Image.new("RGBA", (2048, 2048), "red")
     image.paste((0, 0, 0, 0), (0, 0, 1024, 2048))
     image.save(tmp_path / "hole.png")
-    page.until(lambda: page.find("//button[contains(., 'ControlNet')]"), "accordion")[0].click()
+    page.section("ControlNet")
     page.give("Control images, one for each ControlNet or one for all", tmp_path / "hole.png")
     page.until(lambda: thumbs(page), "control image")
     job = generate(page, web, ControlNets="reference_only", Seed=15)

@@ -157,7 +157,7 @@ class Form:
             self.add_option("width", value=size, min_width=80)
             self.add_option("height", value=size, min_width=80)
             self.swap = gr.Button("⇄ Swap", size="md", min_width=70)
-            self.add(shape=gr.Dropdown([*SHAPES, CUSTOM], value="1:1", label="Aspect ratio", min_width=90))
+            self.add(shape=gr.Dropdown([*SHAPES, CUSTOM], value="1:1", label="Aspect ratio", min_width=110))
 
     def add_sampling(self) -> None:
         self.add_section("sampling")

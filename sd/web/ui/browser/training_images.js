@@ -39,6 +39,9 @@ onFiles(async (files) => {
     }
   refuse(refused.length ? `Not images that this browser knows: ${refused.join(", ")}.` : "");
 });
-watch("value", show);
+watch("value", () => {
+  sd.store(props.store, props.value); // the form was reset: a reload would bring the images back
+  show();
+});
 if (sd.stored(props.store)?.length) props.value = sd.stored(props.store);
 show();
