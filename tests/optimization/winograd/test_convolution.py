@@ -54,7 +54,7 @@ def test_it_is_closer_to_fp64_than_the_convolution_of_pytorch(channels_in, chann
     direct = layer(x)
     truth = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
     found = distance(winograd_conv2d(x, blocks, layer.bias), truth)
-    assert found < 5e-7  # measured: 3.7e-7 to 4.3e-7, in other orders of summation about as much
+    assert found < 7e-7  # measured: 3.7e-7 to 5.5e-7, by the order in which a processor sums
     assert found < 1.1 * distance(direct, truth)  # measured: 0.2 to 0.6 of it, by the processor
 
 
@@ -93,5 +93,5 @@ def test_the_gradient_is_closer_to_fp64_than_that_of_pytorch(channels_in, channe
     with torch.no_grad():
         found = winograd_conv2d_backward(gradient, blocks)
     truth = gradient_of(layer.double(), gradient.double())
-    assert distance(found, truth) < 5e-7  # measured: 3.9e-7 to 4.3e-7
+    assert distance(found, truth) < 7e-7  # measured: 3.9e-7 to 5.4e-7, likewise
     assert distance(found, truth) < 1.1 * distance(direct, truth)  # measured: 0.2 to 0.4 of it
