@@ -55,7 +55,8 @@ def test_it_stops_at_once_and_leaves_the_model_as_it_was(generator, tmp_path):
     with pytest.raises(Cancelled):
         TraceRecorder(generator)(job_of(tmp_path), stop)
     assert not [layer for layer in generator.pipe.unet.modules() if "Observed" in type(layer).__name__]
-    assert not list(tmp_path.glob("*.png"))
+    # A slow machine has written a preview by then, as it does of every job.
+    assert {path.name for path in tmp_path.glob("*.png")} <= {"preview.png"}
 
 
 def test_a_run_without_steps_is_refused(generator, tmp_path, photo):
