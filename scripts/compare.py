@@ -40,11 +40,7 @@ def comparison_parser() -> ArgumentParser:
     add("--word", help="new word in the prompts, which the base does not know")
     add("--class-word", default="", help="word in place of --word for the base and for CLIP (default: none)")
     add("--references", metavar="DIR", help="folder of the training images, for CLIP-I")
-    add(
-        "--clip",
-        metavar="PATH",
-        help="CLIP to score with (default: the bundled model's own, if that is the base)",
-    )
+    add("--clip", metavar="PATH", help="CLIP to score with (default: the bundled model's own, if that is the base)")
     add("--outdir", default="outputs", help="folder for the sheet (default: outputs)")
     flags = FlagGroups(parser)
     add_options(flags, [row for row in OPTIONS if row.name in SHARED], DEFAULTS)

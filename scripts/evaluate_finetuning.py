@@ -19,13 +19,7 @@ with plain_imports():
     from sd.cli.parser import ArgumentParser
     from sd.evaluation.confidence import mean_with_ci
     from sd.training.args import HelpFormatter
-    from sd.training.finetune.evaluate import (
-        OBJECTS,
-        ConceptResult,
-        concepts,
-        finetune_concept,
-        measure_prior_preservation,
-    )
+    from sd.training.finetune import evaluate as finetuning
     from sd.training.pretrain.emoji_dataset import HELD_OUT_STYLE
     from sd.training.pretrain.imagenet_features import feature_extractors
     from sd.utils.image_grid import contact_sheet
@@ -40,18 +34,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "concepts", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the results")
-    parser.add_argument(
-        "--only", nargs="+", choices=[HELD_OUT_STYLE, *OBJECTS], metavar="NAME", help="concepts to train (default: all)"
-    )
+    names = [HELD_OUT_STYLE, *finetuning.OBJECTS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="concepts to train (default: all)")
     options = parser.parse_args()
     extractors = feature_extractors()
-    chosen = [one for one in concepts(options.data) if not options.only or one.name in options.only]
-    results = [finetune_concept(concept, options.runs, extractors) for concept in chosen]
+    chosen = [one for one in finetuning.concepts(options.data) if not options.only or one.name in options.only]
+    results = [finetuning.finetune_concept(concept, options.runs, extractors) for concept in chosen]
     figures = {extractor.name: summarize_scores(results, extractor.name) for extractor in extractors}
     thing = next((one for one in chosen if one.kind == "object"), None)
     if thing is not None:
         kept = {
-            f"prior {weight:g}": measure_prior_preservation(thing, options.runs, extractors, weight)
+            f"prior {weight:g}": finetuning.measure_prior_preservation(thing, options.runs, extractors, weight)
             for weight in (1.0, 0.0)
         }
         figures["DreamBooth"] = {"thing": thing.name, "class": thing.known} | kept
@@ -61,7 +54,7 @@ def main() -> None:
     print(json.dumps(figures, indent=1))
 
 
-def summarize_scores(results: list[ConceptResult], extractor: str) -> dict:
+def summarize_scores(results: list[finetuning.ConceptResult], extractor: str) -> dict:
     """Return CLIP-I of each concept, its means, and the means of the gains."""
     every = {one.concept.name: one.clip_i_scores[extractor] for one in results}
     means = {what: str(mean_with_ci([one[what] for one in every.values()])) for what in (*COLUMNS, "real")}
@@ -70,7 +63,7 @@ def summarize_scores(results: list[ConceptResult], extractor: str) -> dict:
     return {"concepts": rounded, "means": means, "gains": gains}
 
 
-def sheet(results: list[ConceptResult]):
+def sheet(results: list[finetuning.ConceptResult]):
     """Return a row for each concept: two training images, and the first four images of each method, one for each
     prompt.
     """

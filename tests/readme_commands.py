@@ -158,7 +158,7 @@ def add_what_a_user_has(folder: Path) -> None:
     Image.fromarray(shapes).save(folder / "sketch.png")
     Image.fromarray(shapes[..., 0] // 200 * 255).save(folder / "scribble.png")
     Image.fromarray(255 - shapes).save(folder / "room.png")
-    Image.fromarray(255 - shapes[..., 0] // 200 * 255).save(folder / "drawing.png")
+    Image.fromarray(255 - shapes[..., 0] // 200 * 255).save(folder / "pencil.png")
     Image.fromarray(shapes).save(folder / "house.jpg")
     Image.fromarray(shapes[..., 0] // 200 * 255).save(folder / "mask.png")
     (folder / "prompts.txt").write_text("a red apple\na cat\na dog\n")
