@@ -5,6 +5,8 @@ All else is in pyproject.toml, which cannot name packages that lie in folders of
 
 from setuptools import find_namespace_packages, setup
 
+BUNDLED = ("emoji", "emoji-clip", "emoji-edges", "emoji-turbo")
+
 setup(
     packages=[
         *find_namespace_packages(include=["sd", "sd.*"], exclude=["*.__pycache__"]),
@@ -19,6 +21,6 @@ setup(
         "sd.web.ui.browser": ["*.js", "*.css"],
         "sd.web.live.browser": ["*.html", "*.js", "*.css"],
         "sd.web.live.onnxruntime": ["*"],
-        "sd.weights": ["emoji.safetensors", "emoji-clip.safetensors", "emoji-edges.safetensors", "README.md"],
+        "sd.weights": ["README.md", *(f"{name}.safetensors" for name in BUNDLED)],
     },
 )

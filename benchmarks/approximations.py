@@ -1,10 +1,12 @@
 """Measure each approximation against exact generation with the same seeds: its time, PSNR and CLIP-T."""
 
+import json
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,12 @@ def step_time_ratios(options: Options, ways: dict[str, dict]) -> dict[str, list[
         for name, value in seconds.items():
             ratios[name].append(value / seconds[next(iter(ways))])
     return ratios
+
+
+def earlier_ratios(folder: Path) -> dict[str, list[float]]:
+    """Return what an earlier run found by `step_time_ratios`, which does not depend on the bundled model, or {}."""
+    file = folder / "approximations.json"
+    return json.loads(file.read_text(encoding="utf-8"))["full size"] if file.exists() else {}
 
 
 def table(found: list[Measured], full_size: dict[str, list[float]]) -> str:

@@ -62,8 +62,8 @@ def compare_approximations(args, pipe, scorer):
     requests = [GenerationSettings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
     ways = approximations.available_ways(pipe.device, pipe.dtype)
     found = approximations.measure(pipe, scorer, requests, ways, lambda done: print(f"{done:.0%}", file=sys.stderr))
-    at_512 = {"dtype": "bf16", "size": 512, "steps": 10, "rounds": args.full_size}
-    large = approximations.step_time_ratios(Options(**at_512), ways) if args.full_size else {}
+    at_512 = Options(dtype="bf16", size=512, steps=10, rounds=args.full_size)
+    large = approximations.step_time_ratios(at_512, ways) if args.full_size else approximations.earlier_ratios(args.out)
     approximations.sheet(found, prompts).save(args.out / "approximations.png", optimize=True)
     figures = [{key: value for key, value in vars(one).items() if key != "images"} for one in found]
     return "approximations", approximations.table(found, large), {"ways": figures, "full size": large}

@@ -3,10 +3,10 @@
 python scripts/train_scenes.py detector                                 the detector, once
 python scripts/evaluate_scenes.py                                       the shipped model (some minutes)
 python scripts/evaluate_scenes.py --model runs/scenes/emoji.safetensors --sheets out --note "250,000 images"
+python scripts/evaluate_scenes.py --lora weights/emoji-turbo.safetensors --sampler lcm --steps 4 --guidance 1
 python scripts/evaluate_scenes.py --regions                             two objects, each in its half of the image
 
 Prints each task's fraction of right images with its 95 % interval, and the share of a noun's attention on its object.
---curve appends the scores to a file of JSON lines.
 """
 
 import sys
@@ -22,11 +22,11 @@ with plain_imports():
 
     from sd.cli.parser import ArgumentParser
     from sd.pipeline.stable_diffusion import StableDiffusion
+    from sd.samplers import SAMPLERS
     from sd.training.args import HelpFormatter
-    from sd.training.pretrain.scenes.attention import attention_share
-    from sd.training.pretrain.scenes.detector import detector_cutouts, load_detector
-    from sd.training.pretrain.scenes.evaluation import append_scores, evaluate_regions, evaluate_tasks, table
-    from sd.training.pretrain.scenes.tasks import TASKS, task_scenes
+    from sd.training.pretrain.scenes import evaluation
+    from sd.training.pretrain.scenes.detector import load_detector
+    from sd.training.pretrain.scenes.tasks import TASKS
     from sd.training.pretrain.scenes.vocabulary import COMMON_NOUNS
 
 
@@ -41,6 +41,8 @@ def main() -> None:
     add("--nouns", choices=["common", "all"], default="all", help="nouns of the prompts: the common ones or all")
     add("--prompts", type=int, default=100, help="number of prompts for each task")
     add("--steps", type=int, default=20, help="number of sampling steps")
+    add("--sampler", choices=list(SAMPLERS), default="dpmpp_2m", metavar="NAME", help="sampler of the images")
+    add("--lora", type=Path, metavar="FILE", help="LoRA to load, such as the turbo one")
     add("--guidance", type=float, default=4.0, help="classifier-free guidance scale")
     add("--sheets", type=Path, help="folder for one sheet for each task, with right and wrong images marked")
     add("--regions", action="store_true", help="score regions (ADDCOL) beside a plain prompt, instead of the tasks")
@@ -49,33 +51,31 @@ def main() -> None:
     add("--note", default="", help="text to store with the scores, such as the number of images seen")
     add("--threads", type=int, help="number of CPU threads (default: one for each core)")
     options = parser.parse_args()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     detector = load_detector(options.detector)
     pipe = None if options.real_only else StableDiffusion.from_pretrained(options.model)
-    settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": "dpmpp_2m"}
+    settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": options.sampler}
+    if pipe is not None and options.lora is not None:
+        pipe.load_lora(options.lora)
     nouns = COMMON_NOUNS if options.nouns == "common" else None
     if options.regions:
         if pipe is None:
             raise UserError("--regions scores generated images: leave --real-only out.")
-        regions = evaluate_regions(
+        regions = evaluation.evaluate_regions(
             options.data, detector, pipe, options.prompts, settings, options.sheets, 1000, nouns=nouns
         )
         print(*(f"two objects, each in its half, {who}: {score}" for who, score in regions.items()), sep="\n")
         return
-    scores = evaluate_tasks(
+    scores = evaluation.evaluate_tasks(
         options.tasks, options.data, detector, pipe, options.prompts, settings, options.sheets, 1000, nouns=nouns
     )
-    print(table(scores))
-    attention = None
-    if pipe is not None:
-        cutouts = detector_cutouts(options.data)
-        scenes = task_scenes("two objects", options.data, options.prompts, nouns)
-        attention = attention_share(pipe, scenes, cutouts)
+    print(evaluation.table(scores))
+    attention = None if pipe is None else evaluation.evaluate_attention(options.data, pipe, options.prompts, nouns)
+    if attention is not None:
         print(f"attention of nouns: {attention}")
     if options.curve is not None:
         about = {"note": options.note, "model": str(options.model), "nouns": options.nouns}
-        append_scores(options.curve, about, scores, attention)
+        evaluation.append_scores(options.curve, about, scores, attention)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python scripts/prepare_scenes.py           the cut-outs, once
 python scripts/train_scenes.py clip        CLIP with scene captions and hard negatives, from the shipped one
 python scripts/train_scenes.py latents     scenes as latents, once; more with --latents 20000
 python scripts/train_scenes.py unet        the U-Net, on the results of these stages
+python scripts/train_scenes.py turbo       a LoRA with which the U-Net needs 4 steps without guidance
 python scripts/train_scenes.py decoder     the VAE's decoder, from the shipped one
 python scripts/train_scenes.py detector    the detector for evaluate_scenes.py
 python scripts/train_scenes.py export      the newest weights as one checkpoint
@@ -31,7 +32,7 @@ with plain_imports():
 @plain_errors
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    stages = ["clip", "latents", "unet", "decoder", "detector", "export"]
+    stages = ["clip", "latents", "unet", "turbo", "decoder", "detector", "export"]
     parser.add_argument("stages", nargs="+", choices=stages, help="stages to run")
     files = parser.add_argument_group("files")
     files.add_argument("--data", type=Path, default=ROOT / "data" / "emoji", help="folder of the prepared dataset")

@@ -20,7 +20,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -228,13 +228,17 @@ def lcm(
     (Song et al. 2023, "Consistency Models", eq. 5) mixes the model's x0 with x in VP form, which is all of it at t = 0.
     schedule: the noise schedule that the model was trained with.
     """
-    sigma_data = 0.5  # the standard deviation of latents that the distillation assumed
     for sigma, to in pairwise(sigmas):
-        t = 10 * schedule.t_of(sigma)  # timestep_scaling
-        c_skip, c_out = sigma_data**2 / (t**2 + sigma_data**2), t / math.sqrt(t**2 + sigma_data**2)
-        x0 = c_out * denoise(x, sigma) + c_skip * x / math.sqrt(1 + sigma**2)
+        skip, out = consistency_scales(schedule.t_of(sigma))
+        x0 = out * denoise(x, sigma) + skip * x / math.sqrt(1 + sigma**2)
         x = x0 + to * noise() if to > 0 else x0
         yield x, x0
+
+
+def consistency_scales(t: Any) -> tuple[Any, Any]:
+    """Return the shares of x in VP form and of the model's x0, at time t, a number or a tensor: all of x at t = 0."""
+    sigma_data, scaled = 0.5, 10 * t  # the deviation of latents and the timestep scaling of the distillation
+    return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / (scaled**2 + sigma_data**2) ** 0.5
 
 
 class Sampler(NamedTuple):

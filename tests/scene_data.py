@@ -1,12 +1,15 @@
-"""Cut-outs of plain shapes, for tests of scenes without any package."""
+"""Cut-outs of plain shapes and tiny networks, for tests of scenes without any package."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw
 
 from sd.training.pretrain.scenes.cutouts import Cutout, Cutouts, measured_colors, trim
+from sd.training.pretrain.train_clip import new_clip
+from sd.vae import AutoencoderKL
 
 STYLES = ("noto emoji", "fluent emoji")
 SHAPES = {  # fill, and width and height in the 128 x 128 square
@@ -39,3 +42,14 @@ def make_cutouts(folder: Path) -> Cutouts:
             lines.append(asdict(Cutout(*about, *image.size, left, top, natural, colors)))
     (folder / "cutouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return Cutouts(folder)
+
+
+def tiny_clip():
+    torch.manual_seed(0)
+    vision = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "heads": 2}
+    return new_clip({"width": 32, "layers": 2, "heads": 2}, vision, 16)
+
+
+def tiny_vae():
+    torch.manual_seed(0)
+    return AutoencoderKL(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)

@@ -15,6 +15,7 @@ from sd.utils.errors import UserError
 
 NETWORK_NAMES = {"unet": "U-Net", "clip": "text encoder"}
 MAX_STRENGTH = 100
+USAGE, LONGEST_USAGE = "modelspec.usage_hint", 200  # the metadata that the report shows, and how many characters of it
 SHOWN = 8  # unmatched keys in the printed report; the report object has them all
 
 
@@ -24,6 +25,7 @@ class LoraReport:
 
     strengths and sizes are by network, "unet" and "clip"; a size is |ΔW| / |W| over the matched layers, at strength 1.
     embeddings: vectors (n, D) by token that came along in the file; words: those of them that are loaded.
+    usage: how its maker means it to be used, or "".
     """
 
     name: str
@@ -39,6 +41,7 @@ class LoraReport:
     embeddings: dict[str, Tensor]
     warnings: list[str]
     words: list[str] = field(default_factory=list)
+    usage: str = ""
 
     @property
     def notes(self) -> list[str]:
@@ -58,6 +61,8 @@ class LoraReport:
         ]
         if self.words:
             lines.append(f"  bundled embeddings, loaded with it: {', '.join(self.words)}")
+        if self.usage:
+            lines.append(f"  usage: {self.usage}")
         lines += [f"  not matched: {key} ({why})" for key, why in list(self.unmatched.items())[:SHOWN]]
         if len(self.unmatched) > SHOWN:
             lines.append(f"  not matched: {len(self.unmatched) - SHOWN} more keys")
@@ -139,6 +144,7 @@ def build_report(
         sizes=sizes,
         embeddings=file.embeddings,
         warnings=warnings,
+        usage=" ".join(file.metadata.get(USAGE, "").split())[:LONGEST_USAGE],
     )
 
 

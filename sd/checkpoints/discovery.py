@@ -35,6 +35,8 @@ OWN_DATA = WEIGHTS.parent / "data"  # the user's own wildcards and styles
 SHIPPED = (CHECKOUT or PACKAGE) / "weights"  # the models that come with the code
 BUNDLED = SHIPPED / "emoji.safetensors"
 BUNDLED_CONTROLNET = SHIPPED / "emoji-edges.safetensors"  # for the bundled model
+BUNDLED_TURBO = SHIPPED / "emoji-turbo.safetensors"  # a LoRA of it, for 4 steps
+BUNDLED_ADDITIONS = {"ControlNet": BUNDLED_CONTROLNET, "LoRA": BUNDLED_TURBO}
 LORAS = WEIGHTS / "loras"
 EMBEDDINGS = WEIGHTS / "embeddings"
 VAES = WEIGHTS / "vae"
@@ -155,8 +157,8 @@ class Models:
             paths = [path for path in models_below(folder, apart) if is_listed(path, kind, is_own)]
             stems = {path.with_suffix("") for path in paths if path.suffix.lower() not in IMAGE_ENDINGS}
             found += [Candidate(folder, path, is_own) for path in paths if not is_preview(path, stems)]
-        # After the user's own ControlNets, one of which may have its name.
-        return [*found, Candidate(SHIPPED, BUNDLED_CONTROLNET, is_own=True)] if kind == "ControlNet" else found
+        # After the user's own files, one of which may have its name.
+        return [*found, *(Candidate(SHIPPED, path, True) for of, path in BUNDLED_ADDITIONS.items() if of == kind)]
 
     def assign_names(self, kind: str) -> dict[str, Path]:
         named: dict[str, Path] = {}
@@ -234,7 +236,7 @@ class Candidate:
 
 def is_listed(path: Path, kind: str, is_own: bool) -> bool:
     """Returns whether its suffix fits that kind. Images hold embeddings only in the embeddings folder."""
-    if path.resolve() in (BUNDLED, BUNDLED_CONTROLNET):
+    if path.resolve() in (BUNDLED, *BUNDLED_ADDITIONS.values()):
         return False  # they are listed by themselves, under their own names
     endings = ENDINGS[kind] if is_own else tuple(set(ENDINGS[kind]) - set(IMAGE_ENDINGS))
     return path.is_dir() or path.suffix.lower() in endings

@@ -32,6 +32,7 @@ from sd.pipeline.circular_padding import circular_padding
 from sd.pipeline.image_inputs import ImageLike, as_image_list, as_images
 from sd.pipeline.init_image import InitImage, prepare_init_image
 from sd.pipeline.inputs.control import AnyInput, ControlNets, control_inputs, controls_for, idle_notes, input_notes
+from sd.pipeline.inputs.few_steps import few_step_notes
 from sd.pipeline.inputs.masked import prepare_masked
 from sd.pipeline.inputs.outpaint import as_asked, extend_image
 from sd.pipeline.inputs.regions import region_notes, region_weights
@@ -308,6 +309,7 @@ class StableDiffusion(AdapterCalls):
         padding = circular_padding(*padded) if settings.tiling else nullcontext()
         with padding, load_prompt_adapters(self.adapters, settings.prompt, settings.negative_prompt) as named:
             texts = settings.replace(prompt=named.prompt, negative_prompt=named.negative_prompt)
+            named.notes += few_step_notes(self.adapters.loras(), settings.guidance_scale)
             loras = named.region_loras(self.adapters)
             encode = [partial(self.encode_prompts, texts, second_pass=i > 0) for i in range(len(passes))]
             contexts = [encode_with_loras(one, loras) for one in encode]

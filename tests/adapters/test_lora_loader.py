@@ -750,3 +750,13 @@ def test_report_text(small, small_layers, tmp_path):
     change = sum(delta.norm().item() ** 2 for delta in deltas.values())
     weight = sum(layers[path].weight.norm().item() ** 2 for path in deltas_of(small[0], "style"))
     assert report.sizes["unet"] == pytest.approx((change / weight) ** 0.5, rel=1e-4)  # fp32 sums of millions of squares
+
+
+def test_the_report_shows_how_its_maker_means_it_to_be_used(small, small_layers, tmp_path):
+    tensors = kohya_tensors(*small_layers)
+    write(tmp_path / "turbo.safetensors", tensors, {"modelspec.usage_hint": "4 steps\nof lcm\t" + "x" * 500})
+    report = load_lora(*small, tmp_path / "turbo.safetensors")
+    assert report.usage == "4 steps of lcm " + "x" * 185  # one line of 200 characters
+    assert f"  usage: {report.usage}" in str(report).splitlines()
+    write(tmp_path / "plain.safetensors", tensors)
+    assert "usage" not in str(load_lora(*small, tmp_path / "plain.safetensors"))

@@ -12,7 +12,7 @@ from make_full_checkpoint import SMALL, random_weights
 from safetensors.torch import save_file
 
 from sd.checkpoints import hashing as model_hash
-from sd.checkpoints.discovery import BUNDLED, BUNDLED_CONTROLNET, SHIPPED, Models, locate, vae_beside
+from sd.checkpoints.discovery import BUNDLED, BUNDLED_ADDITIONS, SHIPPED, Models, locate, vae_beside
 from sd.checkpoints.model_files import content_of
 from sd.utils.errors import UserError
 
@@ -164,7 +164,8 @@ def test_another_kind_among_the_checkpoints_is_no_checkpoint(models):
     kinds = {path.stem[2:] for name, path in models.names("checkpoint").items() if name != "emoji"}
     assert kinds == {"checkpoint", "inpainting"}
     for kind in ("LoRA", "VAE", "embedding"):
-        assert {path.stem[2:] for path in models.names(kind).values()} == {kind}
+        found = set(models.names(kind).values()) - set(BUNDLED_ADDITIONS.values())
+        assert {path.stem[2:] for path in found} == {kind}
 
 
 @pytest.mark.parametrize(
@@ -313,20 +314,24 @@ def test_somebody_at_the_keyboard_may_give_a_path_or_a_name(models, tmp_path, mo
             locate("checkpoint", name, models)
 
 
-def test_the_bundled_controlnet_is_found_from_any_folder(models):
-    assert models.names("ControlNet") == {"emoji-edges": BUNDLED_CONTROLNET}
-    assert Models(SHIPPED).names("ControlNet")["emoji-edges"] == BUNDLED_CONTROLNET
-    for name in ("emoji-edges", "Emoji-Edges.safetensors"):
-        assert models.find("ControlNet", name) == BUNDLED_CONTROLNET
-    assert BUNDLED_CONTROLNET not in models.names("checkpoint").values()
+@pytest.mark.parametrize("kind", BUNDLED_ADDITIONS)
+def test_what_belongs_to_the_bundled_model_is_found_from_any_folder(models, kind):
+    path = BUNDLED_ADDITIONS[kind]
+    assert models.names(kind) == {path.stem: path}
+    assert Models(SHIPPED).names(kind)[path.stem] == path
+    for name in (path.stem, path.name.title()):
+        assert models.find(kind, name) == path
+    assert path not in models.names("checkpoint").values()
 
 
-def test_a_controlnet_of_ones_own_comes_before_the_bundled_one_of_the_same_name(models):
-    own = models.folders["ControlNet"] / BUNDLED_CONTROLNET.name
+@pytest.mark.parametrize("kind", BUNDLED_ADDITIONS)
+def test_ones_own_file_comes_before_the_bundled_one_of_the_same_name(models, kind):
+    path = BUNDLED_ADDITIONS[kind]
+    own = models.folders[kind] / path.name
     own.parent.mkdir(exist_ok=True)
-    shutil.copy(BUNDLED_CONTROLNET, own)
-    assert models.find("ControlNet", "emoji-edges") == own
-    assert models.names("ControlNet") == {"emoji-edges": own, "emoji-edges.safetensors": BUNDLED_CONTROLNET}
+    shutil.copy(path, own)
+    assert models.find(kind, path.stem) == own
+    assert models.names(kind) == {path.stem: own, path.name: path}
 
 
 @pytest.mark.parametrize("kind", ["ControlNet", "upscaler", "LoRA", "VAE", "embedding"])
@@ -343,8 +348,8 @@ def test_a_name_without_similar_ones_is_answered_with_what_is_there(models):
         UserError, match=r"there is no checkpoint named xyz; choose from emoji, model 0, .* and 3 more\."
     ):
         models.find("checkpoint", "xyz")
-    with pytest.raises(UserError, match=r"there is no LoRA named xyz: put it into \w+/loras/, which holds none yet\."):
-        models.find("LoRA", "xyz")
+    with pytest.raises(UserError, match=r"there is no VAE named xyz: put it into \w+/vae/, which holds none yet\."):
+        models.find("VAE", "xyz")
 
 
 @pytest.mark.parametrize("name", ["", "  "])

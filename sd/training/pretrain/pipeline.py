@@ -19,14 +19,16 @@ from sd.training.pretrain.scene_vae import train_scene_decoder
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.detector import Detector, detector_cutouts, train_detector
 from sd.training.pretrain.scenes.stream import SceneStream
+from sd.training.pretrain.turbo import train_turbo
 from sd.utils.device import best_precision
 
 CPU: dict[str, Any] = dict(precision="fp32", save_minutes=6.0)
-FAST = ("detector", "unet")  # stages in bf16 where the processor has it, and in fp32 where bf16 is many times slower
+FAST = ("detector", "unet", "turbo")  # stages in bf16 where the processor has it; elsewhere bf16 is many times slower
 STAGES = {
     "clip": TrainConfig(steps=4000, batch=16, lr=4e-4, warmup=30, ema=0.99, schedule="constant", **CPU),
     "detector": TrainConfig(steps=20_000, batch=16, lr=1e-3, warmup=50, ema=0.995, schedule="constant", **CPU),
     "unet": TrainConfig(steps=9000, batch=32, lr=5e-4, warmup=100, ema=0.998, math_attention=False, **CPU),
+    "turbo": TrainConfig(steps=1000, batch=32, lr=5e-4, warmup=50, ema=0, math_attention=False, **CPU),
     "decoder": TrainConfig(steps=2000, batch=8, lr=3e-4, warmup=50, betas=(0.5, 0.99), ema=0.99, **CPU),
 }
 LATENTS = 6000  # scenes made by the stage "latents"; more can be added at any time
@@ -50,7 +52,7 @@ def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, 
     """Train one of STAGES in `runs/<stage>`, or resume it; or encode that many "latents".
 
     A stage starts from the shipped weights; decoder, U-Net and detector from those of their own folder where it has
-    some. The U-Net uses the results of earlier stages.
+    some. The U-Net uses the results of earlier stages; "turbo" trains a LoRA of the newest U-Net.
     """
     stream = SceneStream(Cutouts(data))
     for part in ("vae", "decoder") if stage == "decoder" else (stage,):
@@ -73,9 +75,15 @@ def run_stage(stage: str, runs: Path, data: Path, settings: TrainConfig | None, 
     else:
         vae = load_model(pretrain_run.new_network("vae"), newest_folder("decoder", runs)).to(settings.device)
         text = load_model(pretrain_run.new_network("clip"), newest_folder("clip", runs)).text_model.to(settings.device)
-        unet = load_model(pretrain_run.new_network("unet"), newest_folder("unet", runs)).requires_grad_(True)
-        teacher = load_model(pretrain_run.new_network("unet"), runs / "shipped" / "unet").to(settings.device)
-        train_scene_unet(unet, text, vae, runs / "unet", SceneLatents(runs / "latents"), settings, teacher)
+        newest = newest_folder("unet", runs)
+        unet = load_model(pretrain_run.new_network("unet"), newest).to(settings.device)
+        teacher_folder = newest if stage == "turbo" else runs / "shipped" / "unet"
+        teacher = load_model(pretrain_run.new_network("unet"), teacher_folder).to(settings.device)
+        scenes = SceneLatents(runs / "latents")
+        if stage == "turbo":
+            train_turbo(unet, teacher, text, vae, runs / stage, scenes, settings)
+        else:
+            train_scene_unet(unet.requires_grad_(True), text, vae, runs / stage, scenes, settings, teacher)
 
 
 def stage_settings(stage: str, **given) -> TrainConfig:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sd.clip import CLIPTextModel
 from sd.denoiser import Guidance
-from sd.samplers import dpmpp_2m
+from sd.samplers import SAMPLERS
 from sd.schedule import SD1_SCHEDULE, TIMES, sigma_list
 from sd.tokenizer import Tokenizer
 from sd.training.loop import TrainConfig, save_model, train
@@ -131,16 +131,21 @@ def sample_captions(data: SceneLatents, indices: Tensor, generator: torch.Genera
 @torch.no_grad()
 def sample_images(
     text: CLIPTextModel, vae: AutoencoderKL, unet: UNetModel, prompts: list[str], seeds: list[int], side: int,
-    steps: int = 16, guidance: float = 4.0,
+    steps: int = 16, guidance: float = 4.0, sampler: str = "dpmpp_2m",
 ) -> Tensor:  # fmt: skip
     """Return one image for each prompt from the noise of its seed: (B, 3, H, W) in [-1, 1]. side: of the latents."""
     tokenizer, device = Tokenizer(), unet.out[2].weight.device
     cond = text(tokenizer(prompts).to(device))
     uncond = text(tokenizer("").to(device)).expand_as(cond)
-    sigmas = sigma_list(steps)
-    noise = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    x = torch.stack(noise).to(device) * (1 + sigmas[0] ** 2) ** 0.5
-    *_, (latent, _) = dpmpp_2m(Guidance(unet, cond, uncond, guidance), x, sigmas, None)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def noise() -> Tensor:
+        return torch.stack([torch.randn(4, side, side, generator=one) for one in generators]).to(device)
+
+    run, _, to_zero, schedule = SAMPLERS[sampler]
+    sigmas = sigma_list(steps, schedule, to_zero)
+    x = noise() * (1 + sigmas[0] ** 2) ** 0.5
+    *_, (latent, _) = run(Guidance(unet, cond, uncond, guidance), x, sigmas, noise)
     return vae.decode(latent / LATENT_SCALE).clamp(-1, 1).cpu()
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file
-from scene_data import make_cutouts
+from scene_data import make_cutouts, tiny_clip, tiny_vae
 
 from sd.schedule import SD1_SCHEDULE
 from sd.tokenizer import Tokenizer
@@ -21,10 +21,9 @@ from sd.training.pretrain.scenes.detector import Detector
 from sd.training.pretrain.scenes.grammar import Grammar
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.training.pretrain.scenes.wording import Content
-from sd.training.pretrain.train_clip import new_clip
 from sd.training.pretrain.train_unet import new_unet
 from sd.utils.errors import UserError
-from sd.vae import LATENT_SCALE, AutoencoderKL
+from sd.vae import LATENT_SCALE
 
 TINY = dict(batch=2, precision="fp32", warmup=1, save_minutes=9.0, ema=0.5)
 SHIPPED = ROOT / "weights" / "emoji.safetensors"
@@ -33,17 +32,6 @@ SHIPPED = ROOT / "weights" / "emoji.safetensors"
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory):
     return SceneStream(make_cutouts(tmp_path_factory.mktemp("cutouts")))
-
-
-def tiny_clip():
-    torch.manual_seed(0)
-    vision = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "heads": 2}
-    return new_clip({"width": 32, "layers": 2, "heads": 2}, vision, 16)
-
-
-def tiny_vae():
-    torch.manual_seed(0)
-    return AutoencoderKL(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
 
 
 def steps(count, **changes):

@@ -546,7 +546,8 @@ def test_webuiapi_asks_for_everything(client):
     assert "DPM++ 2M" in client.util_get_sampler_names()
     assert "karras" in client.util_get_scheduler_names()
     client.util_wait_for_ready(check_interval=0.01)
-    assert client.get_loras() == client.get_sd_vae() == []
+    assert [one["name"] for one in client.get_loras()] == ["emoji-turbo"]
+    assert client.get_sd_vae() == []
     assert [one["name"] for one in client.get_upscalers()] == ["None", "Lanczos", "Nearest"]
     assert client.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert client.get_scripts() == {"txt2img": ["x/y/z plot"], "img2img": ["poor man's outpainting", "x/y/z plot"]}

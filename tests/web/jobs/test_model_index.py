@@ -38,8 +38,8 @@ def models(tmp_path):
 
 @pytest.mark.parametrize("kind", ["checkpoint", "LoRA", "embedding"])
 def test_names_are_those_of_the_folder(models, kind):
-    bundled = ["emoji"] if kind == "checkpoint" else []
-    assert list(models.names(kind)) == [*bundled, "mine"]
+    names = {"checkpoint": ["emoji", "mine"], "LoRA": ["mine", "emoji-turbo"], "embedding": ["mine"]}
+    assert list(models.names(kind)) == names[kind]
     assert models.find(kind, "mine") == models.folders[kind] / "mine.safetensors"
 
 
@@ -58,12 +58,12 @@ def test_what_the_owner_links_into_the_folder_is_found(models, tmp_path):
     os.symlink(models.folders["LoRA"], models.folders["LoRA"] / "round and round")
     assert models.find("LoRA", "theirs") == models.folders["LoRA"] / "more" / "theirs.safetensors"
     assert models.find("LoRA", "link") == models.folders["LoRA"] / "link.safetensors"
-    assert list(models.names("LoRA")) == ["link", "mine", "theirs"]
+    assert list(models.names("LoRA")) == ["link", "mine", "theirs", "emoji-turbo"]
 
 
 def test_a_folder_that_is_itself_a_link_is_fine(models, tmp_path):
     os.symlink(models.folders["LoRA"], tmp_path / "linked")
-    assert list(Models(loras=tmp_path / "linked").names("LoRA")) == ["mine"]
+    assert list(Models(loras=tmp_path / "linked").names("LoRA")) == ["mine", "emoji-turbo"]
 
 
 def test_the_sentence_names_what_is_near_and_no_place(models, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.pretrain.emoji_dataset import SIZE
-from sd.training.pretrain.scenes.attention import AttentionShare
+from sd.training.pretrain.scenes.attention import AttentionShare, attention_share
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.detector import Detector, detector_cutouts
 from sd.training.pretrain.scenes.grammar import Scene
@@ -89,6 +89,13 @@ def evaluate_regions(
             file = sheets / f"{who.replace(' ', '-')}.png"
             captioned_sheet(from_tensor(images), texts, columns=5, right=right).save(file)
     return scores
+
+
+def evaluate_attention(
+    data: Path, pipe: StableDiffusion, prompts: int, nouns: Collection[str] | None = None
+) -> AttentionShare:
+    """Return the share of a noun's attention on its object, in images of held-out pairs."""
+    return attention_share(pipe, task_scenes("two objects", data, prompts, nouns), detector_cutouts(data))
 
 
 def render_halves(scenes: list[Scene], cutouts: Cutouts) -> Tensor:
