@@ -19,7 +19,7 @@ from sd.training.pretrain.scene_vae import train_scene_decoder
 from sd.training.pretrain.scenes.cutouts import Cutouts
 from sd.training.pretrain.scenes.detector import Detector, detector_cutouts, train_detector
 from sd.training.pretrain.scenes.stream import SceneStream
-from sd.training.pretrain.turbo import train_turbo
+from sd.training.pretrain.scenes.turbo import train_turbo
 from sd.utils.device import best_precision
 
 CPU: dict[str, Any] = dict(precision="fp32", save_minutes=6.0)

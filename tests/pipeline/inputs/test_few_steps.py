@@ -28,3 +28,8 @@ def test_guidance_beside_a_lora_for_few_steps_is_said(name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_loras_are_left_alone(name):
     assert few_step_notes([name], 7.5) == []
+
+
+def test_a_lora_in_a_prompt_is_named_once_and_as_it_stands_there():
+    (note,) = few_step_notes(["<lora:my-lcm>", "<lora:my-lcm> 2"], 4)
+    assert note.startswith("the LoRA my-lcm is for few steps")

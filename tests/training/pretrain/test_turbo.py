@@ -17,8 +17,8 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.samplers import consistency_scales, lcm
 from sd.schedule import SD1_SCHEDULE, sigma_list
 from sd.training.loop import TrainConfig
-from sd.training.pretrain import turbo
 from sd.training.pretrain.scene_latents import SceneLatents, make_latents
+from sd.training.pretrain.scenes import turbo
 from sd.training.pretrain.scenes.stream import SceneStream
 from sd.training.pretrain.train_unet import new_unet
 

@@ -16,5 +16,6 @@ detector      a small detector of names, positions and colors
 tasks         GenEval's six tasks on held-out combinations
 attention     the share of a noun's cross-attention that lies on its object
 attention_loss  a loss that draws this share towards all of it
+turbo         a LoRA of the trained U-Net, with which it needs 4 steps
 evaluation    these tasks from prompts to scores and sheets
 """
