@@ -152,8 +152,13 @@ def step_time_ratios(options: Options, ways: dict[str, dict]) -> dict[str, list[
     return ratios
 
 
-def earlier_ratios(folder: Path) -> dict[str, list[float]]:
-    """Return what an earlier run found by `step_time_ratios`, which does not depend on the bundled model, or {}."""
+def full_size_ratios(rounds: int, ways: dict[str, dict], folder: Path) -> dict[str, list[float]]:
+    """Return `step_time_ratios` at 512 x 512 in bf16.
+
+    With 0 rounds those of an earlier run in that folder, which do not depend on the bundled model, or {}.
+    """
+    if rounds:
+        return step_time_ratios(Options(dtype="bf16", size=512, steps=10, rounds=rounds), ways)
     file = folder / "approximations.json"
     return json.loads(file.read_text(encoding="utf-8"))["full size"] if file.exists() else {}
 

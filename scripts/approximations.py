@@ -19,7 +19,6 @@ from sd.utils.errors import plain_errors, plain_imports
 
 with plain_imports():
     from benchmarks import approximations, sampler_steps
-    from benchmarks.tasks import Options
     from sd.cli.parser import ArgumentParser
     from sd.evaluation.clip_score import load_clip
     from sd.pipeline.settings import GenerationSettings
@@ -62,8 +61,7 @@ def compare_approximations(args, pipe, scorer):
     requests = [GenerationSettings(prompt, seed=100 * i, **every) for i, prompt in enumerate(prompts)]
     ways = approximations.available_ways(pipe.device, pipe.dtype)
     found = approximations.measure(pipe, scorer, requests, ways, lambda done: print(f"{done:.0%}", file=sys.stderr))
-    at_512 = Options(dtype="bf16", size=512, steps=10, rounds=args.full_size)
-    large = approximations.step_time_ratios(at_512, ways) if args.full_size else approximations.earlier_ratios(args.out)
+    large = approximations.full_size_ratios(args.full_size, ways, args.out)
     approximations.sheet(found, prompts).save(args.out / "approximations.png", optimize=True)
     figures = [{key: value for key, value in vars(one).items() if key != "images"} for one in found]
     return "approximations", approximations.table(found, large), {"ways": figures, "full size": large}

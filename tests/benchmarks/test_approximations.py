@@ -40,10 +40,10 @@ def test_steps_of_every_way_are_timed_in_turn():
 
 
 def test_ratios_at_v1_5s_size_are_kept_where_they_are_not_measured_again(tmp_path):
-    assert approximations.earlier_ratios(tmp_path) == {}
+    assert approximations.full_size_ratios(0, {EXACT: {}}, tmp_path) == {}
     kept = {EXACT: [1.0, 1.0], "cache": [0.6, 0.7]}
     (tmp_path / "approximations.json").write_text(json.dumps({"ways": [], "full size": kept}))
-    assert approximations.earlier_ratios(tmp_path) == kept
+    assert approximations.full_size_ratios(0, {EXACT: {}}, tmp_path) == kept
 
 
 def row(sampler: str, steps: int, right: float, change: float | None) -> Row:
