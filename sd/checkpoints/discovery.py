@@ -157,8 +157,9 @@ class Models:
             paths = [path for path in models_below(folder, apart) if is_listed(path, kind, is_own)]
             stems = {path.with_suffix("") for path in paths if path.suffix.lower() not in IMAGE_ENDINGS}
             found += [Candidate(folder, path, is_own) for path in paths if not is_preview(path, stems)]
-        # After the user's own files, one of which may have its name.
-        return [*found, *(Candidate(SHIPPED, path, True) for of, path in BUNDLED_ADDITIONS.items() if of == kind)]
+        if kind in BUNDLED_ADDITIONS:  # after the user's own files, one of which may have its name
+            found.append(Candidate(SHIPPED, BUNDLED_ADDITIONS[kind], is_own=True))
+        return found
 
     def assign_names(self, kind: str) -> dict[str, Path]:
         named: dict[str, Path] = {}
