@@ -11,6 +11,7 @@ Prints each task's fraction of right images with its 95 % interval, and the shar
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -42,33 +43,32 @@ def main() -> None:
     add("--prompts", type=int, default=100, help="number of prompts for each task")
     add("--steps", type=int, default=20, help="number of sampling steps")
     add("--sampler", choices=list(SAMPLERS), default="dpmpp_2m", metavar="NAME", help="sampler of the images")
-    add("--lora", type=Path, metavar="FILE", help="LoRA to load, such as the turbo one")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--lora", type=Path, metavar="FILE", help="LoRA to load, such as the turbo one")
     add("--guidance", type=float, default=4.0, help="classifier-free guidance scale")
     add("--sheets", type=Path, help="folder for one sheet for each task, with right and wrong images marked")
     add("--regions", action="store_true", help="score regions (ADDCOL) beside a plain prompt, instead of the tasks")
-    add("--real-only", action="store_true", help="score only the rendered scenes (the detector's ceiling)")
+    either("--real-only", action="store_true", help="score only the rendered scenes (the detector's ceiling)")
     add("--curve", type=Path, help="append the scores as one JSON line to this file")
     add("--note", default="", help="text to store with the scores, such as the number of images seen")
     add("--threads", type=int, help="number of CPU threads (default: one for each core)")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads or torch.get_num_threads())
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     detector = load_detector(options.detector)
     pipe = None if options.real_only else StableDiffusion.from_pretrained(options.model)
     settings = {"steps": options.steps, "guidance_scale": options.guidance, "sampler": options.sampler}
     if pipe is not None and options.lora is not None:
         pipe.load_lora(options.lora)
     nouns = COMMON_NOUNS if options.nouns == "common" else None
+    how: dict[str, Any] = {"settings": settings, "sheets": options.sheets, "seed": 1000, "nouns": nouns}
     if options.regions:
         if pipe is None:
             raise UserError("--regions scores generated images: leave --real-only out.")
-        regions = evaluation.evaluate_regions(
-            options.data, detector, pipe, options.prompts, settings, options.sheets, 1000, nouns=nouns
-        )
+        regions = evaluation.evaluate_regions(options.data, detector, pipe, options.prompts, **how)
         print(*(f"two objects, each in its half, {who}: {score}" for who, score in regions.items()), sep="\n")
         return
-    scores = evaluation.evaluate_tasks(
-        options.tasks, options.data, detector, pipe, options.prompts, settings, options.sheets, 1000, nouns=nouns
-    )
+    scores = evaluation.evaluate_tasks(options.tasks, options.data, detector, pipe, options.prompts, **how)
     print(evaluation.table(scores))
     attention = None if pipe is None else evaluation.evaluate_attention(options.data, pipe, options.prompts, nouns)
     if attention is not None:

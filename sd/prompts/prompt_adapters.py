@@ -3,6 +3,7 @@
 Between several images, `keep_prompt_loras` lets the LoRAs stay while the prompts name the same ones.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -142,6 +143,11 @@ def load_tag(adapters: Adapters, tag: Tag) -> tuple[str, LoraReport]:
     if tag.lbw:
         apply_block_weights(adapters.unet, adapters.clip, name, tag.lbw)
     return name, report
+
+
+def name_in_prompt(name: str) -> str:
+    """Returns the name that a prompt has for a LoRA from `load_tag`, "ink" for "<lora:ink> 2"; others keep theirs."""
+    return re.sub(r"<lora:(.*)>(?: \d+)?", r"\1", name)
 
 
 def load_words(adapters: Adapters, named: PromptAdapters) -> None:

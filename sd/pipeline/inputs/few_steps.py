@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable
 
+from sd.prompts.prompt_adapters import name_in_prompt
+
 # In a LoRA's name: files have no mark of it. "Turbo" alone may be a car's.
 FEW_STEPS = re.compile(r"(?<![a-z])(lcm|tcd|hyper[-_ ]?sd\d*|emoji-turbo)(?![a-z])", re.IGNORECASE)
 KEEPS_GUIDANCE = re.compile(r"(?<![a-z])cfg(?![a-z])", re.IGNORECASE)  # Hyper-SD's "8steps-CFG"
-IN_PROMPT = re.compile(r"<lora:(.*)>(?: \d+)?")  # how a LoRA that a prompt names is called while it is loaded
 MOST_GUIDANCE = 2.5  # such LoRAs work up to about 2
 
 
@@ -17,7 +18,7 @@ def few_step_notes(loras: Iterable[str], guidance_scale: float) -> list[str]:
     """
     if guidance_scale <= MOST_GUIDANCE:
         return []
-    names = dict.fromkeys(IN_PROMPT.sub(r"\1", name) for name in loras)
+    names = dict.fromkeys(name_in_prompt(name) for name in loras)
     return [
         f"the LoRA {name} is for few steps, by its name, and images get harsh with it at a guidance scale of "
         f"{guidance_scale:g}: use 1, 4 to 8 steps, and the sampler lcm or tcd."
